@@ -1,0 +1,227 @@
+//! The bodies that the layer sends: on to the handler, and back to the client.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// The body of a response of [`IdempotencyService`](crate::IdempotencyService): the inner
+    /// service's own, or one that the layer kept.
+    pub struct ResponseBody<B: Body> {
+        #[pin]
+        inner: Inner<B>,
+    }
+}
+
+pin_project! {
+    #[project = InnerProj]
+    enum Inner<B: Body> {
+        Live { #[pin] body: B },
+        Kept { data: Bytes, trailers: Option<Box<HeaderMap>> },
+        // A response that could not be kept whole: what was read of it, then the rest or its error.
+        Partial { read: VecDeque<Bytes>, error: Option<B::Error>, rest: Option<Pin<Box<B>>> },
+    }
+}
+
+impl<B: Body<Data = Bytes>> ResponseBody<B> {
+    pub(crate) fn live(body: B) -> Self {
+        Self {
+            inner: Inner::Live { body },
+        }
+    }
+
+    pub(crate) fn kept(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        let trailers = trailers.map(Box::new);
+        Self {
+            inner: Inner::Kept { data, trailers },
+        }
+    }
+
+    /// `read`, then the rest of the body.
+    pub(crate) fn overflowed(read: [Bytes; 2], rest: Pin<Box<B>>) -> Self {
+        Self {
+            inner: Inner::Partial {
+                read: read.into_iter().filter(|data| !data.is_empty()).collect(),
+                error: None,
+                rest: Some(rest),
+            },
+        }
+    }
+
+    /// `read`, then the error that the body ended with.
+    pub(crate) fn failed(read: Bytes, error: B::Error) -> Self {
+        Self {
+            inner: Inner::Partial {
+                read: std::iter::once(read).filter(|data| !data.is_empty()).collect(),
+                error: Some(error),
+                rest: None,
+            },
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().inner.project() {
+            InnerProj::Live { body } => body.poll_frame(cx),
+            InnerProj::Kept { data, trailers } => {
+                if !data.is_empty() {
+                    return Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))));
+                }
+                Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(*trailers))))
+            }
+            InnerProj::Partial { read, error, rest } => {
+                if let Some(data) = read.pop_front() {
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                if let Some(error) = error.take() {
+                    return Poll::Ready(Some(Err(error)));
+                }
+                match rest {
+                    Some(rest) => rest.as_mut().poll_frame(cx),
+                    None => Poll::Ready(None),
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Live { body } => body.is_end_stream(),
+            Inner::Kept { data, trailers } => data.is_empty() && trailers.is_none(),
+            Inner::Partial { read, error, rest } => {
+                read.is_empty() && error.is_none() && rest.as_ref().is_none_or(|rest| rest.is_end_stream())
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Live { body } => body.size_hint(),
+            Inner::Kept { data, .. } => SizeHint::with_exact(data.len() as u64),
+            Inner::Partial { read, rest, .. } => {
+                let read: u64 = read.iter().map(|data| data.len() as u64).sum();
+                let mut hint = SizeHint::new();
+                if let Some(rest) = rest {
+                    let rest = rest.size_hint();
+                    hint.set_lower(read.saturating_add(rest.lower()));
+                    if let Some(upper) = rest.upper() {
+                        hint.set_upper(read.saturating_add(upper));
+                    }
+                } else {
+                    hint.set_lower(read);
+                }
+                hint
+            }
+        }
+    }
+}
+
+impl<B: Body> fmt::Debug for ResponseBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.inner {
+            Inner::Live { .. } => "ResponseBody(live)",
+            Inner::Kept { .. } => "ResponseBody(kept)",
+            Inner::Partial { .. } => "ResponseBody(partial)",
+        })
+    }
+}
+
+pin_project! {
+    /// A request body for services whose own cannot be made from bytes, such as hyper's `Incoming`.
+    ///
+    /// The layer buffers the body of a guarded request and hands it on as the same type, which
+    /// must therefore be `From<Bytes>`. Axum's is; around plain hyper, wrap the body in this first:
+    ///
+    /// ```
+    /// use http_body_util::Full;
+    /// use tower::{ServiceBuilder, service_fn};
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore, RequestBody};
+    ///
+    /// type Incoming = http_body_util::Empty<bytes::Bytes>; // stands for hyper::body::Incoming
+    ///
+    /// let service = ServiceBuilder::new()
+    ///     .map_request(|request: http::Request<Incoming>| request.map(RequestBody::live))
+    ///     .layer(IdempotencyLayer::new(MemoryStore::new()))
+    ///     .service(service_fn(|_request: http::Request<RequestBody<Incoming>>| async {
+    ///         Ok::<_, std::convert::Infallible>(http::Response::new(Full::<bytes::Bytes>::from("done")))
+    ///     }));
+    /// # fn is_service<S: tower::Service<http::Request<Incoming>>>(_: &S) {}
+    /// # is_service(&service);
+    /// ```
+    pub struct RequestBody<B> {
+        #[pin]
+        inner: Source<B>,
+    }
+}
+
+pin_project! {
+    #[project = SourceProj]
+    enum Source<B> {
+        Live { #[pin] body: B },
+        Buffered { data: Bytes },
+    }
+}
+
+impl<B> RequestBody<B> {
+    /// A body as it comes from the client.
+    #[must_use]
+    pub fn live(body: B) -> Self {
+        Self {
+            inner: Source::Live { body },
+        }
+    }
+}
+
+impl<B> fmt::Debug for RequestBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.inner {
+            Source::Live { .. } => "RequestBody(live)",
+            Source::Buffered { .. } => "RequestBody(buffered)",
+        })
+    }
+}
+
+impl<B> From<Bytes> for RequestBody<B> {
+    fn from(data: Bytes) -> Self {
+        Self {
+            inner: Source::Buffered { data },
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().inner.project() {
+            SourceProj::Live { body } => body.poll_frame(cx),
+            SourceProj::Buffered { data } if data.is_empty() => Poll::Ready(None),
+            SourceProj::Buffered { data } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Source::Live { body } => body.is_end_stream(),
+            Source::Buffered { data } => data.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Source::Live { body } => body.size_hint(),
+            Source::Buffered { data } => SizeHint::with_exact(data.len() as u64),
+        }
+    }
+}

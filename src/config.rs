@@ -1,0 +1,147 @@
+//! The layer's configuration, whole and checked.
+
+use std::time::Duration;
+
+use http::header::{self, HeaderName};
+use http::{HeaderMap, Method};
+
+use crate::error::ConfigError;
+use crate::fingerprint::FingerprintSource;
+use crate::key::{KeyFormat, KeyRules, KeySource};
+use crate::policy::{Fate, Policy};
+use crate::problem::Rendering;
+use crate::scope::ScopeSource;
+
+/// A crash blocks a key for as long as its lease; renewal makes a longer one needless.
+const MAX_LEASE: Duration = Duration::from_secs(60 * 60);
+/// Longer than any process, database or API lives unchanged, and far from overflow.
+const MAX_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+/// Waits and time-outs beyond this are mistakes.
+const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
+/// The clocks of the stores count milliseconds.
+const MIN: Duration = Duration::from_millis(1);
+
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) methods: Vec<Method>,
+    pub(crate) key: KeyRules,
+    pub(crate) require_key: bool,
+    pub(crate) scope: ScopeSource,
+    pub(crate) fingerprint: FingerprintSource,
+    pub(crate) policy: Policy,
+    pub(crate) ttl: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) wait: Duration,
+    pub(crate) store_timeout: Duration,
+    pub(crate) settle_within: Duration,
+    pub(crate) fail_open: bool,
+    pub(crate) max_request_body: usize,
+    pub(crate) max_response_body: usize,
+    pub(crate) max_detached: usize,
+    /// `None`: the handler runs to its end.
+    pub(crate) cancel_on_disconnect: Option<Fate>,
+    pub(crate) replay_header: HeaderName,
+    pub(crate) unreplayed: Vec<HeaderName>,
+    pub(crate) rendering: Rendering,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            methods: vec![Method::POST, Method::PATCH],
+            key: KeyRules {
+                source: KeySource::default(),
+                format: KeyFormat::Any,
+                max_length: 255,
+            },
+            require_key: false,
+            scope: ScopeSource::default(),
+            fingerprint: FingerprintSource::default(),
+            policy: Policy::default(),
+            ttl: Duration::from_secs(24 * 60 * 60),
+            lease: Duration::from_secs(30),
+            wait: Duration::ZERO,
+            store_timeout: Duration::from_secs(5),
+            settle_within: Duration::from_secs(5 * 60),
+            fail_open: false,
+            max_request_body: 2 * 1024 * 1024,
+            max_response_body: 1024 * 1024,
+            max_detached: 1024,
+            cancel_on_disconnect: None,
+            replay_header: HeaderName::from_static("idempotency-replayed"),
+            unreplayed: vec![header::DATE, header::SET_COOKIE],
+            rendering: Rendering::default(),
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        if self.methods.is_empty() {
+            return Err(ConfigError::new(
+                "methods",
+                "the set is empty, so that nothing would be guarded",
+            ));
+        }
+        if let Some(method) = self.methods.iter().find(|method| **method == Method::CONNECT) {
+            return Err(ConfigError::new(
+                "methods",
+                format!("{method} has no response that could be stored"),
+            ));
+        }
+        self.key.source.validate()?;
+        self.scope.validate()?;
+        self.fingerprint.validate()?;
+        if self.key.max_length == 0 {
+            return Err(ConfigError::new("max_key_length", "0 would refuse every key"));
+        }
+        for (option, value, least, most) in [
+            ("ttl", self.ttl, MIN, MAX_TTL),
+            ("lease", self.lease, MIN, MAX_LEASE),
+            ("wait", self.wait, Duration::ZERO, MAX_WAIT),
+            ("store_timeout", self.store_timeout, MIN, MAX_WAIT),
+            ("settle_within", self.settle_within, Duration::ZERO, MAX_WAIT),
+        ] {
+            if value < least || value > most {
+                return Err(ConfigError::new(
+                    option,
+                    format!("{value:?} is not between {least:?} and {most:?}"),
+                ));
+            }
+        }
+        if self.max_detached == 0 {
+            return Err(ConfigError::new(
+                "max_detached",
+                "0 would refuse every first request; use `cancel_on_disconnect` to let no work go on without its client",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn guards(&self, method: &Method) -> bool {
+        self.methods.contains(method)
+    }
+
+    /// Whether a response header is left out of the record: hop-by-hop (RFC 9110, section 7.6.1,
+    /// with what `Connection` names), or on the list.
+    pub(crate) fn skips(&self, name: &HeaderName, headers: &HeaderMap) -> bool {
+        const HOP_BY_HOP: [HeaderName; 8] = [
+            header::CONNECTION,
+            HeaderName::from_static("keep-alive"),
+            HeaderName::from_static("proxy-connection"),
+            header::PROXY_AUTHENTICATE,
+            header::TE,
+            header::TRAILER,
+            header::TRANSFER_ENCODING,
+            header::UPGRADE,
+        ];
+        HOP_BY_HOP.contains(name)
+            || self.unreplayed.contains(name)
+            || headers.get_all(header::CONNECTION).iter().any(|line| {
+                line.to_str().is_ok_and(|line| {
+                    line.split(',')
+                        .any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
+                })
+            })
+    }
+}

@@ -1,0 +1,62 @@
+//! Length-prefixed, domain-separated SHA-256: what slots, fingerprints and derived keys are made of.
+//!
+//! SHA-256 and not BLAKE3: the inputs are short (about 90 and 250 bytes for a small JSON request),
+//! where SHA-256 with the processor's own instructions took 89 and 211 ns against 165 and 309 ns
+//! (measured on the machine of `docs/benchmarks.md`); it also needs no C compiler.
+
+use sha2::{Digest as _, Sha256};
+
+/// A digest under construction. Each field is preceded by its length, so that no two different
+/// lists of fields give the same input.
+pub(crate) struct Digest(Sha256);
+
+impl Digest {
+    /// `domain` separates the uses of the hash from each other. It must be a constant.
+    pub(crate) fn new(domain: &'static [u8]) -> Self {
+        let mut digest = Self(Sha256::new());
+        digest.field(domain);
+        digest
+    }
+
+    pub(crate) fn field(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    /// A field of one byte: a tag, or a number of fields to come.
+    pub(crate) fn tag(&mut self, tag: u8) {
+        self.0.update([tag]);
+    }
+
+    pub(crate) fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(fields: &[&[u8]]) -> [u8; 32] {
+        let mut digest = Digest::new(b"test");
+        for field in fields {
+            digest.field(field);
+        }
+        digest.finish()
+    }
+
+    #[test]
+    fn moving_a_byte_between_fields_changes_the_digest() {
+        assert_ne!(of(&[b"ab", b"c"]), of(&[b"a", b"bc"]));
+        assert_ne!(of(&[b"ab"]), of(&[b"ab", b""]));
+        assert_ne!(of(&[b"", b"ab"]), of(&[b"ab", b""]));
+    }
+
+    #[test]
+    fn a_crafted_field_cannot_imitate_a_length_prefix() {
+        let mut crafted = b"a".to_vec();
+        crafted.extend(1u64.to_le_bytes());
+        crafted.push(b'b');
+        assert_ne!(of(&[&crafted]), of(&[b"a", b"b"]));
+    }
+}

@@ -1,0 +1,51 @@
+//! The Axum extractor of [`IdempotencyKey`].
+
+use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::request::Parts;
+use std::convert::Infallible;
+use std::fmt;
+
+use crate::operation::IdempotencyKey;
+
+/// The rejection of [`IdempotencyKey`]: no layer has put a key into the request. `500`, since it is
+/// a mistake of the server: the client cannot mend it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MissingIdempotencyLayer;
+
+impl fmt::Display for MissingIdempotencyLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "no idempotency key in the request's extensions: either `IdempotencyLayer` is not around this route \
+             (or does not guard this method), or the request came without a key; then set `require_key(true)`, \
+             or take `Option<IdempotencyKey>`",
+        )
+    }
+}
+
+impl std::error::Error for MissingIdempotencyLayer {}
+
+impl IntoResponse for MissingIdempotencyLayer {
+    fn into_response(self) -> Response {
+        tracing::error!(target: "tower_idempotency", "{self}");
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = MissingIdempotencyLayer;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        parts.extensions.get::<Self>().cloned().ok_or(MissingIdempotencyLayer)
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyKey {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
+        Ok(parts.extensions.get::<Self>().cloned())
+    }
+}

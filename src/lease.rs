@@ -1,0 +1,297 @@
+//! A claim that is held: its lease is renewed while the work runs, and it ends exactly once.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::error::{StoreError, StoreErrorKind};
+use crate::outcome::Tally;
+use crate::record::Record;
+use crate::scope::Slot;
+use crate::state::{Held, Token};
+use crate::store::Store;
+
+/// What all clones of a layer and its services share.
+pub(crate) struct Shared<St> {
+    pub(crate) store: St,
+    pub(crate) config: Config,
+    /// Work without a client: handlers whose client left, and outcomes being stored again.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) tally: Tally,
+    pub(crate) warned_of_cookie: AtomicBool,
+    next_token: AtomicU64,
+}
+
+impl<St> Shared<St> {
+    pub(crate) fn new(store: St, config: Config) -> Self {
+        // A random start makes tokens unique among processes; counting, within this one.
+        let (start, _) = uuid::Uuid::new_v4().as_u64_pair();
+        Self {
+            store,
+            config,
+            tasks: TaskTracker::new(),
+            tally: Tally::default(),
+            warned_of_cookie: AtomicBool::new(false),
+            next_token: AtomicU64::new(start),
+        }
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        Token(self.next_token.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The answer of a store call that may take `limit` at most. A call that is ready at once needs no
+/// timer.
+pub(crate) async fn bounded<T>(
+    operation: &'static str,
+    limit: Duration,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let watch = Watch::start(operation);
+    let mut call = pin!(call);
+    let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+    let answer = match first {
+        Poll::Ready(answer) => answer,
+        Poll::Pending => tokio::time::timeout(limit, call).await.unwrap_or_else(|elapsed| {
+            let message = format!("the store did not answer `{operation}` within {limit:?}");
+            Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
+        }),
+    };
+    watch.stop(answer.is_ok());
+    answer
+}
+
+/// Measures store latency, if somebody asks for it.
+pub(crate) struct Watch {
+    #[cfg(feature = "metrics")]
+    started: (&'static str, std::time::Instant),
+}
+
+impl Watch {
+    #[cfg(feature = "metrics")]
+    pub(crate) fn start(operation: &'static str) -> Self {
+        let started = (operation, std::time::Instant::now());
+        Self { started }
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn stop(self, answered: bool) {
+        let (operation, at) = self.started;
+        metrics::histogram!("idempotency_store_seconds", "operation" => operation).record(at.elapsed());
+        if !answered {
+            metrics::counter!("idempotency_store_errors_total", "operation" => operation).increment(1);
+        }
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn start(_: &'static str) -> Self {
+        Self {}
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn stop(self, _: bool) {}
+}
+
+/// How a claim ends.
+#[derive(Clone)]
+pub(crate) enum Settlement {
+    Complete(Record),
+    Release,
+}
+
+/// What came of ending a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settled {
+    Yes,
+    /// The lease lapsed and another took over: fenced off.
+    Lost,
+    /// The store failed; it is tried again in the background.
+    Later,
+}
+
+/// A claim on a slot. It must be settled; one that is dropped unsettled lapses with its lease, and
+/// that is logged.
+pub(crate) struct Claim<St: Store> {
+    pub(crate) shared: Arc<Shared<St>>,
+    pub(crate) slot: Slot,
+    pub(crate) attempt: u32,
+    token: Token,
+    settled: bool,
+}
+
+impl<St: Store> Claim<St> {
+    pub(crate) fn new(shared: Arc<Shared<St>>, slot: Slot, token: Token, attempt: u32) -> Self {
+        Self {
+            shared,
+            slot,
+            attempt,
+            token,
+            settled: false,
+        }
+    }
+
+    /// Does the work; while it is pending, renews the lease.
+    pub(crate) async fn while_renewing<F: Future>(&self, work: F) -> F::Output {
+        let mut work = pin!(work);
+        let mut renewing = pin!(self.renew_forever());
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = work.as_mut().poll(cx) {
+                return Poll::Ready(output);
+            }
+            // Work that is ready at once never starts the timer.
+            let Poll::Pending = renewing.as_mut().poll(cx);
+            Poll::Pending
+        })
+        .await
+    }
+
+    async fn renew_forever(&self) -> std::convert::Infallible {
+        let Config {
+            lease, store_timeout, ..
+        } = self.shared.config;
+        let third = (lease / 3).max(Duration::from_millis(1));
+        let mut pause = third;
+        loop {
+            tokio::time::sleep(pause).await;
+            let renewal = self.shared.store.renew(&self.slot, self.token, lease);
+            pause = match bounded("renew", store_timeout.min(lease), renewal).await {
+                Ok(Held::Yes) => third,
+                Ok(Held::Lost) => {
+                    tracing::warn!(
+                        target: "tower_idempotency",
+                        slot = %self.slot,
+                        attempt = self.attempt,
+                        "the claim was lost while its handler runs; its outcome will not be stored"
+                    );
+                    std::future::pending().await
+                }
+                Err(error) => {
+                    warn_of(&error, &self.slot, "the lease could not be renewed; trying again");
+                    third / 4
+                }
+            };
+        }
+    }
+
+    /// Ends the claim. If the store fails it is tried again in the background, within
+    /// `settle_within`; meanwhile the lease keeps a retry from running.
+    pub(crate) async fn settle(mut self, settlement: Settlement) -> Settled {
+        self.settled = true;
+        let (shared, slot, token) = (Arc::clone(&self.shared), self.slot, self.token);
+        drop(self);
+        match apply(&shared, &slot, token, &settlement).await {
+            Ok(Held::Yes) => Settled::Yes,
+            Ok(Held::Lost) => {
+                tracing::warn!(
+                    target: "tower_idempotency",
+                    %slot,
+                    "the claim was lost before its outcome was stored: its lease lapsed and another took over"
+                );
+                Settled::Lost
+            }
+            Err(error) => {
+                warn_of(
+                    &error,
+                    &slot,
+                    "the outcome could not be stored; trying again in the background",
+                );
+                let tasks = shared.tasks.clone();
+                tasks.spawn(settle_later(shared, slot, token, settlement));
+                Settled::Later
+            }
+        }
+    }
+}
+
+impl<St: Store> Drop for Claim<St> {
+    fn drop(&mut self) {
+        if !self.settled {
+            tracing::error!(
+                target: "tower_idempotency",
+                slot = %self.slot,
+                attempt = self.attempt,
+                "a claim was dropped before its outcome was known, as when the runtime shuts down; its lease will lapse"
+            );
+        }
+    }
+}
+
+async fn apply<St: Store>(
+    shared: &Shared<St>,
+    slot: &Slot,
+    token: Token,
+    settlement: &Settlement,
+) -> Result<Held, StoreError> {
+    let Config { ttl, store_timeout, .. } = shared.config;
+    match settlement {
+        Settlement::Complete(record) => {
+            bounded(
+                "complete",
+                store_timeout,
+                shared.store.complete(slot, token, record, ttl),
+            )
+            .await
+        }
+        Settlement::Release => bounded("release", store_timeout, shared.store.release(slot, token)).await,
+    }
+}
+
+async fn settle_later<St: Store>(shared: Arc<Shared<St>>, slot: Slot, token: Token, settlement: Settlement) {
+    let attempts = async {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            tokio::time::sleep(pause).await;
+            match apply(&shared, &slot, token, &settlement).await {
+                Ok(Held::Yes) => return,
+                Ok(Held::Lost) => {
+                    // Also the answer when an earlier attempt was applied and its answer was lost.
+                    tracing::warn!(target: "tower_idempotency", %slot, "the claim has ended before its outcome was stored");
+                    return;
+                }
+                Err(error) => warn_of(&error, &slot, "the outcome could not be stored; trying again"),
+            }
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    };
+    if tokio::time::timeout(shared.config.settle_within, attempts)
+        .await
+        .is_err()
+    {
+        tracing::error!(
+            target: "tower_idempotency",
+            %slot,
+            "gave up storing an outcome; when its lease has lapsed, a retry runs again as the next attempt"
+        );
+    }
+}
+
+/// Runs a future that must not be lost although its owner is being dropped.
+///
+/// `home` is the runtime that the future was polled on, for owners that are dropped outside one.
+pub(crate) fn adopt<St>(shared: &Shared<St>, home: Option<&Handle>, future: impl Future<Output = ()> + Send + 'static) {
+    match Handle::try_current().ok().as_ref().or(home) {
+        Some(handle) => drop(shared.tasks.spawn_on(future, handle)),
+        // Dropping the future logs each claim that it held.
+        None => tracing::error!(
+            target: "tower_idempotency",
+            "a request was dropped where there is no runtime, so that its handler cannot run to its end"
+        ),
+    }
+}
+
+pub(crate) fn warn_of(error: &StoreError, slot: &Slot, message: &'static str) {
+    tracing::warn!(
+        target: "tower_idempotency",
+        %slot,
+        error = error as &(dyn std::error::Error + 'static),
+        "{message}"
+    );
+}

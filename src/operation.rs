@@ -1,0 +1,116 @@
+//! What a handler is told of the operation that it runs.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use crate::digest::Digest;
+use crate::scope::Slot;
+
+/// The idempotency key of the request that a handler runs for, and which attempt it is.
+///
+/// It is in the request's extensions whenever the layer runs a handler for a key. In Axum it is an
+/// extractor: `IdempotencyKey` where the handler cannot do without, and `Option<IdempotencyKey>`
+/// where requests without a key pass through.
+///
+/// ```
+/// use tower_idempotency::IdempotencyKey;
+///
+/// async fn charge(operation: IdempotencyKey) -> String {
+///     // The payment provider takes keys itself: give it one that is the same at each attempt.
+///     let downstream = operation.derive("charge");
+///     if operation.attempt() > 1 {
+///         // An earlier attempt died with its process; find out how far it came.
+///     }
+///     downstream.to_string()
+/// }
+/// # let _ = charge;
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    key: Box<str>,
+    slot: Slot,
+    attempt: u32,
+}
+
+impl IdempotencyKey {
+    pub(crate) fn new(key: Box<str>, slot: Slot, attempt: u32) -> Self {
+        Self { key, slot, attempt }
+    }
+
+    /// The key as the client meant it: unquoted, without parameters.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.key
+    }
+
+    /// 1, and one more each time a lapsed lease was taken over: from 2 on, an earlier attempt died
+    /// without saying how far it came. After an attempt that failed in an orderly way, the next is
+    /// 1 again.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// What the store keeps the operation under: a digest of scope and key.
+    #[must_use]
+    pub fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    /// A UUID (version 8, RFC 9562) for a provider that takes idempotency keys itself: the same for
+    /// each attempt of this operation, different for each label, scope and key.
+    ///
+    /// ```
+    /// # use tower_idempotency::IdempotencyKey;
+    /// # fn example(operation: IdempotencyKey) {
+    /// assert_eq!(operation.derive("charge"), operation.derive("charge"));
+    /// assert_ne!(operation.derive("charge"), operation.derive("receipt"));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn derive(&self, label: &str) -> Uuid {
+        let mut digest = Digest::new(b"ti.derive.1");
+        digest.field(self.slot.as_bytes());
+        digest.field(label.as_bytes());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest.finish()[..16]);
+        Uuid::new_v8(bytes)
+    }
+}
+
+impl fmt::Debug for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the key: who knows it, and the scope, can read the answer.
+        f.debug_struct("IdempotencyKey")
+            .field("slot", &self.slot)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_keys_are_stable_and_apart() {
+        let operation = |byte, attempt| IdempotencyKey::new("k".into(), Slot::from_bytes([byte; 32]), attempt);
+        let derived = operation(1, 1).derive("charge");
+        // Providers remember keys: this value must never change.
+        assert_eq!(derived.to_string(), "a21f9163-fd22-8fb1-9a80-c966144cc6b1");
+        assert_eq!(derived.get_version_num(), 8);
+        assert_eq!(derived, operation(1, 2).derive("charge"), "the same at each attempt");
+        assert_ne!(derived, operation(2, 1).derive("charge"));
+        assert_ne!(derived, operation(1, 1).derive("refund"));
+    }
+
+    #[test]
+    fn debug_does_not_show_the_key() {
+        let shown = format!(
+            "{:?}",
+            IdempotencyKey::new("secret".into(), Slot::from_bytes([0; 32]), 1)
+        );
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}

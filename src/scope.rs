@@ -1,0 +1,277 @@
+//! The scope: whose key it is (contract, section 3); and the slot, which is all that a store sees
+//! of scope and key.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::header;
+use http::request::Parts;
+use http::{Extensions, HeaderName};
+
+use crate::digest::Digest;
+use crate::error::{BoxError, ConfigError};
+
+/// A SHA-256 of scope and key, each length-prefixed: the name under which a store keeps an
+/// operation. Neither the key nor the credentials can be read from it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot([u8; Slot::LEN]);
+
+impl Slot {
+    /// Bytes of a slot.
+    pub const LEN: usize = 32;
+
+    /// A slot made elsewhere, as for a store's own tests.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes to store it under.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+}
+
+/// The first eight bytes in hexadecimal: enough to find an operation in logs, too little to matter.
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slot({self}..)")
+    }
+}
+
+type ExtensionFn = dyn Fn(&Extensions) -> Option<String> + Send + Sync;
+type ScopeFn = dyn Fn(&Parts) -> Result<String, BoxError> + Send + Sync;
+
+/// Whose key it is. The same key under two scopes names two unrelated operations.
+///
+/// The default is the `Authorization` header's value, which parts callers without any set-up. Where
+/// tokens rotate, take the user or tenant that your authentication layer found instead: a retry
+/// with a refreshed token is then still the same caller's.
+///
+/// ```
+/// use tower_idempotency::ScopeSource;
+///
+/// #[derive(Clone)]
+/// struct Tenant(u64);
+///
+/// let by_tenant = ScopeSource::extension(|tenant: &Tenant| tenant.0.to_string());
+/// # let _ = by_tenant;
+/// ```
+#[derive(Clone)]
+pub struct ScopeSource(Source);
+
+#[derive(Clone)]
+enum Source {
+    Header(Result<HeaderName, ConfigError>),
+    Extension(&'static str, Arc<ExtensionFn>),
+    Closure(Arc<ScopeFn>),
+    Shared(Arc<str>),
+}
+
+impl Default for ScopeSource {
+    fn default() -> Self {
+        Self(Source::Header(Ok(header::AUTHORIZATION)))
+    }
+}
+
+/// The scope cannot be determined: `500` problem `scope-unavailable`.
+#[derive(Debug)]
+pub(crate) struct ScopeUnavailable(pub(crate) BoxError);
+
+impl ScopeSource {
+    /// The value of a header. Requests without it share one anonymous scope. A name that is no
+    /// header name is an error when the layer is built.
+    #[must_use]
+    pub fn header(name: &str) -> Self {
+        let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+            ConfigError::new(
+                "scope",
+                format!("{name:?} is not a header name (RFC 9110, section 5.1)"),
+            )
+        });
+        Self(Source::Header(parsed))
+    }
+
+    /// A part of a request extension that a layer further out has put there: a user or tenant id.
+    ///
+    /// A request without the extension is refused with `500` problem `scope-unavailable`: the
+    /// authentication layer is missing, or stands inside this layer instead of outside.
+    #[must_use]
+    pub fn extension<T, F>(id: F) -> Self
+    where
+        T: Clone + Send + Sync + 'static,
+        F: Fn(&T) -> String + Send + Sync + 'static,
+    {
+        let read = move |extensions: &Extensions| extensions.get::<T>().map(&id);
+        Self(Source::Extension(std::any::type_name::<T>(), Arc::new(read)))
+    }
+
+    /// Whatever the closure makes of the request's head. An error is `500` problem
+    /// `scope-unavailable`; it is logged, not shown to the client.
+    #[must_use]
+    pub fn from_fn<F>(scope: F) -> Self
+    where
+        F: Fn(&Parts) -> Result<String, BoxError> + Send + Sync + 'static,
+    {
+        Self(Source::Closure(Arc::new(scope)))
+    }
+
+    /// One scope of that name for all requests, as for webhooks of one sender. **Every caller can
+    /// then read every other caller's stored answers by knowing the key.**
+    #[must_use]
+    pub fn shared_by_all(name: &str) -> Self {
+        Self(Source::Shared(name.into()))
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        match &self.0 {
+            Source::Header(Err(error)) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the request falls into the anonymous scope although a cookie says who sent it.
+    pub(crate) fn overlooks_cookie(&self, parts: &Parts) -> bool {
+        matches!(&self.0, Source::Header(Ok(name))
+            if name == header::AUTHORIZATION && !parts.headers.contains_key(name))
+            && parts.headers.contains_key(header::COOKIE)
+    }
+
+    pub(crate) fn slot(&self, parts: &Parts, key: &str) -> Result<Slot, ScopeUnavailable> {
+        let mut digest = Digest::new(b"ti.slot.1");
+        match &self.0 {
+            Source::Header(Err(error)) => return Err(ScopeUnavailable(error.clone().into())),
+            Source::Header(Ok(name)) => {
+                // All lines count: whichever of two the application believes, it is in the scope.
+                for line in parts.headers.get_all(name) {
+                    digest.tag(1);
+                    digest.field(line.as_bytes());
+                }
+            }
+            Source::Extension(name, read) => {
+                let scope = read(&parts.extensions).ok_or_else(|| {
+                    let missing = format!(
+                        "the request has no extension `{name}`: does the layer that puts it there stand outside the idempotency layer?"
+                    );
+                    ScopeUnavailable(missing.into())
+                })?;
+                digest.tag(2);
+                digest.field(scope.as_bytes());
+            }
+            Source::Closure(scope) => {
+                digest.tag(3);
+                digest.field(scope(parts).map_err(ScopeUnavailable)?.as_bytes());
+            }
+            Source::Shared(name) => {
+                digest.tag(4);
+                digest.field(name.as_bytes());
+            }
+        }
+        digest.tag(0);
+        digest.field(key.as_bytes());
+        Ok(Slot(digest.finish()))
+    }
+}
+
+impl fmt::Debug for ScopeSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Header(Ok(name)) => write!(f, "ScopeSource::header({name:?})"),
+            Source::Header(Err(error)) => write!(f, "ScopeSource({error})"),
+            Source::Extension(name, _) => write!(f, "ScopeSource::extension::<{name}>(..)"),
+            Source::Closure(_) => f.write_str("ScopeSource::from_fn(..)"),
+            Source::Shared(name) => write!(f, "ScopeSource::shared_by_all({name:?})"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(headers: &[(&str, &str)]) -> Parts {
+        let mut request = http::Request::builder();
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn slot(source: &ScopeSource, headers: &[(&str, &str)], key: &str) -> Slot {
+        source.slot(&parts(headers), key).unwrap()
+    }
+
+    #[test]
+    fn contract_2_6_crafted_pairs_do_not_collide() {
+        let scope = ScopeSource::default();
+        let pairs = [
+            slot(&scope, &[], "k"),
+            slot(&scope, &[("authorization", "")], "k"),
+            slot(&scope, &[("authorization", "a")], "k"),
+            slot(&scope, &[("authorization", "a"), ("authorization", "")], "k"),
+            slot(&scope, &[("authorization", "ak")], "k"),
+            slot(&scope, &[("authorization", "a")], "kk"),
+            slot(&ScopeSource::shared_by_all("a"), &[], "k"),
+            slot(&ScopeSource::from_fn(|_| Ok("a".into())), &[], "k"),
+        ];
+        let distinct: std::collections::HashSet<_> = pairs.iter().collect();
+        assert_eq!(distinct.len(), pairs.len());
+    }
+
+    #[test]
+    fn contract_3_1_and_3_2_the_scope_parts_callers_and_nothing_else_does() {
+        let scope = ScopeSource::default();
+        let acme = slot(&scope, &[("authorization", "Bearer acme")], "k");
+        assert_ne!(acme, slot(&scope, &[("authorization", "Bearer globex")], "k"));
+        assert_eq!(
+            acme,
+            slot(&scope, &[("authorization", "Bearer acme"), ("x-trace", "1")], "k")
+        );
+        let own = ScopeSource::header("x-account");
+        assert_ne!(
+            slot(&own, &[("x-account", "a")], "k"),
+            slot(&own, &[("x-account", "b")], "k")
+        );
+    }
+
+    #[test]
+    fn contract_3_3_a_scope_that_cannot_be_determined_is_an_error() {
+        #[derive(Clone)]
+        struct Tenant(u8);
+        let scope = ScopeSource::extension(|tenant: &Tenant| tenant.0.to_string());
+        let mut parts = parts(&[]);
+        let error = scope.slot(&parts, "k").unwrap_err().0.to_string();
+        assert!(error.contains("Tenant"), "{error}");
+        parts.extensions.insert(Tenant(1));
+        let one = scope.slot(&parts, "k").unwrap();
+        parts.extensions.insert(Tenant(2));
+        assert_ne!(one, scope.slot(&parts, "k").unwrap());
+        assert!(
+            ScopeSource::from_fn(|_| Err("no session".into()))
+                .slot(&parts, "k")
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn contract_3_2_a_cookie_without_authorization_is_noticed() {
+        let scope = ScopeSource::default();
+        assert!(scope.overlooks_cookie(&parts(&[("cookie", "sid=1")])));
+        assert!(!scope.overlooks_cookie(&parts(&[("cookie", "sid=1"), ("authorization", "x")])));
+        assert!(!scope.overlooks_cookie(&parts(&[])));
+        assert!(!ScopeSource::header("cookie").overlooks_cookie(&parts(&[("cookie", "sid=1")])));
+    }
+
+    #[test]
+    fn neither_display_nor_debug_shows_a_whole_slot() {
+        let slot = Slot::from_bytes([0xAB; 32]);
+        assert_eq!(format!("{slot} {slot:?}"), "abababababababab Slot(abababababababab..)");
+    }
+}

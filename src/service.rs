@@ -1,0 +1,91 @@
+//! The service that the layer makes.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use crate::body::ResponseBody;
+use crate::engine::{Exchange, Inner};
+use crate::future::ResponseFuture;
+use crate::lease::Shared;
+use crate::store::{MemoryStore, Store};
+
+/// Makes an HTTP service's requests safe to retry; made by
+/// [`IdempotencyLayer`](crate::IdempotencyLayer).
+///
+/// It is as ready as its inner service. Errors of the inner service go through unchanged; refusals
+/// are responses.
+pub struct IdempotencyService<S, St = MemoryStore> {
+    inner: S,
+    shared: Arc<Shared<St>>,
+}
+
+impl<S, St> IdempotencyService<S, St> {
+    pub(crate) fn new(inner: S, shared: Arc<Shared<St>>) -> Self {
+        Self { inner, shared }
+    }
+}
+
+impl<S: Clone, St> Clone for IdempotencyService<S, St> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), Arc::clone(&self.shared))
+    }
+}
+
+impl<S: fmt::Debug, St> fmt::Debug for IdempotencyService<S, St> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotencyService")
+            .field("inner", &self.inner)
+            .field("config", &self.shared.config)
+            .finish()
+    }
+}
+
+impl<S, B, RB, St> Service<Request<B>> for IdempotencyService<S, St>
+where
+    S: Service<Request<B>, Response = Response<RB>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Body<Data = Bytes> + From<Bytes> + Send + 'static,
+    RB: Body<Data = Bytes> + Send + 'static,
+    RB::Error: Send + 'static,
+    St: Store,
+{
+    type Response = Response<ResponseBody<RB>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, B, RB, St>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let config = &self.shared.config;
+        let may_bear_key = || config.require_key || config.key.may_be_in(request.headers());
+        if !config.guards(request.method()) || !may_bear_key() {
+            self.shared.tally.report_unguarded();
+            return ResponseFuture::through(self.inner.call(request));
+        }
+        // The service that was found ready goes along; its clone is for the next call.
+        let clone = self.inner.clone();
+        let ready = std::mem::replace(&mut self.inner, clone);
+        let (parts, body) = request.into_parts();
+        let mut exchange = Exchange {
+            shared: Arc::clone(&self.shared),
+            inner: Inner::ready(ready),
+            parts,
+            identity: None,
+        };
+        if !config.key.source.needs_body()
+            && let Err(problem) = exchange.identify(None)
+        {
+            return ResponseFuture::answered(exchange.refuse(problem));
+        }
+        ResponseFuture::reading(exchange, body)
+    }
+}

@@ -1,0 +1,518 @@
+//! The store in this process's memory.
+
+mod ledger;
+
+use std::fmt;
+use std::future::Future;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dashmap::{DashMap, Entry};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Begin, Begun, Held, Millis, Record, Slot, Store, StoreError, StoreErrorKind, Token};
+use crate::error::ConfigError;
+use crate::state::Occupant;
+use ledger::{Ledger, tick};
+
+/// Lock shards of the map. Many, so that growing one, which moves all its entries under its lock,
+/// stays far below a millisecond with tens of millions of keys.
+const SHARDS: usize = 1024;
+/// Expired records that one write sweeps at most. More than one, so that sweeping keeps up.
+const SWEEP: usize = 8;
+/// Records that one write evicts at most. More than a write can need, unless one large record
+/// takes the place of many small ones; the next writes then go on.
+const EVICT: usize = 64;
+/// When a claim that was looked at and was alive is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// What an entry takes beside its record: its place in the map (at three quarters full), its line
+/// in the ledger and the record's reference counts. Measured by `benches/footprint.rs`.
+const ENTRY_BYTES: usize = 128;
+/// What a claim takes beside the entry.
+const CLAIM_BYTES: usize = 128;
+
+/// The smallest budget that makes sense: some hundreds of claims.
+const MIN_BUDGET: usize = 64 * 1024;
+const DEFAULT_BUDGET: usize = 256 * 1024 * 1024;
+
+/// What the store does with a new key when its byte budget is spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum WhenFull {
+    /// Makes room: the completed records nearest to expiry go first. **An evicted key runs again
+    /// if its client retries after that.** [`MemoryStats::evicted`] counts them; alert on it.
+    /// Running claims are never evicted.
+    #[default]
+    EvictNearestExpiry,
+    /// Refuses new keys with `503` problem `store-unavailable` until records have expired. Known
+    /// keys are still answered. Operations that are running when the budget is reached are still
+    /// recorded, so that the budget can be exceeded by their answers.
+    RefuseNew,
+}
+
+/// Builds a [`MemoryStore`] with other limits.
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct MemoryStoreBuilder {
+    budget: usize,
+    when_full: WhenFull,
+}
+
+impl MemoryStoreBuilder {
+    /// Bytes that claims and records may take, their share of the map included. Default 256 MiB.
+    /// At least 64 KiB.
+    pub fn budget(mut self, bytes: usize) -> Self {
+        self.budget = bytes;
+        self
+    }
+
+    /// What to do with a new key when the budget is spent. Default: evict.
+    pub fn when_full(mut self, when_full: WhenFull) -> Self {
+        self.when_full = when_full;
+        self
+    }
+
+    /// Builds the store.
+    ///
+    /// # Errors
+    ///
+    /// A budget below 64 KiB.
+    pub fn build(self) -> Result<MemoryStore, ConfigError> {
+        if self.budget < MIN_BUDGET {
+            return Err(ConfigError::new(
+                "budget",
+                format!(
+                    "{} bytes are too few to be useful; at least {MIN_BUDGET} are needed",
+                    self.budget
+                ),
+            ));
+        }
+        Ok(MemoryStore {
+            inner: Arc::new(Inner {
+                slots: DashMap::with_capacity_and_hasher_and_shard_amount(0, BuildHasherDefault::default(), SHARDS),
+                ledger: Mutex::default(),
+                origin: Instant::now(),
+                budget: self.budget,
+                when_full: self.when_full,
+                bytes: AtomicUsize::new(0),
+                entries: AtomicUsize::new(0),
+                evicted: AtomicU64::new(0),
+            }),
+        })
+    }
+}
+
+/// What a [`MemoryStore`] holds at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryStats {
+    /// Claims and records, those included that expired and were not swept yet.
+    pub entries: usize,
+    /// Bytes they take, their share of the map included.
+    pub bytes: usize,
+    /// Records evicted before they expired, since the store was made.
+    pub evicted: u64,
+}
+
+/// Keeps claims and records in this process's memory. Clones share them.
+///
+/// The guarantee lasts as long as the process: a restart forgets every key, and another process has
+/// its own. Time is the monotonic clock's, so that a clock that is set does not matter. There is no
+/// background task: expiry is checked when a slot is read, and each write sweeps a few expired
+/// entries; the store can be used outside a runtime.
+///
+/// ```
+/// use tower_idempotency::{MemoryStore, store::WhenFull};
+///
+/// let store = MemoryStore::builder()
+///     .budget(64 * 1024 * 1024)
+///     .when_full(WhenFull::RefuseNew)
+///     .build()?;
+/// assert_eq!(store.stats().entries, 0);
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
+pub struct MemoryStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Lock order: a shard of `slots`, then `ledger`. No guard of either is held across an await.
+    slots: DashMap<Slot, Occupant<Hold>, BuildHasherDefault<SlotHasher>>,
+    ledger: Mutex<Ledger>,
+    origin: Instant,
+    budget: usize,
+    when_full: WhenFull,
+    bytes: AtomicUsize,
+    entries: AtomicUsize,
+    evicted: AtomicU64,
+}
+
+/// What the store hangs on a claim.
+struct Hold {
+    /// The claim's place in the ledger.
+    index: usize,
+    /// Made by the first who waits.
+    waiters: Option<Arc<Notify>>,
+}
+
+/// A slot is a digest already: its first bytes are the hash.
+#[derive(Default)]
+struct SlotHasher(u64);
+
+impl Hasher for SlotHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk::<8>() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    /// The length prefix that arrays are hashed with.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+fn cost(occupant: &Occupant<Hold>) -> usize {
+    ENTRY_BYTES
+        + match occupant {
+            Occupant::Running(_) => CLAIM_BYTES,
+            Occupant::Done { record, .. } => record.len(),
+        }
+}
+
+/// What a write found to sweep; it is swept when no lock is held.
+#[derive(Default)]
+struct Due {
+    records: [Option<Slot>; SWEEP],
+    claim: Option<(usize, Slot)>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clone for MemoryStore {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("budget", &self.inner.budget)
+            .field("when_full", &self.inner.when_full)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+impl MemoryStore {
+    /// A store of 256 MiB that evicts when it is full.
+    #[must_use]
+    pub fn new() -> Self {
+        match Self::builder().build() {
+            Ok(store) => store,
+            Err(_) => unreachable!("the defaults are valid"),
+        }
+    }
+
+    /// A store with other limits.
+    pub fn builder() -> MemoryStoreBuilder {
+        MemoryStoreBuilder {
+            budget: DEFAULT_BUDGET,
+            when_full: WhenFull::default(),
+        }
+    }
+
+    /// What the store holds now.
+    #[must_use]
+    pub fn stats(&self) -> MemoryStats {
+        MemoryStats {
+            entries: self.inner.entries.load(Ordering::Relaxed),
+            bytes: self.inner.bytes.load(Ordering::Relaxed),
+            evicted: self.inner.evicted.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Inner {
+    fn now(&self) -> Millis {
+        let elapsed = Instant::now().saturating_duration_since(self.origin);
+        Millis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// No code that can panic runs under the lock; should it ever, the book is still whole.
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+        let now = self.now();
+        let needed = ENTRY_BYTES + CLAIM_BYTES;
+        if self.is_over(needed) {
+            self.make_room(needed, now);
+        }
+        let due = match self.slots.entry(begin.slot) {
+            Entry::Occupied(mut entry) => {
+                if let Some(begun) = entry.get_mut().begin(begin, now) {
+                    return Ok(begun);
+                }
+                // Expired and not swept yet: vacant.
+                self.subtract(cost(entry.get()));
+                let (hold, due) = self.book(begin, now, Some(entry.get()));
+                *entry.get_mut() = Occupant::claim(begin, 1, now, hold);
+                due
+            }
+            Entry::Vacant(entry) => {
+                if self.is_over(needed) {
+                    return Err(StoreError::new(
+                        StoreErrorKind::Full,
+                        "memory store: the byte budget is spent; raise it, shorten the TTL, or let it evict",
+                    ));
+                }
+                let (hold, due) = self.book(begin, now, None);
+                entry.insert(Occupant::claim(begin, 1, now, hold));
+                self.entries.fetch_add(1, Ordering::Relaxed);
+                due
+            }
+        };
+        self.add(needed);
+        self.sweep(due, now);
+        Ok(Begun::Started { attempt: 1 })
+    }
+
+    /// Enters a new claim in the ledger, takes its predecessor out, and looks what is due.
+    fn book(&self, begin: &Begin, now: Millis, before: Option<&Occupant<Hold>>) -> (Hold, Due) {
+        let mut ledger = self.ledger();
+        if let Some(Occupant::Running(lapsed)) = before {
+            ledger.remove_claim(lapsed.extra.index);
+        }
+        let index = ledger.add_claim(begin.slot, now.after(begin.lease).after(begin.ttl));
+        (Hold { index, waiters: None }, due(&mut ledger, now))
+    }
+
+    fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Held {
+        let now = self.now();
+        let Some(mut occupant) = self.slots.get_mut(slot) else {
+            return Held::Lost;
+        };
+        match occupant.held_by(token, now) {
+            Some(running) => {
+                running.lease_until = now.after(lease);
+                Held::Yes
+            }
+            None => Held::Lost,
+        }
+    }
+
+    fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Held {
+        let now = self.now();
+        let expires_at = now.after(ttl);
+        let Hold { index, waiters } = {
+            let Some(mut occupant) = self.slots.get_mut(slot) else {
+                return Held::Lost;
+            };
+            if occupant.held_by(token, now).is_none() {
+                return Held::Lost;
+            }
+            let done = Occupant::Done {
+                record: record.clone(),
+                expires_at,
+            };
+            self.add(cost(&done));
+            self.subtract(cost(&occupant));
+            match std::mem::replace(&mut *occupant, done) {
+                Occupant::Running(running) => running.extra,
+                Occupant::Done { .. } => return Held::Lost,
+            }
+        };
+        if self.is_over(0) {
+            // Before the new record is in the ledger, so that it is not the one to go.
+            self.make_room(0, now);
+        }
+        let due = {
+            let mut ledger = self.ledger();
+            ledger.remove_claim(index);
+            ledger.add_record(*slot, expires_at);
+            due(&mut ledger, now)
+        };
+        wake(waiters);
+        self.sweep(due, now);
+        Held::Yes
+    }
+
+    fn release(&self, slot: &Slot, token: Token) -> Held {
+        let now = self.now();
+        let removed = self
+            .slots
+            .remove_if_mut(slot, |_, occupant| occupant.held_by(token, now).is_some());
+        let Some((_, occupant)) = removed else {
+            return Held::Lost;
+        };
+        self.forget(&occupant);
+        if let Occupant::Running(running) = occupant {
+            self.ledger().remove_claim(running.extra.index);
+            wake(running.extra.waiters);
+        }
+        Held::Yes
+    }
+
+    /// Removes what is due, if it is still what the ledger says.
+    fn sweep(&self, due: Due, now: Millis) {
+        for slot in due.records.into_iter().flatten() {
+            self.remove_if(&slot, |occupant| {
+                matches!(occupant, Occupant::Done { .. }) && occupant.is_forgotten(now)
+            });
+        }
+        if let Some((index, slot)) = due.claim {
+            let lapsed = |occupant: &Occupant<Hold>| match occupant {
+                Occupant::Running(running) => running.extra.index == index && occupant.is_forgotten(now),
+                Occupant::Done { .. } => false,
+            };
+            if self.remove_if(&slot, lapsed) {
+                self.ledger().remove_claim(index);
+            }
+        }
+    }
+
+    /// Sweeps and, if allowed, evicts until `needed` bytes fit, or enough was done for one write.
+    fn make_room(&self, needed: usize, now: Millis) {
+        for _ in 0..EVICT {
+            if !self.is_over(needed) {
+                return;
+            }
+            let next = match self.when_full {
+                WhenFull::EvictNearestExpiry => self.ledger().pop_nearest(),
+                WhenFull::RefuseNew => self.ledger().pop_due(now).map(|slot| (0, slot)),
+            };
+            let Some((at, slot)) = next else { return };
+            let mut early = false;
+            // A line that its slot has outlived (it expired and is in use again) names nothing.
+            let removed = self.remove_if(&slot, |occupant| match occupant {
+                Occupant::Done { expires_at, .. } => {
+                    early = *expires_at > now;
+                    !early || tick(*expires_at) == at
+                }
+                Occupant::Running(_) => false,
+            });
+            if removed && early {
+                self.evicted.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn remove_if(&self, slot: &Slot, condition: impl FnOnce(&Occupant<Hold>) -> bool) -> bool {
+        match self.slots.remove_if(slot, |_, occupant| condition(occupant)) {
+            Some((_, occupant)) => {
+                self.forget(&occupant);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn forget(&self, occupant: &Occupant<Hold>) {
+        self.entries.fetch_sub(1, Ordering::Relaxed);
+        self.subtract(cost(occupant));
+    }
+
+    fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn subtract(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn is_over(&self, needed: usize) -> bool {
+        self.bytes.load(Ordering::Relaxed).saturating_add(needed) > self.budget
+    }
+
+    /// A future that is ready when the slot's present claim has ended. It is registered before the
+    /// slot's lock is given back, so that no end can slip by.
+    fn ended(&self, slot: &Slot) -> Option<tokio::sync::futures::OwnedNotified> {
+        match &mut *self.slots.get_mut(slot)? {
+            Occupant::Running(running) => {
+                let waiters = running.extra.waiters.get_or_insert_with(Arc::default);
+                Some(Arc::clone(waiters).notified_owned())
+            }
+            Occupant::Done { .. } => None,
+        }
+    }
+}
+
+fn due(ledger: &mut Ledger, now: Millis) -> Due {
+    let mut due = Due::default();
+    for place in &mut due.records {
+        *place = ledger.pop_due(now);
+        if place.is_none() {
+            break;
+        }
+    }
+    due.claim = ledger.inspect_claim(now, now.after(LOOK_AGAIN));
+    due
+}
+
+fn wake(waiters: Option<Arc<Notify>>) {
+    if let Some(waiters) = waiters {
+        waiters.notify_waiters();
+    }
+}
+
+impl Store for MemoryStore {
+    const IMMEDIATE: bool = true;
+
+    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+        let begun = self.inner.begin(begin);
+        self.report();
+        begun
+    }
+
+    async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
+        Ok(self.inner.renew(slot, token, lease))
+    }
+
+    async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
+        let held = self.inner.complete(slot, token, record, ttl);
+        self.report();
+        Ok(held)
+    }
+
+    async fn release(&self, slot: &Slot, token: Token) -> Result<Held, StoreError> {
+        let held = self.inner.release(slot, token);
+        self.report();
+        Ok(held)
+    }
+
+    fn changed(&self, slot: &Slot, _: u32) -> impl Future<Output = ()> + Send {
+        let ended = self.inner.ended(slot);
+        async move {
+            if let Some(ended) = ended {
+                ended.await;
+            }
+        }
+    }
+}
+
+impl MemoryStore {
+    #[cfg(feature = "metrics")]
+    fn report(&self) {
+        let stats = self.stats();
+        metrics::gauge!("idempotency_store_entries", "store" => "memory").set(stats.entries as f64);
+        metrics::gauge!("idempotency_store_bytes", "store" => "memory").set(stats.bytes as f64);
+        metrics::counter!("idempotency_store_evicted_total", "store" => "memory").absolute(stats.evicted);
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    fn report(&self) {}
+}

@@ -1,0 +1,139 @@
+//! Where claims and records are kept: the [`Store`] trait, and the [`MemoryStore`].
+//!
+//! A store keeps one small state for each [`Slot`]: vacant, running under a [`Token`] and a lease,
+//! or done with a [`Record`]. The rules are those of [`Machine`], which is the reference; the
+//! conformance suite (feature `conformance`) checks a store against it.
+
+mod erased;
+mod memory;
+
+#[cfg(feature = "conformance")]
+#[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
+pub mod conformance;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use erased::DynStore;
+pub use memory::{MemoryStats, MemoryStore, MemoryStoreBuilder, WhenFull};
+
+pub use crate::error::{StoreError, StoreErrorKind};
+pub use crate::record::Record;
+pub use crate::scope::Slot;
+pub use crate::state::{Begin, Begun, Held, Machine, Millis, OnLapse, Token};
+
+/// Keeps claims and records. Implementers write `async fn`.
+///
+/// Each method decides and writes in one atomic step, as [`Machine`] says. The layer bounds each
+/// call by `store_timeout` and may drop its future at any await; a call that was dropped may or may
+/// not have taken effect.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::store::{Begin, Begun, Held, MemoryStore, Record, Slot, Store, StoreError, Token};
+///
+/// /// Counts the claims on their way to another store.
+/// struct Counting<S> {
+///     inner: S,
+///     claims: std::sync::atomic::AtomicUsize,
+/// }
+///
+/// impl<S: Store> Store for Counting<S> {
+///     async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+///         self.claims.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+///         self.inner.begin(begin).await
+///     }
+///     async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
+///         self.inner.renew(slot, token, lease).await
+///     }
+///     async fn complete(
+///         &self,
+///         slot: &Slot,
+///         token: Token,
+///         record: &Record,
+///         ttl: Duration,
+///     ) -> Result<Held, StoreError> {
+///         self.inner.complete(slot, token, record, ttl).await
+///     }
+///     async fn release(&self, slot: &Slot, token: Token) -> Result<Held, StoreError> {
+///         self.inner.release(slot, token).await
+///     }
+/// }
+/// # let _ = Counting { inner: MemoryStore::new(), claims: Default::default() };
+/// ```
+pub trait Store: Send + Sync + 'static {
+    /// Whether every future of [`begin`](Self::begin) is ready when it is first polled, as that of
+    /// a store in this process's memory is. The layer then asks without allocating. A store that
+    /// says so wrongly is asked again the ordinary way; the token makes that safe.
+    const IMMEDIATE: bool = false;
+
+    /// Claims the slot, or says why not.
+    ///
+    /// Asked twice with the same token it answers `Started` twice.
+    fn begin(&self, begin: &Begin) -> impl Future<Output = Result<Begun, StoreError>> + Send;
+
+    /// Moves the end of the claim's lease to `lease` from now.
+    fn renew(
+        &self,
+        slot: &Slot,
+        token: Token,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send;
+
+    /// Ends the claim with an outcome, which is kept for `ttl` from now.
+    fn complete(
+        &self,
+        slot: &Slot,
+        token: Token,
+        record: &Record,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send;
+
+    /// Ends the claim and frees the slot.
+    fn release(&self, slot: &Slot, token: Token) -> impl Future<Output = Result<Held, StoreError>> + Send;
+
+    /// Returns when the slot's claim may have ended, sooner rather than later; returning too early
+    /// costs one more `begin`. `round` counts the calls of one waiter from 0.
+    ///
+    /// By default it sleeps: 10 ms at first, twice as long each round, half a second at most.
+    fn changed(&self, slot: &Slot, round: u32) -> impl Future<Output = ()> + Send {
+        let _ = slot;
+        tokio::time::sleep(Duration::from_millis(10 << round.min(6)).min(Duration::from_millis(500)))
+    }
+}
+
+impl<S: Store> Store for Arc<S> {
+    const IMMEDIATE: bool = S::IMMEDIATE;
+
+    fn begin(&self, begin: &Begin) -> impl Future<Output = Result<Begun, StoreError>> + Send {
+        (**self).begin(begin)
+    }
+
+    fn renew(
+        &self,
+        slot: &Slot,
+        token: Token,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        (**self).renew(slot, token, lease)
+    }
+
+    fn complete(
+        &self,
+        slot: &Slot,
+        token: Token,
+        record: &Record,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        (**self).complete(slot, token, record, ttl)
+    }
+
+    fn release(&self, slot: &Slot, token: Token) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        (**self).release(slot, token)
+    }
+
+    fn changed(&self, slot: &Slot, round: u32) -> impl Future<Output = ()> + Send {
+        (**self).changed(slot, round)
+    }
+}
