@@ -24,7 +24,8 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 use tokio::time::Instant;
-use tower_service::Service;
+use tower::Service;
+use tower::util::Oneshot;
 
 use crate::body::ResponseBody;
 use crate::collect::{Collect, Collected};
@@ -32,7 +33,7 @@ use crate::error::StoreError;
 use crate::fingerprint::Fingerprint;
 use crate::key::InvalidKey;
 use crate::lease::{Claim, Settled, Settlement, Shared, Watch, bounded, warn_of};
-use crate::operation::IdempotencyKey;
+use crate::operation::{IdempotencyKey, KeyText};
 use crate::outcome::Outcome;
 use crate::policy::{Fate, Verdict};
 use crate::problem::{Problem, ProblemKind};
@@ -44,50 +45,16 @@ use crate::store::Store;
 /// A guarded request on its way to a decision.
 pub(crate) struct Exchange<S, St> {
     pub(crate) shared: Arc<Shared<St>>,
-    pub(crate) inner: Inner<S>,
+    /// It has said that it is ready, or is asked before it is called.
+    pub(crate) inner: S,
     pub(crate) parts: Parts,
     pub(crate) identity: Option<Identity>,
 }
 
 /// Whose key it is, and which.
 pub(crate) struct Identity {
-    key: Box<str>,
+    key: KeyText,
     slot: Slot,
-}
-
-/// The inner service, and whether it has said that it is ready.
-pub(crate) struct Inner<S> {
-    service: S,
-    ready: bool,
-}
-
-impl<S> Inner<S> {
-    pub(crate) fn ready(service: S) -> Self {
-        Self { service, ready: true }
-    }
-
-    /// Gives back the place that readiness reserved, as under a concurrency limit.
-    pub(crate) fn give_way(&mut self)
-    where
-        S: Clone,
-    {
-        self.service = self.service.clone();
-        self.ready = false;
-    }
-
-    async fn call<B>(mut self, request: Request<B>) -> Result<S::Response, S::Error>
-    where
-        S: Service<Request<B>>,
-    {
-        if !self.ready {
-            poll_fn(|cx| self.service.poll_ready(cx)).await?;
-        }
-        self.service.call(request).await
-    }
-
-    pub(crate) fn into_service(self) -> S {
-        self.service
-    }
 }
 
 /// The inner service at work, or a claim being given back: what must not end with its client.
@@ -106,11 +73,11 @@ impl<S, St: Store> Exchange<S, St> {
             None => config
                 .key
                 .in_head(&self.parts.headers)
-                .map(|key| key.map(|key| Box::from(&*key))),
+                .map(|key| key.map(|key| KeyText::from(&*key))),
             Some(body) => config
                 .key
                 .in_body(&self.parts, body)
-                .map(|key| key.map(String::into_boxed_str)),
+                .map(|key| key.map(|key| KeyText::from(&*key))),
         };
         let Some(key) = found.map_err(invalid_key)? else {
             return if config.require_key {
@@ -126,7 +93,7 @@ impl<S, St: Store> Exchange<S, St> {
                  keys; set a scope that tells your sessions apart"
             );
         }
-        let slot = config.scope.slot(&self.parts, &key).map_err(|unavailable| {
+        let slot = config.scope.slot(&self.parts, key.as_str()).map_err(|unavailable| {
             tracing::error!(
                 target: "tower_idempotency",
                 error = &*unavailable.0 as &(dyn std::error::Error + 'static),
@@ -210,9 +177,13 @@ impl<S, St: Store> Exchange<S, St> {
         response
     }
 
-    /// The request as it goes on to the inner service.
-    pub(crate) fn into_request<B: From<Bytes>>(self, body: Bytes) -> (Inner<S>, Request<B>) {
-        (self.inner, Request::from_parts(self.parts, B::from(body)))
+    /// The call of the inner service.
+    pub(crate) fn into_call<B>(self, body: Bytes) -> Oneshot<S, Request<B>>
+    where
+        S: Service<Request<B>>,
+        B: From<Bytes>,
+    {
+        Oneshot::new(self.inner, Request::from_parts(self.parts, B::from(body)))
     }
 
     /// The store failed before the handler ran, and the layer fails closed.
@@ -303,7 +274,7 @@ pub(crate) async fn admit<St: Store>(shared: Arc<Shared<St>>, begin: Begin, gone
     let config = &shared.config;
     let mut deadline = None;
     for round in 0.. {
-        let begun = bounded("begin", config.store_timeout, shared.store.begin(&begin)).await?;
+        let begun = bounded("begin", config.store_timeout, pin!(shared.store.begin(&begin))).await?;
         let Begun::InFlight { lease_left } = begun else {
             return Ok(begun);
         };
@@ -336,8 +307,7 @@ enum Ended<T> {
 }
 
 /// Polls the inner service; a panic is caught, and a raised flag stops it.
-async fn to_its_end<F: Future>(work: F, cancelled: Option<&Gone>) -> Ended<F::Output> {
-    let mut work = pin!(work);
+async fn to_its_end<F: Future>(mut work: Pin<&mut F>, cancelled: Option<&Gone>) -> Ended<F::Output> {
     poll_fn(|cx| {
         if cancelled.is_some_and(|gone| gone.load(Ordering::Relaxed)) {
             return Poll::Ready(Ended::Cancelled);
@@ -352,84 +322,109 @@ async fn to_its_end<F: Future>(work: F, cancelled: Option<&Gone>) -> Ended<F::Ou
 }
 
 /// Runs the inner service under a claim, and settles the claim before the response goes out.
-pub(crate) async fn run<S, B, RB, St>(
-    exchange: Exchange<S, St>,
-    claim: Claim<St>,
+pub(crate) fn run<S, B, RB, St>(
+    mut exchange: Exchange<S, St>,
+    mut claim: Claim<St>,
     fingerprint: Fingerprint,
     body: Bytes,
     cancelled: Option<Gone>,
-) -> Option<Result<Response<ResponseBody<RB>>, S::Error>>
+) -> impl Future<Output = Option<Result<Response<ResponseBody<RB>>, S::Error>>> + use<S, B, RB, St>
 where
     S: Service<Request<B>, Response = Response<RB>>,
     B: From<Bytes>,
     RB: Body<Data = Bytes>,
     St: Store,
 {
-    let Exchange {
-        shared,
-        inner,
-        mut parts,
-        identity,
-    } = exchange;
-    let (slot, attempt) = (claim.slot, claim.attempt);
-    let config = &shared.config;
-    let policy = &config.policy;
-    if let Some(identity) = identity {
-        parts
-            .extensions
-            .insert(IdempotencyKey::new(identity.key, slot, attempt));
+    if let Some(identity) = exchange.identity.take() {
+        let key = IdempotencyKey::new(identity.key, claim.slot, claim.attempt);
+        exchange.parts.extensions.insert(key);
     }
-    let request = Request::from_parts(parts, B::from(body));
+    let shared = Arc::clone(&exchange.shared);
+    let call = exchange.into_call(body);
+    async move {
+        let policy = &shared.config.policy;
+        let ended = {
+            let work = pin!(async {
+                let response = call.await?;
+                let verdict = policy.verdict(response.status(), response.headers());
+                Ok((verdict, response))
+            });
+            let work = pin!(to_its_end(work, cancelled.as_ref()));
+            claim.while_renewing(work).await
+        };
+        match ended {
+            Ended::Returned(Ok((verdict, response))) => {
+                let response = keep(&mut claim, fingerprint, verdict, response).await;
+                Some(Ok(response))
+            }
+            Ended::Returned(Err(error)) => {
+                end_without_response(&mut claim, fingerprint, policy.on_error).await;
+                Some(Err(error))
+            }
+            Ended::Panicked(panic) => {
+                end_without_response(&mut claim, fingerprint, policy.on_panic).await;
+                resume_unwind(panic)
+            }
+            Ended::Cancelled => {
+                let fate = shared.config.cancel_on_disconnect.unwrap_or(Fate::Release);
+                end_without_response(&mut claim, fingerprint, fate).await;
+                None
+            }
+        }
+    }
+}
 
-    let work = async {
-        let response = inner.call(request).await?;
-        let verdict = policy.verdict(response.status(), response.headers());
-        Ok((verdict, response))
-    };
-    let (verdict, response) = match claim.while_renewing(to_its_end(work, cancelled.as_ref())).await {
-        Ended::Returned(Ok(judged)) => judged,
-        Ended::Returned(Err(error)) => {
-            end_without_response(claim, fingerprint, policy.on_error).await;
-            return Some(Err(error));
-        }
-        Ended::Panicked(panic) => {
-            end_without_response(claim, fingerprint, policy.on_panic).await;
-            resume_unwind(panic);
-        }
-        Ended::Cancelled => {
-            let fate = config.cancel_on_disconnect.unwrap_or(Fate::Release);
-            end_without_response(claim, fingerprint, fate).await;
-            return None;
-        }
-    };
-
+/// Keeps of a response what the policy says, and settles the claim.
+async fn keep<RB, St>(
+    claim: &mut Claim<St>,
+    fingerprint: Fingerprint,
+    verdict: Verdict,
+    response: Response<RB>,
+) -> Response<ResponseBody<RB>>
+where
+    RB: Body<Data = Bytes>,
+    St: Store,
+{
+    let shared = Arc::clone(&claim.shared);
+    let config = &shared.config;
     let (mut head, body) = response.into_parts();
     let tombstone = || Settlement::Complete(Record::response_not_retained(fingerprint, head.status));
+    let lost = || match config.policy.on_lost_body {
+        Fate::Seal => tombstone(),
+        Fate::Release => Settlement::Release,
+    };
+    let mut panicked = None;
     let (settlement, body) = match verdict {
         Verdict::Release => (Settlement::Release, ResponseBody::live(body)),
         Verdict::Seal => (tombstone(), ResponseBody::live(body)),
         Verdict::Store => {
-            let lost = || match policy.on_lost_body {
-                Fate::Seal => tombstone(),
-                Fate::Release => Settlement::Release,
-            };
+            // Boxed, so that the rest can be handed on after it was polled.
             let mut collect = Collect::new(Box::pin(body), config.max_response_body);
-            match claim.while_renewing(&mut collect).await {
-                Collected::Whole { data, trailers } => {
+            let collected = {
+                let work = pin!(to_its_end(Pin::new(&mut collect), None));
+                claim.while_renewing(work).await
+            };
+            match collected {
+                Ended::Returned(Collected::Whole { data, trailers }) => {
                     let skip = |name: &_| config.skips(name, &head.headers);
                     let record =
                         Record::response(fingerprint, head.status, &head.headers, skip, &data, trailers.as_ref());
                     (Settlement::Complete(record), ResponseBody::kept(data, trailers))
                 }
-                Collected::TooLarge { data, next } => {
+                Ended::Returned(Collected::TooLarge { data, next }) => {
                     (lost(), ResponseBody::overflowed([data, next], collect.into_body()))
                 }
-                Collected::Failed { data, error } => (lost(), ResponseBody::failed(data, error)),
+                Ended::Returned(Collected::Failed { data, error }) => (lost(), ResponseBody::failed(data, error)),
+                Ended::Panicked(panic) => {
+                    panicked = Some(panic);
+                    (lost(), ResponseBody::kept(Bytes::new(), None))
+                }
+                Ended::Cancelled => unreachable!("reading has no flag"),
             }
         }
     };
     let outcome = match &settlement {
-        Settlement::Release => Outcome::Released,
+        Settlement::Release | Settlement::Lapse => Outcome::Released,
         Settlement::Complete(record) if record.is_response() => Outcome::Executed,
         Settlement::Complete(_) => Outcome::Sealed,
     };
@@ -439,14 +434,16 @@ where
     };
     shared
         .tally
-        .report(outcome, Some(&slot), Some(attempt), Some(head.status));
+        .report(outcome, Some(&claim.slot), Some(claim.attempt), Some(head.status));
+    if let Some(panic) = panicked {
+        resume_unwind(panic);
+    }
     head.extensions.insert(outcome);
-    Some(Ok(Response::from_parts(head, body)))
+    Response::from_parts(head, body)
 }
 
 /// Settles the claim of a handler that gave no response.
-async fn end_without_response<St: Store>(claim: Claim<St>, fingerprint: Fingerprint, fate: Fate) {
-    let (shared, slot, attempt) = (Arc::clone(&claim.shared), claim.slot, claim.attempt);
+async fn end_without_response<St: Store>(claim: &mut Claim<St>, fingerprint: Fingerprint, fate: Fate) {
     let (settlement, outcome) = match fate {
         Fate::Release => (Settlement::Release, Outcome::Released),
         Fate::Seal => (
@@ -455,19 +452,22 @@ async fn end_without_response<St: Store>(claim: Claim<St>, fingerprint: Fingerpr
         ),
     };
     claim.settle(settlement).await;
-    shared.tally.report(outcome, Some(&slot), Some(attempt), None);
+    claim
+        .shared
+        .tally
+        .report(outcome, Some(&claim.slot), Some(claim.attempt), None);
 }
 
 /// Gives back a claim that came when too much work goes on without its client.
 pub(crate) async fn refuse_overload<S, RB, E, St>(
     exchange: Exchange<S, St>,
-    claim: Claim<St>,
+    mut claim: Claim<St>,
 ) -> Option<Result<Response<ResponseBody<RB>>, E>>
 where
     RB: Body<Data = Bytes>,
     St: Store,
 {
-    claim.settle(Settlement::Release).await;
+    claim.give_back().await;
     Some(Ok(exchange.refuse(Problem::new(
         ProblemKind::Overloaded,
         "Too much work goes on whose clients have left, so the operation did not run.",
@@ -489,8 +489,7 @@ where
     exchange.warn_of(&error, "the store failed; the request runs unprotected");
     let shared = Arc::clone(&exchange.shared);
     let slot = exchange.identity.as_ref().map(|identity| identity.slot);
-    let (inner, request) = exchange.into_request(body);
-    let result = inner.call(request).await;
+    let result = exchange.into_call(body).await;
     let status = result.as_ref().ok().map(Response::status);
     shared.tally.report(Outcome::Unprotected, slot.as_ref(), None, status);
     Some(result.map(|response| {

@@ -12,14 +12,15 @@ use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
-use tower_service::Service;
+use tower::Service;
+use tower::util::Oneshot;
 use tracing::{Instrument, Span};
 
 use crate::body::ResponseBody;
 use crate::collect::{Collect, Collected};
 use crate::engine::{self, Exchange, Gone, Run};
 use crate::error::StoreError;
-use crate::lease::{Claim, Settlement, Shared, adopt};
+use crate::lease::{Claim, Shared, adopt};
 use crate::state::{Begin, Begun};
 use crate::store::Store;
 
@@ -50,6 +51,7 @@ pin_project! {
     #[project = StateProj]
     enum State<S, B, RB, St, F, E>
     where
+        S: Service<Request<B>>,
         E: 'static,
         RB: Body,
         RB: 'static,
@@ -57,6 +59,8 @@ pin_project! {
     {
         // Not guarded: the inner service's own future.
         Through { #[pin] future: F },
+        // Buffered to look for the key, and not guarded after all.
+        Passing { #[pin] future: Oneshot<S, Request<B>> },
         // Reading the request's body. Dropped here, nothing has happened yet.
         Reading { #[pin] body: Collect<B>, exchange: Option<Exchange<S, St>> },
         // The store is asked, or another's outcome awaited. Dropped here, a claim is given back.
@@ -125,6 +129,9 @@ where
                 StateProj::Through { future } => {
                     return future.poll(cx).map_ok(|response| response.map(ResponseBody::live));
                 }
+                StateProj::Passing { future } => {
+                    return future.poll(cx).map_ok(|response| response.map(ResponseBody::live));
+                }
                 StateProj::Reading { body, exchange } => {
                     let collected = ready!(body.poll(cx));
                     after_body(exchange.take().expect(TWICE), collected)
@@ -181,7 +188,8 @@ where
         Some(answer) => after_asking(exchange, &begin, answer, body),
         None => {
             if !exchange.shared.config.wait.is_zero() {
-                exchange.inner.give_way();
+                // Waiting must not hold the place that readiness reserved, as under a concurrency limit.
+                exchange.inner = exchange.inner.clone();
             }
             State::Admitting {
                 asked: Admitting::new(Arc::clone(&exchange.shared), begin),
@@ -202,9 +210,8 @@ where
     St: Store,
 {
     exchange.shared.tally.report_unguarded();
-    let (inner, request) = exchange.into_request(body);
-    State::Through {
-        future: inner.into_service().call(request),
+    State::Passing {
+        future: exchange.into_call(body),
     }
 }
 
@@ -317,9 +324,7 @@ impl<St: Store> Drop for Admitting<St> {
         let home = self.home.take();
         adopt(&self.shared, home.as_ref(), async move {
             if let Ok(Begun::Started { attempt }) = answer.await {
-                Claim::new(shared, slot, token, attempt)
-                    .settle(Settlement::Release)
-                    .await;
+                Claim::new(shared, slot, token, attempt).give_back().await;
             }
         });
     }
@@ -376,7 +381,7 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.state {
-            State::Through { .. } => "ResponseFuture(through)",
+            State::Through { .. } | State::Passing { .. } => "ResponseFuture(through)",
             State::Reading { .. } => "ResponseFuture(reading)",
             State::Admitting { .. } => "ResponseFuture(admitting)",
             State::Running { .. } => "ResponseFuture(running)",

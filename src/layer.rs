@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, Method, Response};
-use tower_layer::Layer;
+use tower::Layer;
 
 use crate::config::Config;
 use crate::error::ConfigError;

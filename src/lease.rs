@@ -1,7 +1,7 @@
 //! A claim that is held: its lease is renewed while the work runs, and it ends exactly once.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
@@ -50,13 +50,15 @@ impl<St> Shared<St> {
 
 /// The answer of a store call that may take `limit` at most. A call that is ready at once needs no
 /// timer.
+///
+/// Here and below, futures are passed pinned in place: passed by value they would stand twice in
+/// the future of the whole request, which is allocated and moved.
 pub(crate) async fn bounded<T>(
     operation: &'static str,
     limit: Duration,
-    call: impl Future<Output = Result<T, StoreError>>,
+    mut call: Pin<&mut impl Future<Output = Result<T, StoreError>>>,
 ) -> Result<T, StoreError> {
     let watch = Watch::start(operation);
-    let mut call = pin!(call);
     let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
     let answer = match first {
         Poll::Ready(answer) => answer,
@@ -105,6 +107,9 @@ impl Watch {
 pub(crate) enum Settlement {
     Complete(Record),
     Release,
+    /// Back to what it was before it was taken over from a holder that died: lapsed, and remembered
+    /// with its fingerprint and attempts.
+    Lapse,
 }
 
 /// What came of ending a claim.
@@ -139,8 +144,7 @@ impl<St: Store> Claim<St> {
     }
 
     /// Does the work; while it is pending, renews the lease.
-    pub(crate) async fn while_renewing<F: Future>(&self, work: F) -> F::Output {
-        let mut work = pin!(work);
+    pub(crate) async fn while_renewing<F: Future>(&self, mut work: Pin<&mut F>) -> F::Output {
         let mut renewing = pin!(self.renew_forever());
         poll_fn(|cx| {
             if let Poll::Ready(output) = work.as_mut().poll(cx) {
@@ -161,7 +165,7 @@ impl<St: Store> Claim<St> {
         let mut pause = third;
         loop {
             tokio::time::sleep(pause).await;
-            let renewal = self.shared.store.renew(&self.slot, self.token, lease);
+            let renewal = pin!(self.shared.store.renew(&self.slot, self.token, lease));
             pause = match bounded("renew", store_timeout.min(lease), renewal).await {
                 Ok(Held::Yes) => third,
                 Ok(Held::Lost) => {
@@ -181,13 +185,25 @@ impl<St: Store> Claim<St> {
         }
     }
 
+    /// Ends the claim of an operation that was not begun: the slot is as it was before.
+    pub(crate) async fn give_back(&mut self) {
+        let settlement = if self.attempt == 1 {
+            Settlement::Release
+        } else {
+            Settlement::Lapse
+        };
+        self.settle(settlement).await;
+    }
+
     /// Ends the claim. If the store fails it is tried again in the background, within
     /// `settle_within`; meanwhile the lease keeps a retry from running.
-    pub(crate) async fn settle(mut self, settlement: Settlement) -> Settled {
+    pub(crate) async fn settle(&mut self, settlement: Settlement) -> Settled {
         self.settled = true;
-        let (shared, slot, token) = (Arc::clone(&self.shared), self.slot, self.token);
-        drop(self);
-        match apply(&shared, &slot, token, &settlement).await {
+        let Self {
+            shared, slot, token, ..
+        } = &*self;
+        let (slot, token) = (*slot, *token);
+        match apply(shared, &slot, token, &settlement).await {
             Ok(Held::Yes) => Settled::Yes,
             Ok(Held::Lost) => {
                 tracing::warn!(
@@ -203,8 +219,9 @@ impl<St: Store> Claim<St> {
                     &slot,
                     "the outcome could not be stored; trying again in the background",
                 );
-                let tasks = shared.tasks.clone();
-                tasks.spawn(settle_later(shared, slot, token, settlement));
+                shared
+                    .tasks
+                    .spawn(settle_later(Arc::clone(shared), slot, token, settlement));
                 Settled::Later
             }
         }
@@ -233,14 +250,17 @@ async fn apply<St: Store>(
     let Config { ttl, store_timeout, .. } = shared.config;
     match settlement {
         Settlement::Complete(record) => {
-            bounded(
-                "complete",
-                store_timeout,
-                shared.store.complete(slot, token, record, ttl),
-            )
-            .await
+            let call = pin!(shared.store.complete(slot, token, record, ttl));
+            bounded("complete", store_timeout, call).await
         }
-        Settlement::Release => bounded("release", store_timeout, shared.store.release(slot, token)).await,
+        Settlement::Release => {
+            let call = pin!(shared.store.release(slot, token));
+            bounded("release", store_timeout, call).await
+        }
+        Settlement::Lapse => {
+            let call = pin!(shared.store.renew(slot, token, Duration::ZERO));
+            bounded("renew", store_timeout, call).await
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::digest::Digest;
@@ -28,20 +29,37 @@ use crate::scope::Slot;
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct IdempotencyKey {
-    key: Box<str>,
+    key: KeyText,
     slot: Slot,
     attempt: u32,
 }
 
+/// A key that was found valid. One of ordinary length, such as a UUID, takes no allocation.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct KeyText(SmallVec<[u8; 40]>);
+
+impl From<&str> for KeyText {
+    fn from(key: &str) -> Self {
+        Self(SmallVec::from_slice(key.as_bytes()))
+    }
+}
+
+impl KeyText {
+    pub(crate) fn as_str(&self) -> &str {
+        // It was made from a `str`.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
 impl IdempotencyKey {
-    pub(crate) fn new(key: Box<str>, slot: Slot, attempt: u32) -> Self {
+    pub(crate) fn new(key: KeyText, slot: Slot, attempt: u32) -> Self {
         Self { key, slot, attempt }
     }
 
     /// The key as the client meant it: unquoted, without parameters.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.key
+        self.key.as_str()
     }
 
     /// 1, and one more each time a lapsed lease was taken over: from 2 on, an earlier attempt died

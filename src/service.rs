@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use tower_service::Service;
+use tower::Service;
 
 use crate::body::ResponseBody;
-use crate::engine::{Exchange, Inner};
+use crate::engine::Exchange;
 use crate::future::ResponseFuture;
 use crate::lease::Shared;
 use crate::store::{MemoryStore, Store};
@@ -77,7 +77,7 @@ where
         let (parts, body) = request.into_parts();
         let mut exchange = Exchange {
             shared: Arc::clone(&self.shared),
-            inner: Inner::ready(ready),
+            inner: ready,
             parts,
             identity: None,
         };

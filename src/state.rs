@@ -332,10 +332,12 @@ mod tests {
         assert_eq!(slot.begin(&begin(2, 7), at(100)), Begun::Started { attempt: 2 });
         assert_eq!(slot.complete(Token(1), &record(7), TTL, at(101)), Held::Lost);
         assert_eq!(slot.renew(Token(1), LEASE, at(101)), Held::Lost);
-        assert_eq!(slot.begin(&begin(3, 7), at(250)), Begun::Started { attempt: 3 });
-        assert_eq!(slot.release(Token(3), at(251)), Held::Yes);
+        assert_eq!(slot.renew(Token(2), Duration::ZERO, at(102)), Held::Yes, "given back");
+        assert_eq!(slot.begin(&begin(3, 8), at(103)), Begun::Mismatch, "and remembered");
+        assert_eq!(slot.begin(&begin(3, 7), at(103)), Begun::Started { attempt: 3 });
+        assert_eq!(slot.release(Token(3), at(104)), Held::Yes);
         assert_eq!(
-            slot.begin(&begin(4, 8), at(252)),
+            slot.begin(&begin(4, 8), at(105)),
             Begun::Started { attempt: 1 },
             "freed: any fingerprint, attempt 1"
         );

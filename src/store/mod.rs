@@ -73,7 +73,8 @@ pub trait Store: Send + Sync + 'static {
     /// Asked twice with the same token it answers `Started` twice.
     fn begin(&self, begin: &Begin) -> impl Future<Output = Result<Begun, StoreError>> + Send;
 
-    /// Moves the end of the claim's lease to `lease` from now.
+    /// Moves the end of the claim's lease to `lease` from now. A lease of zero makes it lapse at
+    /// once, its fingerprint and attempts being remembered.
     fn renew(
         &self,
         slot: &Slot,

@@ -81,18 +81,21 @@ impl Ledger {
     }
 
     /// The next line of a bucket that is wholly past, if there is one.
-    pub(super) fn pop_due(&mut self, now: Millis) -> Option<Slot> {
-        let (&first, _) = self.expiring.first_key_value()?;
-        (first < tick(now))
-            .then(|| self.pop_nearest())
-            .flatten()
-            .map(|(_, slot)| slot)
+    pub(super) fn pop_due(&mut self, now: Millis) -> Option<(u64, Slot)> {
+        self.pop_before(tick(now))
     }
 
     /// The line nearest to expiry, with its tick.
     pub(super) fn pop_nearest(&mut self) -> Option<(u64, Slot)> {
+        self.pop_before(u64::MAX)
+    }
+
+    fn pop_before(&mut self, end: u64) -> Option<(u64, Slot)> {
         let mut first = self.expiring.first_entry()?;
         let at = *first.key();
+        if at >= end {
+            return None;
+        }
         let slot = first.get_mut().pop();
         if first.get().chunks.is_empty() {
             first.remove();
@@ -119,11 +122,6 @@ impl Ledger {
         }
         claim.look_at = again;
         Some((index, claim.slot))
-    }
-
-    #[cfg(test)]
-    pub(super) fn claims(&self) -> usize {
-        self.claims.len()
     }
 
     #[cfg(test)]
@@ -164,7 +162,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.add_record(slot(1), Millis(1030));
         assert_eq!(ledger.pop_due(Millis(2047)), None);
-        assert_eq!(ledger.pop_due(Millis(2048)), Some(slot(1)));
+        assert_eq!(ledger.pop_due(Millis(2048)), Some((1, slot(1))));
         assert_eq!(ledger.pop_due(Millis(u64::MAX)), None);
     }
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::{DashMap, Entry};
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -19,20 +20,20 @@ use crate::state::Occupant;
 use ledger::{Ledger, tick};
 
 /// Lock shards of the map. Many, so that growing one, which moves all its entries under its lock,
-/// stays far below a millisecond with tens of millions of keys.
-const SHARDS: usize = 1024;
+/// stays below a millisecond with ten million keys.
+const SHARDS: usize = 512;
 /// Expired records that one write sweeps at most. More than one, so that sweeping keeps up.
 const SWEEP: usize = 8;
-/// Records that one write evicts at most. More than a write can need, unless one large record
-/// takes the place of many small ones; the next writes then go on.
-const EVICT: usize = 64;
+/// Records that one write evicts at most, which bounds its work. More than it can need, unless one
+/// large record takes the place of many small ones; the next writes then go on.
+const EVICT: usize = 512;
 /// When a claim that was looked at and was alive is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// What an entry takes beside its record: its place in the map (at three quarters full), its line
 /// in the ledger and the record's reference counts. Measured by `benches/footprint.rs`.
 const ENTRY_BYTES: usize = 128;
-/// What a claim takes beside the entry.
-const CLAIM_BYTES: usize = 128;
+/// What a claim takes, entry and all.
+const CLAIM: usize = ENTRY_BYTES + 128;
 
 /// The smallest budget that makes sense: some hundreds of claims.
 const MIN_BUDGET: usize = 64 * 1024;
@@ -178,17 +179,24 @@ impl Hasher for SlotHasher {
 }
 
 fn cost(occupant: &Occupant<Hold>) -> usize {
-    ENTRY_BYTES
-        + match occupant {
-            Occupant::Running(_) => CLAIM_BYTES,
-            Occupant::Done { record, .. } => record.len(),
-        }
+    match occupant {
+        Occupant::Running(_) => CLAIM,
+        Occupant::Done { record, .. } => ENTRY_BYTES + record.len(),
+    }
+}
+
+/// Whether there is room for a new key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Unknown,
+    Enough,
+    None,
 }
 
 /// What a write found to sweep; it is swept when no lock is held.
 #[derive(Default)]
 struct Due {
-    records: [Option<Slot>; SWEEP],
+    records: SmallVec<[Slot; SWEEP]>,
     claim: Option<(usize, Slot)>,
 }
 
@@ -258,37 +266,52 @@ impl Inner {
 
     fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
         let now = self.now();
-        let needed = ENTRY_BYTES + CLAIM_BYTES;
-        if self.is_over(needed) {
-            self.make_room(needed, now);
-        }
-        let due = match self.slots.entry(begin.slot) {
-            Entry::Occupied(mut entry) => {
-                if let Some(begun) = entry.get_mut().begin(begin, now) {
-                    return Ok(begun);
+        let mut room = self.room_for_claim();
+        let due = loop {
+            match self.slots.entry(begin.slot) {
+                Entry::Occupied(mut entry) => {
+                    if let Some(begun) = entry.get_mut().begin(begin, now) {
+                        return Ok(begun);
+                    }
+                    // Expired and not swept yet: vacant.
+                    let (hold, due) = self.book(begin, now, Some(entry.get()));
+                    let before = std::mem::replace(entry.get_mut(), Occupant::claim(begin, 1, now, hold));
+                    self.add(CLAIM);
+                    self.subtract(cost(&before));
+                    wake_all(before);
+                    break due;
                 }
-                // Expired and not swept yet: vacant.
-                self.subtract(cost(entry.get()));
-                let (hold, due) = self.book(begin, now, Some(entry.get()));
-                *entry.get_mut() = Occupant::claim(begin, 1, now, hold);
-                due
-            }
-            Entry::Vacant(entry) => {
-                if self.is_over(needed) {
+                // Room is made only for a key that is new, and without its shard's lock.
+                Entry::Vacant(entry) if room == Room::Unknown => {
+                    drop(entry);
+                    room = self.make_room(CLAIM, now);
+                }
+                Entry::Vacant(_) if room == Room::None => {
                     return Err(StoreError::new(
                         StoreErrorKind::Full,
                         "memory store: the byte budget is spent; raise it, shorten the TTL, or let it evict",
                     ));
                 }
-                let (hold, due) = self.book(begin, now, None);
-                entry.insert(Occupant::claim(begin, 1, now, hold));
-                self.entries.fetch_add(1, Ordering::Relaxed);
-                due
+                Entry::Vacant(entry) => {
+                    let (hold, due) = self.book(begin, now, None);
+                    // Counted before it can be seen, so that nobody subtracts it first.
+                    self.entries.fetch_add(1, Ordering::Relaxed);
+                    self.add(CLAIM);
+                    entry.insert(Occupant::claim(begin, 1, now, hold));
+                    break due;
+                }
             }
         };
-        self.add(needed);
         self.sweep(due, now);
         Ok(Begun::Started { attempt: 1 })
+    }
+
+    fn room_for_claim(&self) -> Room {
+        if self.is_over(CLAIM) {
+            Room::Unknown
+        } else {
+            Room::Enough
+        }
     }
 
     /// Enters a new claim in the ledger, takes its predecessor out, and looks what is due.
@@ -360,54 +383,81 @@ impl Inner {
             return Held::Lost;
         };
         self.forget(&occupant);
-        if let Occupant::Running(running) = occupant {
+        if let Occupant::Running(running) = &occupant {
             self.ledger().remove_claim(running.extra.index);
-            wake(running.extra.waiters);
         }
+        wake_all(occupant);
         Held::Yes
     }
 
     /// Removes what is due, if it is still what the ledger says.
     fn sweep(&self, due: Due, now: Millis) {
-        for slot in due.records.into_iter().flatten() {
+        for slot in due.records {
             self.remove_if(&slot, |occupant| {
                 matches!(occupant, Occupant::Done { .. }) && occupant.is_forgotten(now)
             });
         }
-        if let Some((index, slot)) = due.claim {
-            let lapsed = |occupant: &Occupant<Hold>| match occupant {
-                Occupant::Running(running) => running.extra.index == index && occupant.is_forgotten(now),
-                Occupant::Done { .. } => false,
-            };
-            if self.remove_if(&slot, lapsed) {
-                self.ledger().remove_claim(index);
-            }
+        if let Some(claim) = due.claim {
+            self.sweep_claim(claim, now);
+        }
+    }
+
+    /// Removes a claim whose holder died and whose memory has ended.
+    fn sweep_claim(&self, (index, slot): (usize, Slot), now: Millis) {
+        let lapsed = |occupant: &Occupant<Hold>| match occupant {
+            Occupant::Running(running) => running.extra.index == index && occupant.is_forgotten(now),
+            Occupant::Done { .. } => false,
+        };
+        if self.remove_if(&slot, lapsed) {
+            self.ledger().remove_claim(index);
         }
     }
 
     /// Sweeps and, if allowed, evicts until `needed` bytes fit, or enough was done for one write.
-    fn make_room(&self, needed: usize, now: Millis) {
+    fn make_room(&self, needed: usize, now: Millis) -> Room {
         for _ in 0..EVICT {
             if !self.is_over(needed) {
-                return;
+                return Room::Enough;
             }
-            let next = match self.when_full {
-                WhenFull::EvictNearestExpiry => self.ledger().pop_nearest(),
-                WhenFull::RefuseNew => self.ledger().pop_due(now).map(|slot| (0, slot)),
+            let (next, claim) = {
+                let mut ledger = self.ledger();
+                let next = match self.when_full {
+                    WhenFull::EvictNearestExpiry => ledger.pop_nearest(),
+                    WhenFull::RefuseNew => ledger.pop_due(now),
+                };
+                (next, ledger.inspect_claim(now, now.after(LOOK_AGAIN)))
             };
-            let Some((at, slot)) = next else { return };
-            let mut early = false;
-            // A line that its slot has outlived (it expired and is in use again) names nothing.
-            let removed = self.remove_if(&slot, |occupant| match occupant {
-                Occupant::Done { expires_at, .. } => {
-                    early = *expires_at > now;
-                    !early || tick(*expires_at) == at
-                }
-                Occupant::Running(_) => false,
-            });
-            if removed && early {
-                self.evicted.fetch_add(1, Ordering::Relaxed);
+            if let Some(claim) = claim {
+                self.sweep_claim(claim, now);
             }
+            match next {
+                Some((at, slot)) => self.evict(&slot, at, now),
+                // Only the claims can make room now; the hand passes them in the writes to come.
+                None if !self.is_over(needed) => return Room::Enough,
+                None => return Room::None,
+            }
+        }
+        // Far over, as after a large record: the next writes go on.
+        match self.when_full {
+            WhenFull::EvictNearestExpiry => Room::Enough,
+            WhenFull::RefuseNew if self.is_over(needed) => Room::None,
+            WhenFull::RefuseNew => Room::Enough,
+        }
+    }
+
+    /// Removes the record of a line of the ledger. A line that its slot has outlived (it expired
+    /// and is in use again) names nothing.
+    fn evict(&self, slot: &Slot, at: u64, now: Millis) {
+        let mut early = false;
+        let removed = self.remove_if(slot, |occupant| match occupant {
+            Occupant::Done { expires_at, .. } => {
+                early = *expires_at > now;
+                !early || tick(*expires_at) == at
+            }
+            Occupant::Running(_) => false,
+        });
+        if removed && early {
+            self.evicted.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -415,6 +465,7 @@ impl Inner {
         match self.slots.remove_if(slot, |_, occupant| condition(occupant)) {
             Some((_, occupant)) => {
                 self.forget(&occupant);
+                wake_all(occupant);
                 true
             }
             None => false,
@@ -453,11 +504,10 @@ impl Inner {
 
 fn due(ledger: &mut Ledger, now: Millis) -> Due {
     let mut due = Due::default();
-    for place in &mut due.records {
-        *place = ledger.pop_due(now);
-        if place.is_none() {
-            break;
-        }
+    while due.records.len() < SWEEP
+        && let Some((_, slot)) = ledger.pop_due(now)
+    {
+        due.records.push(slot);
     }
     due.claim = ledger.inspect_claim(now, now.after(LOOK_AGAIN));
     due
@@ -466,6 +516,13 @@ fn due(ledger: &mut Ledger, now: Millis) -> Due {
 fn wake(waiters: Option<Arc<Notify>>) {
     if let Some(waiters) = waiters {
         waiters.notify_waiters();
+    }
+}
+
+/// Wakes those who wait for a claim that is gone.
+fn wake_all(gone: Occupant<Hold>) {
+    if let Occupant::Running(running) = gone {
+        wake(running.extra.waiters);
     }
 }
 

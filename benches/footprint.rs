@@ -1,0 +1,99 @@
+//! What requests and keys cost in memory, counted by a counting allocator: deterministic, so that a
+//! change shows at once. `cargo bench --bench footprint` prints a table in Markdown.
+
+mod support;
+
+use std::alloc::System;
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use support::{around, get_session, guarded, key, post_session, router, send};
+use tower_idempotency::{IdempotencyLayer, MemoryStore};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const WARM_UP: u64 = 2_000;
+const ROUNDS: u64 = 1_000;
+
+/// Allocations of one request, a reallocation counted as one; the smallest of many, since the map
+/// and the ledger grow now and then.
+macro_rules! allocations {
+    ($service:expr, $request:expr) => {{
+        let service = $service;
+        let mut least = usize::MAX;
+        for n in 0..WARM_UP + ROUNDS {
+            let key = key(n);
+            let region = Region::new(ALLOCATOR);
+            std::hint::black_box(send(&service, $request(key)).await);
+            let change = region.change();
+            if n >= WARM_UP {
+                least = least.min(change.allocations + change.reallocations);
+            }
+        }
+        least
+    }};
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let layer = || IdempotencyLayer::new(MemoryStore::new());
+    let same = key(7);
+
+    println!("| allocations per request | bare router | `Router::layer` | around the router |");
+    println!("|---|---|---|---|");
+    let row = |name: &str, bare: usize, inside: usize, outside: usize| {
+        let difference = |n: usize| format!("{n} ({:+})", n as isize - bare as isize);
+        println!("| {name} | {bare} | {} | {} |", difference(inside), difference(outside));
+    };
+    row(
+        "`GET`",
+        allocations!(router(), |_| get_session()),
+        allocations!(guarded(layer()), |_| get_session()),
+        allocations!(around(layer()), |_| get_session()),
+    );
+    row(
+        "`POST` without key",
+        allocations!(router(), |_| post_session(None)),
+        allocations!(guarded(layer()), |_| post_session(None)),
+        allocations!(around(layer()), |_| post_session(None)),
+    );
+    row(
+        "first request",
+        allocations!(router(), |key| post_session(Some(key))),
+        allocations!(guarded(layer()), |key| post_session(Some(key))),
+        allocations!(around(layer()), |key| post_session(Some(key))),
+    );
+    row(
+        "replay",
+        allocations!(router(), |_| post_session(Some(same.clone()))),
+        allocations!(guarded(layer()), |_| post_session(Some(same.clone()))),
+        allocations!(around(layer()), |_| post_session(Some(same.clone()))),
+    );
+    row(
+        "an identity layer in our place, `POST`",
+        allocations!(router(), |key| post_session(Some(key))),
+        allocations!(router().layer(tower::layer::util::Identity::new()), |key| post_session(
+            Some(key)
+        )),
+        allocations!(router(), |key| post_session(Some(key))),
+    );
+
+    println!("\n| keys | bytes kept per key | the store's own count |");
+    println!("|---|---|---|");
+    for keys in [1_000, 10_000, 100_000, 1_000_000] {
+        let store = MemoryStore::builder().budget(4 << 30).build().expect("a valid budget");
+        let service = guarded(IdempotencyLayer::new(store.clone()));
+        let (_, answer) = send(&service, post_session(Some(key(u64::MAX)))).await;
+        assert_eq!(answer.len(), 200, "the answer that the figures are about");
+        let region = Region::new(ALLOCATOR);
+        for n in 0..keys {
+            send(&service, post_session(Some(key(n)))).await;
+        }
+        let change = region.change();
+        let kept = (change.bytes_allocated as i64 - change.bytes_deallocated as i64) as f64 / keys as f64;
+        println!(
+            "| {keys} | {kept:.0} | {:.0} |",
+            store.stats().bytes as f64 / keys as f64
+        );
+    }
+}
