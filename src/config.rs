@@ -122,10 +122,10 @@ impl Config {
         self.methods.contains(method)
     }
 
-    /// Whether a response header is left out of the record: hop-by-hop (RFC 9110, section 7.6.1,
-    /// with what `Connection` names), or on the list.
-    pub(crate) fn skips(&self, name: &HeaderName, headers: &HeaderMap) -> bool {
-        const HOP_BY_HOP: [HeaderName; 8] = [
+    /// Which response headers are left out of the record: hop-by-hop ones (RFC 9110, section 7.6.1,
+    /// with what `Connection` names), and those on the list.
+    pub(crate) fn skips<'h>(&'h self, headers: &'h HeaderMap) -> impl Fn(&HeaderName) -> bool + 'h {
+        static HOP_BY_HOP: [HeaderName; 8] = [
             header::CONNECTION,
             HeaderName::from_static("keep-alive"),
             HeaderName::from_static("proxy-connection"),
@@ -135,13 +135,15 @@ impl Config {
             header::TRANSFER_ENCODING,
             header::UPGRADE,
         ];
-        HOP_BY_HOP.contains(name)
-            || self.unreplayed.contains(name)
-            || headers.get_all(header::CONNECTION).iter().any(|line| {
-                line.to_str().is_ok_and(|line| {
-                    line.split(',')
-                        .any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
-                })
-            })
+        let named = headers.contains_key(header::CONNECTION);
+        move |name| {
+            HOP_BY_HOP.contains(name)
+                || self.unreplayed.contains(name)
+                || named
+                    && headers.get_all(header::CONNECTION).iter().any(|line| {
+                        let mut named = line.to_str().unwrap_or_default().split(',');
+                        named.any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
+                    })
+        }
     }
 }

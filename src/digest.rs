@@ -6,26 +6,24 @@
 
 use sha2::{Digest as _, Sha256};
 
-/// A digest under construction. Each field is preceded by its length, so that no two different
-/// lists of fields give the same input.
+/// A digest under construction. Each field is preceded by a tag and its length, so that no two
+/// different lists of fields give the same input.
 pub(crate) struct Digest(Sha256);
 
 impl Digest {
-    /// `domain` separates the uses of the hash from each other. It must be a constant.
-    pub(crate) fn new(domain: &'static [u8]) -> Self {
+    /// `domain` separates the uses of the hash from each other.
+    pub(crate) fn new(domain: &'static [u8; 8]) -> Self {
         let mut digest = Self(Sha256::new());
-        digest.field(domain);
+        digest.0.update(domain);
         digest
     }
 
-    pub(crate) fn field(&mut self, bytes: &[u8]) {
-        self.0.update((bytes.len() as u64).to_le_bytes());
+    /// `tag` says what the field is.
+    pub(crate) fn field(&mut self, tag: u8, bytes: &[u8]) {
+        let mut prefix = [tag; 9];
+        prefix[1..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(prefix);
         self.0.update(bytes);
-    }
-
-    /// A field of one byte: a tag, or a number of fields to come.
-    pub(crate) fn tag(&mut self, tag: u8) {
-        self.0.update([tag]);
     }
 
     pub(crate) fn finish(self) -> [u8; 32] {
@@ -38,9 +36,9 @@ mod tests {
     use super::*;
 
     fn of(fields: &[&[u8]]) -> [u8; 32] {
-        let mut digest = Digest::new(b"test");
+        let mut digest = Digest::new(b"ti.test.");
         for field in fields {
-            digest.field(field);
+            digest.field(1, field);
         }
         digest.finish()
     }
@@ -55,6 +53,7 @@ mod tests {
     #[test]
     fn a_crafted_field_cannot_imitate_a_length_prefix() {
         let mut crafted = b"a".to_vec();
+        crafted.push(1);
         crafted.extend(1u64.to_le_bytes());
         crafted.push(b'b');
         assert_ne!(of(&[&crafted]), of(&[b"a", b"b"]));

@@ -38,7 +38,7 @@ use crate::outcome::Outcome;
 use crate::policy::{Fate, Verdict};
 use crate::problem::{Problem, ProblemKind};
 use crate::record::{Opened, Record};
-use crate::scope::Slot;
+use crate::scope::{Scoped, Slot};
 use crate::state::{Begin, Begun};
 use crate::store::Store;
 
@@ -65,35 +65,21 @@ pub(crate) type Run<RB, E> = Pin<Box<dyn Future<Output = Option<Result<Response<
 pub(crate) type Gone = Arc<AtomicBool>;
 
 impl<S, St: Store> Exchange<S, St> {
-    /// Finds the key, in the head or, if that is where keys are, in the body. `Ok(false)`: the
-    /// request has none, and may pass.
-    pub(crate) fn identify(&mut self, body: Option<&Bytes>) -> Result<bool, Problem> {
+    /// Finds the key in the body, if that is where keys are. `None`: the request has none, and may
+    /// pass.
+    pub(crate) fn key_in(&self, body: &Bytes) -> Result<Option<KeyText>, Problem> {
         let config = &self.shared.config;
-        let found = match body {
-            None => config
-                .key
-                .in_head(&self.parts.headers)
-                .map(|key| key.map(|key| KeyText::from(&*key))),
-            Some(body) => config
-                .key
-                .in_body(&self.parts, body)
-                .map(|key| key.map(|key| KeyText::from(&*key))),
-        };
-        let Some(key) = found.map_err(invalid_key)? else {
-            return if config.require_key {
-                Err(missing_key())
-            } else {
-                Ok(false)
-            };
-        };
-        if config.scope.overlooks_cookie(&self.parts) && !self.shared.warned_of_cookie.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                target: "tower_idempotency",
-                "a request has a Cookie and no Authorization: under the default scope such requests share their \
-                 keys; set a scope that tells your sessions apart"
-            );
+        match config.key.in_body(&self.parts, body).map_err(invalid_key)? {
+            Some(key) => Ok(Some(KeyText::from(&*key))),
+            None if config.require_key => Err(missing_key()),
+            None => Ok(None),
         }
-        let slot = config.scope.slot(&self.parts, key.as_str()).map_err(|unavailable| {
+    }
+
+    /// Says whose key it is.
+    pub(crate) fn identify(&mut self, key: KeyText) -> Result<(), Problem> {
+        let scoped = self.shared.config.scope.slot(&self.parts, key.as_str());
+        let Scoped { slot, overlooks_cookie } = scoped.map_err(|unavailable| {
             tracing::error!(
                 target: "tower_idempotency",
                 error = &*unavailable.0 as &(dyn std::error::Error + 'static),
@@ -104,8 +90,15 @@ impl<S, St: Store> Exchange<S, St> {
                 "The server could not tell whose key it is.",
             )
         })?;
+        if overlooks_cookie && !self.shared.warned_of_cookie.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                target: "tower_idempotency",
+                "a request has a Cookie and no Authorization: under the default scope such requests share their \
+                 keys; set a scope that tells your sessions apart"
+            );
+        }
         self.identity = Some(Identity { key, slot });
-        Ok(true)
+        Ok(())
     }
 
     /// Whether another idempotency layer further out has claimed this very operation: this one
@@ -178,12 +171,13 @@ impl<S, St: Store> Exchange<S, St> {
     }
 
     /// The call of the inner service.
-    pub(crate) fn into_call<B>(self, body: Bytes) -> Oneshot<S, Request<B>>
+    pub(crate) fn into_call<B>(self: Box<Self>, body: Bytes) -> Oneshot<S, Request<B>>
     where
         S: Service<Request<B>>,
         B: From<Bytes>,
     {
-        Oneshot::new(self.inner, Request::from_parts(self.parts, B::from(body)))
+        let Self { inner, parts, .. } = *self;
+        Oneshot::new(inner, Request::from_parts(parts, B::from(body)))
     }
 
     /// The store failed before the handler ran, and the layer fails closed.
@@ -205,14 +199,14 @@ impl<S, St: Store> Exchange<S, St> {
     }
 }
 
-fn missing_key() -> Problem {
+pub(crate) fn missing_key() -> Problem {
     Problem::new(
         ProblemKind::MissingKey,
         "This operation requires an idempotency key. Send one that names the operation, and the same with each retry.",
     )
 }
 
-fn invalid_key(invalid: InvalidKey) -> Problem {
+pub(crate) fn invalid_key(invalid: InvalidKey) -> Problem {
     Problem::new(ProblemKind::InvalidKey, invalid.into_detail())
 }
 
@@ -323,7 +317,7 @@ async fn to_its_end<F: Future>(mut work: Pin<&mut F>, cancelled: Option<&Gone>) 
 
 /// Runs the inner service under a claim, and settles the claim before the response goes out.
 pub(crate) fn run<S, B, RB, St>(
-    mut exchange: Exchange<S, St>,
+    mut exchange: Box<Exchange<S, St>>,
     mut claim: Claim<St>,
     fingerprint: Fingerprint,
     body: Bytes,
@@ -340,15 +334,15 @@ where
         exchange.parts.extensions.insert(key);
     }
     let shared = Arc::clone(&exchange.shared);
-    let call = exchange.into_call(body);
     async move {
         let policy = &shared.config.policy;
         let ended = {
-            let work = pin!(async {
-                let response = call.await?;
+            let mut call = pin!(exchange.into_call(body));
+            // What the policy says is part of the work: its closure may panic, too.
+            let work = pin!(poll_fn(|cx| call.as_mut().poll(cx).map_ok(|response| {
                 let verdict = policy.verdict(response.status(), response.headers());
-                Ok((verdict, response))
-            });
+                (verdict, response)
+            })));
             let work = pin!(to_its_end(work, cancelled.as_ref()));
             claim.while_renewing(work).await
         };
@@ -375,71 +369,73 @@ where
 }
 
 /// Keeps of a response what the policy says, and settles the claim.
-async fn keep<RB, St>(
+fn keep<RB, St>(
     claim: &mut Claim<St>,
     fingerprint: Fingerprint,
     verdict: Verdict,
     response: Response<RB>,
-) -> Response<ResponseBody<RB>>
+) -> impl Future<Output = Response<ResponseBody<RB>>>
 where
     RB: Body<Data = Bytes>,
     St: Store,
 {
     let shared = Arc::clone(&claim.shared);
-    let config = &shared.config;
     let (mut head, body) = response.into_parts();
-    let tombstone = || Settlement::Complete(Record::response_not_retained(fingerprint, head.status));
-    let lost = || match config.policy.on_lost_body {
-        Fate::Seal => tombstone(),
-        Fate::Release => Settlement::Release,
-    };
-    let mut panicked = None;
-    let (settlement, body) = match verdict {
-        Verdict::Release => (Settlement::Release, ResponseBody::live(body)),
-        Verdict::Seal => (tombstone(), ResponseBody::live(body)),
-        Verdict::Store => {
-            // Boxed, so that the rest can be handed on after it was polled.
-            let mut collect = Collect::new(Box::pin(body), config.max_response_body);
-            let collected = {
-                let work = pin!(to_its_end(Pin::new(&mut collect), None));
-                claim.while_renewing(work).await
-            };
-            match collected {
-                Ended::Returned(Collected::Whole { data, trailers }) => {
-                    let skip = |name: &_| config.skips(name, &head.headers);
-                    let record =
-                        Record::response(fingerprint, head.status, &head.headers, skip, &data, trailers.as_ref());
-                    (Settlement::Complete(record), ResponseBody::kept(data, trailers))
+    async move {
+        let config = &shared.config;
+        let tombstone = || Settlement::Complete(Record::response_not_retained(fingerprint, head.status));
+        let lost = || match config.policy.on_lost_body {
+            Fate::Seal => tombstone(),
+            Fate::Release => Settlement::Release,
+        };
+        let mut panicked = None;
+        let (settlement, body) = match verdict {
+            Verdict::Release => (Settlement::Release, ResponseBody::live(body)),
+            Verdict::Seal => (tombstone(), ResponseBody::live(body)),
+            Verdict::Store => {
+                // Boxed, so that the rest can be handed on after it was polled.
+                let mut collect = Collect::new(Box::pin(body), config.max_response_body);
+                let collected = {
+                    let work = pin!(to_its_end(Pin::new(&mut collect), None));
+                    claim.while_renewing(work).await
+                };
+                match collected {
+                    Ended::Returned(Collected::Whole { data, trailers }) => {
+                        let skip = config.skips(&head.headers);
+                        let record =
+                            Record::response(fingerprint, head.status, &head.headers, skip, &data, trailers.as_ref());
+                        (Settlement::Complete(record), ResponseBody::kept(data, trailers))
+                    }
+                    Ended::Returned(Collected::TooLarge { data, next }) => {
+                        (lost(), ResponseBody::overflowed([data, next], collect.into_body()))
+                    }
+                    Ended::Returned(Collected::Failed { data, error }) => (lost(), ResponseBody::failed(data, error)),
+                    Ended::Panicked(panic) => {
+                        panicked = Some(panic);
+                        (lost(), ResponseBody::kept(Bytes::new(), None))
+                    }
+                    Ended::Cancelled => unreachable!("reading has no flag"),
                 }
-                Ended::Returned(Collected::TooLarge { data, next }) => {
-                    (lost(), ResponseBody::overflowed([data, next], collect.into_body()))
-                }
-                Ended::Returned(Collected::Failed { data, error }) => (lost(), ResponseBody::failed(data, error)),
-                Ended::Panicked(panic) => {
-                    panicked = Some(panic);
-                    (lost(), ResponseBody::kept(Bytes::new(), None))
-                }
-                Ended::Cancelled => unreachable!("reading has no flag"),
             }
+        };
+        let outcome = match &settlement {
+            Settlement::Release | Settlement::Lapse => Outcome::Released,
+            Settlement::Complete(record) if record.is_response() => Outcome::Executed,
+            Settlement::Complete(_) => Outcome::Sealed,
+        };
+        let outcome = match claim.settle(settlement).await {
+            Settled::Yes | Settled::Later => outcome,
+            Settled::Lost => Outcome::Released,
+        };
+        shared
+            .tally
+            .report(outcome, Some(&claim.slot), Some(claim.attempt), Some(head.status));
+        if let Some(panic) = panicked {
+            resume_unwind(panic);
         }
-    };
-    let outcome = match &settlement {
-        Settlement::Release | Settlement::Lapse => Outcome::Released,
-        Settlement::Complete(record) if record.is_response() => Outcome::Executed,
-        Settlement::Complete(_) => Outcome::Sealed,
-    };
-    let outcome = match claim.settle(settlement).await {
-        Settled::Yes | Settled::Later => outcome,
-        Settled::Lost => Outcome::Released,
-    };
-    shared
-        .tally
-        .report(outcome, Some(&claim.slot), Some(claim.attempt), Some(head.status));
-    if let Some(panic) = panicked {
-        resume_unwind(panic);
+        head.extensions.insert(outcome);
+        Response::from_parts(head, body)
     }
-    head.extensions.insert(outcome);
-    Response::from_parts(head, body)
 }
 
 /// Settles the claim of a handler that gave no response.
@@ -460,7 +456,7 @@ async fn end_without_response<St: Store>(claim: &mut Claim<St>, fingerprint: Fin
 
 /// Gives back a claim that came when too much work goes on without its client.
 pub(crate) async fn refuse_overload<S, RB, E, St>(
-    exchange: Exchange<S, St>,
+    exchange: Box<Exchange<S, St>>,
     mut claim: Claim<St>,
 ) -> Option<Result<Response<ResponseBody<RB>>, E>>
 where
@@ -476,7 +472,7 @@ where
 
 /// Runs the inner service although the store failed, as the layer was told to.
 pub(crate) async fn run_unprotected<S, B, RB, St>(
-    exchange: Exchange<S, St>,
+    exchange: Box<Exchange<S, St>>,
     body: Bytes,
     error: StoreError,
 ) -> Option<Result<Response<ResponseBody<RB>>, S::Error>>

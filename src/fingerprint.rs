@@ -138,11 +138,11 @@ impl FingerprintSource {
     }
 
     pub(crate) fn of(&self, parts: &Parts, body: &Bytes) -> Fingerprint {
-        let mut digest = Digest::new(b"ti.print.1");
+        let mut digest = Digest::new(b"ti.prnt1");
         match &self.0 {
             Covers::Request => {
                 target(&mut digest, parts);
-                digest.field(body);
+                digest.field(RAW, body);
             }
             Covers::CanonicalJson => {
                 target(&mut digest, parts);
@@ -151,22 +151,20 @@ impl FingerprintSource {
             Covers::JsonFields(pointers) => {
                 target(&mut digest, parts);
                 if !json::is_json(body) {
-                    digest.tag(2);
-                    digest.field(body);
+                    digest.field(RAW, body);
                 }
                 for pointer in pointers.iter().flat_map(|pointers| pointers.iter()) {
                     match pointer.find(body) {
                         Ok(Some(value)) => canonical_or_raw(&mut digest, value.get().as_bytes()),
-                        Ok(None) => digest.tag(0),
+                        Ok(None) => digest.field(ABSENT, b""),
                         Err(json::Ambiguous) => {
-                            digest.tag(3);
-                            digest.field(body);
+                            digest.field(AMBIGUOUS, body);
                         }
                     }
                 }
             }
-            Covers::Body => digest.field(body),
-            Covers::Closure(cover) => digest.field(&cover(parts, body)),
+            Covers::Body => digest.field(RAW, body),
+            Covers::Closure(cover) => digest.field(RAW, &cover(parts, body)),
             Covers::Nothing => {}
         }
         let [print @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = digest.finish();
@@ -187,17 +185,22 @@ impl fmt::Debug for FingerprintSource {
     }
 }
 
+// The tags of the fields; part of what stored fingerprints mean, so never to be changed.
+const METHOD: u8 = 1;
+const PATH: u8 = 2;
+const QUERY: u8 = 3;
+const RAW: u8 = 4;
+const CANONICAL: u8 = 5;
+const ABSENT: u8 = 6;
+const AMBIGUOUS: u8 = 7;
+
 /// Method, path and query.
 fn target(digest: &mut Digest, parts: &Parts) {
     let uri = original_uri(parts);
-    digest.field(parts.method.as_str().as_bytes());
-    digest.field(uri.path().as_bytes());
-    match uri.query() {
-        Some(query) => {
-            digest.tag(1);
-            digest.field(query.as_bytes());
-        }
-        None => digest.tag(0),
+    digest.field(METHOD, parts.method.as_str().as_bytes());
+    digest.field(PATH, uri.path().as_bytes());
+    if let Some(query) = uri.query() {
+        digest.field(QUERY, query.as_bytes());
     }
 }
 
@@ -214,17 +217,11 @@ fn original_uri(parts: &Parts) -> &http::Uri {
     &parts.uri
 }
 
-/// The tag keeps a raw body from being taken for the canonical form of another.
+/// The tags keep a raw body from being taken for the canonical form of another.
 fn canonical_or_raw(digest: &mut Digest, body: &[u8]) {
     match json::canonical(body) {
-        Some(canonical) => {
-            digest.tag(1);
-            digest.field(&canonical);
-        }
-        None => {
-            digest.tag(2);
-            digest.field(body);
-        }
+        Some(canonical) => digest.field(CANONICAL, &canonical),
+        None => digest.field(RAW, body),
     }
 }
 

@@ -60,11 +60,11 @@ pin_project! {
         // Not guarded: the inner service's own future.
         Through { #[pin] future: F },
         // Buffered to look for the key, and not guarded after all.
-        Passing { #[pin] future: Oneshot<S, Request<B>> },
+        Passing { future: Pin<Box<Oneshot<S, Request<B>>>> },
         // Reading the request's body. Dropped here, nothing has happened yet.
-        Reading { #[pin] body: Collect<B>, exchange: Option<Exchange<S, St>> },
+        Reading { #[pin] body: Collect<B>, exchange: Option<Box<Exchange<S, St>>> },
         // The store is asked, or another's outcome awaited. Dropped here, a claim is given back.
-        Admitting { asked: Admitting<St>, exchange: Option<Exchange<S, St>>, body: Bytes },
+        Admitting { asked: Admitting<St>, exchange: Option<Box<Exchange<S, St>>>, body: Bytes },
         // The handler runs. Dropped here, it goes on.
         Running { running: Running<RB, E, St> },
         // Answered without running.
@@ -85,7 +85,7 @@ where
         }
     }
 
-    pub(crate) fn reading(exchange: Exchange<S, St>, body: B) -> Self
+    pub(crate) fn reading(exchange: Box<Exchange<S, St>>, body: B) -> Self
     where
         B: Body<Data = Bytes>,
     {
@@ -130,7 +130,10 @@ where
                     return future.poll(cx).map_ok(|response| response.map(ResponseBody::live));
                 }
                 StateProj::Passing { future } => {
-                    return future.poll(cx).map_ok(|response| response.map(ResponseBody::live));
+                    return future
+                        .as_mut()
+                        .poll(cx)
+                        .map_ok(|response| response.map(ResponseBody::live));
                 }
                 StateProj::Reading { body, exchange } => {
                     let collected = ready!(body.poll(cx));
@@ -150,7 +153,7 @@ where
 }
 
 /// The body is there, or why it is not.
-fn after_body<S, B, RB, St>(mut exchange: Exchange<S, St>, collected: Collected<B::Error>) -> StateOf<S, B, RB, St>
+fn after_body<S, B, RB, St>(mut exchange: Box<Exchange<S, St>>, collected: Collected<B::Error>) -> StateOf<S, B, RB, St>
 where
     S: Service<Request<B>, Response = Response<RB>> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -160,7 +163,7 @@ where
     RB::Error: Send + 'static,
     St: Store,
 {
-    let refuse = |exchange: Exchange<S, St>, problem| State::Answered {
+    let refuse = |exchange: Box<Exchange<S, St>>, problem| State::Answered {
         response: Some(exchange.refuse(problem)),
     };
     let body = match collected {
@@ -172,10 +175,13 @@ where
         Collected::Failed { .. } => return refuse(exchange, engine::body_unreadable()),
     };
     if exchange.identity.is_none() {
-        match exchange.identify(Some(&body)) {
-            Ok(true) => {}
-            Ok(false) => return pass(exchange, body),
-            Err(problem) => return refuse(exchange, problem),
+        let named = match exchange.key_in(&body) {
+            Ok(Some(key)) => exchange.identify(key),
+            Ok(None) => return pass(exchange, body),
+            Err(problem) => Err(problem),
+        };
+        if let Err(problem) = named {
+            return refuse(exchange, problem);
         }
     }
     if exchange.is_claimed_outside() {
@@ -201,7 +207,7 @@ where
 }
 
 /// Sends a request whose body was buffered on as if it had not been.
-fn pass<S, B, RB, St>(exchange: Exchange<S, St>, body: Bytes) -> StateOf<S, B, RB, St>
+fn pass<S, B, RB, St>(exchange: Box<Exchange<S, St>>, body: Bytes) -> StateOf<S, B, RB, St>
 where
     S: Service<Request<B>>,
     S::Error: 'static,
@@ -211,13 +217,13 @@ where
 {
     exchange.shared.tally.report_unguarded();
     State::Passing {
-        future: exchange.into_call(body),
+        future: Box::pin(exchange.into_call(body)),
     }
 }
 
 /// The store has decided, or failed.
 fn after_asking<S, B, RB, St>(
-    exchange: Exchange<S, St>,
+    exchange: Box<Exchange<S, St>>,
     begin: &Begin,
     answer: Result<Begun, StoreError>,
     body: Bytes,

@@ -149,14 +149,6 @@ pub(crate) struct KeyRules {
 }
 
 impl KeyRules {
-    /// Whether the request can have a key, for all that its head tells.
-    pub(crate) fn may_be_in(&self, headers: &HeaderMap) -> bool {
-        match &self.source.0 {
-            Source::Header(Ok(name)) => headers.contains_key(name),
-            _ => true,
-        }
-    }
-
     /// The key in the head, if the source is a header. A present but invalid key is an error, an
     /// empty one too.
     pub(crate) fn in_head<'h>(&self, headers: &'h HeaderMap) -> Result<Option<Cow<'h, str>>, InvalidKey> {

@@ -62,10 +62,13 @@ pub(crate) async fn bounded<T>(
     let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
     let answer = match first {
         Poll::Ready(answer) => answer,
-        Poll::Pending => tokio::time::timeout(limit, call).await.unwrap_or_else(|elapsed| {
-            let message = format!("the store did not answer `{operation}` within {limit:?}");
-            Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
-        }),
+        // Boxed, so that the timer takes no place in the futures of calls that need none.
+        Poll::Pending => Box::pin(tokio::time::timeout(limit, call))
+            .await
+            .unwrap_or_else(|elapsed| {
+                let message = format!("the store did not answer `{operation}` within {limit:?}");
+                Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
+            }),
     };
     watch.stop(answer.is_ok());
     answer
@@ -145,12 +148,13 @@ impl<St: Store> Claim<St> {
 
     /// Does the work; while it is pending, renews the lease.
     pub(crate) async fn while_renewing<F: Future>(&self, mut work: Pin<&mut F>) -> F::Output {
-        let mut renewing = pin!(self.renew_forever());
+        // Work that is ready at once needs no timer.
+        let mut renewing = None;
         poll_fn(|cx| {
             if let Poll::Ready(output) = work.as_mut().poll(cx) {
                 return Poll::Ready(output);
             }
-            // Work that is ready at once never starts the timer.
+            let renewing = renewing.get_or_insert_with(|| Box::pin(self.renew_forever()));
             let Poll::Pending = renewing.as_mut().poll(cx);
             Poll::Pending
         })

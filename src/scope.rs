@@ -81,6 +81,21 @@ impl Default for ScopeSource {
     }
 }
 
+// The tags of the fields; part of what stored slots mean, so never to be changed.
+const KEY: u8 = 0;
+const HEADER: u8 = 1;
+const EXTENSION: u8 = 2;
+const CLOSURE: u8 = 3;
+const SHARED: u8 = 4;
+
+/// A key in its scope.
+#[derive(Debug)]
+pub(crate) struct Scoped {
+    pub(crate) slot: Slot,
+    /// The request fell into the anonymous scope although a cookie says who sent it.
+    pub(crate) overlooks_cookie: bool,
+}
+
 /// The scope cannot be determined: `500` problem `scope-unavailable`.
 #[derive(Debug)]
 pub(crate) struct ScopeUnavailable(pub(crate) BoxError);
@@ -137,22 +152,19 @@ impl ScopeSource {
         }
     }
 
-    /// Whether the request falls into the anonymous scope although a cookie says who sent it.
-    pub(crate) fn overlooks_cookie(&self, parts: &Parts) -> bool {
-        matches!(&self.0, Source::Header(Ok(name))
-            if name == header::AUTHORIZATION && !parts.headers.contains_key(name))
-            && parts.headers.contains_key(header::COOKIE)
-    }
-
-    pub(crate) fn slot(&self, parts: &Parts, key: &str) -> Result<Slot, ScopeUnavailable> {
-        let mut digest = Digest::new(b"ti.slot.1");
+    pub(crate) fn slot(&self, parts: &Parts, key: &str) -> Result<Scoped, ScopeUnavailable> {
+        let mut digest = Digest::new(b"ti.slot1");
+        let mut overlooks_cookie = false;
         match &self.0 {
             Source::Header(Err(error)) => return Err(ScopeUnavailable(error.clone().into())),
             Source::Header(Ok(name)) => {
+                let mut lines = parts.headers.get_all(name).iter().peekable();
+                if lines.peek().is_none() && name == header::AUTHORIZATION {
+                    overlooks_cookie = parts.headers.contains_key(header::COOKIE);
+                }
                 // All lines count: whichever of two the application believes, it is in the scope.
-                for line in parts.headers.get_all(name) {
-                    digest.tag(1);
-                    digest.field(line.as_bytes());
+                for line in lines {
+                    digest.field(HEADER, line.as_bytes());
                 }
             }
             Source::Extension(name, read) => {
@@ -162,21 +174,19 @@ impl ScopeSource {
                     );
                     ScopeUnavailable(missing.into())
                 })?;
-                digest.tag(2);
-                digest.field(scope.as_bytes());
+                digest.field(EXTENSION, scope.as_bytes());
             }
             Source::Closure(scope) => {
-                digest.tag(3);
-                digest.field(scope(parts).map_err(ScopeUnavailable)?.as_bytes());
+                let scope = scope(parts).map_err(ScopeUnavailable)?;
+                digest.field(CLOSURE, scope.as_bytes());
             }
-            Source::Shared(name) => {
-                digest.tag(4);
-                digest.field(name.as_bytes());
-            }
+            Source::Shared(name) => digest.field(SHARED, name.as_bytes()),
         }
-        digest.tag(0);
-        digest.field(key.as_bytes());
-        Ok(Slot(digest.finish()))
+        digest.field(KEY, key.as_bytes());
+        Ok(Scoped {
+            slot: Slot(digest.finish()),
+            overlooks_cookie,
+        })
     }
 }
 
@@ -205,7 +215,7 @@ mod tests {
     }
 
     fn slot(source: &ScopeSource, headers: &[(&str, &str)], key: &str) -> Slot {
-        source.slot(&parts(headers), key).unwrap()
+        source.slot(&parts(headers), key).unwrap().slot
     }
 
     #[test]
@@ -250,9 +260,9 @@ mod tests {
         let error = scope.slot(&parts, "k").unwrap_err().0.to_string();
         assert!(error.contains("Tenant"), "{error}");
         parts.extensions.insert(Tenant(1));
-        let one = scope.slot(&parts, "k").unwrap();
+        let one = scope.slot(&parts, "k").unwrap().slot;
         parts.extensions.insert(Tenant(2));
-        assert_ne!(one, scope.slot(&parts, "k").unwrap());
+        assert_ne!(one, scope.slot(&parts, "k").unwrap().slot);
         assert!(
             ScopeSource::from_fn(|_| Err("no session".into()))
                 .slot(&parts, "k")
@@ -262,11 +272,14 @@ mod tests {
 
     #[test]
     fn contract_3_2_a_cookie_without_authorization_is_noticed() {
+        let overlooks =
+            |scope: &ScopeSource, headers: &[(&str, &str)]| scope.slot(&parts(headers), "k").unwrap().overlooks_cookie;
         let scope = ScopeSource::default();
-        assert!(scope.overlooks_cookie(&parts(&[("cookie", "sid=1")])));
-        assert!(!scope.overlooks_cookie(&parts(&[("cookie", "sid=1"), ("authorization", "x")])));
-        assert!(!scope.overlooks_cookie(&parts(&[])));
-        assert!(!ScopeSource::header("cookie").overlooks_cookie(&parts(&[("cookie", "sid=1")])));
+        assert!(overlooks(&scope, &[("cookie", "sid=1")]));
+        assert!(!overlooks(&scope, &[("cookie", "sid=1"), ("authorization", "x")]));
+        assert!(!overlooks(&scope, &[]));
+        assert!(!overlooks(&ScopeSource::header("cookie"), &[("cookie", "sid=1")]));
+        assert!(!overlooks(&ScopeSource::header("x-account"), &[("cookie", "sid=1")]));
     }
 
     #[test]

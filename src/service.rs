@@ -10,9 +10,10 @@ use http_body::Body;
 use tower::Service;
 
 use crate::body::ResponseBody;
-use crate::engine::Exchange;
+use crate::engine::{Exchange, invalid_key, missing_key};
 use crate::future::ResponseFuture;
 use crate::lease::Shared;
+use crate::operation::KeyText;
 use crate::store::{MemoryStore, Store};
 
 /// Makes an HTTP service's requests safe to retry; made by
@@ -66,26 +67,38 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let config = &self.shared.config;
-        let may_bear_key = || config.require_key || config.key.may_be_in(request.headers());
-        if !config.guards(request.method()) || !may_bear_key() {
-            self.shared.tally.report_unguarded();
-            return ResponseFuture::through(self.inner.call(request));
+        let through = |service: &mut Self, request| {
+            service.shared.tally.report_unguarded();
+            ResponseFuture::through(service.inner.call(request))
+        };
+        if !config.guards(request.method()) {
+            return through(self, request);
         }
+        let key = match config.key.in_head(request.headers()) {
+            Ok(Some(key)) => Ok(Some(KeyText::from(&*key))),
+            Ok(None) if config.key.source.needs_body() => Ok(None),
+            Ok(None) if !config.require_key => return through(self, request),
+            Ok(None) => Err(missing_key()),
+            Err(invalid) => Err(invalid_key(invalid)),
+        };
         // The service that was found ready goes along; its clone is for the next call.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
         let (parts, body) = request.into_parts();
-        let mut exchange = Exchange {
+        let mut exchange = Box::new(Exchange {
             shared: Arc::clone(&self.shared),
             inner: ready,
             parts,
             identity: None,
+        });
+        let named = match key {
+            Ok(Some(key)) => exchange.identify(key),
+            Ok(None) => Ok(()),
+            Err(problem) => Err(problem),
         };
-        if !config.key.source.needs_body()
-            && let Err(problem) = exchange.identify(None)
-        {
-            return ResponseFuture::answered(exchange.refuse(problem));
+        match named {
+            Ok(()) => ResponseFuture::reading(exchange, body),
+            Err(problem) => ResponseFuture::answered(exchange.refuse(problem)),
         }
-        ResponseFuture::reading(exchange, body)
     }
 }

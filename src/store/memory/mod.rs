@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::{DashMap, Entry};
-use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -196,7 +195,7 @@ enum Room {
 /// What a write found to sweep; it is swept when no lock is held.
 #[derive(Default)]
 struct Due {
-    records: SmallVec<[Slot; SWEEP]>,
+    records: Vec<Slot>,
     claim: Option<(usize, Slot)>,
 }
 
