@@ -336,6 +336,23 @@ where
     let shared = Arc::clone(&exchange.shared);
     async move {
         let policy = &shared.config.policy;
+        // Apart from the call: what ends here has not begun the operation.
+        let ready = {
+            let work = pin!(poll_fn(|cx| exchange.inner.poll_ready(cx)));
+            let work = pin!(to_its_end(work, cancelled.as_ref()));
+            claim.while_renewing(work).await
+        };
+        if !matches!(ready, Ended::Returned(Ok(()))) {
+            claim.give_back().await;
+            shared
+                .tally
+                .report(Outcome::Released, Some(&claim.slot), Some(claim.attempt), None);
+            return match ready {
+                Ended::Returned(ready) => ready.err().map(Err),
+                Ended::Panicked(panic) => resume_unwind(panic),
+                Ended::Cancelled => None,
+            };
+        }
         let ended = {
             let mut call = pin!(exchange.into_call(body));
             // What the policy says is part of the work: its closure may panic, too.
@@ -348,7 +365,7 @@ where
         };
         match ended {
             Ended::Returned(Ok((verdict, response))) => {
-                let response = keep(&mut claim, fingerprint, verdict, response).await;
+                let response = keep(&mut claim, fingerprint, verdict, response, cancelled).await;
                 Some(Ok(response))
             }
             Ended::Returned(Err(error)) => {
@@ -374,6 +391,7 @@ fn keep<RB, St>(
     fingerprint: Fingerprint,
     verdict: Verdict,
     response: Response<RB>,
+    cancelled: Option<Gone>,
 ) -> impl Future<Output = Response<ResponseBody<RB>>>
 where
     RB: Body<Data = Bytes>,
@@ -396,7 +414,7 @@ where
                 // Boxed, so that the rest can be handed on after it was polled.
                 let mut collect = Collect::new(Box::pin(body), config.max_response_body);
                 let collected = {
-                    let work = pin!(to_its_end(Pin::new(&mut collect), None));
+                    let work = pin!(to_its_end(Pin::new(&mut collect), cancelled.as_ref()));
                     claim.while_renewing(work).await
                 };
                 match collected {
@@ -414,7 +432,8 @@ where
                         panicked = Some(panic);
                         (lost(), ResponseBody::kept(Bytes::new(), None))
                     }
-                    Ended::Cancelled => unreachable!("reading has no flag"),
+                    // The operation was done; nobody reads the rest.
+                    Ended::Cancelled => (lost(), ResponseBody::kept(Bytes::new(), None)),
                 }
             }
         };
@@ -454,16 +473,18 @@ async fn end_without_response<St: Store>(claim: &mut Claim<St>, fingerprint: Fin
         .report(outcome, Some(&claim.slot), Some(claim.attempt), None);
 }
 
-/// Gives back a claim that came when too much work goes on without its client.
+/// Refuses because too much work goes on without its client, and gives the claim back.
 pub(crate) async fn refuse_overload<S, RB, E, St>(
     exchange: Box<Exchange<S, St>>,
-    mut claim: Claim<St>,
+    claim: Option<Claim<St>>,
 ) -> Option<Result<Response<ResponseBody<RB>>, E>>
 where
     RB: Body<Data = Bytes>,
     St: Store,
 {
-    claim.give_back().await;
+    if let Some(mut claim) = claim {
+        claim.give_back().await;
+    }
     Some(Ok(exchange.refuse(Problem::new(
         ProblemKind::Overloaded,
         "Too much work goes on whose clients have left, so the operation did not run.",
@@ -475,6 +496,7 @@ pub(crate) async fn run_unprotected<S, B, RB, St>(
     exchange: Box<Exchange<S, St>>,
     body: Bytes,
     error: StoreError,
+    cancelled: Option<Gone>,
 ) -> Option<Result<Response<ResponseBody<RB>>, S::Error>>
 where
     S: Service<Request<B>, Response = Response<RB>>,
@@ -485,9 +507,17 @@ where
     exchange.warn_of(&error, "the store failed; the request runs unprotected");
     let shared = Arc::clone(&exchange.shared);
     let slot = exchange.identity.as_ref().map(|identity| identity.slot);
-    let result = exchange.into_call(body).await;
-    let status = result.as_ref().ok().map(Response::status);
+    let call = pin!(exchange.into_call(body));
+    let (result, status) = match to_its_end(call, cancelled.as_ref()).await {
+        Ended::Returned(result) => {
+            let status = result.as_ref().ok().map(Response::status);
+            (Ok(Some(result)), status)
+        }
+        Ended::Panicked(panic) => (Err(panic), None),
+        Ended::Cancelled => (Ok(None), None),
+    };
     shared.tally.report(Outcome::Unprotected, slot.as_ref(), None, status);
+    let result = result.unwrap_or_else(|panic| resume_unwind(panic))?;
     Some(result.map(|response| {
         let mut response = response.map(ResponseBody::live);
         response.extensions_mut().insert(Outcome::Unprotected);

@@ -238,15 +238,16 @@ where
     St: Store,
 {
     let shared = Arc::clone(&exchange.shared);
-    let run: (Run<RB, S::Error>, Option<Gone>) = match answer {
+    let config = &shared.config;
+    let overloaded = || shared.tasks.len() >= config.max_detached;
+    let gone = config.cancel_on_disconnect.map(|_| Gone::default());
+    let run: Run<RB, S::Error> = match answer {
         Ok(Begun::Started { attempt }) => {
             let claim = Claim::new(Arc::clone(&shared), begin.slot, begin.token, attempt);
-            if shared.tasks.len() >= shared.config.max_detached {
-                (Box::pin(engine::refuse_overload(exchange, claim)), None)
+            if overloaded() {
+                Box::pin(engine::refuse_overload(exchange, Some(claim)))
             } else {
-                let gone = shared.config.cancel_on_disconnect.map(|_| Gone::default());
-                let run = engine::run(exchange, claim, begin.fingerprint, body, gone.clone());
-                (Box::pin(run), gone)
+                Box::pin(engine::run(exchange, claim, begin.fingerprint, body, gone.clone()))
             }
         }
         answer => match answer.and_then(|begun| exchange.answer(begun)) {
@@ -255,18 +256,19 @@ where
                     response: Some(response),
                 };
             }
-            Err(error) if shared.config.fail_open => (Box::pin(engine::run_unprotected(exchange, body, error)), None),
-            Err(error) => {
+            Err(error) if !config.fail_open => {
                 return State::Answered {
                     response: Some(exchange.refuse_for_store(&error)),
                 };
             }
+            Err(_) if overloaded() => Box::pin(engine::refuse_overload(exchange, None)),
+            Err(error) => Box::pin(engine::run_unprotected(exchange, body, error, gone.clone())),
         },
     };
     State::Running {
         running: Running {
-            run: Some(run.0),
-            gone: run.1,
+            run: Some(run),
+            gone,
             shared,
             span: Span::current(),
             home: None,
