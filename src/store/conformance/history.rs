@@ -1,0 +1,245 @@
+//! A random history, step by step beside the machine.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Harness;
+use super::probe::{Probe, alike, named, random_slot, random_token, response};
+use crate::fingerprint::Fingerprint;
+use crate::scope::Slot;
+use crate::state::{Begin, Begun, Held, Machine, Millis, OnLapse, Token};
+use crate::store::Store;
+
+const SLOTS: usize = 6;
+const STEPS: u32 = 40;
+/// A step in which nothing is done lets time pass alone.
+const CALLS: usize = 4;
+/// How often a history is begun anew because the store, or this process, was too slow for it.
+const TRIES: usize = 5;
+
+pub(super) async fn a_random_history_follows_the_machine<H: Harness>(probe: Probe<'_, H>) {
+    follow(&probe, Uuid::new_v4().as_u64_pair().1).await;
+}
+
+/// Follows the history of that seed.
+///
+/// Step `k` happens from `k` units on, and takes less than a third of one. All that ends does so
+/// half a unit later than some step begins: whichever way a call is late, it is on the same side.
+pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
+    for _ in 0..TRIES {
+        if history(probe, seed).await.is_ok() {
+            return;
+        }
+    }
+    probe.broken(
+        &format!("a history (seed {seed:#x})"),
+        format_args!(
+            "in {TRIES} tries, a few calls took longer than a third of a unit ({:?}); let the harness have a longer unit",
+            probe.harness.unit()
+        ),
+    )
+}
+
+/// What one step took was too long to say what should have been answered.
+struct TooSlow;
+
+async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64) -> Result<(), TooSlow> {
+    let unit = probe.harness.unit();
+    let mut dice = Dice(seed);
+    let mut slots: Vec<Followed> = (0..SLOTS).map(|_| Followed::new(&mut dice)).collect();
+    let mut clock = Clock::start();
+    for step in 0..STEPS {
+        let from = unit * step;
+        clock.pass_until(from, probe.harness).await;
+        let now = Millis(0).after(from);
+        for _ in 0..dice.below(CALLS + 1) {
+            let index = dice.below(SLOTS);
+            let call = slots[index].draw(&mut dice, unit);
+            let slot = &mut slots[index];
+            let (answer, expected) = match &call {
+                Call::Begin(begin) => {
+                    let answer = probe.store.begin(begin).await;
+                    let expected = slot.machine.begin(begin, now);
+                    (answer.map(Answer::Begun), Answer::Begun(expected))
+                }
+                Call::Renew(token, lease) => {
+                    let answer = probe.store.renew(&slot.slot, *token, *lease).await;
+                    let expected = slot.machine.renew(*token, *lease, now);
+                    (answer.map(Answer::Held), Answer::Held(expected))
+                }
+                Call::Complete(token, print, ttl) => {
+                    let record = response(*print, &token.0.to_le_bytes());
+                    let answer = probe.store.complete(&slot.slot, *token, &record, *ttl).await;
+                    let expected = slot.machine.complete(*token, &record, *ttl, now);
+                    (answer.map(Answer::Held), Answer::Held(expected))
+                }
+                Call::Release(token) => {
+                    let answer = probe.store.release(&slot.slot, *token).await;
+                    let expected = slot.machine.release(*token, now);
+                    (answer.map(Answer::Held), Answer::Held(expected))
+                }
+            };
+            if clock.elapsed() >= from + unit / 3 {
+                return Err(TooSlow);
+            }
+            let told = |answer: &str| format!("\n  at {step} units: {call:?} -> {answer}");
+            let history = || {
+                format!(
+                    "a history (seed {seed:#x}), of which this slot's part is{}{}\n ",
+                    slot.told,
+                    told("?")
+                )
+            };
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(error) => probe.answered(&history(), Err(error)),
+            };
+            if !answer.is_like(&expected) {
+                let (answer, expected) = (answer.named(), expected.named());
+                probe.broken(
+                    &history(),
+                    format_args!("the last was to be answered {expected}, and was answered {answer}"),
+                );
+            }
+            slot.told += &told(&answer.named());
+        }
+    }
+    Ok(())
+}
+
+/// The store's time as far as it can be told from here: what was let pass, and what calls took.
+struct Clock {
+    passed: Duration,
+    since: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            passed: Duration::ZERO,
+            since: Instant::now(),
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.passed + self.since.elapsed()
+    }
+
+    async fn pass_until(&mut self, time: Duration, harness: &impl Harness) {
+        let elapsed = self.elapsed();
+        let missing = time.saturating_sub(elapsed);
+        let before = Instant::now();
+        if !missing.is_zero() {
+            harness.pass(missing).await;
+        }
+        // A harness that moves a clock of its own takes no time for it.
+        self.passed = elapsed + missing.max(before.elapsed());
+        self.since = Instant::now();
+    }
+}
+
+#[derive(Debug)]
+enum Call {
+    Begin(Begin),
+    Renew(Token, Duration),
+    Complete(Token, Fingerprint, Duration),
+    Release(Token),
+}
+
+enum Answer {
+    Begun(Begun),
+    Held(Held),
+}
+
+impl Answer {
+    fn is_like(&self, expected: &Self) -> bool {
+        match (self, expected) {
+            (Self::Begun(answer), Self::Begun(expected)) => alike(answer, expected),
+            (Self::Held(answer), Self::Held(expected)) => answer == expected,
+            _ => false,
+        }
+    }
+
+    fn named(&self) -> String {
+        match self {
+            Self::Begun(begun) => named(begun),
+            Self::Held(held) => format!("{held:?}"),
+        }
+    }
+}
+
+/// A slot, what the machine holds of it, and who has asked for it.
+struct Followed {
+    slot: Slot,
+    machine: Machine,
+    prints: [Fingerprint; 2],
+    begun: Vec<Begin>,
+    /// The story so far, for the message.
+    told: String,
+}
+
+impl Followed {
+    fn new(dice: &mut Dice) -> Self {
+        let print = dice.next() as u8;
+        Self {
+            slot: random_slot(),
+            machine: Machine::default(),
+            prints: [print, !print].map(|byte| Fingerprint::from_bytes([byte; Fingerprint::LEN])),
+            begun: Vec::new(),
+            told: String::new(),
+        }
+    }
+
+    fn draw(&mut self, dice: &mut Dice, unit: Duration) -> Call {
+        // Whole units and a half; the memory of a lapsed claim comes on top of a lease.
+        let whole = |dice: &mut Dice| unit * (1 + dice.below(6) as u32);
+        let halves = |dice: &mut Dice| unit * dice.below(7) as u32 + unit / 2;
+        let recent = self.begun.len().saturating_sub(3);
+        let chosen = match self.begun.len() {
+            0 => None,
+            _ if dice.below(4) > 0 => self.begun.get(recent + dice.below(self.begun.len() - recent)),
+            _ => self.begun.get(dice.below(self.begun.len())),
+        };
+        match (dice.below(10), chosen.copied()) {
+            (0, Some(begin)) => Call::Begin(begin),
+            (1..=2, Some(begin)) => Call::Renew(begin.token, halves(dice)),
+            (3..=4, Some(begin)) => Call::Complete(begin.token, begin.fingerprint, halves(dice)),
+            (5, Some(begin)) => Call::Release(begin.token),
+            (6, _) if dice.below(4) == 0 => Call::Release(random_token()),
+            _ => {
+                let begin = Begin {
+                    slot: self.slot,
+                    fingerprint: self.prints[usize::from(dice.below(5) == 0)],
+                    token: random_token(),
+                    lease: halves(dice),
+                    ttl: whole(dice),
+                    on_lapse: match dice.below(4) {
+                        0 => OnLapse::Refuse,
+                        _ => OnLapse::RunAgain,
+                    },
+                };
+                self.begun.push(begin);
+                Call::Begin(begin)
+            }
+        }
+    }
+}
+
+/// SplitMix64: a seed is the whole history.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+}

@@ -1,0 +1,265 @@
+//! What time does: leases lapse, claims are taken over and forgotten, records expire.
+//!
+//! Times in comments are units from the slot's first `begin`. Each look is a unit or more away
+//! from the next boundary.
+
+use super::Harness;
+use super::probe::{IN_FLIGHT, Probe};
+use crate::state::{Begin, Begun, Held, OnLapse};
+
+const FIRST: Begun = Begun::Started { attempt: 1 };
+
+pub(super) async fn a_lapsed_claim_is_taken_over_as_the_next_attempt<H: Harness>(slot: Probe<'_, H>) {
+    slot.begin("the first of a slot", &slot.claim_for(1), &FIRST).await;
+    for attempt in 2..=4 {
+        slot.pass(2).await;
+        let step = format!("after attempt {} lapsed", attempt - 1);
+        slot.begin(&step, &slot.claim_for(1), &Begun::Started { attempt }).await;
+    }
+    slot.pass(2).await;
+    let last = slot.claim();
+    slot.begin("after attempt 4 lapsed", &last, &Begun::Started { attempt: 5 })
+        .await;
+    slot.begin("while attempt 5 runs", &slot.claim(), &IN_FLIGHT).await;
+    let record = slot.response(b"at last");
+    slot.complete("by the holder of attempt 5", last.token, &record, slot.long, Held::Yes)
+        .await;
+    slot.begin("after attempt 5 completed", &slot.claim(), &Begun::Done(record))
+        .await;
+}
+
+pub(super) async fn a_former_holder_is_fenced_off<H: Harness>(slot: Probe<'_, H>) {
+    let former = slot.claim_for(1);
+    let late = slot.response(b"the former holder's");
+    slot.begin("the first of a slot", &former, &FIRST).await;
+    slot.pass(2).await;
+    let present = slot.claim();
+    slot.begin("taking it over", &present, &Begun::Started { attempt: 2 })
+        .await;
+    slot.renew("by the former holder", former.token, slot.long, Held::Lost)
+        .await;
+    slot.complete("by the former holder", former.token, &late, slot.long, Held::Lost)
+        .await;
+    slot.release("by the former holder", former.token, Held::Lost).await;
+    slot.begin("by the former holder, repeated", &former, &IN_FLIGHT).await;
+    slot.begin("after the former holder spoke", &slot.claim(), &IN_FLIGHT)
+        .await;
+    let record = slot.response(b"the present holder's");
+    slot.complete("by the present holder", present.token, &record, slot.long, Held::Yes)
+        .await;
+    slot.complete(
+        "by the former holder, after the end",
+        former.token,
+        &late,
+        slot.long,
+        Held::Lost,
+    )
+    .await;
+    slot.release("by the former holder, after the end", former.token, Held::Lost)
+        .await;
+    slot.begin("after all that", &slot.claim(), &Begun::Done(record)).await;
+}
+
+pub(super) async fn a_lapsed_claim_that_nobody_took_over_is_still_held<H: Harness>(slot: Probe<'_, H>) {
+    let completing = slot.elsewhere();
+    let record = completing.response(b"late, but first");
+    let releasing = slot.elsewhere();
+    let (renewed, completed, released) = (slot.claim_for(1), completing.claim_for(1), releasing.claim_for(1));
+    slot.begin("a claim that lapses", &renewed, &FIRST).await;
+    completing.begin("a claim that lapses", &completed, &FIRST).await;
+    releasing.begin("a claim that lapses", &released, &FIRST).await;
+    slot.pass(2).await;
+
+    slot.renew("of a claim that lapsed", renewed.token, slot.long, Held::Yes)
+        .await;
+    slot.begin("after the late renewal", &slot.claim(), &IN_FLIGHT).await;
+    completing
+        .complete("of a claim that lapsed", completed.token, &record, slot.long, Held::Yes)
+        .await;
+    completing
+        .begin("after the late completion", &completing.claim(), &Begun::Done(record))
+        .await;
+    releasing
+        .release("of a claim that lapsed", released.token, Held::Yes)
+        .await;
+    releasing
+        .begin("after the late release", &releasing.other_claim(), &FIRST)
+        .await;
+}
+
+pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: Probe<'_, H>) {
+    // Lapses at 1, is forgotten at 6.
+    let dead = Begin {
+        ttl: slot.units(5),
+        ..slot.claim_for(1)
+    };
+    slot.begin("a claim that lapses", &dead, &FIRST).await;
+    slot.pass(3).await;
+    slot.begin(
+        "another fingerprint, after the lapse and within the ttl",
+        &slot.other_claim(),
+        &Begun::Mismatch,
+    )
+    .await;
+    slot.pass(4).await;
+    let next = Begin {
+        ttl: slot.units(1),
+        lease: slot.units(1),
+        ..slot.other_claim()
+    };
+    slot.begin("another fingerprint, after lease and ttl", &next, &FIRST)
+        .await;
+
+    // A takeover brings its own ttl: attempt 2 begins at 2, lapses at 3 and is forgotten at 8.
+    let slot = slot.elsewhere();
+    let first = Begin {
+        ttl: slot.units(5),
+        ..slot.claim_for(1)
+    };
+    slot.begin("a claim that lapses", &first, &FIRST).await;
+    slot.pass(2).await;
+    let second = Begin {
+        ttl: slot.units(5),
+        ..slot.claim_for(1)
+    };
+    slot.begin("taking it over", &second, &Begun::Started { attempt: 2 })
+        .await;
+    slot.pass(4).await;
+    slot.begin(
+        "another fingerprint, within the ttl of attempt 2",
+        &slot.other_claim(),
+        &Begun::Mismatch,
+    )
+    .await;
+    slot.pass(3).await;
+    slot.begin("the same fingerprint, after that ttl", &slot.claim(), &FIRST)
+        .await;
+}
+
+pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>) {
+    let refusing = |begin: Begin| Begin {
+        on_lapse: OnLapse::Refuse,
+        ..begin
+    };
+    let dead = refusing(slot.claim_for(1));
+    slot.begin("the first of a slot", &dead, &FIRST).await;
+    slot.pass(2).await;
+    slot.begin(
+        "refusing a lapsed claim",
+        &refusing(slot.claim()),
+        &Begun::OutcomeUnknown,
+    )
+    .await;
+    slot.begin(
+        "refusing a lapsed claim, a second time",
+        &refusing(slot.claim()),
+        &Begun::OutcomeUnknown,
+    )
+    .await;
+    slot.begin(
+        "another fingerprint on a lapsed claim",
+        &refusing(slot.other_claim()),
+        &Begun::Mismatch,
+    )
+    .await;
+    slot.renew("by the holder, which lives after all", dead.token, slot.long, Held::Yes)
+        .await;
+    slot.begin("after the renewal", &refusing(slot.claim()), &IN_FLIGHT)
+        .await;
+    slot.renew("by the holder, which then dies", dead.token, slot.units(1), Held::Yes)
+        .await;
+    slot.pass(2).await;
+    slot.begin(
+        "running a lapsed claim again",
+        &slot.claim(),
+        &Begun::Started { attempt: 2 },
+    )
+    .await;
+}
+
+pub(super) async fn renew_moves_the_lease<H: Harness>(slot: Probe<'_, H>) {
+    let claim = slot.claim_for(3);
+    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.pass(1).await;
+    // From 3 to 6.
+    slot.renew("by the holder", claim.token, slot.units(5), Held::Yes).await;
+    slot.pass(3).await;
+    slot.begin("after the first lease, within the renewed", &slot.claim(), &IN_FLIGHT)
+        .await;
+    slot.pass(4).await;
+    slot.begin("after the renewed lease", &slot.claim(), &Begun::Started { attempt: 2 })
+        .await;
+
+    // The lease is from now, not added to what was left.
+    let slot = slot.elsewhere();
+    let claim = slot.claim();
+    slot.begin("with a long lease", &claim, &FIRST).await;
+    slot.renew("to a short lease", claim.token, slot.units(1), Held::Yes)
+        .await;
+    slot.pass(2).await;
+    slot.begin(
+        "after the lease was renewed to a shorter one",
+        &slot.claim(),
+        &Begun::Started { attempt: 2 },
+    )
+    .await;
+}
+
+pub(super) async fn a_foreign_renew_does_not_move_the_lease<H: Harness>(slot: Probe<'_, H>) {
+    slot.begin("the first of a slot", &slot.claim_for(1), &FIRST).await;
+    slot.renew("under a foreign token", slot.claim().token, slot.long, Held::Lost)
+        .await;
+    slot.begin("another fingerprint", &slot.other_claim(), &Begun::Mismatch)
+        .await;
+    slot.pass(2).await;
+    slot.begin(
+        "after the lease of the holder",
+        &slot.claim(),
+        &Begun::Started { attempt: 2 },
+    )
+    .await;
+}
+
+pub(super) async fn a_record_lives_for_its_ttl_from_completion<H: Harness>(slot: Probe<'_, H>) {
+    let claim = Begin {
+        ttl: slot.units(1),
+        ..slot.claim()
+    };
+    let record = slot.response(b"for a while");
+    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.pass(4).await;
+    // Kept until 9, however long it ran, and however often it is read.
+    slot.complete("by the holder", claim.token, &record, slot.units(5), Held::Yes)
+        .await;
+    slot.pass(3).await;
+    slot.begin("within the ttl", &slot.claim(), &Begun::Done(record.clone()))
+        .await;
+    slot.begin(
+        "another fingerprint, within the ttl",
+        &slot.other_claim(),
+        &Begun::Mismatch,
+    )
+    .await;
+    slot.begin("within the ttl, again", &slot.claim(), &Begun::Done(record))
+        .await;
+    slot.pass(4).await;
+    slot.begin("another fingerprint, after the ttl", &slot.other_claim(), &FIRST)
+        .await;
+}
+
+pub(super) async fn nobody_holds_what_is_forgotten<H: Harness>(slot: Probe<'_, H>) {
+    let dead = Begin {
+        ttl: slot.units(1),
+        ..slot.claim_for(1)
+    };
+    let record = slot.response(b"too late");
+    slot.begin("a claim that lapses", &dead, &FIRST).await;
+    slot.pass(4).await;
+    slot.renew("after lease and ttl", dead.token, slot.long, Held::Lost)
+        .await;
+    slot.complete("after lease and ttl", dead.token, &record, slot.long, Held::Lost)
+        .await;
+    slot.release("after lease and ttl", dead.token, Held::Lost).await;
+    slot.begin("another fingerprint, after that", &slot.other_claim(), &FIRST)
+        .await;
+}

@@ -1,0 +1,224 @@
+//! One slot of the store under test, asked step by step.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::Harness;
+use crate::fingerprint::Fingerprint;
+use crate::record::Record;
+use crate::scope::Slot;
+use crate::state::{Begin, Begun, Held, OnLapse, Token};
+use crate::store::{Store, StoreError};
+
+/// Where an answer `InFlight` is expected; how much is left is not compared.
+pub(super) const IN_FLIGHT: Begun = Begun::InFlight {
+    lease_left: Duration::ZERO,
+};
+
+pub(super) struct Probe<'a, H: Harness> {
+    pub(super) harness: &'a H,
+    rule: &'static str,
+    pub(super) store: Arc<H::Store>,
+    pub(super) slot: Slot,
+    pub(super) fingerprint: Fingerprint,
+    /// A time that does not end while the suite runs.
+    pub(super) long: Duration,
+}
+
+impl<'a, H: Harness> Probe<'a, H> {
+    pub(super) fn new(harness: &'a H, rule: &'static str) -> Self {
+        Self {
+            harness,
+            rule,
+            store: Arc::new(harness.store()),
+            slot: random_slot(),
+            fingerprint: Fingerprint::from_bytes(Uuid::new_v4().into_bytes()),
+            long: Duration::from_secs(3600).max(harness.unit() * 1000),
+        }
+    }
+
+    /// The same rule on another slot, through another handle.
+    pub(super) fn elsewhere(&self) -> Self {
+        Self::new(self.harness, self.rule)
+    }
+
+    /// The same rule on that slot.
+    pub(super) fn at(&self, slot: Slot) -> Self {
+        Self {
+            harness: self.harness,
+            rule: self.rule,
+            store: Arc::clone(&self.store),
+            slot,
+            fingerprint: self.fingerprint,
+            long: self.long,
+        }
+    }
+
+    /// A `begin` of the slot under a new token, with a lease that does not lapse.
+    pub(super) fn claim(&self) -> Begin {
+        Begin {
+            slot: self.slot,
+            fingerprint: self.fingerprint,
+            token: random_token(),
+            lease: self.long,
+            ttl: self.long,
+            on_lapse: OnLapse::RunAgain,
+        }
+    }
+
+    /// As [`claim`](Self::claim), with a lease of so many units.
+    pub(super) fn claim_for(&self, units: u32) -> Begin {
+        Begin {
+            lease: self.units(units),
+            ..self.claim()
+        }
+    }
+
+    /// As [`claim`](Self::claim), with another fingerprint.
+    pub(super) fn other_claim(&self) -> Begin {
+        Begin {
+            fingerprint: Fingerprint::from_bytes(Uuid::new_v4().into_bytes()),
+            ..self.claim()
+        }
+    }
+
+    /// A stored response with the slot's fingerprint.
+    pub(super) fn response(&self, body: &[u8]) -> Record {
+        response(self.fingerprint, body)
+    }
+
+    pub(super) fn units(&self, units: u32) -> Duration {
+        self.harness.unit() * units
+    }
+
+    pub(super) async fn pass(&self, units: u32) {
+        self.harness.pass(self.units(units)).await;
+    }
+
+    pub(super) async fn begin(&self, step: &str, begin: &Begin, expected: &Begun) {
+        let answer = self.store.begin(begin).await;
+        self.expect_begun(&format!("begin, {step}"), answer, expected);
+    }
+
+    pub(super) async fn renew(&self, step: &str, token: Token, lease: Duration, expected: Held) {
+        let answer = self.store.renew(&self.slot, token, lease).await;
+        self.expect_held(&format!("renew, {step}"), answer, expected);
+    }
+
+    pub(super) async fn complete(&self, step: &str, token: Token, record: &Record, ttl: Duration, expected: Held) {
+        let answer = self.store.complete(&self.slot, token, record, ttl).await;
+        self.expect_held(&format!("complete, {step}"), answer, expected);
+    }
+
+    pub(super) async fn release(&self, step: &str, token: Token, expected: Held) {
+        let answer = self.store.release(&self.slot, token).await;
+        self.expect_held(&format!("release, {step}"), answer, expected);
+    }
+
+    pub(super) fn expect_begun(&self, step: &str, answer: Result<Begun, StoreError>, expected: &Begun) {
+        let answer = self.answered(step, answer);
+        if let (Begun::Done(got), Begun::Done(expected)) = (&answer, expected)
+            && got != expected
+        {
+            let (got, expected) = (got.to_bytes(), expected.to_bytes());
+            let at = got.iter().zip(&expected).take_while(|(a, b)| a == b).count();
+            let (got, expected) = (got.len(), expected.len());
+            self.broken(step, format_args!("the record came back changed: {got} bytes in its stored form where {expected} were completed, and the first difference is at byte {at}"));
+        }
+        if !alike(&answer, expected) {
+            self.broken(step, format_args!("expected {}, got {answer:?}", named(expected)));
+        }
+    }
+
+    pub(super) fn expect_held(&self, step: &str, answer: Result<Held, StoreError>, expected: Held) {
+        let answer = self.answered(step, answer);
+        if answer != expected {
+            self.broken(step, format_args!("expected {expected:?}, got {answer:?}"));
+        }
+    }
+
+    pub(super) fn answered<T>(&self, step: &str, answer: Result<T, StoreError>) -> T {
+        answer.unwrap_or_else(|error| {
+            let kind = error.kind();
+            self.broken(step, format_args!("the store failed ({kind:?}): {error}"))
+        })
+    }
+
+    pub(super) fn broken(&self, step: &str, what: impl std::fmt::Display) -> ! {
+        panic!(
+            "store conformance: the rule `{}` is broken. {step}: {what}. (slot {})",
+            self.rule, self.slot
+        )
+    }
+
+    /// Runs the tasks at the same time and returns what they returned, in order. A task's panic is
+    /// this one's.
+    pub(super) async fn together<F>(&self, tasks: impl IntoIterator<Item = F>) -> Vec<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let mut set = JoinSet::new();
+        let count = tasks
+            .into_iter()
+            .enumerate()
+            .map(|(index, task)| set.spawn(async move { (index, task.await) }))
+            .count();
+        let mut outputs: Vec<_> = (0..count).map(|_| None).collect();
+        while let Some(joined) = set.join_next().await {
+            match joined {
+                Ok((index, output)) => outputs[index] = Some(output),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(error) => self.broken("a task of the suite", error),
+                },
+            }
+        }
+        outputs.into_iter().flatten().collect()
+    }
+}
+
+/// `InFlight` is alike however much of the lease is left.
+pub(super) fn alike(answer: &Begun, expected: &Begun) -> bool {
+    match (answer, expected) {
+        (Begun::InFlight { .. }, Begun::InFlight { .. }) => true,
+        _ => answer == expected,
+    }
+}
+
+pub(super) fn named(expected: &Begun) -> String {
+    match expected {
+        Begun::InFlight { .. } => "InFlight".into(),
+        _ => format!("{expected:?}"),
+    }
+}
+
+pub(super) fn random_slot() -> Slot {
+    let mut bytes = [0; Slot::LEN];
+    let (first, second) = bytes.split_at_mut(Slot::LEN / 2);
+    first.copy_from_slice(Uuid::new_v4().as_bytes());
+    second.copy_from_slice(Uuid::new_v4().as_bytes());
+    Slot::from_bytes(bytes)
+}
+
+pub(super) fn random_token() -> Token {
+    // The two halves of a UUID have fixed bits at different places.
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    Token(high ^ low)
+}
+
+/// A stored response, with a header that is neither text nor to be logged.
+pub(super) fn response(fingerprint: Fingerprint, body: &[u8]) -> Record {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from_static(b"caf\xe9")) {
+        value.set_sensitive(true);
+        headers.insert("x-raw", value);
+    }
+    Record::response(fingerprint, StatusCode::CREATED, &headers, |_| false, body, None)
+}

@@ -1,0 +1,233 @@
+//! Many at once, and calls that are dropped before they have answered.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use super::Harness;
+use super::probe::Probe;
+use crate::record::Record;
+use crate::state::{Begin, Begun, Held};
+use crate::store::Store;
+
+/// How many ask for one slot at the same time.
+const CROWD: usize = 64;
+/// Through how many handles.
+const HANDLES: usize = 4;
+/// How often a race is run.
+const RACES: usize = 4;
+
+fn handles<H: Harness>(harness: &H) -> Vec<Arc<H::Store>> {
+    (0..HANDLES).map(|_| Arc::new(harness.store())).collect()
+}
+
+pub(super) async fn one_of_many_begins_starts<H: Harness>(slot: Probe<'_, H>) {
+    for _ in 0..RACES {
+        crowd(&slot.elsewhere(), 1).await;
+    }
+}
+
+pub(super) async fn one_of_many_takes_a_lapsed_claim_over<H: Harness>(slot: Probe<'_, H>) {
+    let slots: Vec<_> = (0..RACES).map(|_| slot.elsewhere()).collect();
+    for slot in &slots {
+        slot.begin(
+            "a claim that lapses",
+            &slot.claim_for(1),
+            &Begun::Started { attempt: 1 },
+        )
+        .await;
+    }
+    slot.pass(2).await;
+    for slot in &slots {
+        crowd(slot, 2).await;
+    }
+}
+
+/// Exactly one of a crowd is started, as that attempt; the others are in flight.
+async fn crowd<H: Harness>(slot: &Probe<'_, H>, attempt: u32) {
+    let handles = handles(slot.harness);
+    let claims: Vec<Begin> = (0..CROWD).map(|_| slot.claim()).collect();
+    let answers = slot
+        .together(claims.iter().zip(handles.iter().cycle()).map(|(&claim, store)| {
+            let store = Arc::clone(store);
+            async move { store.begin(&claim).await }
+        }))
+        .await;
+    let step = format!("begin, {CROWD} at the same time");
+    let mut started = Vec::new();
+    for (claim, answer) in claims.iter().zip(answers) {
+        match slot.answered(&step, answer) {
+            Begun::Started { attempt: got } if got == attempt => started.push(claim.token),
+            Begun::InFlight { .. } => {}
+            other => slot.broken(
+                &step,
+                format_args!("expected one to be started as attempt {attempt} and the others in flight, got {other:?}"),
+            ),
+        }
+    }
+    let [winner] = started[..] else {
+        slot.broken(
+            &step,
+            format_args!(
+                "{} were started as attempt {attempt}, expected exactly 1",
+                started.len()
+            ),
+        )
+    };
+    slot.renew("by the one that was started", winner, slot.long, Held::Yes)
+        .await;
+    for loser in claims.iter().map(|claim| claim.token).filter(|&token| token != winner) {
+        slot.release("by one that was not started", loser, Held::Lost).await;
+    }
+}
+
+pub(super) async fn one_of_many_completes_counts<H: Harness>(slot: Probe<'_, H>) {
+    for _ in 0..RACES {
+        let slot = slot.elsewhere();
+        let handles = handles(slot.harness);
+        let claim = slot.claim();
+        slot.begin("the first of a slot", &claim, &Begun::Started { attempt: 1 })
+            .await;
+        let records: Vec<Record> = (0..16).map(|n| slot.response(&[n; 100])).collect();
+        let answers = slot
+            .together(records.iter().zip(handles.iter().cycle()).map(|(record, store)| {
+                let (store, record, Begin { slot, token, ttl, .. }) = (Arc::clone(store), record.clone(), claim);
+                async move { store.complete(&slot, token, &record, ttl).await }
+            }))
+            .await;
+        let step = "complete, 16 times at the same time";
+        let kept: Vec<&Record> = records
+            .iter()
+            .zip(answers)
+            .filter_map(|(record, answer)| (slot.answered(step, answer) == Held::Yes).then_some(record))
+            .collect();
+        let [kept] = kept[..] else {
+            slot.broken(
+                step,
+                format_args!("{} were answered Yes, expected exactly 1", kept.len()),
+            )
+        };
+        slot.begin("after the one that counted", &slot.claim(), &Begun::Done(kept.clone()))
+            .await;
+    }
+}
+
+pub(super) async fn the_present_holder_wins_against_the_fenced_one<H: Harness>(slot: Probe<'_, H>) {
+    let slots: Vec<_> = (0..RACES).map(|_| slot.elsewhere()).collect();
+    let former: Vec<_> = slots.iter().map(|slot| slot.claim_for(1)).collect();
+    for (slot, claim) in slots.iter().zip(&former) {
+        slot.begin("a claim that lapses", claim, &Begun::Started { attempt: 1 })
+            .await;
+    }
+    slot.pass(2).await;
+    for (slot, former) in slots.iter().zip(former) {
+        let present = slot.claim();
+        slot.begin("taking it over", &present, &Begun::Started { attempt: 2 })
+            .await;
+        let (late, record) = (slot.response(b"the former holder's"), slot.response(b"the present's"));
+        let handles = handles(slot.harness);
+        let answers = slot
+            .together((0..16).zip(handles.iter().cycle()).map(|(n, store)| {
+                let (store, slot, long) = (Arc::clone(store), slot.slot, slot.long);
+                let (late, record) = (late.clone(), record.clone());
+                async move {
+                    match n % 4 {
+                        _ if n == 7 => store.complete(&slot, present.token, &record, long).await,
+                        0 => store.renew(&slot, former.token, long).await,
+                        1 => store.release(&slot, former.token).await,
+                        _ => store.complete(&slot, former.token, &late, long).await,
+                    }
+                }
+            }))
+            .await;
+        for (n, answer) in answers.into_iter().enumerate() {
+            let (who, expected) = match n {
+                7 => ("the present holder, while the former speaks", Held::Yes),
+                _ => ("the former holder, while the present completes", Held::Lost),
+            };
+            slot.expect_held(who, answer, expected);
+        }
+        slot.begin("after both spoke", &slot.claim(), &Begun::Done(record))
+            .await;
+    }
+}
+
+/// How often a call that is to be dropped is polled before.
+const POLLS: std::ops::Range<u32> = 0..6;
+
+/// Polls at most that often; `None` if it was not ready by then, and is dropped.
+async fn polled<F: Future>(future: F, mut times: u32) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        if times == 0 {
+            return Poll::Ready(None);
+        }
+        times -= 1;
+        match future.as_mut().poll(cx) {
+            Poll::Pending if times == 0 => Poll::Ready(None),
+            poll => poll.map(Some),
+        }
+    })
+    .await
+}
+
+pub(super) async fn a_dropped_begin_can_be_given_back<H: Harness>(slot: Probe<'_, H>) {
+    let dropped: Vec<_> = POLLS.map(|times| (times, slot.elsewhere())).collect();
+    let mut claims = Vec::new();
+    for (times, slot) in &dropped {
+        let claim = slot.claim();
+        claims.push(claim);
+        if let Some(answer) = polled(slot.store.begin(&claim), *times).await {
+            slot.expect_begun("begin, not dropped", answer, &Begun::Started { attempt: 1 });
+        }
+    }
+    // What was sent may still be on its way.
+    slot.pass(1).await;
+    for ((times, slot), claim) in dropped.iter().zip(claims) {
+        let step = format!("after a begin that was dropped when polled {times} times");
+        let found = slot.store.release(&slot.slot, claim.token).await;
+        slot.answered(&format!("release, {step}"), found);
+        slot.begin(
+            &format!("{step} and given back under its token"),
+            &slot.claim(),
+            &Begun::Started { attempt: 1 },
+        )
+        .await;
+    }
+}
+
+pub(super) async fn a_dropped_complete_is_done_or_not<H: Harness>(slot: Probe<'_, H>) {
+    let dropped: Vec<_> = POLLS.map(|times| (times, slot.elsewhere())).collect();
+    let mut claims = Vec::new();
+    for (times, slot) in &dropped {
+        let claim = slot.claim();
+        slot.begin("the first of a slot", &claim, &Begun::Started { attempt: 1 })
+            .await;
+        let record = slot.response(b"perhaps");
+        let complete = slot.store.complete(&slot.slot, claim.token, &record, slot.long);
+        if let Some(answer) = polled(complete, *times).await {
+            slot.expect_held("complete, not dropped", answer, Held::Yes);
+        }
+        claims.push(claim);
+    }
+    slot.pass(1).await;
+    for ((times, slot), claim) in dropped.iter().zip(claims) {
+        let step = format!("begin, after a complete that was dropped when polled {times} times");
+        let record = slot.response(b"perhaps");
+        match slot.answered(&step, slot.store.begin(&slot.claim()).await) {
+            Begun::InFlight { .. } => {
+                slot.begin("the holder's own, repeated", &claim, &Begun::Started { attempt: 1 })
+                    .await;
+                slot.complete("repeated by the holder", claim.token, &record, slot.long, Held::Yes)
+                    .await;
+                slot.begin("a duplicate, after that", &slot.claim(), &Begun::Done(record))
+                    .await;
+            }
+            answer @ Begun::Done(_) => slot.expect_begun(&step, Ok(answer), &Begun::Done(record)),
+            other => slot.broken(&step, format_args!("expected InFlight or Done, got {other:?}")),
+        }
+        slot.begin("another fingerprint", &slot.other_claim(), &Begun::Mismatch)
+            .await;
+    }
+}

@@ -1,0 +1,71 @@
+//! What was completed is what comes back.
+
+use http::StatusCode;
+
+use super::Harness;
+use super::probe::Probe;
+use crate::record::Record;
+use crate::state::{Begun, Held};
+
+pub(super) async fn a_record_comes_back_byte_for_byte<H: Harness>(slot: Probe<'_, H>) {
+    let all: Vec<u8> = (0..=u8::MAX).collect();
+    let backwards: Vec<u8> = all.iter().rev().copied().collect();
+    for body in [
+        &b""[..],
+        b"\0",
+        b"\0\0\0\0",
+        b"\n",
+        b"'; -- \\x00 \"{}\" %s $1",
+        &all,
+        &backwards,
+    ] {
+        let slot = slot.elsewhere();
+        keep(&slot, &slot.response(body)).await;
+    }
+}
+
+pub(super) async fn a_large_record_comes_back_whole<H: Harness>(slot: Probe<'_, H>) {
+    // Not compressible, and no part of it like another.
+    let mut state = 0x2545_F491_4F6C_DD1D_u64;
+    let body: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .take(1024 * 1024 / 8)
+    .flatten()
+    .collect();
+    keep(&slot, &slot.response(&body)).await;
+}
+
+pub(super) async fn a_tombstone_comes_back<H: Harness>(slot: Probe<'_, H>) {
+    keep(&slot, &Record::outcome_unknown(slot.fingerprint)).await;
+    let slot = slot.elsewhere();
+    keep(
+        &slot,
+        &Record::response_not_retained(slot.fingerprint, StatusCode::ACCEPTED),
+    )
+    .await;
+}
+
+async fn keep<H: Harness>(slot: &Probe<'_, H>, record: &Record) {
+    let bytes = record.len();
+    let claim = slot.claim();
+    slot.begin("the first of a slot", &claim, &Begun::Started { attempt: 1 })
+        .await;
+    slot.complete(
+        &format!("with a record of {bytes} bytes"),
+        claim.token,
+        record,
+        slot.long,
+        Held::Yes,
+    )
+    .await;
+    for time in ["first", "second"] {
+        let step = format!("asking for a record of {bytes} bytes the {time} time");
+        slot.begin(&step, &slot.claim(), &Begun::Done(record.clone())).await;
+    }
+    let step = format!("asking for a record of {bytes} bytes with another fingerprint");
+    slot.begin(&step, &slot.other_claim(), &Begun::Mismatch).await;
+}
