@@ -208,6 +208,26 @@ async fn contract_4_3_a_panic_in_call_itself_frees_the_key() {
 }
 
 #[tokio::test]
+async fn contract_4_3_and_4_7_a_panic_in_the_response_body_does_not_leave_the_key_in_flight() {
+    let runs = Count::default();
+    let layer = IdempotencyLayer::new(MemoryStore::new());
+    let service = layer.layer(FailsOnce {
+        how: How::PanicInBody,
+        runs: runs.clone(),
+    });
+    let panic = tokio::spawn(service.clone().oneshot(post("/", "k", "a"))).await;
+    assert!(panic.expect_err("the panic goes on").is_panic());
+    let second = send(&service, post("/", "k", "a")).await;
+    // Freed as by a panic (4.3), or a tombstone as of a body that failed midway (4.7).
+    assert!(
+        second.status == 200
+            || second.json()["code"] == "response-not-retained"
+            || second.json()["code"] == "outcome-unknown",
+        "{second:?}"
+    );
+}
+
+#[tokio::test]
 async fn contract_4_3_a_policy_that_panics_is_a_panic_of_the_handler() {
     let runs = Count::default();
     let policy = Policy::from_fn(|status, _| {
@@ -442,6 +462,42 @@ async fn contract_4_6_after_an_outcome_that_freed_the_key_it_is_attempt_1_again(
     send(&service, post("/", "k", "b")).await;
     send(&service, post("/", "k", "any other fingerprint")).await;
     assert_eq!(*attempts.lock().unwrap(), [2, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_4_6_an_overload_does_not_make_a_lapsed_claim_forgotten() {
+    let store = Scripted::default();
+    let (gate, runs) = (Gate::default(), Count::default());
+    let layer = IdempotencyLayer::builder(store.clone())
+        .max_detached(1)
+        .build()
+        .unwrap();
+    let service = gated(&layer, &gate, &runs);
+    store.once(Op::Begin, Act::Fail);
+    send(&service, post("/", "k", "b")).await;
+    store.claim_and_die().await;
+    tokio::time::advance(Duration::from_secs(30)).await;
+    {
+        let mut other = pin!(service.clone().oneshot(post("/", "other", "")));
+        while poll_once(other.as_mut()).await.is_pending() && runs.get() == 0 {}
+        gate.arrival().await;
+    }
+    send(&service, post("/", "k", "b"))
+        .await
+        .assert_problem(503, "overloaded");
+    gate.open();
+    layer.background().wait().await;
+    // The operation did not run in between, so that the first claim's end is still unknown.
+    tokio::time::advance(Duration::from_secs(30)).await;
+    send(&service, post("/", "k", "another"))
+        .await
+        .assert_problem(422, "key-reused");
+    let retry = send(&service, post("/", "k", "b")).await;
+    assert_ne!(
+        retry.text(),
+        "run 2 attempt 1",
+        "the handler must see that an earlier attempt died"
+    );
 }
 
 /// Answers with that many bytes in frames of 64, and trailers.
