@@ -366,6 +366,31 @@ async fn with_cancel_on_disconnect_the_handler_is_dropped_at_once() {
     }
 }
 
+#[tokio::test]
+async fn with_cancel_on_disconnect_a_response_body_that_never_ends_is_dropped_too() {
+    let journal = Journal::default();
+    let layer = IdempotencyLayer::builder(MemoryStore::new())
+        .cancel_on_disconnect(Fate::Release)
+        .build()
+        .unwrap();
+    let runs = journal.started.clone();
+    let service = layer.layer(inner(move |_| {
+        let steps = match runs.up() {
+            1 => vec![Step::Data("half".into()), Step::Hang],
+            _ => vec![Step::Data("whole".into())],
+        };
+        ready(Response::new(ScriptedBody::new(steps)))
+    }));
+    {
+        let mut request = pin!(service.clone().oneshot(post("/", "k", "b")));
+        assert!(poll_times(request.as_mut(), 3).await.is_none());
+    }
+    settle().await;
+    assert_eq!(layer.background().len(), 0, "nothing goes on: the client has left");
+    let retry = send(&service, post("/", "k", "b")).await;
+    assert_eq!(retry.text(), "whole");
+}
+
 /// Ready only when the gate lets it.
 #[derive(Clone)]
 struct Unready {
@@ -389,6 +414,59 @@ impl Service<Request<axum::body::Body>> for Unready {
     fn call(&mut self, _: Request<axum::body::Body>) -> Self::Future {
         ready(Ok(ok(format!("run {}", self.runs.up()))))
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_cancel_on_disconnect_a_handler_that_has_not_started_is_not_sealed() {
+    let open = Arc::new(Mutex::new(true));
+    let store = Scripted::default();
+    let layer = IdempotencyLayer::builder(store.clone())
+        .wait(Duration::from_secs(60))
+        .cancel_on_disconnect(Fate::Seal)
+        .build()
+        .unwrap();
+    let unready = Unready {
+        gate: open.clone(),
+        runs: Count::default(),
+    };
+    let runs = unready.runs.clone();
+    let service = layer.layer(unready);
+    {
+        let gate = Gate::default();
+        store.once(Op::Begin, Act::Stop(gate.clone()));
+        let mut request = Box::pin(service.clone().oneshot(post("/", "k", "b")));
+        assert!(poll_times(request.as_mut(), 2).await.is_none());
+        *open.lock().unwrap() = false;
+        gate.open();
+        assert!(poll_times(request.as_mut(), 5).await.is_none());
+        assert_eq!(runs.get(), 0, "it waits for a place");
+    }
+    settle().await;
+    *open.lock().unwrap() = true;
+    layer.background().wait().await;
+    let retry = send(&service, post("/", "k", "b")).await;
+    assert_eq!((retry.status.as_u16(), retry.text()), (200, "run 1"), "{retry:?}");
+}
+
+#[tokio::test]
+async fn with_cancel_on_disconnect_a_handler_that_runs_unprotected_is_cancelled_too() {
+    let journal = Journal::default();
+    let store = Scripted::default();
+    store.always(Op::Begin, Act::Fail);
+    let layer = IdempotencyLayer::builder(store)
+        .run_unprotected_when_store_fails()
+        .cancel_on_disconnect(Fate::Release)
+        .build()
+        .unwrap();
+    let service = layer.layer(yielding(&journal, StatusCode::OK));
+    let mut polls = 0;
+    while journal.started.get() == 0 {
+        polls += 1;
+        assert!(!leave_after(&service, polls).await);
+    }
+    layer.background().wait().await;
+    assert_eq!(journal.ended.get(), 0, "as axum alone would");
+    assert_eq!(journal.dropped.get(), 1);
 }
 
 #[tokio::test]
@@ -619,6 +697,33 @@ async fn a_panic_before_the_client_left_is_not_run_again_in_the_background() {
     drop(request);
     assert_eq!(layer.background().len(), 0);
     assert_eq!(send(&service, post("/", "k", "b")).await.text(), "run 2");
+}
+
+#[tokio::test]
+async fn a_panic_in_the_response_body_after_the_client_left_does_not_leave_the_key_in_flight() {
+    let gate = Gate::default();
+    let runs = Count::default();
+    let layer = IdempotencyLayer::new(MemoryStore::new());
+    let (stop, counter) = (gate.clone(), runs.clone());
+    let service = layer.layer(inner(move |_| {
+        let steps = match counter.up() {
+            1 => vec![Step::Data("half".into()), Step::Stop(stop.clone()), Step::Panic],
+            _ => vec![Step::Data("whole".into())],
+        };
+        ready(Response::new(ScriptedBody::new(steps)))
+    }));
+    {
+        let mut request = Box::pin(service.clone().oneshot(post("/", "k", "b")));
+        assert!(poll_once(request.as_mut()).await.is_pending());
+        gate.arrival().await;
+    }
+    gate.open();
+    layer.background().wait().await;
+    let retry = send(&service, post("/", "k", "b")).await;
+    assert!(
+        retry.text() == "whole" || retry.json()["code"] != "in-flight",
+        "freed or sealed, but not in flight: {retry:?}"
+    );
 }
 
 #[tokio::test]
