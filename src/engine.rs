@@ -402,10 +402,11 @@ where
     async move {
         let config = &shared.config;
         let tombstone = || Settlement::Complete(Record::response_not_retained(fingerprint, head.status));
-        let lost = || match config.policy.on_lost_body {
+        let settle_as = |fate| match fate {
             Fate::Seal => tombstone(),
             Fate::Release => Settlement::Release,
         };
+        let lost = || settle_as(config.policy.on_lost_body);
         let mut panicked = None;
         let (settlement, body) = match verdict {
             Verdict::Release => (Settlement::Release, ResponseBody::live(body)),
@@ -432,8 +433,10 @@ where
                         panicked = Some(panic);
                         (lost(), ResponseBody::kept(Bytes::new(), None))
                     }
-                    // The operation was done; nobody reads the rest.
-                    Ended::Cancelled => (lost(), ResponseBody::kept(Bytes::new(), None)),
+                    Ended::Cancelled => {
+                        let fate = config.cancel_on_disconnect.unwrap_or(Fate::Seal);
+                        (settle_as(fate), ResponseBody::kept(Bytes::new(), None))
+                    }
                 }
             }
         };
