@@ -61,6 +61,9 @@ pub(crate) struct Identity {
 /// `None` if it was cancelled, when nobody waits for it.
 pub(crate) type Run<RB, E> = Pin<Box<dyn Future<Output = Option<Result<Response<ResponseBody<RB>>, E>>> + Send>>;
 
+/// A question to the store.
+pub(crate) type Question = Pin<Box<dyn Future<Output = Result<Begun, StoreError>> + Send>>;
+
 /// A flag that a future's owner raises when it is dropped.
 pub(crate) type Gone = Arc<AtomicBool>;
 
@@ -171,12 +174,12 @@ impl<S, St: Store> Exchange<S, St> {
     }
 
     /// The call of the inner service.
-    pub(crate) fn into_call<B>(self: Box<Self>, body: Bytes) -> Oneshot<S, Request<B>>
+    pub(crate) fn into_call<B>(self, body: Bytes) -> Oneshot<S, Request<B>>
     where
         S: Service<Request<B>>,
         B: From<Bytes>,
     {
-        let Self { inner, parts, .. } = *self;
+        let Self { inner, parts, .. } = self;
         Oneshot::new(inner, Request::from_parts(parts, B::from(body)))
     }
 

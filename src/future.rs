@@ -18,7 +18,7 @@ use tracing::{Instrument, Span};
 
 use crate::body::ResponseBody;
 use crate::collect::{Collect, Collected};
-use crate::engine::{self, Exchange, Gone, Run};
+use crate::engine::{self, Exchange, Gone, Question, Run};
 use crate::error::StoreError;
 use crate::lease::{Claim, Shared, adopt};
 use crate::state::{Begin, Begun};
@@ -278,7 +278,7 @@ where
 
 /// A question to a store that does not answer at once.
 struct Admitting<St: Store> {
-    answer: Option<Pin<Box<dyn Future<Output = Result<Begun, StoreError>> + Send>>>,
+    answer: Option<Question>,
     gone: Gone,
     shared: Arc<Shared<St>>,
     begin: Begin,

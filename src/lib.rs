@@ -1,6 +1,89 @@
 //! One layer makes every costly `POST` safe to retry: the operation runs once, and every retry gets
 //! the first answer.
+//!
+//! ```
+//! use axum::{Router, body::Body, routing::post};
+//! use http::Request;
+//! use tower::ServiceExt;
+//! use tower_idempotency::{IdempotencyLayer, MemoryStore};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let app: Router = Router::new()
+//!     .route("/payments", post(|| async { "paid" }))
+//!     .layer(IdempotencyLayer::new(MemoryStore::new()));
+//!
+//! let pay = || {
+//!     Request::post("/payments")
+//!         .header("Idempotency-Key", "8e03978e-40d5-43dd-bc93-6894a57f9324")
+//!         .body(Body::from("EUR 10"))
+//!         .unwrap()
+//! };
+//! let first = app.clone().oneshot(pay()).await.unwrap();
+//! assert!(!first.headers().contains_key("Idempotency-Replayed"));
+//!
+//! // The network swallowed the answer; the client tries again. The handler does not run.
+//! let retry = app.oneshot(pay()).await.unwrap();
+//! assert_eq!(retry.headers()["Idempotency-Replayed"], "true");
+//! # }
+//! ```
+//!
+//! It follows *The Idempotency-Key HTTP Header Field* (draft-ietf-httpapi-idempotency-key-header-07)
+//! and works around any [Tower](tower) HTTP service whose bodies are [`http_body::Body`]s.
+//!
+//! # What happens to a request
+//!
+//! | the request | what happens |
+//! |---|---|
+//! | method is not guarded (default: `POST` and `PATCH` are), or it has no key | it passes through untouched |
+//! | first with its key | the handler runs; a success is stored before the client sees it |
+//! | the same again, after that | the stored status, headers and body, byte for byte, and `Idempotency-Replayed: true` |
+//! | the same again, meanwhile | `409` problem [`in-flight`](problem#in-flight), or it waits for the outcome ([`wait`](IdempotencyLayerBuilder::wait)) |
+//! | another request under the same key | `422` problem [`key-reused`](problem#key-reused) |
+//! | again, after the first failed | it runs again: failures are not kept ([`Policy`]) |
+//! | its client hangs up while it runs | it runs to its end all the same; the retry gets its answer |
+//!
+//! # Whose key it is
+//!
+//! The same key of two callers names two operations: by default the value of `Authorization` tells
+//! callers apart ([`ScopeSource`]). Put authentication outside this layer, so that replays are
+//! authorised afresh:
+//!
+//! ```text
+//! tracing, request ids, CORS, compression      apply to first answers and replays alike
+//! └─ time-out                                  answers the client; the handler runs on
+//!    └─ catch-panic                            a panic frees the key, then goes on to here
+//!       └─ authentication, authorisation, rate limits
+//!          └─ IdempotencyLayer
+//!             └─ body limits, routes, handlers
+//! ```
+//!
+//! # What it guarantees, and what no middleware can
+//!
+//! While its store lives, a key's operation does not run twice at once, and never again once its
+//! success is stored. If the *process dies* while a handler runs, what the handler had done is not
+//! known: after the lease the next retry runs as attempt 2, which [`IdempotencyKey::attempt`] tells
+//! the handler (or it is refused: [`Policy::on_lapse`]). Effects in other systems are repeated
+//! safely with a key derived for them: [`IdempotencyKey::derive`]. With the [`MemoryStore`] a restart
+//! forgets every key.
+//!
+//! # Requirements
+//!
+//! A Tokio runtime with its timer enabled (`enable_all`, as `#[tokio::main]` does): leases,
+//! time-outs and work whose client has left need it. Request bodies must be `From<Bytes>`, as
+//! Axum's are; see [`RequestBody`] for others. Task-local values do not follow a handler whose
+//! client has left; its `tracing` span does.
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `axum` | yes | the extractor of [`IdempotencyKey`]; fingerprints over the original URI of nested routers |
+//! | `metrics` | no | counters by outcome, store latency, entries and bytes, through the `metrics` facade |
+//! | `conformance` | no | `store::conformance`, the suite that a [`Store`] must pass |
+
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod body;

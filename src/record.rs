@@ -86,6 +86,10 @@ pub struct Record(Arc<[u8]>);
 
 /// A record opened for an answer.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is the common one, and never stored"
+)]
 pub(crate) enum Opened {
     /// Replay this.
     Response(Replay),
