@@ -123,10 +123,10 @@ fn small_requests(runtime: &Runtime, workers: usize) {
             timed!(runtime, workers, bare.clone(), first)
         }),
         Case::new("first request, `Router::layer`", |_| {
-            timed!(runtime, workers, guarded(layer()), first)
+            timed!(runtime, workers, first_inside.clone(), first)
         }),
         Case::new("first request, around", |_| {
-            timed!(runtime, workers, around(layer()), first)
+            timed!(runtime, workers, first_outside.clone(), first)
         }),
         Case::new("replay, `Router::layer`", |_| {
             timed!(runtime, workers, replay_inside.clone(), replay.clone())

@@ -20,7 +20,7 @@ use crate::body::ResponseBody;
 use crate::collect::{Collect, Collected};
 use crate::engine::{self, Exchange, Gone, Question, Run};
 use crate::error::StoreError;
-use crate::lease::{Claim, Shared, adopt};
+use crate::lease::{Claim, Shared, adopt, take_back};
 use crate::state::{Begin, Begun};
 use crate::store::Store;
 
@@ -177,7 +177,7 @@ where
     if exchange.identity.is_none() {
         let named = match exchange.key_in(&body) {
             Ok(Some(key)) => exchange.identify(key),
-            Ok(None) => return pass(exchange, body),
+            Ok(None) => return pass(*exchange, body),
             Err(problem) => Err(problem),
         };
         if let Err(problem) = named {
@@ -185,10 +185,10 @@ where
         }
     }
     if exchange.is_claimed_outside() {
-        return pass(exchange, body);
+        return pass(*exchange, body);
     }
     let Some(begin) = exchange.claim(&body) else {
-        return pass(exchange, body);
+        return pass(*exchange, body);
     };
     match engine::admit_now(&exchange.shared, &begin) {
         Some(answer) => after_asking(exchange, &begin, answer, body),
@@ -207,7 +207,7 @@ where
 }
 
 /// Sends a request whose body was buffered on as if it had not been.
-fn pass<S, B, RB, St>(exchange: Box<Exchange<S, St>>, body: Bytes) -> StateOf<S, B, RB, St>
+fn pass<S, B, RB, St>(exchange: Exchange<S, St>, body: Bytes) -> StateOf<S, B, RB, St>
 where
     S: Service<Request<B>>,
     S::Error: 'static,
@@ -241,6 +241,9 @@ where
     let config = &shared.config;
     let overloaded = || shared.tasks.len() >= config.max_detached;
     let gone = config.cancel_on_disconnect.map(|_| Gone::default());
+    if let Err(error) = &answer {
+        take_back(&shared, *begin, error);
+    }
     let run: Run<RB, S::Error> = match answer {
         Ok(Begun::Started { attempt }) => {
             let claim = Claim::new(Arc::clone(&shared), begin.slot, begin.token, attempt);

@@ -15,7 +15,7 @@ use crate::error::{StoreError, StoreErrorKind};
 use crate::outcome::Tally;
 use crate::record::Record;
 use crate::scope::Slot;
-use crate::state::{Held, Token};
+use crate::state::{Begin, Begun, Held, Token};
 use crate::store::Store;
 
 /// What all clones of a layer and its services share.
@@ -203,16 +203,12 @@ impl<St: Store> Claim<St> {
     /// `settle_within`; meanwhile the lease keeps a retry from running.
     pub(crate) async fn settle(&mut self, settlement: Settlement) -> Settled {
         self.settled = true;
-        let Self {
-            shared, slot, token, ..
-        } = &*self;
-        let (slot, token) = (*slot, *token);
-        match apply(shared, &slot, token, &settlement).await {
+        match apply(&self.shared, &self.slot, self.token, &settlement).await {
             Ok(Held::Yes) => Settled::Yes,
             Ok(Held::Lost) => {
                 tracing::warn!(
                     target: "tower_idempotency",
-                    %slot,
+                    slot = %self.slot,
                     "the claim was lost before its outcome was stored: its lease lapsed and another took over"
                 );
                 Settled::Lost
@@ -220,12 +216,14 @@ impl<St: Store> Claim<St> {
             Err(error) => {
                 warn_of(
                     &error,
-                    &slot,
+                    &self.slot,
                     "the outcome could not be stored; trying again in the background",
                 );
-                shared
-                    .tasks
-                    .spawn(settle_later(Arc::clone(shared), slot, token, settlement));
+                let claim = Self {
+                    shared: Arc::clone(&self.shared),
+                    ..*self
+                };
+                adopt(&self.shared, None, settle_later(claim, settlement));
                 Settled::Later
             }
         }
@@ -268,24 +266,27 @@ async fn apply<St: Store>(
     }
 }
 
-async fn settle_later<St: Store>(shared: Arc<Shared<St>>, slot: Slot, token: Token, settlement: Settlement) {
-    let attempts = async {
-        let mut pause = Duration::from_millis(50);
+/// Settles a claim in the background, and holds its lease meanwhile, so that no retry runs.
+async fn settle_later<St: Store>(claim: Claim<St>, settlement: Settlement) {
+    let (shared, slot) = (&claim.shared, &claim.slot);
+    let mut attempts = pin!(async {
+        let mut pause = FIRST_PAUSE;
         loop {
             tokio::time::sleep(pause).await;
-            match apply(&shared, &slot, token, &settlement).await {
+            match apply(shared, slot, claim.token, &settlement).await {
                 Ok(Held::Yes) => return,
                 Ok(Held::Lost) => {
                     // Also the answer when an earlier attempt was applied and its answer was lost.
                     tracing::warn!(target: "tower_idempotency", %slot, "the claim has ended before its outcome was stored");
                     return;
                 }
-                Err(error) => warn_of(&error, &slot, "the outcome could not be stored; trying again"),
+                Err(error) => warn_of(&error, slot, "the outcome could not be stored; trying again"),
             }
-            pause = (pause * 2).min(Duration::from_secs(5));
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-    };
-    if tokio::time::timeout(shared.config.settle_within, attempts)
+    });
+    let renewed = pin!(claim.while_renewing(attempts.as_mut()));
+    if tokio::time::timeout(shared.config.settle_within, renewed)
         .await
         .is_err()
     {
@@ -295,6 +296,44 @@ async fn settle_later<St: Store>(shared: Arc<Shared<St>>, slot: Slot, token: Tok
             "gave up storing an outcome; when its lease has lapsed, a retry runs again as the next attempt"
         );
     }
+}
+
+/// The first pause between tries of a failing store in the background, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// After a `begin` whose answer was lost: finds out in the background whether it took effect, and
+/// gives the claim back, which would otherwise block the key for its lease.
+///
+/// Asking again under the same token is safe, whatever became of the first question. During an
+/// outage this is done for as many requests as half of `max_detached` allows.
+pub(crate) fn take_back<St: Store>(shared: &Arc<Shared<St>>, begin: Begin, error: &StoreError) {
+    let lost = matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable);
+    if !lost || shared.tasks.len() > shared.config.max_detached / 2 {
+        return;
+    }
+    let Config {
+        lease, store_timeout, ..
+    } = shared.config;
+    let owner = Arc::clone(shared);
+    let asking = async move {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::time::sleep(pause).await;
+            match bounded("begin", store_timeout, pin!(owner.store.begin(&begin))).await {
+                Ok(Begun::Started { attempt }) => {
+                    let mut claim = Claim::new(Arc::clone(&owner), begin.slot, begin.token, attempt);
+                    return claim.give_back().await;
+                }
+                Ok(_) => return,
+                Err(_) => pause = (pause * 2).min(LONGEST_PAUSE),
+            }
+        }
+    };
+    // By then a claim has lapsed by itself.
+    adopt(shared, None, async move {
+        let _ = tokio::time::timeout(lease, asking).await;
+    });
 }
 
 /// Runs a future that must not be lost although its owner is being dropped.
