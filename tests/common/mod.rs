@@ -363,7 +363,12 @@ impl http_body::Body for ScriptedBody {
         }
         match this.steps.pop_front() {
             None => Poll::Ready(None),
-            Some(Step::Data(data)) => Poll::Ready(Some(Ok(Frame::data(data)))),
+            Some(Step::Data(data)) => {
+                if let Some(declared) = this.hint.exact() {
+                    *this.hint = SizeHint::with_exact(declared.saturating_sub(data.len() as u64));
+                }
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
             Some(Step::Trailers(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
             Some(Step::Yield) => {
                 cx.waker().wake_by_ref();
