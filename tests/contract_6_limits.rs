@@ -244,6 +244,25 @@ async fn contract_6_3_a_store_that_is_full_is_503_for_new_keys_only() {
     assert!(send(&service, post("/", "0", "b")).await.is_replay());
 }
 
+/// A claim that the store made, and whose answer was lost, was never run.
+#[tokio::test(start_paused = true)]
+async fn contract_6_3_a_claim_whose_answer_was_lost_is_given_back() {
+    for act in [Act::FailAfterEffect, Act::HangAfterEffect] {
+        let (store, runs) = (Scripted::default(), Count::default());
+        let layer = IdempotencyLayer::new(store.clone());
+        let service = numbered(&layer, &runs, StatusCode::OK);
+        store.once(Op::Begin, act.clone());
+        send(&service, post("/", "k", "b"))
+            .await
+            .assert_problem(503, "store-unavailable");
+        // As `Retry-After` says.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        layer.background().wait().await;
+        let retry = send(&service, post("/", "k", "b")).await;
+        assert_eq!(retry.text(), "run 1 attempt 1", "{act:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn contract_6_4_a_store_that_fails_after_the_handler_delays_nothing_but_the_record() {
     for act in [Act::Fail, Act::Hang, Act::Corrupt] {
@@ -315,6 +334,25 @@ async fn contract_6_4_it_is_tried_within_bounds() {
     );
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(store.calls(Op::Complete), calls);
+}
+
+/// The store takes claims all the while; only the record does not get through.
+#[tokio::test(start_paused = true)]
+async fn contract_6_4_the_lease_keeps_a_retry_from_running_as_long_as_storing_is_tried() {
+    let (store, runs) = (Scripted::default(), Count::default());
+    let layer = IdempotencyLayer::new(store.clone());
+    let service = numbered(&layer, &runs, StatusCode::OK);
+    store.always(Op::Complete, Act::Fail);
+    let first = send(&service, post("/", "k", "b")).await;
+    // Twice the lease, and well within the five minutes for which it is tried.
+    for second in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let retry = send(&service, post("/", "k", "b")).await;
+        assert_eq!((retry.outcome(), runs.get()), ("in-flight", 1), "after {second} s");
+    }
+    store.always(Op::Complete, Act::Pass);
+    layer.background().wait().await;
+    send(&service, post("/", "k", "b")).await.assert_replay_of(&first);
 }
 
 #[tokio::test(start_paused = true)]
