@@ -1,12 +1,13 @@
 //! Reads a body to its end, up to a limit, without copying a body of one frame.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 pin_project! {
@@ -85,6 +86,56 @@ pub(crate) enum Collected<E> {
     },
 }
 
+pin_project! {
+    /// A body that was not read yet. One whose length is not declared is boxed, so that the rest
+    /// can be taken out when it turns out too long.
+    #[project = UnreadProj]
+    pub(crate) enum Unread<B> {
+        Declared { #[pin] body: B },
+        Boxed { body: Option<Pin<Box<B>>> },
+    }
+}
+
+impl<B: Body> Unread<B> {
+    pub(crate) fn new(body: B) -> Self {
+        if body.size_hint().exact().is_some() {
+            Self::Declared { body }
+        } else {
+            Self::Boxed {
+                body: Some(Box::pin(body)),
+            }
+        }
+    }
+
+    /// The rest of a body whose length was not declared.
+    pub(crate) fn take(self: Pin<&mut Self>) -> Option<Pin<Box<B>>> {
+        match self.project() {
+            UnreadProj::Declared { .. } => None,
+            UnreadProj::Boxed { body } => body.take(),
+        }
+    }
+}
+
+impl<B: Body> Body for Unread<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        match self.project() {
+            UnreadProj::Declared { body } => body.poll_frame(cx),
+            UnreadProj::Boxed { body: Some(body) } => body.as_mut().poll_frame(cx),
+            UnreadProj::Boxed { body: None } => Poll::Ready(None),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Declared { body } => body.size_hint(),
+            Self::Boxed { body } => body.as_ref().map_or_else(SizeHint::default, |body| body.size_hint()),
+        }
+    }
+}
+
 impl<B: Body<Data = Bytes>> Collect<B> {
     pub(crate) fn new(body: B, limit: usize) -> Self {
         Self {
@@ -98,6 +149,11 @@ impl<B: Body<Data = Bytes>> Collect<B> {
     /// The rest of the body.
     pub(crate) fn into_body(self) -> B {
         self.body
+    }
+
+    /// The rest of the body, in place.
+    pub(crate) fn body_mut(self: Pin<&mut Self>) -> Pin<&mut B> {
+        self.project().body
     }
 }
 
@@ -149,4 +205,39 @@ impl<B: Body<Data = Bytes>> Future for Collect<B> {
             }
         }
     }
+}
+
+/// How much of an unwanted body is read at most, and for how long.
+const DRAIN_BYTES: u64 = 16 * 1024 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// Reads what is left of a request's body that was refused, in the background and within bounds.
+///
+/// A server that closes a connection while the client still sends resets it, and a client that
+/// sends its whole request before it reads then never sees the refusal. The client that reads at
+/// once has its answer at once.
+pub(crate) fn drain<B>(body: B)
+where
+    B: Body<Data = Bytes> + Send + 'static,
+{
+    if body.is_end_stream() || body.size_hint().lower() > DRAIN_BYTES {
+        return;
+    }
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return;
+    };
+    runtime.spawn(async move {
+        let mut body = pin!(body);
+        let mut left = DRAIN_BYTES;
+        let end = poll_fn(|cx| {
+            while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
+                left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+                if left == 0 {
+                    break;
+                }
+            }
+            Poll::Ready(())
+        });
+        let _ = tokio::time::timeout(DRAIN_TIME, end).await;
+    });
 }

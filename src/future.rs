@@ -17,7 +17,7 @@ use tower::util::Oneshot;
 use tracing::{Instrument, Span};
 
 use crate::body::ResponseBody;
-use crate::collect::{Collect, Collected};
+use crate::collect::{Collect, Collected, Unread, drain};
 use crate::engine::{self, Exchange, Gone, Question, Run};
 use crate::error::StoreError;
 use crate::lease::{Claim, Shared, adopt, take_back};
@@ -62,7 +62,7 @@ pin_project! {
         // Buffered to look for the key, and not guarded after all.
         Passing { future: Pin<Box<Oneshot<S, Request<B>>>> },
         // Reading the request's body. Dropped here, nothing has happened yet.
-        Reading { #[pin] body: Collect<B>, exchange: Option<Box<Exchange<S, St>>> },
+        Reading { #[pin] body: Collect<Unread<B>>, exchange: Option<Box<Exchange<S, St>>> },
         // The store is asked, or another's outcome awaited. Dropped here, a claim is given back.
         Admitting { asked: Admitting<St>, exchange: Option<Box<Exchange<S, St>>>, body: Bytes },
         // The handler runs. Dropped here, it goes on.
@@ -92,7 +92,7 @@ where
         let limit = exchange.shared.config.max_request_body;
         Self {
             state: State::Reading {
-                body: Collect::new(body, limit),
+                body: Collect::new(Unread::new(body), limit),
                 exchange: Some(exchange),
             },
         }
@@ -135,8 +135,13 @@ where
                         .poll(cx)
                         .map_ok(|response| response.map(ResponseBody::live));
                 }
-                StateProj::Reading { body, exchange } => {
-                    let collected = ready!(body.poll(cx));
+                StateProj::Reading { mut body, exchange } => {
+                    let collected = ready!(body.as_mut().poll(cx));
+                    if let Collected::TooLarge { .. } = collected
+                        && let Some(rest) = body.body_mut().take()
+                    {
+                        drain(rest);
+                    }
                     after_body(exchange.take().expect(TWICE), collected)
                 }
                 StateProj::Admitting { asked, exchange, body } => {

@@ -3,7 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ pub(crate) struct Shared<St> {
     pub(crate) tasks: TaskTracker,
     pub(crate) tally: Tally,
     pub(crate) warned_of_cookie: AtomicBool,
+    /// Questions whose answers were lost and that are asked again.
+    asking_again: AtomicUsize,
     next_token: AtomicU64,
 }
 
@@ -39,6 +41,7 @@ impl<St> Shared<St> {
             tasks: TaskTracker::new(),
             tally: Tally::default(),
             warned_of_cookie: AtomicBool::new(false),
+            asking_again: AtomicUsize::new(0),
             next_token: AtomicU64::new(start),
         }
     }
@@ -305,16 +308,22 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// After a `begin` whose answer was lost: finds out in the background whether it took effect, and
 /// gives the claim back, which would otherwise block the key for its lease.
 ///
-/// Asking again under the same token is safe, whatever became of the first question. During an
-/// outage this is done for as many requests as half of `max_detached` allows.
+/// Asking again under the same token is safe, whatever became of the first question. It is not
+/// waited for at shutdown, since a claim that stays behind lapses.
 pub(crate) fn take_back<St: Store>(shared: &Arc<Shared<St>>, begin: Begin, error: &StoreError) {
     let lost = matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable);
-    if !lost || shared.tasks.len() > shared.config.max_detached / 2 {
+    let Config {
+        lease,
+        store_timeout,
+        max_detached,
+        ..
+    } = shared.config;
+    // An outage must not pile up work; the claims of those beyond the bound lapse.
+    if !lost || shared.asking_again.load(Ordering::Relaxed) >= max_detached {
         return;
     }
-    let Config {
-        lease, store_timeout, ..
-    } = shared.config;
+    let Ok(runtime) = Handle::try_current() else { return };
+    shared.asking_again.fetch_add(1, Ordering::Relaxed);
     let owner = Arc::clone(shared);
     let asking = async move {
         let mut pause = FIRST_PAUSE;
@@ -330,9 +339,11 @@ pub(crate) fn take_back<St: Store>(shared: &Arc<Shared<St>>, begin: Begin, error
             }
         }
     };
-    // By then a claim has lapsed by itself.
-    adopt(shared, None, async move {
+    let shared = Arc::clone(shared);
+    runtime.spawn(async move {
+        // By then a claim has lapsed by itself.
         let _ = tokio::time::timeout(lease, asking).await;
+        shared.asking_again.fetch_sub(1, Ordering::Relaxed);
     });
 }
 

@@ -62,9 +62,19 @@ impl Outcome {
             Self::Released => 1,
             Self::Sealed => 2,
             Self::Replayed => 3,
-            Self::NotRetained => 4,
+            // Answers from a tombstone have an outcome of their own.
+            Self::NotRetained | Self::Refused(ProblemKind::ResponseNotRetained) => 4,
             Self::Unprotected => 5,
-            Self::Refused(kind) => 6 + kind as usize,
+            Self::Refused(ProblemKind::MissingKey) => 6,
+            Self::Refused(ProblemKind::InvalidKey) => 7,
+            Self::Refused(ProblemKind::ScopeUnavailable) => 8,
+            Self::Refused(ProblemKind::BodyTooLarge) => 9,
+            Self::Refused(ProblemKind::BodyUnreadable) => 10,
+            Self::Refused(ProblemKind::KeyReused) => 11,
+            Self::Refused(ProblemKind::InFlight) => 12,
+            Self::Refused(ProblemKind::OutcomeUnknown) => 13,
+            Self::Refused(ProblemKind::StoreUnavailable) => 14,
+            Self::Refused(ProblemKind::Overloaded) => 15,
         }
     }
 }
@@ -79,20 +89,24 @@ impl fmt::Display for Outcome {
 const UNGUARDED: &str = "unguarded";
 
 /// All outcomes, in the order of [`Outcome::index`].
-const OUTCOMES: [Outcome; 6 + ProblemKind::ALL.len()] = {
-    let mut all = [Outcome::Executed; 6 + ProblemKind::ALL.len()];
-    all[1] = Outcome::Released;
-    all[2] = Outcome::Sealed;
-    all[3] = Outcome::Replayed;
-    all[4] = Outcome::NotRetained;
-    all[5] = Outcome::Unprotected;
-    let mut kind = 0;
-    while kind < ProblemKind::ALL.len() {
-        all[6 + kind] = Outcome::Refused(ProblemKind::ALL[kind]);
-        kind += 1;
-    }
-    all
-};
+const OUTCOMES: [Outcome; 16] = [
+    Outcome::Executed,
+    Outcome::Released,
+    Outcome::Sealed,
+    Outcome::Replayed,
+    Outcome::NotRetained,
+    Outcome::Unprotected,
+    Outcome::Refused(ProblemKind::MissingKey),
+    Outcome::Refused(ProblemKind::InvalidKey),
+    Outcome::Refused(ProblemKind::ScopeUnavailable),
+    Outcome::Refused(ProblemKind::BodyTooLarge),
+    Outcome::Refused(ProblemKind::BodyUnreadable),
+    Outcome::Refused(ProblemKind::KeyReused),
+    Outcome::Refused(ProblemKind::InFlight),
+    Outcome::Refused(ProblemKind::OutcomeUnknown),
+    Outcome::Refused(ProblemKind::StoreUnavailable),
+    Outcome::Refused(ProblemKind::Overloaded),
+];
 
 /// How many requests had which outcome, since the layer was built.
 #[derive(Debug, Default)]

@@ -10,7 +10,8 @@ use http_body::Body;
 use tower::Service;
 
 use crate::body::ResponseBody;
-use crate::engine::{Exchange, invalid_key, missing_key};
+use crate::collect::drain;
+use crate::engine::{Exchange, body_too_large, invalid_key, missing_key};
 use crate::future::ResponseFuture;
 use crate::lease::Shared;
 use crate::operation::KeyText;
@@ -96,9 +97,18 @@ where
             Ok(None) => Ok(()),
             Err(problem) => Err(problem),
         };
+        // A body that declares itself too long is not begun to be read.
+        let limit = config.max_request_body;
+        let named = match named {
+            Ok(()) if body.size_hint().lower() > limit as u64 => Err(body_too_large(limit)),
+            named => named,
+        };
         match named {
             Ok(()) => ResponseFuture::reading(exchange, body),
-            Err(problem) => ResponseFuture::answered(exchange.refuse(problem)),
+            Err(problem) => {
+                drain(body);
+                ResponseFuture::answered(exchange.refuse(problem))
+            }
         }
     }
 }
