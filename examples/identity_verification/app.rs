@@ -1,0 +1,136 @@
+//! The application: its state, its layers in their order, its routes.
+
+use std::error::Error;
+
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, patch, post};
+use axum::{Json, Router};
+use serde_json::json;
+use tokio_util::task::TaskTracker;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::trace::TraceLayer;
+use tower_idempotency::{IdempotencyLayer, IdempotencyLayerBuilder, KeySource, MemoryStore, ScopeSource};
+
+use super::accounts::{self, Account};
+use super::data::Data;
+use super::error::ApiError;
+use super::options::{Options, StoreKind};
+use super::provider::Provider;
+use super::{billing, metrics, operations, screenings, sessions, users, webhooks};
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(crate) struct AppState {
+    pub(crate) data: Data,
+    pub(crate) provider: Provider,
+    pub(crate) idempotency: Idempotency,
+}
+
+/// The two idempotency layers and the store that both keep their keys in.
+#[derive(Clone)]
+pub(crate) struct Idempotency {
+    pub(crate) store: MemoryStore,
+    /// Guards what the accounts do.
+    pub(crate) accounts: IdempotencyLayer,
+    /// Guards what webhook senders report.
+    pub(crate) webhooks: IdempotencyLayer,
+}
+
+/// The application, and what must be awaited before the process may end.
+pub(crate) struct App {
+    pub(crate) router: Router,
+    pub(crate) idempotency: Idempotency,
+    /// The operations that run now, whether their clients are still there or not.
+    pub(crate) operations: TaskTracker,
+}
+
+impl App {
+    pub(crate) fn new(options: &Options) -> Result<Self, Box<dyn Error>> {
+        let store = match options.store()? {
+            StoreKind::Memory => MemoryStore::new(),
+        };
+        let idempotency = Idempotency {
+            accounts: configure(&store, options)
+                // The account, not the credential: a client that rotates its key between two tries
+                // is still the same client.
+                .scope(ScopeSource::extension(|account: &Account| account.id().to_owned()))
+                .build()?,
+            webhooks: configure(&store, options)
+                .webhooks(KeySource::json_pointer("/event_id"))
+                .build()?,
+            store,
+        };
+        let data = Data::default();
+        let state = AppState {
+            provider: Provider::new(options.provider_latency, data.clone()),
+            data,
+            idempotency: idempotency.clone(),
+        };
+        let operations = TaskTracker::new();
+
+        // Of several layers on a router, the last one is the outermost.
+        let accounts = Router::new()
+            .route("/v1/verification/sessions", post(sessions::create).get(sessions::list))
+            .route("/v1/verification/sessions/{id}", get(sessions::show))
+            .route("/v1/aml/screenings", post(screenings::create))
+            .route("/v1/users/{id}/status", patch(users::set_status))
+            .route("/v1/billing", get(billing::show))
+            .route_layer(from_fn_with_state(operations.clone(), operations::track))
+            .route_layer(idempotency.accounts.clone())
+            // Outside the idempotency layer: it needs the account, and a replay is for those only
+            // who may see it.
+            .route_layer(from_fn(accounts::authenticate));
+
+        // A real service verifies the sender's signature in a layer outside this one.
+        let webhooks = Router::new()
+            .route("/v1/webhooks/events", post(webhooks::receive).get(webhooks::list))
+            .route_layer(from_fn_with_state(operations.clone(), operations::track))
+            .route_layer(idempotency.webhooks.clone());
+
+        // Axum's limit is for the requests that the layers let through without a key. It must not
+        // be smaller than theirs, or it would refuse what they allow.
+        const AXUM_BODY_LIMIT: usize = 2 * 1024 * 1024;
+        let body_limit = DefaultBodyLimit::max(options.max_request_body.max(AXUM_BODY_LIMIT));
+
+        let router = Router::new()
+            .merge(accounts)
+            .merge(webhooks)
+            .route("/", get(|| async { Html(include_str!("index.html")) }))
+            .route("/healthz", get(|| async { Json(json!({ "status": "ok" })) }))
+            .route("/metrics", get(metrics::show))
+            .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
+            .layer(body_limit)
+            .layer(CatchPanicLayer::custom(internal_error))
+            .layer(TraceLayer::new_for_http())
+            .with_state(state);
+
+        Ok(Self {
+            router,
+            idempotency,
+            operations,
+        })
+    }
+}
+
+/// What both layers have in common.
+///
+/// `--require-key` is for both: an event that names no `event_id` cannot be told from its
+/// repetitions, so it is refused like any other guarded request without a key. Without the option,
+/// the application finds the field missing.
+fn configure(store: &MemoryStore, options: &Options) -> IdempotencyLayerBuilder {
+    IdempotencyLayer::builder(store.clone())
+        .ttl(options.ttl)
+        .lease(options.lease)
+        .wait(options.wait)
+        .require_key(options.require_key)
+        .max_request_body(options.max_request_body)
+        .max_response_body(options.max_response_body)
+}
+
+/// The answer to a request whose handler panicked. The panic itself is on standard error already.
+fn internal_error(_: Box<dyn std::any::Any + Send>) -> Response {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error").into_response()
+}

@@ -1,0 +1,64 @@
+//! Reading JSON bodies: `400` for what is not JSON, `422` for what the operation has no use for.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use super::error::ApiError;
+
+/// The request's body, read as a JSON object whatever its `Content-Type` says: many webhook senders
+/// and shell users leave it out.
+#[derive(Debug)]
+pub(crate) struct JsonBody<T>(pub(crate) T);
+
+impl<S, T> FromRequest<S> for JsonBody<T>
+where
+    S: Send + Sync,
+    T: DeserializeOwned,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
+        parse(&body).map(Self)
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let json: &RawValue = serde_json::from_slice(body)
+        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")))?;
+    let invalid = |message: String| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message);
+    // Serde would also take an array for a struct, its items for the fields in their order.
+    if !json.get().starts_with('{') {
+        return Err(invalid("the body must be a JSON object".to_owned()));
+    }
+    serde_json::from_str(json.get()).map_err(|error| invalid(error.to_string()))
+}
+
+/// A string that says something.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct NonEmpty(String);
+
+impl NonEmpty {
+    pub(crate) fn into_inner(self) -> String {
+        self.0
+    }
+}
+
+impl TryFrom<String> for NonEmpty {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.trim().is_empty() {
+            Err("a required field is empty")
+        } else {
+            Ok(Self(text))
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The options, each of which is an environment variable as well.
+
+use std::time::Duration;
+
+use clap::Parser;
+
+/// An identity-verification API that is safe to retry.
+#[derive(Parser)]
+#[command(name = "identity_verification")]
+pub(crate) struct Options {
+    /// Where to listen; port 0 picks a free one.
+    #[arg(long, env = "IDV_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:3000")]
+    pub(crate) listen: String,
+
+    /// Where keys and data are kept: `memory`.
+    // Text here, and checked in `store`: clap would quote a wrong value, and with it the password in a URL.
+    #[arg(
+        long,
+        env = "IDV_STORE",
+        value_name = "URL",
+        default_value = "memory",
+        hide_env_values = true
+    )]
+    store: String,
+
+    /// How long an outcome is kept.
+    #[arg(long, env = "IDV_TTL", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub(crate) ttl: Duration,
+
+    /// How long a key is blocked after the process that held it has died.
+    #[arg(long, env = "IDV_LEASE", value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) lease: Duration,
+
+    /// How long a concurrent duplicate waits for the first one's outcome; at `0s` it gets `409` at once.
+    #[arg(long, env = "IDV_WAIT", value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Duration,
+
+    /// Refuse guarded requests without a key.
+    // A flag that also takes a value, so that `--require-key=false` overrides the variable.
+    #[arg(
+        long,
+        env = "IDV_REQUIRE_KEY",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub(crate) require_key: bool,
+
+    /// How long the simulated identity provider takes.
+    #[arg(long, env = "IDV_PROVIDER_LATENCY", value_name = "DURATION", default_value = "150ms", value_parser = humantime::parse_duration)]
+    pub(crate) provider_latency: Duration,
+
+    /// Bytes of a guarded request's body at most.
+    #[arg(long, env = "IDV_MAX_REQUEST_BODY", value_name = "BYTES", default_value_t = 2 * 1024 * 1024)]
+    pub(crate) max_request_body: usize,
+
+    /// Bytes of a response's body that are kept at most; a larger one is delivered once.
+    #[arg(long, env = "IDV_MAX_RESPONSE_BODY", value_name = "BYTES", default_value_t = 1024 * 1024)]
+    pub(crate) max_response_body: usize,
+}
+
+/// The kinds of store that `--store` can name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoreKind {
+    Memory,
+}
+
+impl Options {
+    /// The store that was asked for. The error never shows the URL, which may hold a password.
+    pub(crate) fn store(&self) -> Result<StoreKind, String> {
+        let scheme = self.store.split_once(':').map(|(scheme, _)| scheme);
+        match scheme {
+            None if self.store == "memory" => Ok(StoreKind::Memory),
+            Some(later @ ("sqlite" | "redis" | "postgres")) => Err(format!(
+                "--store: this release has no `{later}` store yet; use `memory`"
+            )),
+            _ => Err("--store: unknown store; this release has `memory`".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Screenings against the watch list.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use tower_idempotency::IdempotencyKey;
+use uuid::Uuid;
+
+use super::accounts::Account;
+use super::app::AppState;
+use super::billing::Charge;
+use super::json::{JsonBody, NonEmpty};
+
+const PRICE_CENTS: u64 = 35;
+
+#[derive(Deserialize)]
+pub(crate) struct NewScreening {
+    full_name: NonEmpty,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Screening {
+    screening_id: String,
+    full_name: String,
+    hits: Vec<&'static str>,
+}
+
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    Extension(account): Extension<Account>,
+    operation: Option<IdempotencyKey>,
+    JsonBody(new): JsonBody<NewScreening>,
+) -> (StatusCode, Json<Screening>) {
+    let full_name = new.full_name.into_inner();
+    let provider_key = operation.map_or_else(Uuid::new_v4, |operation| operation.derive("screen"));
+    let hits = state.provider.screen(&full_name, provider_key).await;
+
+    let screening_id = format!("scr_{}", Uuid::new_v4().simple());
+    let charge = Charge {
+        operation: "aml_screening",
+        reference: screening_id.clone(),
+        amount_cents: PRICE_CENTS,
+    };
+    state.data.add_charge(account, charge);
+    let screening = Screening {
+        screening_id,
+        full_name,
+        hits,
+    };
+    (StatusCode::CREATED, Json(screening))
+}

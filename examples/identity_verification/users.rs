@@ -1,0 +1,39 @@
+//! Decisions on users.
+
+use axum::extract::{Path, State};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+
+use super::accounts::Account;
+use super::app::AppState;
+use super::json::JsonBody;
+
+/// A user as the account last decided.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct User {
+    pub(crate) user_id: String,
+    pub(crate) status: UserStatus,
+    /// How many decisions there have been; a replay is not one.
+    pub(crate) version: u64,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum UserStatus {
+    Approved,
+    Declined,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Decision {
+    status: UserStatus,
+}
+
+pub(crate) async fn set_status(
+    State(state): State<AppState>,
+    Extension(account): Extension<Account>,
+    Path(user_id): Path<String>,
+    JsonBody(decision): JsonBody<Decision>,
+) -> Json<User> {
+    Json(state.data.set_user_status(account, user_id, decision.status))
+}
