@@ -1,0 +1,27 @@
+//! The example server `identity_verification`: its application in this process, on paused time, and
+//! the built program as a client meets it.
+
+mod black_box;
+mod in_process;
+mod process;
+mod request;
+
+/// The example's own modules, all but those of its process.
+#[path = "../../examples/identity_verification"]
+#[allow(dead_code, reason = "only the process stops, and awaits its work before that")]
+mod server {
+    mod accounts;
+    pub(crate) mod app;
+    mod billing;
+    mod data;
+    mod error;
+    mod json;
+    mod metrics;
+    mod operations;
+    pub(crate) mod options;
+    mod provider;
+    mod screenings;
+    mod sessions;
+    mod users;
+    mod webhooks;
+}
