@@ -11,6 +11,7 @@ mod accounts;
 mod app;
 mod billing;
 mod data;
+mod drain;
 mod error;
 mod json;
 mod metrics;

@@ -13,8 +13,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 use super::app::App;
+use super::drain::Drained;
 
 /// How long running operations are waited for.
 const GRACE: Duration = Duration::from_secs(10);
@@ -43,7 +45,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App, signal: impl Future<O
                 Ok((stream, _)) => {
                     // Answers are small and must not wait for each other.
                     let _ = stream.set_nodelay(true);
-                    let service = TowerToHyperService::new(app.router.clone());
+                    let service = TowerToHyperService::new(app.router.clone().map_request(Drained::wrap));
                     let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
                     let connection = graceful.watch(connection);
                     connections.spawn(async move {

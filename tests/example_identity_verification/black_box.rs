@@ -4,7 +4,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -99,6 +99,29 @@ async fn a_panic_is_500_and_the_connection_goes_on() {
     let answers = rest_of(connection).await;
     assert!(answers.starts_with("HTTP/1.1 500 "), "{answers}");
     assert!(answers.contains("HTTP/1.1 200 OK"), "{answers}");
+}
+
+#[tokio::test]
+async fn a_refusal_before_the_body_is_read_leaves_the_connection_usable() {
+    let server = Server::start(&[]);
+    let large = "u".repeat(3_000_000);
+    for (call, status) in [
+        (Call::session("usr_1", "any").from("sk_test_nobody"), "401"),
+        (Call::session("usr_1", "any").key("a,b"), "400"),
+        (Call::session(&large, "any").key("k-1"), "413"),
+    ] {
+        let wire = call.on_the_wire();
+        let (head, body) = wire.split_at(wire.find("\r\n\r\n").unwrap() + 4);
+        let mut connection = server.connect(head).await;
+        // The server refuses before a byte of the body has been sent.
+        connection.readable().await.unwrap();
+        let last = Call::get("/healthz").header("connection", "close").on_the_wire();
+        connection.write_all(body.as_bytes()).await.unwrap();
+        connection.write_all(last.as_bytes()).await.unwrap();
+        let answers = rest_of(connection).await;
+        assert!(answers.starts_with(&format!("HTTP/1.1 {status} ")), "{answers}");
+        assert!(answers.contains("HTTP/1.1 200 OK"), "{answers}");
+    }
 }
 
 #[tokio::test]
