@@ -107,7 +107,14 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
             Inner::Live { body } => body.size_hint(),
-            Inner::Kept { data, .. } => SizeHint::with_exact(data.len() as u64),
+            Inner::Kept { data, trailers: None } => SizeHint::with_exact(data.len() as u64),
+            // With an exact length HTTP/1.1 would be framed by Content-Length, which leaves no
+            // place for trailers (RFC 9112, section 7.1.2).
+            Inner::Kept { data, .. } => {
+                let mut hint = SizeHint::new();
+                hint.set_lower(data.len() as u64);
+                hint
+            }
             Inner::Partial { read, rest, .. } => {
                 let read: u64 = read.iter().map(|data| data.len() as u64).sum();
                 let mut hint = SizeHint::new();

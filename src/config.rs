@@ -125,13 +125,12 @@ impl Config {
     /// Which response headers are left out of the record: hop-by-hop ones (RFC 9110, section 7.6.1,
     /// with what `Connection` names), and those on the list.
     pub(crate) fn skips<'h>(&'h self, headers: &'h HeaderMap) -> impl Fn(&HeaderName) -> bool + 'h {
-        static HOP_BY_HOP: [HeaderName; 8] = [
+        static HOP_BY_HOP: [HeaderName; 7] = [
             header::CONNECTION,
             HeaderName::from_static("keep-alive"),
             HeaderName::from_static("proxy-connection"),
             header::PROXY_AUTHENTICATE,
             header::TE,
-            header::TRAILER,
             header::TRANSFER_ENCODING,
             header::UPGRADE,
         ];

@@ -256,7 +256,8 @@ impl Record {
             None
         };
         let body = reader.blob.split_off(reader.at);
-        if flags & HAD_CONTENT_LENGTH != 0 {
+        // Trailers exclude it on HTTP/1.1, whose framing they need.
+        if flags & HAD_CONTENT_LENGTH != 0 && trailers.is_none() {
             head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
         }
         Ok(Replay { head, body, trailers })
@@ -435,13 +436,23 @@ mod tests {
         };
         let (mut expected, trailers) = sample();
         expected.remove(header::DATE);
-        expected.insert(header::CONTENT_LENGTH, HeaderValue::from_static("7"));
+        expected.remove(header::CONTENT_LENGTH);
         assert_eq!(replay.head.status(), StatusCode::CREATED);
         assert_eq!(replay.head.headers(), &expected);
         assert!(replay.head.headers()["x-secret"].is_sensitive());
         assert!(!replay.head.headers()["x-raw"].is_sensitive());
         assert_eq!(replay.body, "{\"a\":1}");
         assert_eq!(replay.trailers, Some(trailers));
+    }
+
+    #[test]
+    fn contract_5_1_content_length_is_computed_anew() {
+        let (headers, _) = sample();
+        let record = Record::response(PRINT, StatusCode::OK, &headers, |_| false, b"{\"a\":1}", None);
+        let Opened::Response(replay) = record.open().unwrap() else {
+            panic!("a response")
+        };
+        assert_eq!(replay.head.headers()[header::CONTENT_LENGTH], "7");
     }
 
     #[test]
