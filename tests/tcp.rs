@@ -652,6 +652,46 @@ async fn trailers_survive_on_http2() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trailers_survive_on_http1_in_the_first_answer() {
+    for &with in EACH {
+        let server = Server::plain(with).await;
+        let mut client = server.connect().await;
+        assert!(
+            client
+                .send(raw_post_with("/trailers", "k", "te: trailers\r\n", "b"))
+                .await
+        );
+        let first = client.response().await.unwrap();
+        assert_eq!(
+            (first.text(), first.trailers.as_str()),
+            ("one two", "x-checksum: abc\r\n"),
+            "{with:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trailers_survive_on_http1_in_the_replay() {
+    for &with in EACH {
+        let server = Server::plain(with).await;
+        server.post("/trailers", "k", "b").await;
+        let mut client = server.connect().await;
+        assert!(
+            client
+                .send(raw_post_with("/trailers", "k", "te: trailers\r\n", "b"))
+                .await
+        );
+        let replay = client.response().await.unwrap();
+        assert_eq!(replay.header("idempotency-replayed"), Some("true"));
+        assert_eq!(
+            (replay.text(), replay.trailers.as_str()),
+            ("one two", "x-checksum: abc\r\n"),
+            "{with:?}"
+        );
+    }
+}
+
 /// Without the layer, the same application sends them: it is no fault of the tests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trailers_of_an_unguarded_request_pass_on_http1() {
