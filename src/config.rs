@@ -124,7 +124,8 @@ impl Config {
 
     /// Which response headers are left out of the record: hop-by-hop ones (RFC 9110, section 7.6.1,
     /// with what `Connection` names), and those on the list.
-    pub(crate) fn skips<'h>(&'h self, headers: &'h HeaderMap) -> impl Fn(&HeaderName) -> bool + 'h {
+    /// `Trailer` stays where there are trailers.
+    pub(crate) fn skips<'h>(&'h self, headers: &'h HeaderMap, trailers: bool) -> impl Fn(&HeaderName) -> bool + 'h {
         static HOP_BY_HOP: [HeaderName; 7] = [
             header::CONNECTION,
             HeaderName::from_static("keep-alive"),
@@ -138,6 +139,7 @@ impl Config {
         move |name| {
             HOP_BY_HOP.contains(name)
                 || self.unreplayed.contains(name)
+                || !trailers && *name == header::TRAILER
                 || named
                     && headers.get_all(header::CONNECTION).iter().any(|line| {
                         let mut named = line.to_str().unwrap_or_default().split(',');

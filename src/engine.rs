@@ -423,7 +423,7 @@ where
                 };
                 match collected {
                     Ended::Returned(Collected::Whole { data, trailers }) => {
-                        let skip = config.skips(&head.headers);
+                        let skip = config.skips(&head.headers, trailers.is_some());
                         let record =
                             Record::response(fingerprint, head.status, &head.headers, skip, &data, trailers.as_ref());
                         (Settlement::Complete(record), ResponseBody::kept(data, trailers))

@@ -110,28 +110,29 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
     slot.begin("another fingerprint, after lease and ttl", &next, &FIRST)
         .await;
 
-    // A takeover brings its own ttl: attempt 2 begins at 2, lapses at 3 and is forgotten at 8.
+    // A takeover brings its own ttl: attempt 2 begins at 2, lapses at 3 and is forgotten at 11,
+    // and would have been at 7 with the ttl of attempt 1.
     let slot = slot.elsewhere();
     let first = Begin {
-        ttl: slot.units(5),
+        ttl: slot.units(4),
         ..slot.claim_for(1)
     };
     slot.begin("a claim that lapses", &first, &FIRST).await;
     slot.pass(2).await;
     let second = Begin {
-        ttl: slot.units(5),
+        ttl: slot.units(8),
         ..slot.claim_for(1)
     };
     slot.begin("taking it over", &second, &Begun::Started { attempt: 2 })
         .await;
-    slot.pass(4).await;
+    slot.pass(7).await;
     slot.begin(
         "another fingerprint, within the ttl of attempt 2",
         &slot.other_claim(),
         &Begun::Mismatch,
     )
     .await;
-    slot.pass(3).await;
+    slot.pass(4).await;
     slot.begin("the same fingerprint, after that ttl", &slot.claim(), &FIRST)
         .await;
 }

@@ -28,9 +28,9 @@
 //! expected and what the store answered. For a test of its own for each rule, take [`checks`].
 //!
 //! **Slots.** Each check draws random slots and tokens, so that the store need not be empty, and
-//! several checks, or several runs, can share one. The suite does not clean up: what it leaves
-//! goes the way of everything in a store, an hour later. A check that needs more room than the
-//! rest (one megabyte) is `a_large_record_comes_back_whole`.
+//! several checks, or several runs, can share one. The suite does not clean up: what it leaves,
+//! some hundreds of small entries and a record of one megabyte, goes the way of everything in a
+//! store within hours, but for two records that `very_long_times_do_not_overflow` keeps for ever.
 //!
 //! **Time.** Leases of the suite last a few [units](Harness::unit), and it looks at the store at
 //! least one unit before or after anything lapses. Against a server, the unit is real time: long
@@ -63,8 +63,9 @@ pub trait Harness: Sync {
     /// The store under test. One that is not `Clone` can be given as [`Arc`](std::sync::Arc).
     type Store: Store;
 
-    /// A handle to the store. All handles of a harness are to the same data; where handles can be
-    /// connections, let them be different ones, as those of different hosts would be.
+    /// A handle to the store. All handles of a harness are to the same data. It is asked for a
+    /// hundred times and more: where a handle is a connection or a pool, make a few beforehand,
+    /// as different hosts would, and hand out clones of them in turn.
     fn store(&self) -> Self::Store;
 
     /// The suite's unit of time: 300 ms unless you say otherwise. Any call, and the time that
