@@ -184,10 +184,18 @@ async fn serve_hyper(listener: TcpListener, layer: IdempotencyLayer, application
     }
 }
 
-/// Waits for what another task does. Not an assertion: a test whose condition never comes hangs.
-async fn until(condition: impl Fn() -> bool) {
-    while !condition() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+/// Waits for what another task does; the bound keeps a test whose condition never comes from hanging.
+#[track_caller]
+fn until(condition: impl Fn() -> bool) -> impl Future<Output = ()> {
+    let wait = async move {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    async {
+        tokio::time::timeout(Duration::from_secs(120), wait)
+            .await
+            .expect("it comes")
     }
 }
 

@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -138,7 +139,15 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Debug,
 {
-    read(service.clone().oneshot(request).await.expect("no error")).await
+    let answer = async { read(service.clone().oneshot(request).await.expect("no error")).await };
+    watched(Duration::from_secs(300), answer).await
+}
+
+/// What never comes fails a test instead of hanging it. The bound is far beyond what any test needs, on
+/// a clock that is paused or not.
+async fn watched<T>(bound: Duration, wait: impl Future<Output = T>) -> T {
+    let output = tokio::time::timeout(bound, wait).await;
+    output.unwrap_or_else(|_| panic!("what was waited for did not come in {bound:?}"))
 }
 
 /// As [`send`], in a task of its own.
@@ -260,7 +269,8 @@ impl Gate {
 
     /// For the test: waits until one more is here.
     pub(crate) async fn arrival(&self) {
-        self.arrived.acquire().await.expect("never closed").forget();
+        let arrival = watched(Duration::from_secs(120), self.arrived.acquire()).await;
+        arrival.expect("never closed").forget();
     }
 
     /// Lets one go on.

@@ -26,7 +26,7 @@ pub(crate) enum Act {
     /// It goes through.
     #[default]
     Pass,
-    /// It goes through after so many polls.
+    /// It has its effect after so many polls, and answers after as many more.
     Late(usize),
     /// It stops at the gate, then goes through.
     Stop(Gate),
@@ -125,7 +125,9 @@ impl Scripted {
             Act::Pass => effect.await,
             Act::Late(polls) => {
                 yields(polls).await;
-                effect.await
+                let answer = effect.await;
+                yields(polls).await;
+                answer
             }
             Act::Stop(gate) => {
                 gate.pass().await;
