@@ -315,6 +315,47 @@ async fn a_claim_whose_asker_left_is_given_back_whatever_the_store_does() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lapsed_claim_whose_taker_left_before_the_handler_started_is_still_remembered() {
+    let store = Scripted::default();
+    let journal = Journal::default();
+    let layer = IdempotencyLayer::new(store.clone());
+    let service = layer.layer(yielding(&journal, StatusCode::OK));
+    store.once(Op::Begin, Act::Fail);
+    send(&service, request()).await.assert_problem(503, "store-unavailable");
+    store.claim_and_die().await;
+    tokio::time::advance(Duration::from_secs(30)).await;
+    store.once(Op::Begin, Act::Late(5));
+    assert!(!leave_after(&service, 12).await);
+    layer.background().wait().await;
+    assert_eq!(journal.started.get(), 0);
+    // Whether the operation was done by the process that died is as unknown as before.
+    let other = Request::post("/").header("idempotency-key", "k");
+    let other = other.body(ScriptedBody::from("another body")).unwrap();
+    send(&service, other).await.assert_problem(422, "key-reused");
+}
+
+#[tokio::test]
+async fn work_that_runs_unprotected_without_its_client_is_bounded_too() {
+    let (gate, runs) = (Gate::default(), Count::default());
+    let store = Scripted::default();
+    store.always(Op::Begin, Act::Fail);
+    let layer = IdempotencyLayer::builder(store)
+        .run_unprotected_when_store_fails()
+        .max_detached(2)
+        .build()
+        .unwrap();
+    let service = gated(&layer, &gate, &runs);
+    leave_at_gate(&service, &gate, "a").await;
+    leave_at_gate(&service, &gate, "b").await;
+    assert_eq!(layer.background().len(), 2);
+    let mut third = Box::pin(service.clone().oneshot(post("/", "c", "b")));
+    match poll_once(third.as_mut()).await {
+        Poll::Ready(answer) => common::read(answer.unwrap()).await.assert_problem(503, "overloaded"),
+        Poll::Pending => panic!("run {} starts at the bound", runs.get()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_cancel_on_disconnect_the_handler_is_dropped_at_once() {
     for fate in [Fate::Release, Fate::Seal] {
         let mut cancelled = 0;
