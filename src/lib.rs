@@ -87,11 +87,14 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod body;
+mod builder;
 mod collect;
 mod config;
+mod detach;
 mod digest;
 mod engine;
 mod error;
+mod exchange;
 #[cfg(feature = "axum")]
 mod extract;
 mod fingerprint;
@@ -107,10 +110,12 @@ pub mod problem;
 mod record;
 mod scope;
 mod service;
+mod shared;
 mod state;
 pub mod store;
 
 pub use body::{RequestBody, ResponseBody};
+pub use builder::IdempotencyLayerBuilder;
 pub use error::{BoxError, ConfigError};
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
@@ -118,7 +123,7 @@ pub use extract::MissingIdempotencyLayer;
 pub use fingerprint::{Fingerprint, FingerprintSource};
 pub use future::ResponseFuture;
 pub use key::{InvalidKey, KeyFormat, KeySource};
-pub use layer::{Background, IdempotencyLayer, IdempotencyLayerBuilder};
+pub use layer::{Background, IdempotencyLayer};
 pub use operation::IdempotencyKey;
 pub use outcome::Outcome;
 pub use policy::{Fate, Policy, Verdict};

@@ -11,17 +11,20 @@
 //!
 //! `Content-Length` is a flag: it is computed anew, so that it is right whatever the handler said.
 
+mod headers;
+
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName};
 use http::{Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 
-use crate::error::{StoreError, StoreErrorKind};
+use crate::error::StoreError;
 use crate::fingerprint::Fingerprint;
+use headers::{Reader, corrupt, put_headers};
 
 const VERSION: u8 = 1;
 const RESPONSE: u8 = 0;
@@ -38,34 +41,6 @@ const CHECKSUM: usize = 8;
 
 /// Buffers up to this size are kept for the thread's next record.
 const SCRATCH: usize = 16 * 1024;
-
-/// Names that take one byte. The order is part of the format: append only, up to 127.
-static NAMES: [HeaderName; 16] = [
-    header::CONTENT_TYPE,
-    header::LOCATION,
-    header::CACHE_CONTROL,
-    header::ETAG,
-    header::LAST_MODIFIED,
-    header::VARY,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LANGUAGE,
-    header::LINK,
-    header::ACCESS_CONTROL_ALLOW_ORIGIN,
-    header::ACCESS_CONTROL_EXPOSE_HEADERS,
-    header::STRICT_TRANSPORT_SECURITY,
-    header::RETRY_AFTER,
-    header::SERVER,
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("traceparent"),
-];
-
-/// Pairs that take one byte: 128 and the position. Append only.
-static PAIRS: [(HeaderName, &str); 4] = [
-    (header::CONTENT_TYPE, "application/json"),
-    (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
-    (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-    (header::CONTENT_TYPE, "application/problem+json"),
-];
 
 /// The outcome of an operation as stores keep it. Cloning is cheap: the bytes are shared.
 ///
@@ -196,7 +171,7 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Corrupt`] if the bytes were cut or changed, or a newer version of this
+    /// [`StoreErrorKind::Corrupt`](crate::store::StoreErrorKind::Corrupt) if the bytes were cut or changed, or a newer version of this
     /// crate wrote them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
         let (record, sum) = bytes
@@ -273,10 +248,6 @@ impl fmt::Debug for Record {
     }
 }
 
-fn corrupt(message: &'static str) -> StoreError {
-    StoreError::new(StoreErrorKind::Corrupt, message)
-}
-
 fn checksum(record: &[u8]) -> [u8; CHECKSUM] {
     let digest: [u8; 32] = Sha256::digest(record).into();
     let mut sum = [0; CHECKSUM];
@@ -290,114 +261,11 @@ fn put_head(out: &mut Vec<u8>, kind: u8, status: u16, fingerprint: Fingerprint) 
     out.extend_from_slice(fingerprint.as_bytes());
 }
 
-fn put_headers(out: &mut Vec<u8>, headers: &HeaderMap, skip: impl Fn(&HeaderName) -> bool) {
-    let kept = || headers.iter().filter(|(name, _)| !skip(name));
-    put_number(out, kept().count());
-    for (name, value) in kept() {
-        let sensitive = value.is_sensitive();
-        let pair = PAIRS
-            .iter()
-            .position(|(n, v)| n == name && v.as_bytes() == value.as_bytes());
-        if let (Some(pair), false) = (pair, sensitive) {
-            out.push(0x80 | pair as u8);
-            continue;
-        }
-        match NAMES.iter().position(|known| known == name) {
-            Some(at) => out.push(at as u8 + 1),
-            None => {
-                out.push(0);
-                put_number(out, name.as_str().len());
-                out.extend_from_slice(name.as_str().as_bytes());
-            }
-        }
-        put_number(out, value.len() << 1 | usize::from(sensitive));
-        out.extend_from_slice(value.as_bytes());
-    }
-}
-
-fn put_number(out: &mut Vec<u8>, mut number: usize) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
-struct Reader {
-    blob: Bytes,
-    at: usize,
-}
-
-impl Reader {
-    fn byte(&mut self) -> Result<u8, StoreError> {
-        let byte = *self.blob.get(self.at).ok_or_else(cut)?;
-        self.at += 1;
-        Ok(byte)
-    }
-
-    fn number(&mut self) -> Result<usize, StoreError> {
-        let mut number = 0;
-        for shift in (0..u32::BITS).step_by(7) {
-            let byte = self.byte()?;
-            number |= usize::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(number);
-            }
-        }
-        Err(corrupt("the stored record has a number that is too long"))
-    }
-
-    fn bytes(&mut self, length: usize) -> Result<Bytes, StoreError> {
-        let end = self
-            .at
-            .checked_add(length)
-            .filter(|&end| end <= self.blob.len())
-            .ok_or_else(cut)?;
-        let bytes = self.blob.slice(self.at..end);
-        self.at = end;
-        Ok(bytes)
-    }
-
-    fn headers(&mut self) -> Result<HeaderMap, StoreError> {
-        let invalid = || corrupt("the stored record has an invalid header");
-        let count = self.number()?;
-        // Each takes at least one byte, so that a wrong count cannot ask for much memory; two more
-        // follow, the marker and the length.
-        if count > self.blob.len() - self.at {
-            return Err(cut());
-        }
-        let mut headers = HeaderMap::try_with_capacity(count + 2).map_err(|_| invalid())?;
-        for _ in 0..count {
-            let code = usize::from(self.byte()?);
-            let (name, value) = if code & 0x80 != 0 {
-                let (name, value) = PAIRS.get(code & 0x7f).ok_or_else(invalid)?;
-                (name.clone(), HeaderValue::from_static(value))
-            } else {
-                let name = if code == 0 {
-                    let length = self.number()?;
-                    HeaderName::from_bytes(&self.bytes(length)?).map_err(|_| invalid())?
-                } else {
-                    NAMES.get(code - 1).cloned().ok_or_else(invalid)?
-                };
-                let length = self.number()?;
-                let bytes = self.bytes(length >> 1)?;
-                let mut value = HeaderValue::from_maybe_shared(bytes).map_err(|_| invalid())?;
-                value.set_sensitive(length & 1 != 0);
-                (name, value)
-            };
-            headers.try_append(name, value).map_err(|_| invalid())?;
-        }
-        Ok(headers)
-    }
-}
-
-fn cut() -> StoreError {
-    corrupt("the stored record is cut short")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::StoreErrorKind;
+    use http::HeaderValue;
 
     const PRINT: Fingerprint = Fingerprint::from_bytes([0xAB; 16]);
 
@@ -453,22 +321,6 @@ mod tests {
             panic!("a response")
         };
         assert_eq!(replay.head.headers()[header::CONTENT_LENGTH], "7");
-    }
-
-    #[test]
-    fn every_name_and_pair_of_the_tables_survives() {
-        let mut headers = HeaderMap::new();
-        for name in NAMES.iter().cloned() {
-            headers.append(name, HeaderValue::from_static("v"));
-        }
-        for (name, value) in PAIRS.iter().cloned() {
-            headers.append(name, HeaderValue::from_static(value));
-        }
-        let record = Record::response(PRINT, StatusCode::OK, &headers, |_| false, b"", None);
-        let Opened::Response(replay) = record.open().unwrap() else {
-            panic!("a response")
-        };
-        assert_eq!(replay.head.headers(), &headers);
     }
 
     /// A record of this release must be read by every later one. If this test fails, the format

@@ -11,10 +11,10 @@ use tower::Service;
 
 use crate::body::ResponseBody;
 use crate::collect::drain;
-use crate::engine::{Exchange, body_too_large, invalid_key, missing_key};
+use crate::exchange::{Exchange, body_too_large, invalid_key, missing_key};
 use crate::future::ResponseFuture;
-use crate::lease::Shared;
 use crate::operation::KeyText;
+use crate::shared::Shared;
 use crate::store::{MemoryStore, Store};
 
 /// Makes an HTTP service's requests safe to retry; made by

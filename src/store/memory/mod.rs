@@ -1,38 +1,16 @@
 //! The store in this process's memory.
 
 mod ledger;
+mod slots;
 
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use dashmap::{DashMap, Entry};
-use tokio::sync::Notify;
-use tokio::time::Instant;
-
-use super::{Begin, Begun, Held, Millis, Record, Slot, Store, StoreError, StoreErrorKind, Token};
+use super::{Begin, Begun, Held, Record, Slot, Store, StoreError, Token};
 use crate::error::ConfigError;
-use crate::state::Occupant;
-use ledger::{Ledger, tick};
-
-/// Lock shards of the map. Many, so that growing one, which moves all its entries under its lock,
-/// stays below a millisecond with ten million keys.
-const SHARDS: usize = 512;
-/// Expired records that one write sweeps at most. More than one, so that sweeping keeps up.
-const SWEEP: usize = 8;
-/// Records that one write evicts at most, which bounds its work. More than it can need, unless one
-/// large record takes the place of many small ones; the next writes then go on.
-const EVICT: usize = 512;
-/// When a claim that was looked at and was alive is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// What an entry takes beside its record: its place in the map (at three quarters full), its line
-/// in the ledger and the record's reference counts. Measured by `benches/footprint.rs`.
-const ENTRY_BYTES: usize = 128;
-/// What a claim takes, entry and all.
-const CLAIM: usize = ENTRY_BYTES + 128;
+use slots::Slots;
 
 /// The smallest budget that makes sense: some hundreds of claims.
 const MIN_BUDGET: usize = 64 * 1024;
@@ -91,16 +69,7 @@ impl MemoryStoreBuilder {
             ));
         }
         Ok(MemoryStore {
-            inner: Arc::new(Inner {
-                slots: DashMap::with_capacity_and_hasher_and_shard_amount(0, BuildHasherDefault::default(), SHARDS),
-                ledger: Mutex::default(),
-                origin: Instant::now(),
-                budget: self.budget,
-                when_full: self.when_full,
-                bytes: AtomicUsize::new(0),
-                entries: AtomicUsize::new(0),
-                evicted: AtomicU64::new(0),
-            }),
+            slots: Arc::new(Slots::new(self.budget, self.when_full)),
         })
     }
 }
@@ -135,68 +104,7 @@ pub struct MemoryStats {
 /// # Ok::<(), tower_idempotency::ConfigError>(())
 /// ```
 pub struct MemoryStore {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    /// Lock order: a shard of `slots`, then `ledger`. No guard of either is held across an await.
-    slots: DashMap<Slot, Occupant<Hold>, BuildHasherDefault<SlotHasher>>,
-    ledger: Mutex<Ledger>,
-    origin: Instant,
-    budget: usize,
-    when_full: WhenFull,
-    bytes: AtomicUsize,
-    entries: AtomicUsize,
-    evicted: AtomicU64,
-}
-
-/// What the store hangs on a claim.
-struct Hold {
-    /// The claim's place in the ledger.
-    index: usize,
-    /// Made by the first who waits.
-    waiters: Option<Arc<Notify>>,
-}
-
-/// A slot is a digest already: its first bytes are the hash.
-#[derive(Default)]
-struct SlotHasher(u64);
-
-impl Hasher for SlotHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(first) = bytes.first_chunk::<8>() {
-            self.0 = u64::from_le_bytes(*first);
-        }
-    }
-
-    /// The length prefix that arrays are hashed with.
-    fn write_usize(&mut self, _: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-fn cost(occupant: &Occupant<Hold>) -> usize {
-    match occupant {
-        Occupant::Running(_) => CLAIM,
-        Occupant::Done { record, .. } => ENTRY_BYTES + record.len(),
-    }
-}
-
-/// Whether there is room for a new key.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Room {
-    Unknown,
-    Enough,
-    None,
-}
-
-/// What a write found to sweep; it is swept when no lock is held.
-#[derive(Default)]
-struct Due {
-    records: Vec<Slot>,
-    claim: Option<(usize, Slot)>,
+    slots: Arc<Slots>,
 }
 
 impl Default for MemoryStore {
@@ -208,7 +116,7 @@ impl Default for MemoryStore {
 impl Clone for MemoryStore {
     fn clone(&self) -> Self {
         Self {
-            inner: Arc::clone(&self.inner),
+            slots: Arc::clone(&self.slots),
         }
     }
 }
@@ -216,8 +124,8 @@ impl Clone for MemoryStore {
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryStore")
-            .field("budget", &self.inner.budget)
-            .field("when_full", &self.inner.when_full)
+            .field("budget", &self.slots.budget)
+            .field("when_full", &self.slots.when_full)
             .field("stats", &self.stats())
             .finish()
     }
@@ -244,284 +152,7 @@ impl MemoryStore {
     /// What the store holds now.
     #[must_use]
     pub fn stats(&self) -> MemoryStats {
-        MemoryStats {
-            entries: self.inner.entries.load(Ordering::Relaxed),
-            bytes: self.inner.bytes.load(Ordering::Relaxed),
-            evicted: self.inner.evicted.load(Ordering::Relaxed),
-        }
-    }
-}
-
-impl Inner {
-    fn now(&self) -> Millis {
-        let elapsed = Instant::now().saturating_duration_since(self.origin);
-        Millis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
-    }
-
-    /// No code that can panic runs under the lock; should it ever, the book is still whole.
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
-        let now = self.now();
-        let mut room = self.room_for_claim();
-        let due = loop {
-            match self.slots.entry(begin.slot) {
-                Entry::Occupied(mut entry) => {
-                    if let Some(begun) = entry.get_mut().begin(begin, now) {
-                        return Ok(begun);
-                    }
-                    // Expired and not swept yet: vacant.
-                    let (hold, due) = self.book(begin, now, Some(entry.get()));
-                    let before = std::mem::replace(entry.get_mut(), Occupant::claim(begin, 1, now, hold));
-                    self.add(CLAIM);
-                    self.subtract(cost(&before));
-                    wake_all(before);
-                    break due;
-                }
-                // Room is made only for a key that is new, and without its shard's lock.
-                Entry::Vacant(entry) if room == Room::Unknown => {
-                    drop(entry);
-                    room = self.make_room(CLAIM, now);
-                }
-                Entry::Vacant(_) if room == Room::None => {
-                    return Err(StoreError::new(
-                        StoreErrorKind::Full,
-                        "memory store: the byte budget is spent; raise it, shorten the TTL, or let it evict",
-                    ));
-                }
-                Entry::Vacant(entry) => {
-                    let (hold, due) = self.book(begin, now, None);
-                    // Counted before it can be seen, so that nobody subtracts it first.
-                    self.entries.fetch_add(1, Ordering::Relaxed);
-                    self.add(CLAIM);
-                    entry.insert(Occupant::claim(begin, 1, now, hold));
-                    break due;
-                }
-            }
-        };
-        self.sweep(due, now);
-        Ok(Begun::Started { attempt: 1 })
-    }
-
-    fn room_for_claim(&self) -> Room {
-        if self.is_over(CLAIM) {
-            Room::Unknown
-        } else {
-            Room::Enough
-        }
-    }
-
-    /// Enters a new claim in the ledger, takes its predecessor out, and looks what is due.
-    fn book(&self, begin: &Begin, now: Millis, before: Option<&Occupant<Hold>>) -> (Hold, Due) {
-        let mut ledger = self.ledger();
-        if let Some(Occupant::Running(lapsed)) = before {
-            ledger.remove_claim(lapsed.extra.index);
-        }
-        let index = ledger.add_claim(begin.slot, now.after(begin.lease).after(begin.ttl));
-        (Hold { index, waiters: None }, due(&mut ledger, now))
-    }
-
-    fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Held {
-        let now = self.now();
-        let Some(mut occupant) = self.slots.get_mut(slot) else {
-            return Held::Lost;
-        };
-        match occupant.held_by(token, now) {
-            Some(running) => {
-                running.lease_until = now.after(lease);
-                Held::Yes
-            }
-            None => Held::Lost,
-        }
-    }
-
-    fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Held {
-        let now = self.now();
-        let expires_at = now.after(ttl);
-        let Hold { index, waiters } = {
-            let Some(mut occupant) = self.slots.get_mut(slot) else {
-                return Held::Lost;
-            };
-            if occupant.held_by(token, now).is_none() {
-                return Held::Lost;
-            }
-            let done = Occupant::Done {
-                record: record.clone(),
-                expires_at,
-            };
-            self.add(cost(&done));
-            self.subtract(cost(&occupant));
-            match std::mem::replace(&mut *occupant, done) {
-                Occupant::Running(running) => running.extra,
-                Occupant::Done { .. } => return Held::Lost,
-            }
-        };
-        if self.is_over(0) {
-            // Before the new record is in the ledger, so that it is not the one to go.
-            self.make_room(0, now);
-        }
-        let due = {
-            let mut ledger = self.ledger();
-            ledger.remove_claim(index);
-            ledger.add_record(*slot, expires_at);
-            due(&mut ledger, now)
-        };
-        wake(waiters);
-        self.sweep(due, now);
-        Held::Yes
-    }
-
-    fn release(&self, slot: &Slot, token: Token) -> Held {
-        let now = self.now();
-        let removed = self
-            .slots
-            .remove_if_mut(slot, |_, occupant| occupant.held_by(token, now).is_some());
-        let Some((_, occupant)) = removed else {
-            return Held::Lost;
-        };
-        self.forget(&occupant);
-        if let Occupant::Running(running) = &occupant {
-            self.ledger().remove_claim(running.extra.index);
-        }
-        wake_all(occupant);
-        Held::Yes
-    }
-
-    /// Removes what is due, if it is still what the ledger says.
-    fn sweep(&self, due: Due, now: Millis) {
-        for slot in due.records {
-            self.remove_if(&slot, |occupant| {
-                matches!(occupant, Occupant::Done { .. }) && occupant.is_forgotten(now)
-            });
-        }
-        if let Some(claim) = due.claim {
-            self.sweep_claim(claim, now);
-        }
-    }
-
-    /// Removes a claim whose holder died and whose memory has ended.
-    fn sweep_claim(&self, (index, slot): (usize, Slot), now: Millis) {
-        let lapsed = |occupant: &Occupant<Hold>| match occupant {
-            Occupant::Running(running) => running.extra.index == index && occupant.is_forgotten(now),
-            Occupant::Done { .. } => false,
-        };
-        if self.remove_if(&slot, lapsed) {
-            self.ledger().remove_claim(index);
-        }
-    }
-
-    /// Sweeps and, if allowed, evicts until `needed` bytes fit, or enough was done for one write.
-    fn make_room(&self, needed: usize, now: Millis) -> Room {
-        for _ in 0..EVICT {
-            if !self.is_over(needed) {
-                return Room::Enough;
-            }
-            let (next, claim) = {
-                let mut ledger = self.ledger();
-                let next = match self.when_full {
-                    WhenFull::EvictNearestExpiry => ledger.pop_nearest(),
-                    WhenFull::RefuseNew => ledger.pop_due(now),
-                };
-                (next, ledger.inspect_claim(now, now.after(LOOK_AGAIN)))
-            };
-            if let Some(claim) = claim {
-                self.sweep_claim(claim, now);
-            }
-            match next {
-                Some((at, slot)) => self.evict(&slot, at, now),
-                // Only the claims can make room now; the hand passes them in the writes to come.
-                None if !self.is_over(needed) => return Room::Enough,
-                None => return Room::None,
-            }
-        }
-        // Far over, as after a large record: the next writes go on.
-        match self.when_full {
-            WhenFull::EvictNearestExpiry => Room::Enough,
-            WhenFull::RefuseNew if self.is_over(needed) => Room::None,
-            WhenFull::RefuseNew => Room::Enough,
-        }
-    }
-
-    /// Removes the record of a line of the ledger. A line that its slot has outlived (it expired
-    /// and is in use again) names nothing.
-    fn evict(&self, slot: &Slot, at: u64, now: Millis) {
-        let mut early = false;
-        let removed = self.remove_if(slot, |occupant| match occupant {
-            Occupant::Done { expires_at, .. } => {
-                early = *expires_at > now;
-                !early || tick(*expires_at) == at
-            }
-            Occupant::Running(_) => false,
-        });
-        if removed && early {
-            self.evicted.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn remove_if(&self, slot: &Slot, condition: impl FnOnce(&Occupant<Hold>) -> bool) -> bool {
-        match self.slots.remove_if(slot, |_, occupant| condition(occupant)) {
-            Some((_, occupant)) => {
-                self.forget(&occupant);
-                wake_all(occupant);
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn forget(&self, occupant: &Occupant<Hold>) {
-        self.entries.fetch_sub(1, Ordering::Relaxed);
-        self.subtract(cost(occupant));
-    }
-
-    fn add(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn subtract(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    fn is_over(&self, needed: usize) -> bool {
-        self.bytes.load(Ordering::Relaxed).saturating_add(needed) > self.budget
-    }
-
-    /// A future that is ready when the slot's present claim has ended. It is registered before the
-    /// slot's lock is given back, so that no end can slip by.
-    fn ended(&self, slot: &Slot) -> Option<tokio::sync::futures::OwnedNotified> {
-        match &mut *self.slots.get_mut(slot)? {
-            Occupant::Running(running) => {
-                let waiters = running.extra.waiters.get_or_insert_with(Arc::default);
-                Some(Arc::clone(waiters).notified_owned())
-            }
-            Occupant::Done { .. } => None,
-        }
-    }
-}
-
-fn due(ledger: &mut Ledger, now: Millis) -> Due {
-    let mut due = Due::default();
-    while due.records.len() < SWEEP
-        && let Some((_, slot)) = ledger.pop_due(now)
-    {
-        due.records.push(slot);
-    }
-    due.claim = ledger.inspect_claim(now, now.after(LOOK_AGAIN));
-    due
-}
-
-fn wake(waiters: Option<Arc<Notify>>) {
-    if let Some(waiters) = waiters {
-        waiters.notify_waiters();
-    }
-}
-
-/// Wakes those who wait for a claim that is gone.
-fn wake_all(gone: Occupant<Hold>) {
-    if let Occupant::Running(running) = gone {
-        wake(running.extra.waiters);
+        self.slots.stats()
     }
 }
 
@@ -529,29 +160,29 @@ impl Store for MemoryStore {
     const IMMEDIATE: bool = true;
 
     async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
-        let begun = self.inner.begin(begin);
+        let begun = self.slots.begin(begin);
         self.report();
         begun
     }
 
     async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
-        Ok(self.inner.renew(slot, token, lease))
+        Ok(self.slots.renew(slot, token, lease))
     }
 
     async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
-        let held = self.inner.complete(slot, token, record, ttl);
+        let held = self.slots.complete(slot, token, record, ttl);
         self.report();
         Ok(held)
     }
 
     async fn release(&self, slot: &Slot, token: Token) -> Result<Held, StoreError> {
-        let held = self.inner.release(slot, token);
+        let held = self.slots.release(slot, token);
         self.report();
         Ok(held)
     }
 
     fn changed(&self, slot: &Slot, _: u32) -> impl Future<Output = ()> + Send {
-        let ended = self.inner.ended(slot);
+        let ended = self.slots.ended(slot);
         async move {
             if let Some(ended) = ended {
                 ended.await;

@@ -1,0 +1,221 @@
+//! A guarded request on its way to a decision, and the answers that need no run.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::Body;
+use tower::Service;
+use tower::util::Oneshot;
+
+use crate::body::ResponseBody;
+use crate::error::StoreError;
+use crate::key::InvalidKey;
+use crate::operation::{IdempotencyKey, KeyText};
+use crate::outcome::Outcome;
+use crate::problem::{Problem, ProblemKind};
+use crate::record::Opened;
+use crate::scope::{Scoped, Slot};
+use crate::shared::{Shared, warn_of};
+use crate::state::{Begin, Begun};
+use crate::store::Store;
+
+/// A guarded request on its way to a decision.
+pub(crate) struct Exchange<S, St> {
+    pub(crate) shared: Arc<Shared<St>>,
+    /// It has said that it is ready, or is asked before it is called.
+    pub(crate) inner: S,
+    pub(crate) parts: Parts,
+    pub(crate) identity: Option<Identity>,
+}
+
+/// Whose key it is, and which.
+pub(crate) struct Identity {
+    pub(crate) key: KeyText,
+    pub(crate) slot: Slot,
+}
+
+impl<S, St: Store> Exchange<S, St> {
+    /// Finds the key in the body, if that is where keys are. `None`: the request has none, and may
+    /// pass.
+    pub(crate) fn key_in(&self, body: &Bytes) -> Result<Option<KeyText>, Problem> {
+        let config = &self.shared.config;
+        match config.key.in_body(&self.parts, body).map_err(invalid_key)? {
+            Some(key) => Ok(Some(KeyText::from(&*key))),
+            None if config.require_key => Err(missing_key()),
+            None => Ok(None),
+        }
+    }
+
+    /// Says whose key it is.
+    pub(crate) fn identify(&mut self, key: KeyText) -> Result<(), Problem> {
+        let scoped = self.shared.config.scope.slot(&self.parts, key.as_str());
+        let Scoped { slot, overlooks_cookie } = scoped.map_err(|unavailable| {
+            tracing::error!(
+                target: "tower_idempotency",
+                error = &*unavailable.0 as &(dyn std::error::Error + 'static),
+                "the scope of a request cannot be determined"
+            );
+            Problem::new(
+                ProblemKind::ScopeUnavailable,
+                "The server could not tell whose key it is.",
+            )
+        })?;
+        if overlooks_cookie && !self.shared.warned_of_cookie.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                target: "tower_idempotency",
+                "a request has a Cookie and no Authorization: under the default scope such requests share their \
+                 keys; set a scope that tells your sessions apart"
+            );
+        }
+        self.identity = Some(Identity { key, slot });
+        Ok(())
+    }
+
+    /// Whether another idempotency layer further out has claimed this very operation: this one
+    /// would find it in flight.
+    pub(crate) fn is_claimed_outside(&self) -> bool {
+        let outer = self.parts.extensions.get::<IdempotencyKey>();
+        outer.is_some_and(|outer| Some(outer.slot()) == self.identity.as_ref().map(|identity| &identity.slot))
+    }
+
+    /// The claim to ask for. `None` if the request was not identified.
+    pub(crate) fn claim(&self, body: &Bytes) -> Option<Begin> {
+        let config = &self.shared.config;
+        Some(Begin {
+            slot: self.identity.as_ref()?.slot,
+            fingerprint: config.fingerprint.of(&self.parts, body),
+            token: self.shared.token(),
+            lease: config.lease,
+            ttl: config.ttl,
+            on_lapse: config.policy.on_lapse,
+        })
+    }
+
+    /// Answers without running: from what the store found.
+    pub(crate) fn answer<RB>(&self, begun: Begun) -> Result<Response<ResponseBody<RB>>, StoreError>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        let record = match begun {
+            Begun::Done(record) => record,
+            Begun::Mismatch => return Ok(self.refuse(key_reused())),
+            Begun::OutcomeUnknown => return Ok(self.refuse(outcome_unknown())),
+            Begun::InFlight { .. } | Begun::Started { .. } => return Ok(self.refuse(in_flight())),
+        };
+        Ok(match record.open()? {
+            Opened::NotRetained(status) => self.respond(Outcome::NotRetained, &Problem::not_retained(status)),
+            Opened::Unknown => self.respond(Outcome::NotRetained, &outcome_unknown()),
+            Opened::Response(replay) => {
+                let marker = self.shared.config.replay_header.clone();
+                let mut response = replay.head.map(|()| ResponseBody::kept(replay.body, replay.trailers));
+                response.headers_mut().insert(marker, HeaderValue::from_static("true"));
+                self.finish(Outcome::Replayed, response)
+            }
+        })
+    }
+
+    pub(crate) fn refuse<RB>(&self, problem: Problem) -> Response<ResponseBody<RB>>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        self.respond(Outcome::Refused(problem.kind()), &problem)
+    }
+
+    fn respond<RB>(&self, outcome: Outcome, problem: &Problem) -> Response<ResponseBody<RB>>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        let rendered = self.shared.config.rendering.render(problem, &self.parts);
+        self.finish(outcome, rendered.map(|body| ResponseBody::kept(body, None)))
+    }
+
+    fn finish<RB: Body>(
+        &self,
+        outcome: Outcome,
+        mut response: Response<ResponseBody<RB>>,
+    ) -> Response<ResponseBody<RB>> {
+        let slot = self.identity.as_ref().map(|identity| &identity.slot);
+        self.shared.tally.report(outcome, slot, None, Some(response.status()));
+        response.extensions_mut().insert(outcome);
+        response
+    }
+
+    /// The call of the inner service.
+    pub(crate) fn into_call<B>(self, body: Bytes) -> Oneshot<S, Request<B>>
+    where
+        S: Service<Request<B>>,
+        B: From<Bytes>,
+    {
+        let Self { inner, parts, .. } = self;
+        Oneshot::new(inner, Request::from_parts(parts, B::from(body)))
+    }
+
+    /// The store failed before the handler ran, and the layer fails closed.
+    pub(crate) fn refuse_for_store<RB>(&self, error: &StoreError) -> Response<ResponseBody<RB>>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        self.warn_of(error, "the store failed; the request is refused");
+        self.refuse(Problem::new(
+            ProblemKind::StoreUnavailable,
+            "The server cannot look the key up now, so it did not run the operation.",
+        ))
+    }
+
+    pub(crate) fn warn_of(&self, error: &StoreError, message: &'static str) {
+        if let Some(identity) = &self.identity {
+            warn_of(error, &identity.slot, message);
+        }
+    }
+}
+
+pub(crate) fn missing_key() -> Problem {
+    Problem::new(
+        ProblemKind::MissingKey,
+        "This operation requires an idempotency key. Send one that names the operation, and the same with each retry.",
+    )
+}
+
+pub(crate) fn invalid_key(invalid: InvalidKey) -> Problem {
+    Problem::new(ProblemKind::InvalidKey, invalid.into_detail())
+}
+
+fn in_flight() -> Problem {
+    Problem::new(
+        ProblemKind::InFlight,
+        "The first request with this key is still running. Retry later.",
+    )
+}
+
+fn key_reused() -> Problem {
+    Problem::new(
+        ProblemKind::KeyReused,
+        "This key was used with another request. A new operation needs a new key.",
+    )
+}
+
+fn outcome_unknown() -> Problem {
+    Problem::new(
+        ProblemKind::OutcomeUnknown,
+        "The first request with this key ended without a response that could be kept. It will not run again under \
+         this key; find out whether the operation was done.",
+    )
+}
+
+pub(crate) fn body_too_large(limit: usize) -> Problem {
+    Problem::new(
+        ProblemKind::BodyTooLarge,
+        format!("The request body is larger than the {limit} bytes that are allowed with an idempotency key."),
+    )
+}
+
+pub(crate) fn body_unreadable() -> Problem {
+    Problem::new(
+        ProblemKind::BodyUnreadable,
+        "The request body broke off or could not be read. Nothing was kept.",
+    )
+}

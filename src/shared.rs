@@ -1,0 +1,129 @@
+//! What the clones of a layer and its services share, and how they ask the store.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::error::{StoreError, StoreErrorKind};
+use crate::outcome::Tally;
+use crate::scope::Slot;
+use crate::state::Token;
+
+/// What all clones of a layer and its services share.
+pub(crate) struct Shared<St> {
+    pub(crate) store: St,
+    pub(crate) config: Config,
+    /// Work without a client: handlers whose client left, and outcomes being stored again.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) tally: Tally,
+    pub(crate) warned_of_cookie: AtomicBool,
+    /// Questions whose answers were lost and that are asked again.
+    pub(crate) asking_again: AtomicUsize,
+    next_token: AtomicU64,
+}
+
+impl<St> Shared<St> {
+    pub(crate) fn new(store: St, config: Config) -> Self {
+        // A random start makes tokens unique among processes; counting, within this one.
+        let (start, _) = uuid::Uuid::new_v4().as_u64_pair();
+        Self {
+            store,
+            config,
+            tasks: TaskTracker::new(),
+            tally: Tally::default(),
+            warned_of_cookie: AtomicBool::new(false),
+            asking_again: AtomicUsize::new(0),
+            next_token: AtomicU64::new(start),
+        }
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        Token(self.next_token.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The answer of a store call that may take `limit` at most. A call that is ready at once needs no
+/// timer.
+///
+/// Here and below, futures are passed pinned in place: passed by value they would stand twice in
+/// the future of the whole request, which is allocated and moved.
+pub(crate) async fn bounded<T>(
+    operation: &'static str,
+    limit: Duration,
+    mut call: Pin<&mut impl Future<Output = Result<T, StoreError>>>,
+) -> Result<T, StoreError> {
+    let watch = Watch::start(operation);
+    let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+    let answer = match first {
+        Poll::Ready(answer) => answer,
+        // Boxed, so that the timer takes no place in the futures of calls that need none.
+        Poll::Pending => Box::pin(tokio::time::timeout(limit, call))
+            .await
+            .unwrap_or_else(|elapsed| {
+                let message = format!("the store did not answer `{operation}` within {limit:?}");
+                Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
+            }),
+    };
+    watch.stop(answer.is_ok());
+    answer
+}
+
+/// Measures store latency, if somebody asks for it.
+pub(crate) struct Watch {
+    #[cfg(feature = "metrics")]
+    started: (&'static str, std::time::Instant),
+}
+
+impl Watch {
+    #[cfg(feature = "metrics")]
+    pub(crate) fn start(operation: &'static str) -> Self {
+        let started = (operation, std::time::Instant::now());
+        Self { started }
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn stop(self, answered: bool) {
+        let (operation, at) = self.started;
+        metrics::histogram!("idempotency_store_seconds", "operation" => operation).record(at.elapsed());
+        if !answered {
+            metrics::counter!("idempotency_store_errors_total", "operation" => operation).increment(1);
+        }
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn start(_: &'static str) -> Self {
+        Self {}
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn stop(self, _: bool) {}
+}
+
+/// Runs a future that must not be lost although its owner is being dropped.
+///
+/// `home` is the runtime that the future was polled on, for owners that are dropped outside one.
+pub(crate) fn adopt<St>(shared: &Shared<St>, home: Option<&Handle>, future: impl Future<Output = ()> + Send + 'static) {
+    match Handle::try_current().ok().as_ref().or(home) {
+        Some(handle) => drop(shared.tasks.spawn_on(future, handle)),
+        // Dropping the future logs each claim that it held.
+        None => tracing::error!(
+            target: "tower_idempotency",
+            "a request was dropped where there is no runtime, so that its handler cannot run to its end"
+        ),
+    }
+}
+
+pub(crate) fn warn_of(error: &StoreError, slot: &Slot, message: &'static str) {
+    tracing::warn!(
+        target: "tower_idempotency",
+        %slot,
+        error = error as &(dyn std::error::Error + 'static),
+        "{message}"
+    );
+}
