@@ -163,9 +163,9 @@ impl<B: Body<Data = Bytes>> Future for Collect<B> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            // Declared lengths are believed only when they refuse: memory is taken as data comes.
             let left = this.limit.saturating_sub(this.read.len());
-            if this.body.size_hint().lower() > left as u64 {
+            // A declared length is believed only when it refuses: memory is taken as data comes.
+            if matches!(this.read, Read::Nothing) && this.body.size_hint().lower() > left as u64 {
                 return Poll::Ready(Collected::TooLarge {
                     data: this.read.take(),
                     next: Bytes::new(),

@@ -52,7 +52,7 @@ impl<S, St: Store> Exchange<S, St> {
 
     /// Says whose key it is.
     pub(crate) fn identify(&mut self, key: KeyText) -> Result<(), Problem> {
-        let scoped = self.shared.config.scope.slot(&self.parts, key.as_str());
+        let scoped = self.shared.config.scope.slot(&self.parts, key.as_bytes());
         let Scoped { slot, overlooks_cookie } = scoped.map_err(|unavailable| {
             tracing::error!(
                 target: "tower_idempotency",

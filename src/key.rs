@@ -177,35 +177,37 @@ impl KeyRules {
             },
         };
         let Some(key) = key else { return Ok(None) };
-        self.check(Cow::Owned(key), true).map(|key| Some(key.into_owned()))
+        if !key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return Err(not_visible());
+        }
+        self.check(Cow::Owned(key)).map(|key| Some(key.into_owned()))
     }
 
     fn in_line<'h>(&self, line: &'h HeaderValue) -> Result<Cow<'h, str>, InvalidKey> {
         let bytes = line.as_bytes();
         if bytes.first() == Some(&b'"') {
-            return self.check(unquote(bytes)?, true);
+            return self.check(unquote(bytes)?);
         }
         if self.format == KeyFormat::Structured {
             return Err(InvalidKey::new(
                 "the key must be a quoted structured-field String (RFC 9651, section 3.3.3), as in \"8e03978e-40d5-43dd-bc93-6894a57f9324\"",
             ));
         }
-        if bytes.contains(&b',') {
-            return Err(InvalidKey::new(
+        let plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b',' | b'"');
+        match line.to_str() {
+            Ok(text) if bytes.iter().all(plain) => self.check(Cow::Borrowed(text)),
+            _ if bytes.contains(&b',') => Err(InvalidKey::new(
                 "a bare key must not contain a comma; send one key, or quote it",
-            ));
-        }
-        if bytes.contains(&b'"') {
-            return Err(InvalidKey::new(
+            )),
+            _ if bytes.contains(&b'"') => Err(InvalidKey::new(
                 "a bare key must not contain a quotation mark; quote and escape it",
-            ));
+            )),
+            _ => Err(not_visible()),
         }
-        let text = std::str::from_utf8(bytes).map_err(|_| not_visible())?;
-        self.check(Cow::Borrowed(text), false)
     }
 
-    /// Length, characters and, if asked for, the form of a UUID.
-    fn check<'k>(&self, key: Cow<'k, str>, space: bool) -> Result<Cow<'k, str>, InvalidKey> {
+    /// Length and, if asked for, the form of a UUID; the characters are allowed ones.
+    fn check<'k>(&self, key: Cow<'k, str>) -> Result<Cow<'k, str>, InvalidKey> {
         if key.is_empty() {
             return Err(InvalidKey::new("the key is empty"));
         }
@@ -215,10 +217,6 @@ impl KeyRules {
                 key.len(),
                 self.max_length
             )));
-        }
-        let allowed = |byte: u8| byte.is_ascii_graphic() || (space && byte == b' ');
-        if !key.bytes().all(allowed) {
-            return Err(not_visible());
         }
         if self.format != KeyFormat::Uuid {
             return Ok(key);

@@ -45,7 +45,11 @@ impl From<&str> for KeyText {
 }
 
 impl KeyText {
-    pub(crate) fn as_str(&self) -> &str {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn as_str(&self) -> &str {
         // It was made from a `str`.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }

@@ -185,11 +185,15 @@ impl Policy {
     }
 
     fn is_stream(&self, headers: &HeaderMap) -> bool {
-        let Some(Ok(value)) = headers.get(CONTENT_TYPE).map(|value| value.to_str()) else {
+        let Some(value) = headers.get(CONTENT_TYPE).map(|value| value.as_bytes()) else {
             return false;
         };
-        let essence = value.split(';').next().unwrap_or(value).trim();
-        self.streams.iter().any(|stream| stream.eq_ignore_ascii_case(essence))
+        self.streams.iter().any(|stream| {
+            let same = value
+                .get(..stream.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(stream.as_bytes()));
+            same && matches!(value.get(stream.len()), None | Some(b';' | b' ' | b'\t'))
+        })
     }
 }
 

@@ -99,7 +99,7 @@ impl Record {
             out.clear();
             put_head(out, RESPONSE, status.as_u16(), fingerprint);
             let mut flags = 0;
-            if headers.contains_key(header::CONTENT_LENGTH) {
+            if headers.keys().any(|name| name == header::CONTENT_LENGTH) {
                 flags |= HAD_CONTENT_LENGTH;
             }
             if trailers.is_some() {

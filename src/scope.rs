@@ -152,7 +152,7 @@ impl ScopeSource {
         }
     }
 
-    pub(crate) fn slot(&self, parts: &Parts, key: &str) -> Result<Scoped, ScopeUnavailable> {
+    pub(crate) fn slot(&self, parts: &Parts, key: &[u8]) -> Result<Scoped, ScopeUnavailable> {
         let mut digest = Digest::new(b"ti.slot1");
         let mut overlooks_cookie = false;
         match &self.0 {
@@ -182,7 +182,7 @@ impl ScopeSource {
             }
             Source::Shared(name) => digest.field(SHARED, name.as_bytes()),
         }
-        digest.field(KEY, key.as_bytes());
+        digest.field(KEY, key);
         Ok(Scoped {
             slot: Slot(digest.finish()),
             overlooks_cookie,
@@ -215,7 +215,7 @@ mod tests {
     }
 
     fn slot(source: &ScopeSource, headers: &[(&str, &str)], key: &str) -> Slot {
-        source.slot(&parts(headers), key).unwrap().slot
+        source.slot(&parts(headers), key.as_bytes()).unwrap().slot
     }
 
     #[test]
@@ -257,15 +257,15 @@ mod tests {
         struct Tenant(u8);
         let scope = ScopeSource::extension(|tenant: &Tenant| tenant.0.to_string());
         let mut parts = parts(&[]);
-        let error = scope.slot(&parts, "k").unwrap_err().0.to_string();
+        let error = scope.slot(&parts, b"k").unwrap_err().0.to_string();
         assert!(error.contains("Tenant"), "{error}");
         parts.extensions.insert(Tenant(1));
-        let one = scope.slot(&parts, "k").unwrap().slot;
+        let one = scope.slot(&parts, b"k").unwrap().slot;
         parts.extensions.insert(Tenant(2));
-        assert_ne!(one, scope.slot(&parts, "k").unwrap().slot);
+        assert_ne!(one, scope.slot(&parts, b"k").unwrap().slot);
         assert!(
             ScopeSource::from_fn(|_| Err("no session".into()))
-                .slot(&parts, "k")
+                .slot(&parts, b"k")
                 .is_err()
         );
     }
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn contract_3_2_a_cookie_without_authorization_is_noticed() {
         let overlooks =
-            |scope: &ScopeSource, headers: &[(&str, &str)]| scope.slot(&parts(headers), "k").unwrap().overlooks_cookie;
+            |scope: &ScopeSource, headers: &[(&str, &str)]| scope.slot(&parts(headers), b"k").unwrap().overlooks_cookie;
         let scope = ScopeSource::default();
         assert!(overlooks(&scope, &[("cookie", "sid=1")]));
         assert!(!overlooks(&scope, &[("cookie", "sid=1"), ("authorization", "x")]));

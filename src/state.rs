@@ -18,8 +18,9 @@ impl Millis {
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
         // Rounded up, so that nothing lapses before its time.
-        let millis = duration.as_nanos().div_ceil(1_000_000);
-        Self(self.0.saturating_add(u64::try_from(millis).unwrap_or(u64::MAX)))
+        let millis = duration.as_secs().saturating_mul(1000);
+        let millis = millis.saturating_add(u64::from(duration.subsec_nanos().div_ceil(1_000_000)));
+        Self(self.0.saturating_add(millis))
     }
 
     fn until(self, later: Self) -> Duration {

@@ -42,9 +42,8 @@ pub(super) fn put_headers(out: &mut Vec<u8>, headers: &HeaderMap, skip: impl Fn(
     put_number(out, kept().count());
     for (name, value) in kept() {
         let sensitive = value.is_sensitive();
-        let pair = PAIRS
-            .iter()
-            .position(|(n, v)| n == name && v.as_bytes() == value.as_bytes());
+        let is_pair = |pair: &(HeaderName, &str)| pair.0 == name && pair.1.as_bytes() == value.as_bytes();
+        let pair = PAIRS.iter().position(is_pair);
         if let (Some(pair), false) = (pair, sensitive) {
             out.push(0x80 | pair as u8);
             continue;

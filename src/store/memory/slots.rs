@@ -118,7 +118,7 @@ impl Slots {
 
     fn now(&self) -> Millis {
         let elapsed = Instant::now().saturating_duration_since(self.origin);
-        Millis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+        Millis(elapsed.as_secs().saturating_mul(1000) + u64::from(elapsed.subsec_millis()))
     }
 
     /// No code that can panic runs under the lock; should it ever, the book is still whole.
