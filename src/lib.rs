@@ -131,3 +131,8 @@ pub use problem::{Problem, ProblemKind};
 pub use scope::{ScopeSource, Slot};
 pub use service::IdempotencyService;
 pub use store::{MemoryStore, Store};
+
+/// The README's examples compile.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
