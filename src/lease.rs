@@ -133,6 +133,7 @@ impl<St: Store> Claim<St> {
                 );
                 let claim = Self {
                     shared: Arc::clone(&self.shared),
+                    settled: false,
                     ..*self
                 };
                 adopt(&self.shared, None, settle_later(claim, settlement));
@@ -179,7 +180,12 @@ async fn apply<St: Store>(
 }
 
 /// Settles a claim in the background, and holds its lease meanwhile, so that no retry runs.
-async fn settle_later<St: Store>(claim: Claim<St>, settlement: Settlement) {
+async fn settle_later<St: Store>(mut claim: Claim<St>, settlement: Settlement) {
+    try_to_settle(&claim, settlement).await;
+    claim.settled = true;
+}
+
+async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
     let (shared, slot) = (&claim.shared, &claim.slot);
     let mut attempts = pin!(async {
         let mut pause = FIRST_PAUSE;

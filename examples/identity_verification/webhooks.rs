@@ -13,8 +13,8 @@ use super::json::{JsonBody, NonEmpty};
 pub(crate) struct Delivery {
     event_id: EventId,
     r#type: NonEmpty,
-    /// Must be there; this example has no further use for it.
-    #[serde(rename = "data")]
+    /// Whatever the sender has to say; this example has no further use for it.
+    #[serde(rename = "data", default)]
     _data: IgnoredAny,
 }
 
