@@ -13,7 +13,9 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use common::store::{Act, Op, Scripted};
-use common::{Count, Gate, Inner, ScriptedBody, Step, counted, inner, ok, poll_once, post, read, send, settle, spawn};
+use common::{
+    Count, Gate, Inner, ScriptedBody, Step, counted, drain, inner, ok, poll_once, post, read, send, settle, spawn,
+};
 use http::{Request, Response};
 use http_body_util::{BodyExt, BodyStream, Empty, Full, StreamBody};
 use tower::buffer::BufferLayer;
@@ -108,7 +110,7 @@ mod types {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_layer_can_be_named_in_a_struct_and_its_store_need_not_be_clone() {
         let application = Application {
             idempotency: IdempotencyLayer::new(Bare(MemoryStore::new())),
@@ -148,7 +150,7 @@ mod routers {
         format!("run {}", runs.up())
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn as_router_layer_it_guards_every_route_and_the_fallback() {
         let runs = Count::default();
         let app = Router::new()
@@ -169,7 +171,7 @@ mod routers {
         assert_eq!(runs.get(), 5);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn as_route_layer_it_guards_the_routes_and_not_the_fallback() {
         let runs = Count::default();
         let app = Router::new()
@@ -184,7 +186,7 @@ mod routers {
         assert_eq!(runs.get(), 3);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn as_layer_of_a_method_router_it_guards_one_route() {
         let runs = Count::default();
         let app = Router::new()
@@ -198,7 +200,7 @@ mod routers {
         assert_eq!(runs.get(), 3);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn one_layer_around_many_routes_shares_its_store_and_counts() {
         let runs = Count::default();
         let shared = layer();
@@ -212,7 +214,7 @@ mod routers {
         assert_eq!(counted(&shared, "key-reused"), 1);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn under_two_prefixes_the_original_path_tells_requests_apart() {
         let runs = Count::default();
         let shared = layer();
@@ -229,7 +231,7 @@ mod routers {
         assert_eq!(runs.get(), 1);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn middleware_functions_stand_on_either_side() {
         async fn outside(request: axum::extract::Request, next: Next) -> axum::response::Response {
             let mut response = next.run(request).await;
@@ -280,7 +282,7 @@ mod routers {
         );
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_authentication_layer_outside_gives_the_scope_and_guards_replays() {
         #[derive(Clone)]
         struct Tenant(String);
@@ -315,7 +317,7 @@ mod routers {
         assert_eq!(runs.get(), 2);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn extractors_see_the_request_as_it_was_sent() {
         async fn echo(
             operation: Option<IdempotencyKey>,
@@ -342,7 +344,7 @@ mod routers {
         assert_eq!(answer.json()["key"], serde_json::Value::Null);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_extractor_without_the_layer_says_so() {
         async fn needs(_: IdempotencyKey) {}
         let app: Router = Router::new().route("/a", on_post(needs).get(needs));
@@ -351,7 +353,7 @@ mod routers {
         assert!(answer.text().contains("IdempotencyLayer"), "{}", answer.text());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn it_can_stand_outside_the_whole_router() {
         let runs = Count::default();
         let router = Router::new()
@@ -366,7 +368,7 @@ mod routers {
         assert_eq!(runs.get(), 1);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn layered_twice_by_mistake_with_one_store_it_still_works() {
         let runs = Count::default();
         let store = MemoryStore::new();
@@ -400,7 +402,7 @@ mod routers {
         send(&app, post("/a", "k", "b")).await.assert_replay_of(&first);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn catch_panic_outside_answers_and_the_key_is_free() {
         async fn fails_once(State(runs): State<Count>) -> String {
             let run = runs.up();
@@ -418,7 +420,7 @@ mod routers {
         assert_eq!((second.status.as_u16(), second.text()), (200, "run 2"));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_trace_layer_stands_on_either_side() {
         let runs = Count::default();
         let app = Router::new()
@@ -435,7 +437,7 @@ mod routers {
         "got"
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn methods_of_the_router_that_are_not_guarded_go_through() {
         let app: Router = Router::new().route("/a", get(get_answer)).layer(layer());
         let answer = send(&app, common::request("GET", "/a", &[("idempotency-key", "k")], "")).await;
@@ -505,7 +507,7 @@ impl Service<Request<Body>> for Strict {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_inner_service_is_called_only_when_it_was_found_ready() {
     async fn check<St: Store>(layer: IdempotencyLayer<St>) {
         let strict = Strict::new();
@@ -545,7 +547,7 @@ async fn the_inner_service_is_called_only_when_it_was_found_ready() {
     check(by_body.build().unwrap()).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_that_is_dropped_gives_its_place_back() {
     let strict = Strict::new();
     let held = strict.held.clone();
@@ -650,7 +652,7 @@ async fn a_waiter_does_not_hold_a_place_under_a_concurrency_limit() {
     assert_eq!(waiter.await.unwrap().text(), "run 2", "when the lease has lapsed");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_handler_that_goes_on_without_its_client_keeps_its_place_until_it_ends() {
     let (gate, runs) = (Gate::default(), Count::default());
     let layer = layer();
@@ -668,7 +670,7 @@ async fn a_handler_that_goes_on_without_its_client_keeps_its_place_until_it_ends
     assert_eq!(runs.get(), 1);
     gate.open();
     assert_eq!(read(next.await.unwrap()).await.text(), "run 2");
-    layer.background().wait().await;
+    drain(&layer).await;
     assert!(send(&service, post("/", "a", "x")).await.is_replay());
 }
 
@@ -733,7 +735,7 @@ async fn over_timeout_limit_buffer_and_load_shed_inside() {
     check(waiting.build().unwrap()).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn replays_and_refusals_leave_a_buffer_usable() {
     // A place in the buffer is taken by readiness: 100 replays must not use it up.
     let service = ServiceBuilder::new()
@@ -775,7 +777,7 @@ impl Service<Request<Body>> for Unready {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_error_of_readiness_goes_on_unchanged_and_keeps_nothing() {
     let refuses = Arc::new(AtomicBool::new(true));
     let inner = Unready {
@@ -808,7 +810,7 @@ async fn an_error_of_readiness_goes_on_unchanged_and_keeps_nothing() {
 mod bodies {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn of_plain_bytes() {
         let runs = Count::default();
         let counter = runs.clone();
@@ -826,7 +828,7 @@ mod bodies {
         assert_eq!(runs.get(), 1);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn of_streams_and_of_none() {
         let service = layer().layer(service_fn(|_: Request<Full<Bytes>>| async {
             let body = ScriptedBody::new([Step::Data("a".into()), Step::Yield, Step::Data("b".into())]);
@@ -847,7 +849,7 @@ mod bodies {
         send(&service, request()).await.assert_replay_of(&first);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn that_are_not_unpin_in_both_directions() {
         let service = layer().layer(service_fn(|request: Request<ScriptedBody>| async {
             Ok::<_, Infallible>(Response::new(request.into_body()))
@@ -882,7 +884,7 @@ mod bodies {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn that_cannot_be_made_from_bytes_in_a_request_body() {
         let runs = Count::default();
         let counter = runs.clone();
@@ -909,7 +911,7 @@ mod bodies {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_store_that_says_wrongly_that_it_answers_at_once_is_asked_again() {
     struct Liar(Scripted);
     impl Store for Liar {

@@ -233,7 +233,7 @@ fn the_defaults_are_as_documented() {
 }
 
 /// What the options of time reach the store as.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_lease_and_the_ttl_reach_the_store() {
     let store = Scripted::default();
     let layer = IdempotencyLayer::builder(store.clone())
@@ -253,7 +253,7 @@ async fn the_lease_and_the_ttl_reach_the_store() {
     assert_eq!((begin.lease.as_secs(), begin.ttl.as_secs()), (30, 86_400));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_response_limit_is_1_mib_by_default() {
     const MIB: usize = 1024 * 1024;
     for (bytes, kept) in [(MIB, true), (MIB + 1, false)] {

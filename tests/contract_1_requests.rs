@@ -8,10 +8,10 @@ use std::pin::pin;
 use std::time::Duration;
 
 use common::store::{Op, Scripted};
-use common::{Count, Gate, ScriptedBody, Step, counted, inner, ok, post, request, send, spawn};
+use common::{Count, Gate, ScriptedBody, Step, counted, inner, ok, post, request, respond, send, spawn};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, service_fn};
 use tower_idempotency::{
     FingerprintSource, IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, MemoryStore, Outcome, ScopeSource,
 };
@@ -20,7 +20,7 @@ fn builder() -> IdempotencyLayerBuilder {
     IdempotencyLayer::builder(MemoryStore::new())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_1_1_a_method_outside_the_set_passes_through_and_its_key_is_ignored() {
     for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "PURGE", "post"] {
         let store = Scripted::default();
@@ -51,7 +51,7 @@ async fn contract_1_1_a_method_outside_the_set_passes_through_and_its_key_is_ign
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_1_1_post_and_patch_are_guarded_by_default() {
     for method in ["POST", "PATCH"] {
         let runs = Count::default();
@@ -65,7 +65,7 @@ async fn contract_1_1_post_and_patch_are_guarded_by_default() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_1_1_the_set_of_methods_can_be_changed() {
     let custom = Method::from_bytes(b"CHARGE").unwrap();
     let layer = builder().methods([Method::PUT, custom]).build().unwrap();
@@ -90,7 +90,7 @@ async fn streams_both_ways(layer: &IdempotencyLayer, head: http::request::Builde
         Step::Stop(gate.clone()),
         Step::Data("second".into()),
     ]);
-    let response = service.clone().oneshot(head.body(body).unwrap()).await.unwrap();
+    let response = respond(&service, head.body(body).unwrap()).await;
     assert!(response.headers().is_empty());
     assert_eq!(response.extensions().get::<Outcome>(), None);
     let mut body = pin!(response.into_body());
@@ -101,14 +101,14 @@ async fn streams_both_ways(layer: &IdempotencyLayer, head: http::request::Builde
     assert!(body.frame().await.is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_1_1_bodies_of_unguarded_methods_stream() {
     // Under limits that a single byte would break.
     let layer = builder().max_request_body(0).max_response_body(0).build().unwrap();
     streams_both_ways(&layer, Request::put("/").header("idempotency-key", "k")).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_1_2_without_a_key_the_request_passes_and_the_limits_do_not_apply() {
     let layer = builder().max_request_body(0).max_response_body(0).build().unwrap();
     streams_both_ways(&layer, Request::post("/")).await;
@@ -126,7 +126,7 @@ async fn contract_1_2_without_a_key_the_request_passes_and_the_limits_do_not_app
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_1_2_with_require_key_a_missing_key_is_400() {
     let layer = builder().require_key(true).build().unwrap();
     let runs = Count::default();
@@ -142,7 +142,7 @@ async fn contract_1_2_with_require_key_a_missing_key_is_400() {
     assert_eq!(send(&service, post("/", "k", "b")).await.text(), "run 2");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_1_3_a_valid_key_guards_the_request() {
     let runs = Count::default();
     let counter = runs.clone();
@@ -156,7 +156,7 @@ async fn contract_1_3_a_valid_key_guards_the_request() {
     send(&service, post("/", "k", "b")).await.assert_replay_of(&first);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_1_4_an_invalid_key_is_400_and_its_detail_says_why() {
     let runs = Count::default();
     let counter = runs.clone();
@@ -225,7 +225,7 @@ async fn contract_1_the_checks_come_in_their_order() {
     assert_eq!(runs.get(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_1_an_invalid_key_is_refused_before_the_body_is_read() {
     let service = IdempotencyLayer::new(MemoryStore::new()).layer(service_fn(|_: Request<ScriptedBody>| {
         ready(Ok::<_, Infallible>(ok("ran")))

@@ -28,7 +28,7 @@ fn telling<St: Store>(layer: &IdempotencyLayer<St>) -> IdempotencyService<Inner,
 
 const UUID: &str = "8e03978e-40d5-43dd-bc93-6894a57f9324";
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_1_the_header_is_idempotency_key_in_any_case() {
     let service = telling(&builder().build().unwrap());
     for name in ["Idempotency-Key", "idempotency-key", "IDEMPOTENCY-KEY"] {
@@ -39,7 +39,7 @@ async fn contract_2_1_the_header_is_idempotency_key_in_any_case() {
     assert_eq!(other.text(), "no key");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_1_the_header_can_be_named_otherwise() {
     for name in ["PayPal-Request-Id", "X-Idempotency-Key", "webhook-id"] {
         let layer = builder().key(KeySource::header(name)).build().unwrap();
@@ -55,7 +55,7 @@ async fn contract_2_1_the_header_can_be_named_otherwise() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_2_quoted_and_bare_name_the_same_key() {
     for (spellings, key) in [
         (
@@ -99,7 +99,7 @@ async fn contract_2_2_quoted_and_bare_name_the_same_key() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_2_similar_keys_are_different_keys() {
     let service = telling(&builder().build().unwrap());
     for key in ["a", "A", "a.", "\"a \"", "\" a\"", "a;b", "\"a;b\\\\\"", "'a'"] {
@@ -108,7 +108,7 @@ async fn contract_2_2_similar_keys_are_different_keys() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_2_structured_takes_only_structured_field_strings() {
     let service = telling(&builder().key_format(KeyFormat::Structured).build().unwrap());
     assert_eq!(send(&service, post("/", "\"k\";v=1", "")).await.text(), "k");
@@ -130,7 +130,7 @@ async fn contract_2_2_structured_takes_only_structured_field_strings() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_2_uuid_takes_any_uuid_and_nothing_else() {
     let service = telling(&builder().key_format(KeyFormat::Uuid).build().unwrap());
     for uuid in [
@@ -161,7 +161,7 @@ async fn contract_2_2_uuid_takes_any_uuid_and_nothing_else() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_3_one_to_255_bytes_after_unquoting() {
     let service = telling(&builder().build().unwrap());
     let (most, more) = ("k".repeat(255), "k".repeat(256));
@@ -188,7 +188,7 @@ async fn contract_2_3_one_to_255_bytes_after_unquoting() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_3_the_maximum_can_be_changed() {
     let service = telling(&builder().max_key_length(4).build().unwrap());
     assert_eq!(send(&service, post("/", "\"four\"", "")).await.text(), "four");
@@ -200,7 +200,7 @@ async fn contract_2_3_the_maximum_can_be_changed() {
     assert_eq!(send(&service, post("/", &long, "")).await.text(), long);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_3_visible_ascii_and_inside_quotes_space() {
     let service = telling(&builder().build().unwrap());
     let visible: String = (b'!'..=b'~').map(char::from).collect();
@@ -228,7 +228,7 @@ async fn contract_2_3_visible_ascii_and_inside_quotes_space() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_3_an_empty_key_is_invalid_never_missing() {
     for require in [false, true] {
         let service = telling(&builder().require_key(require).build().unwrap());
@@ -240,7 +240,7 @@ async fn contract_2_3_an_empty_key_is_invalid_never_missing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_4_two_lines_or_a_bare_comma_are_invalid() {
     let service = telling(&builder().build().unwrap());
     for lines in [
@@ -262,7 +262,7 @@ async fn contract_2_4_two_lines_or_a_bare_comma_are_invalid() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_5_a_json_pointer_into_the_body() {
     for (pointer, body, expected) in [
         ("/event_id", r#"{"event_id":"evt_1"}"#, Ok("evt_1")),
@@ -312,7 +312,7 @@ async fn contract_2_5_a_json_pointer_into_the_body() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_5_nothing_at_the_pointer_passes_through_with_its_body() {
     let layer = builder().key(KeySource::json_pointer("/id")).build().unwrap();
     let runs = Count::default();
@@ -333,7 +333,7 @@ async fn contract_2_5_nothing_at_the_pointer_passes_through_with_its_body() {
     assert!(send(&service, request("POST", "/", &[], body)).await.is_replay());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_5_a_closure_over_head_and_body() {
     let source = KeySource::from_fn(|parts, body| {
         if parts.uri.path() == "/refuse" {
@@ -358,7 +358,7 @@ async fn contract_2_5_a_closure_over_head_and_body() {
         .assert_problem(400, "missing-key");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_5_rule_2_3_holds_for_every_source() {
     let long = "k".repeat(256);
     for bad in ["", "caf\u{e9}", "a\tb", "line\nbreak", "\u{7f}", long.as_str()] {
@@ -377,7 +377,7 @@ async fn contract_2_5_rule_2_3_holds_for_every_source() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_5_the_preset_for_webhooks_takes_the_id_and_no_fingerprint() {
     let layer = builder().webhooks(KeySource::header("webhook-id")).build().unwrap();
     let runs = Count::default();
@@ -416,7 +416,7 @@ async fn slot(scope: ScopeSource, headers: &[(&str, &str)]) -> Slot {
     store.begins().last().unwrap().slot
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_6_no_crafted_scope_and_key_collide_with_another_pair() {
     let key = |key| ("idempotency-key", key);
     let by = |value| ("authorization", value);
@@ -451,7 +451,7 @@ async fn contract_2_6_no_crafted_scope_and_key_collide_with_another_pair() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_2_6_the_store_sees_neither_keys_nor_credentials() {
     let store = Scripted::default();
     let layer = IdempotencyLayer::new(store.clone());

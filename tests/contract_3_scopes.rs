@@ -30,7 +30,7 @@ fn scoped(scope: ScopeSource) -> IdempotencyLayer {
         .unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_1_under_two_scopes_nobody_reads_anothers_answer() {
     let runs = Count::default();
     let service = numbered(&scoped(ScopeSource::default()), &runs);
@@ -45,7 +45,7 @@ async fn contract_3_1_under_two_scopes_nobody_reads_anothers_answer() {
     assert_eq!(answer.text(), "run 3");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_1_under_two_scopes_nobody_blocks_another() {
     let gate = Gate::default();
     let runs = Count::default();
@@ -67,7 +67,7 @@ async fn contract_3_1_under_two_scopes_nobody_blocks_another() {
     assert_eq!(globex.await.unwrap().text(), "run 2");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_2_the_default_scope_is_the_authorization_header() {
     let runs = Count::default();
     let service = numbered(&IdempotencyLayer::new(MemoryStore::new()), &runs);
@@ -85,7 +85,7 @@ async fn contract_3_2_the_default_scope_is_the_authorization_header() {
     assert!(!send(&service, request("POST", "/", &two, "b")).await.is_replay());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_2_requests_without_authorization_share_one_scope() {
     let runs = Count::default();
     let service = numbered(&IdempotencyLayer::new(MemoryStore::new()), &runs);
@@ -98,7 +98,7 @@ async fn contract_3_2_requests_without_authorization_share_one_scope() {
     assert!(!send(&service, by("")).await.is_replay(), "an empty one is not none");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_2_a_cookie_without_authorization_is_warned_of_once() {
     capture::install();
     let layer = IdempotencyLayer::new(MemoryStore::new());
@@ -139,7 +139,7 @@ async fn contract_3_2_a_cookie_without_authorization_is_warned_of_once() {
     assert_eq!(warnings(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_2_another_header_can_be_the_scope() {
     let runs = Count::default();
     let service = numbered(&scoped(ScopeSource::header("X-Account")), &runs);
@@ -159,7 +159,7 @@ async fn contract_3_2_another_header_can_be_the_scope() {
 #[derive(Clone)]
 struct Tenant(u32);
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_2_an_extension_of_the_authentication_layer_can_be_the_scope() {
     let runs = Count::default();
     let layer = scoped(ScopeSource::extension(|tenant: &Tenant| tenant.0.to_string()));
@@ -174,7 +174,7 @@ async fn contract_3_2_an_extension_of_the_authentication_layer_can_be_the_scope(
     assert_eq!(send(&service, of(2, "token")).await.text(), "run 2");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_2_a_closure_can_tell_the_scope_or_all_can_share_one() {
     let runs = Count::default();
     let by_host = ScopeSource::from_fn(|parts| Ok(parts.uri.host().unwrap_or_default().to_owned()));
@@ -191,7 +191,7 @@ async fn contract_3_2_a_closure_can_tell_the_scope_or_all_can_share_one() {
     send(&shared, by("b")).await.assert_replay_of(&first);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_3_a_scope_that_cannot_be_determined_is_500() {
     let refusing = ScopeSource::from_fn(|_| Err("the session store is down: secret detail".into()));
     let absent = ScopeSource::extension(|tenant: &Tenant| tenant.0.to_string());
@@ -211,7 +211,7 @@ async fn contract_3_3_a_scope_that_cannot_be_determined_is_500() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_3_4_an_authentication_layer_outside_authorises_replays_afresh() {
     let revoked = Arc::new(AtomicBool::new(false));
     let runs = Count::default();

@@ -11,8 +11,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use common::store::{Act, Op, Scripted};
 use common::{
-    Answer, BrokenBody, Count, Gate, Inner, ScriptedBody, Step, counted, inner, ok, poll_once, post, send, settle,
-    spawn,
+    Answer, BrokenBody, Count, Gate, Inner, ScriptedBody, Step, counted, drain, inner, ok, poll_once, post, respond,
+    send, settle, spawn,
 };
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -46,7 +46,7 @@ fn attempt_of<B>(request: &Request<B>) -> u32 {
         .attempt()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_1_a_success_is_kept_with_status_headers_body_and_trailers() {
     let runs = Count::default();
     let counter = runs.clone();
@@ -83,7 +83,7 @@ async fn contract_4_1_a_success_is_kept_with_status_headers_body_and_trailers() 
     assert_eq!(runs.get(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_1_every_2xx_is_stored_by_default() {
     for status in [200, 201, 202, 204, 206, 299].map(|status| StatusCode::from_u16(status).unwrap()) {
         let runs = Count::default();
@@ -94,7 +94,7 @@ async fn contract_4_1_every_2xx_is_stored_by_default() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_2_any_other_response_frees_the_key() {
     for status in [300, 302, 304, 400, 401, 404, 409, 422, 429, 500, 502, 503] {
         let status = StatusCode::from_u16(status).unwrap();
@@ -114,13 +114,13 @@ async fn contract_4_2_any_other_response_frees_the_key() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_2_the_body_of_a_response_that_is_not_stored_streams() {
     let service = IdempotencyLayer::new(MemoryStore::new()).layer(inner(|_| async {
         let body = ScriptedBody::new([Step::Data("early".into()), Step::Hang]);
         Response::builder().status(404).body(body).unwrap()
     }));
-    let response = service.oneshot(post("/", "k", "")).await.unwrap();
+    let response = respond(&service, post("/", "k", "")).await;
     let mut body = pin!(response.into_body());
     let frame = body.frame().await.unwrap().unwrap();
     assert_eq!(frame.into_data().unwrap(), "early");
@@ -195,19 +195,19 @@ async fn a_panic_goes_on_and_the_key_is_free(how: How) {
     assert_eq!(runs.get(), 2, "{how:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_3_a_panic_goes_on_and_frees_the_key() {
     for how in [How::PanicAtOnce, How::PanicLater] {
         a_panic_goes_on_and_the_key_is_free(how).await;
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_3_a_panic_in_call_itself_frees_the_key() {
     a_panic_goes_on_and_the_key_is_free(How::PanicInCall).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_3_and_4_7_a_panic_in_the_response_body_does_not_leave_the_key_in_flight() {
     let runs = Count::default();
     let layer = IdempotencyLayer::new(MemoryStore::new());
@@ -227,7 +227,7 @@ async fn contract_4_3_and_4_7_a_panic_in_the_response_body_does_not_leave_the_ke
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_3_a_policy_that_panics_is_a_panic_of_the_handler() {
     let runs = Count::default();
     let policy = Policy::from_fn(|status, _| {
@@ -244,7 +244,7 @@ async fn contract_4_3_a_policy_that_panics_is_a_panic_of_the_handler() {
     assert_eq!(send(&well, post("/", "k", "")).await.text(), "run 2");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_4_an_error_of_the_inner_service_goes_on_unchanged() {
     let runs = Count::default();
     let layer = IdempotencyLayer::new(MemoryStore::new());
@@ -272,7 +272,7 @@ fn gated<St: Store>(layer: &IdempotencyLayer<St>, gate: &Gate, runs: &Count) -> 
     }))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_5_a_client_that_hangs_up_does_not_cancel_the_handler() {
     let (gate, runs) = (Gate::default(), Count::default());
     let layer = IdempotencyLayer::new(MemoryStore::new());
@@ -287,7 +287,7 @@ async fn contract_4_5_a_client_that_hangs_up_does_not_cancel_the_handler() {
         .await
         .assert_problem(409, "in-flight");
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     assert_eq!(layer.background().len(), 0);
     let replay = send(&service, post("/", "k", "b")).await;
     assert!(replay.is_replay());
@@ -306,7 +306,7 @@ async fn contract_4_5_an_outer_timeout_does_not_cancel_the_handler() {
         .await
         .assert_problem(409, "in-flight");
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     assert!(send(&service, post("/", "k", "b")).await.is_replay());
     assert_eq!(runs.get(), 1);
 }
@@ -320,7 +320,7 @@ impl Drop for OnDrop {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_5_one_can_opt_out_and_cancel() {
     for (fate, code) in [(Fate::Release, None), (Fate::Seal, Some("outcome-unknown"))] {
         let (runs, dropped) = (Count::default(), Count::default());
@@ -345,7 +345,7 @@ async fn contract_4_5_one_can_opt_out_and_cancel() {
             let mut request = pin!(service.clone().oneshot(post("/", "k", "b")));
             assert!(poll_once(request.as_mut()).await.is_pending());
         }
-        layer.background().wait().await;
+        drain(&layer).await;
         assert_eq!((runs.get(), dropped.get()), (1, 1), "{fate:?}: cancelled");
         let retry = send(&service, post("/", "k", "b")).await;
         match code {
@@ -358,7 +358,7 @@ async fn contract_4_5_one_can_opt_out_and_cancel() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_5_work_without_its_client_is_bounded() {
     let (gate, runs) = (Gate::default(), Count::default());
     let layer = IdempotencyLayer::builder(MemoryStore::new())
@@ -379,7 +379,7 @@ async fn contract_4_5_work_without_its_client_is_bounded() {
         .await
         .assert_problem(409, "in-flight");
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     assert!(send(&service, post("/", "a", "")).await.is_replay());
     let free = send(&service, post("/", "c", "")).await;
     assert_eq!(
@@ -486,7 +486,7 @@ async fn contract_4_6_an_overload_does_not_make_a_lapsed_claim_forgotten() {
         .await
         .assert_problem(503, "overloaded");
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     // The operation did not run in between, so that the first claim's end is still unknown.
     tokio::time::advance(Duration::from_secs(30)).await;
     send(&service, post("/", "k", "another"))
@@ -524,7 +524,7 @@ fn assert_tombstone(answer: &Answer, original: u16) {
     assert_eq!(answer.outcome(), "not-retained");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_7_a_response_over_the_limit_is_delivered_and_leaves_a_tombstone() {
     for (bytes, kept) in [(1000, true), (1001, false), (5000, false)] {
         let runs = Count::default();
@@ -553,7 +553,7 @@ async fn contract_4_7_a_response_over_the_limit_is_delivered_and_leaves_a_tombst
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_7_a_declared_length_over_the_limit_streams_at_once() {
     let layer = IdempotencyLayer::builder(MemoryStore::new())
         .max_response_body(4)
@@ -563,13 +563,13 @@ async fn contract_4_7_a_declared_length_over_the_limit_streams_at_once() {
         let body = ScriptedBody::new([Step::Data("hello".into()), Step::Hang]).declaring(10);
         Response::new(body)
     }));
-    let response = service.clone().oneshot(post("/", "k", "b")).await.unwrap();
+    let response = respond(&service, post("/", "k", "b")).await;
     let mut body = pin!(response.into_body());
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
     assert_tombstone(&send(&service, post("/", "k", "b")).await, 200);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_7_a_body_that_failed_midway_fails_at_the_client_and_leaves_a_tombstone() {
     let runs = Count::default();
     let counter = runs.clone();
@@ -578,7 +578,7 @@ async fn contract_4_7_a_body_that_failed_midway_fails_at_the_client_and_leaves_a
         let body = ScriptedBody::new([Step::Data("half".into()), Step::Yield, Step::Fail]);
         ready(Response::new(body))
     }));
-    let response = service.clone().oneshot(post("/", "k", "b")).await.unwrap();
+    let response = respond(&service, post("/", "k", "b")).await;
     assert_eq!(response.extensions().get(), Some(&Outcome::Sealed));
     let mut body = pin!(response.into_body());
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "half");
@@ -588,7 +588,7 @@ async fn contract_4_7_a_body_that_failed_midway_fails_at_the_client_and_leaves_a
     assert_eq!(runs.get(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_8_an_event_stream_goes_out_live_and_leaves_a_tombstone_at_once() {
     for content_type in ["text/event-stream", "Text/Event-Stream; charset=utf-8"] {
         let service = IdempotencyLayer::new(MemoryStore::new()).layer(inner(move |_| async move {
@@ -599,7 +599,7 @@ async fn contract_4_8_an_event_stream_goes_out_live_and_leaves_a_tombstone_at_on
                 .body(body)
                 .unwrap()
         }));
-        let response = service.clone().oneshot(post("/", "k", "b")).await.unwrap();
+        let response = respond(&service, post("/", "k", "b")).await;
         assert_eq!(response.extensions().get(), Some(&Outcome::Sealed));
         // The stream is still open, and nobody reads it yet.
         assert_tombstone(&send(&service, post("/", "k", "b")).await, 200);
@@ -610,7 +610,7 @@ async fn contract_4_8_an_event_stream_goes_out_live_and_leaves_a_tombstone_at_on
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_8_the_policy_can_say_so_of_others() {
     let by_type = Policy::success().stream_types(["application/x-ndjson"]);
     let by_verdict = Policy::from_fn(|_, headers| match headers.get("x-live") {
@@ -629,14 +629,14 @@ async fn contract_4_8_the_policy_can_say_so_of_others() {
                 .header("x-live", "1");
             response.body(body).unwrap()
         }));
-        let response = service.clone().oneshot(post("/", "k", "b")).await.unwrap();
+        let response = respond(&service, post("/", "k", "b")).await;
         let mut body = pin!(response.into_body());
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "{}\n");
         assert_tombstone(&send(&service, post("/", "k", "b")).await, 200);
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_cache_control_plays_no_part() {
     for cache_control in ["no-store", "private, no-cache", "max-age=0"] {
         let runs = Count::default();
@@ -654,7 +654,7 @@ async fn contract_4_cache_control_plays_no_part() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_a_panic_and_an_error_can_be_sealed() {
     for how in [How::PanicInCall, How::PanicAtOnce, How::PanicLater, How::Error] {
         let runs = Count::default();
@@ -702,7 +702,7 @@ async fn contract_4_a_lapsed_lease_can_be_sealed() {
     assert_eq!(runs.get(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_a_lost_body_can_be_released() {
     let runs = Count::default();
     let layer = IdempotencyLayer::builder(MemoryStore::new())
@@ -715,7 +715,7 @@ async fn contract_4_a_lost_body_can_be_released() {
     assert_eq!(send(&service, post("/", "k", "b")).await.text(), "run 2");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_any_response_can_be_stored_released_or_sealed() {
     let policy = Policy::from_fn(|status, headers| match (status.as_u16(), headers.get("x-verdict")) {
         (404, _) => Verdict::Store,
@@ -741,7 +741,7 @@ async fn contract_4_any_response_can_be_stored_released_or_sealed() {
     assert_tombstone(&send(&sealed, post("/", "c", "")).await, 500);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_everything_is_one_line_and_policies_compose() {
     for status in [StatusCode::OK, StatusCode::NOT_FOUND, StatusCode::INTERNAL_SERVER_ERROR] {
         let runs = Count::default();
@@ -774,7 +774,7 @@ async fn contract_4_everything_is_one_line_and_policies_compose() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_the_response_is_stored_before_the_client_sees_it() {
     let store = Scripted::default();
     let gate = Gate::default();
@@ -908,7 +908,7 @@ async fn contract_4_a_renewal_that_fails_once_is_tried_again_before_the_lease_la
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_4_a_lost_claim_is_not_renewed_but_its_handler_ends() {
     let store = Scripted::default();
     store.always(Op::Complete, Act::Lost);

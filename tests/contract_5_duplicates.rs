@@ -11,7 +11,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use common::store::{Op, Scripted};
 use common::{
-    Answer, Count, Gate, Inner, ScriptedBody, Step, counted, inner, ok, poll_once, post, request, send, settle, spawn,
+    Answer, Count, Gate, Inner, ScriptedBody, Step, counted, drain, inner, ok, poll_once, post, request, respond, send,
+    settle, spawn,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
@@ -53,7 +54,7 @@ fn gated<St: Store>(
     }))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_1_a_replay_is_the_first_answer_byte_for_byte_and_marked() {
     let runs = Count::default();
     let counter = runs.clone();
@@ -80,7 +81,7 @@ async fn contract_5_1_a_replay_is_the_first_answer_byte_for_byte_and_marked() {
     assert_eq!(runs.get(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_1_the_marker_can_be_named_otherwise() {
     let runs = Count::default();
     let layer = builder().replay_header("Idempotent-Replayed").build().unwrap();
@@ -92,7 +93,7 @@ async fn contract_5_1_the_marker_can_be_named_otherwise() {
     assert_eq!(replay.header("idempotency-replayed"), None);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_1_a_marker_that_the_handler_sets_is_not_doubled_in_the_replay() {
     // The handler proxies another guarded service, whose answer was a replay.
     let service = IdempotencyLayer::new(MemoryStore::new()).layer(inner(|_| {
@@ -104,7 +105,7 @@ async fn contract_5_1_a_marker_that_the_handler_sets_is_not_doubled_in_the_repla
     assert_eq!(replay.headers.get_all("idempotency-replayed").iter().count(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_1_content_length_is_right_whatever_the_handler_said() {
     for (said, expected) in [(None, None), (Some("5"), Some("5")), (Some("999"), Some("5"))] {
         let service = IdempotencyLayer::new(MemoryStore::new()).layer(inner(move |_| {
@@ -116,14 +117,14 @@ async fn contract_5_1_content_length_is_right_whatever_the_handler_said() {
             ready(response)
         }));
         send(&service, post("/", "k", "")).await;
-        let response = service.clone().oneshot(post("/", "k", "")).await.unwrap();
+        let response = respond(&service, post("/", "k", "")).await;
         assert_eq!(response.body().size_hint().exact(), Some(5));
         let length = response.headers().get("content-length");
         assert_eq!(length.map(|value| value.to_str().unwrap()), expected);
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_1_an_empty_body_replays_as_an_empty_body() {
     for body in [vec![], vec![Step::Data(Bytes::new())], vec![Step::Yield]] {
         let service = IdempotencyLayer::new(MemoryStore::new()).layer(inner(move |_| {
@@ -135,13 +136,13 @@ async fn contract_5_1_an_empty_body_replays_as_an_empty_body() {
             )
         }));
         let first = send(&service, post("/", "k", "")).await;
-        let response = service.clone().oneshot(post("/", "k", "")).await.unwrap();
+        let response = respond(&service, post("/", "k", "")).await;
         assert!(response.body().is_end_stream());
         common::read(response).await.assert_replay_of(&first);
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_2_hop_by_hop_headers_date_and_cookies_are_not_replayed() {
     let dropped = [
         ("connection", "keep-alive, X-Hop"),
@@ -176,7 +177,7 @@ async fn contract_5_2_hop_by_hop_headers_date_and_cookies_are_not_replayed() {
     assert_eq!(replay.header("x-kept"), Some("1"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_2_the_list_can_be_changed() {
     let layer = builder().unreplayed_headers(["X-Trace"]).build().unwrap();
     let service = layer.layer(inner(|_| {
@@ -204,7 +205,7 @@ fn assert_in_flight(answer: &Answer) {
     assert_eq!(answer.outcome(), "in-flight");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_3_in_flight_is_409_with_what_makes_a_client_retry() {
     let (gate, runs) = (Gate::default(), Count::default());
     let layer = IdempotencyLayer::new(MemoryStore::new());
@@ -233,11 +234,16 @@ async fn contract_5_3_with_wait_a_duplicate_gets_the_outcome() {
         settle().await;
         tokio::time::sleep(Duration::from_secs(9)).await;
         assert!(waiting.iter().all(|waiter| !waiter.is_finished()));
+        let opened = tokio::time::Instant::now();
         gate.open();
         let first = first.await.unwrap();
         for waiter in waiting {
             waiter.await.unwrap().assert_replay_of(&first);
         }
+        assert!(
+            opened.elapsed().is_zero(),
+            "they were woken, and did not look from time to time"
+        );
         assert_eq!((runs.get(), counted(&layer, "replayed")), (1, 5));
     }
     check(MemoryStore::new()).await;
@@ -337,11 +343,11 @@ async fn contract_5_3_a_waiter_that_leaves_does_not_harm_the_others() {
     gate.open();
     assert_eq!(first.await.unwrap().status.as_u16(), 500);
     assert_eq!(staying.await.unwrap().text(), "run 2");
-    layer.background().wait().await;
+    drain(&layer).await;
     assert_eq!(runs.get(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_4_another_fingerprint_is_422_and_the_original_still_replays() {
     let (gate, runs) = (Gate::default(), Count::default());
     let layer = builder().methods([Method::POST, Method::PATCH]).build().unwrap();
@@ -393,7 +399,7 @@ async fn contract_5_4_with_wait_another_fingerprint_does_not_wait() {
     first.await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_4_frames_and_headers_do_not_count() {
     let runs = Count::default();
     let layer = IdempotencyLayer::new(MemoryStore::new());
@@ -422,7 +428,7 @@ async fn contract_5_4_frames_and_headers_do_not_count() {
     assert_eq!(runs.get(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_4_the_fingerprint_has_alternatives() {
     let by_header = FingerprintSource::from_fn(|parts, _| {
         parts
@@ -599,7 +605,7 @@ async fn contract_5_6_with_wait_all_identical_requests_get_the_one_answer() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_5_trailers_are_replayed_with_an_empty_body_too() {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));

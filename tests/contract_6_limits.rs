@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::store::{Act, Op, Scripted};
-use common::{Count, Gate, Inner, ScriptedBody, Step, capture, counted, inner, ok, post, read, send, settle, spawn};
+use common::{
+    Count, Gate, Inner, ScriptedBody, Step, capture, counted, drain, inner, ok, post, read, send, settle, spawn,
+};
 use http::{Request, StatusCode};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::store::{DynStore, Record, StoreErrorKind, WhenFull};
@@ -62,7 +64,7 @@ fn chunks(lengths: &[usize]) -> Vec<Step> {
     lengths.iter().map(chunk).collect()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_6_1_a_body_over_the_limit_is_413_declared_or_chunked() {
     for (steps, declared, allowed) in [
         (chunks(&[10]), None, true),
@@ -91,7 +93,7 @@ async fn contract_6_1_a_body_over_the_limit_is_413_declared_or_chunked() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_6_1_the_limit_is_2_mib_by_default() {
     const MIB: usize = 1024 * 1024;
     for (bytes, allowed) in [(2 * MIB, true), (2 * MIB + 1, false)] {
@@ -108,7 +110,7 @@ async fn contract_6_1_the_limit_is_2_mib_by_default() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_6_1_what_is_over_the_limit_is_not_read() {
     // Declared: nothing is read.
     let (polled, runs) = (Count::default(), Count::default());
@@ -127,7 +129,7 @@ async fn contract_6_1_what_is_over_the_limit_is_not_read() {
     assert_eq!(polled.get(), 4);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_6_2_a_body_that_fails_is_400_and_nothing_is_kept() {
     for steps in [
         vec![Step::Fail],
@@ -145,7 +147,7 @@ async fn contract_6_2_a_body_that_fails_is_400_and_nothing_is_kept() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_6_2_a_body_shorter_than_declared_counts_by_what_came() {
     // That it broke off is for the body to say, which hyper's does; the layer does not guess.
     let runs = Count::default();
@@ -223,7 +225,7 @@ async fn contract_6_3_fail_open_runs_unprotected_and_reports_it() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_6_3_a_store_that_is_full_is_503_for_new_keys_only() {
     let memory = MemoryStore::builder()
         .budget(64 * 1024)
@@ -257,7 +259,7 @@ async fn contract_6_3_a_claim_whose_answer_was_lost_is_given_back() {
             .assert_problem(503, "store-unavailable");
         // As `Retry-After` says.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        layer.background().wait().await;
+        drain(&layer).await;
         let retry = send(&service, post("/", "k", "b")).await;
         assert_eq!(retry.text(), "run 1 attempt 1", "{act:?}");
     }
@@ -282,7 +284,7 @@ async fn contract_6_4_a_store_that_fails_after_the_handler_delays_nothing_but_th
         send(&service, post("/", "k", "other"))
             .await
             .assert_problem(422, "key-reused");
-        layer.background().wait().await;
+        drain(&layer).await;
         assert_eq!(store.calls(Op::Complete), 3);
         send(&service, post("/", "k", "b")).await.assert_replay_of(&first);
         assert_eq!(runs.get(), 1);
@@ -297,7 +299,7 @@ async fn contract_6_4_a_record_whose_answer_was_lost_is_replayed_at_once() {
     store.once(Op::Complete, Act::FailAfterEffect);
     let first = send(&service, post("/", "k", "b")).await;
     send(&service, post("/", "k", "b")).await.assert_replay_of(&first);
-    layer.background().wait().await;
+    drain(&layer).await;
     send(&service, post("/", "k", "b")).await.assert_replay_of(&first);
     assert_eq!((runs.get(), store.calls(Op::Complete)), (1, 2));
 }
@@ -309,7 +311,7 @@ async fn contract_6_4_a_release_that_fails_is_tried_again_too() {
     let service = numbered(&layer, &runs, StatusCode::BAD_GATEWAY);
     store.once(Op::Release, Act::Fail);
     assert_eq!(send(&service, post("/", "k", "b")).await.status.as_u16(), 502);
-    layer.background().wait().await;
+    drain(&layer).await;
     let second = send(&service, post("/", "k", "other")).await;
     assert_eq!(second.text(), "run 2 attempt 1");
 }
@@ -325,7 +327,7 @@ async fn contract_6_4_it_is_tried_within_bounds() {
     store.always(Op::Complete, Act::Fail);
     send(&service, post("/", "k", "b")).await;
     let asked = tokio::time::Instant::now();
-    layer.background().wait().await;
+    drain(&layer).await;
     assert_eq!(asked.elapsed().as_secs(), 20);
     let calls = store.calls(Op::Complete);
     assert!(
@@ -351,7 +353,7 @@ async fn contract_6_4_the_lease_keeps_a_retry_from_running_as_long_as_storing_is
         assert_eq!((retry.outcome(), runs.get()), ("in-flight", 1), "after {second} s");
     }
     store.always(Op::Complete, Act::Pass);
-    layer.background().wait().await;
+    drain(&layer).await;
     send(&service, post("/", "k", "b")).await.assert_replay_of(&first);
 }
 
@@ -382,7 +384,7 @@ async fn contract_6_4_a_renewal_that_never_answers_does_not_hold_the_response_up
     assert!(asked.elapsed().is_zero());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_6_5_what_cannot_be_decoded_is_503_and_never_a_wrong_replay() {
     let (store, runs) = (Scripted::default(), Count::default());
     let layer = IdempotencyLayer::new(store.clone());
@@ -396,7 +398,7 @@ async fn contract_6_5_what_cannot_be_decoded_is_503_and_never_a_wrong_replay() {
     send(&service, post("/", "k", "b")).await.assert_replay_of(&first);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_6_5_damaged_and_newer_records_are_told_by_their_bytes() {
     let store = Scripted::default();
     let layer = IdempotencyLayer::new(store.clone());

@@ -11,8 +11,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use common::store::{Act, Op, Scripted};
 use common::{
-    Answer, BrokenBody, Count, Gate, Inner, ScriptedBody, Step, capture, counted, inner, ok, poll_once, post, request,
-    send, settle,
+    Answer, BrokenBody, Count, Gate, Inner, ScriptedBody, Step, capture, counted, drain, inner, ok, poll_once, post,
+    request, send, settle,
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -97,7 +97,7 @@ async fn refusals(configure: Configure) -> BTreeMap<&'static str, Answer> {
     refusals.insert("in-flight", send(&service, to("/wait", "wait")).await);
     refusals.insert("overloaded", send(&service, keyed("another", "b")).await);
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     refusals
 }
 
@@ -106,7 +106,7 @@ async fn gate_is_empty(gate: &Gate) -> bool {
     poll_once(pin!(gate.arrival())).await.is_pending()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_every_refusal_is_a_problem_with_its_members() {
     let refusals = refusals(|builder| builder).await;
     let slugs: Vec<_> = refusals.keys().copied().collect();
@@ -128,7 +128,7 @@ async fn contract_7_every_refusal_is_a_problem_with_its_members() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_the_type_is_the_crates_own_documentation_by_default() {
     for (slug, answer) in refusals(|builder| builder).await {
         let url = answer.json()["type"].as_str().unwrap().to_owned();
@@ -138,7 +138,7 @@ async fn contract_7_the_type_is_the_crates_own_documentation_by_default() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_once_a_documentation_url_is_set_it_is_the_type_and_linked() {
     let refusals = refusals(|builder| builder.problem_documentation("https://api.example.com/docs/idempotency")).await;
     for (slug, answer) in refusals {
@@ -149,14 +149,14 @@ async fn contract_7_once_a_documentation_url_is_set_it_is_the_type_and_linked() 
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_the_language_is_english() {
     for (slug, answer) in refusals(|builder| builder).await {
         assert_eq!(answer.header("content-language"), Some("en"), "{slug}");
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_retry_after_stands_where_retrying_helps_and_nowhere_else() {
     for (slug, answer) in refusals(|builder| builder).await {
         let helps = ["in-flight", "store-unavailable", "overloaded"].contains(&slug);
@@ -170,7 +170,7 @@ async fn contract_7_retry_after_stands_where_retrying_helps_and_nowhere_else() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_a_hook_replaces_the_rendering() {
     let refusals = refusals(|builder| {
         builder.problem_response(|problem, request| {
@@ -244,7 +244,7 @@ async fn every_outcome() -> Vec<(&'static str, Answer, u64)> {
     seen
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_every_response_of_a_guarded_request_carries_its_outcome_and_is_counted() {
     for (outcome, answer, count) in every_outcome().await {
         assert_eq!((answer.outcome(), count), (outcome, 1), "{answer:?}");
@@ -261,7 +261,7 @@ async fn contract_7_every_response_of_a_guarded_request_carries_its_outcome_and_
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_pass_through_is_counted_as_unguarded() {
     let layer = IdempotencyLayer::new(MemoryStore::new());
     let service = service(&layer, &Gate::default());
@@ -274,7 +274,7 @@ async fn contract_7_pass_through_is_counted_as_unguarded() {
     assert_eq!(total, 3);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_every_request_is_counted_once() {
     let layer = IdempotencyLayer::new(MemoryStore::new());
     let clone = layer.clone();
@@ -298,7 +298,7 @@ async fn contract_7_every_request_is_counted_once() {
     assert_eq!(fresh.len(), 6 + ProblemKind::ALL.len() - 1 + 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_panics_and_errors_are_counted_though_they_have_no_response() {
     let layer = IdempotencyLayer::new(MemoryStore::new());
     let panics = service(&layer, &Gate::default()).oneshot(post("/panic", "k", "b"));
@@ -310,7 +310,7 @@ async fn contract_7_panics_and_errors_are_counted_though_they_have_no_response()
     assert_eq!(counted(&layer, "released"), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_the_tracing_target_is_tower_idempotency() {
     capture::install();
     capture::take();
@@ -326,7 +326,7 @@ async fn contract_7_the_tracing_target_is_tower_idempotency() {
     assert!(other.is_empty(), "{other:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_the_stripe_profile_marks_replays_and_stores_every_outcome() {
     for status in [200, 402, 500] {
         let runs = Count::default();
@@ -349,7 +349,7 @@ async fn contract_7_the_stripe_profile_marks_replays_and_stores_every_outcome() 
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn contract_7_the_stripe_profile_refuses_as_stripe_does() {
     let refusals = refusals(IdempotencyLayerBuilder::stripe).await;
     let error = |slug: &str| {

@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::store::{Act, Op, Scripted};
 use common::{
-    BrokenBody, Count, Gate, Inner, ScriptedBody, Step, capture, counted, inner, ok, poll_once, poll_times, post, send,
-    settle, spawn,
+    BrokenBody, Count, Gate, Inner, ScriptedBody, Step, capture, counted, drain, inner, ok, poll_once, poll_times,
+    post, respond, send, settle, spawn,
 };
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -127,7 +127,7 @@ async fn dropped_at_any_await_a_request_runs_to_its_end_or_not_at_all() {
 
             // Not a moment of the clock passes: a claim that is not given back would be in flight.
             let now = tokio::time::Instant::now();
-            layer.background().wait().await;
+            drain(&layer).await;
             assert_eq!(
                 journal.started.get(),
                 started,
@@ -167,7 +167,7 @@ async fn dropped_at_any_await_a_request_that_fails_frees_the_key() {
         let service = layer.layer(yielding(&journal, StatusCode::BAD_GATEWAY));
         let answered = leave_after(&service, polls).await;
         let started = journal.started.get();
-        layer.background().wait().await;
+        drain(&layer).await;
         assert_eq!((journal.started.get(), journal.ended.get()), (started, started));
         let service = layer.layer(yielding(&journal, StatusCode::CREATED));
         let retry = retried(&service).await;
@@ -197,7 +197,7 @@ async fn a_duplicate_that_leaves_at_any_await_harms_nobody() {
                 let mut duplicate = Box::pin(service.clone().oneshot(post("/", "k", "b")));
                 poll_times(duplicate.as_mut(), polls).await.is_some()
             };
-            layer.background().wait().await;
+            drain(&layer).await;
             send_in_flight(&service, wait == 0).await;
             gate.open();
             let first = first.await.unwrap();
@@ -286,7 +286,7 @@ async fn a_waiter_that_was_woken_and_leaves_gives_the_claim_to_the_next() {
         let started = runs.get();
         drop(leaving);
         let now = tokio::time::Instant::now();
-        layer.background().wait().await;
+        drain(&layer).await;
         let next = send(&service, post("/", "k", "b")).await;
         assert_eq!(next.status.as_u16(), 200, "{next:?}");
         assert_eq!(runs.get(), 2, "after {polls} polls, {started} started");
@@ -307,7 +307,7 @@ async fn a_claim_whose_asker_left_is_given_back_whatever_the_store_does() {
         assert!(!leave_after(&service, 6).await);
         assert_eq!(layer.background().len(), 1);
         gate.open();
-        layer.background().wait().await;
+        drain(&layer).await;
         assert_eq!((store.calls(Op::Release), journal.started.get()), (1, 0));
         let retry = send(&service, request()).await;
         assert_eq!((retry.is_replay(), retry.text()), (false, "run 1 answers"));
@@ -326,7 +326,7 @@ async fn a_lapsed_claim_whose_taker_left_before_the_handler_started_is_still_rem
     tokio::time::advance(Duration::from_secs(30)).await;
     store.once(Op::Begin, Act::Late(5));
     assert!(!leave_after(&service, 12).await);
-    layer.background().wait().await;
+    drain(&layer).await;
     assert_eq!(journal.started.get(), 0);
     // Whether the operation was done by the process that died is as unknown as before.
     let other = Request::post("/").header("idempotency-key", "k");
@@ -334,7 +334,7 @@ async fn a_lapsed_claim_whose_taker_left_before_the_handler_started_is_still_rem
     send(&service, other).await.assert_problem(422, "key-reused");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn work_that_runs_unprotected_without_its_client_is_bounded_too() {
     let (gate, runs) = (Gate::default(), Count::default());
     let store = Scripted::default();
@@ -368,7 +368,7 @@ async fn with_cancel_on_disconnect_the_handler_is_dropped_at_once() {
             let service = layer.layer(yielding(&journal, StatusCode::CREATED));
             let answered = leave_after(&service, polls).await;
             let (started, ended) = (journal.started.get(), journal.ended.get());
-            layer.background().wait().await;
+            drain(&layer).await;
             assert_eq!(
                 (journal.started.get(), journal.ended.get()),
                 (started, ended),
@@ -407,7 +407,7 @@ async fn with_cancel_on_disconnect_the_handler_is_dropped_at_once() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn with_cancel_on_disconnect_a_response_body_that_never_ends_is_dropped_too() {
     let journal = Journal::default();
     let layer = IdempotencyLayer::builder(MemoryStore::new())
@@ -484,12 +484,12 @@ async fn with_cancel_on_disconnect_a_handler_that_has_not_started_is_not_sealed(
     }
     settle().await;
     *open.lock().unwrap() = true;
-    layer.background().wait().await;
+    drain(&layer).await;
     let retry = send(&service, post("/", "k", "b")).await;
     assert_eq!((retry.status.as_u16(), retry.text()), (200, "run 1"), "{retry:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn with_cancel_on_disconnect_a_handler_that_runs_unprotected_is_cancelled_too() {
     let journal = Journal::default();
     let store = Scripted::default();
@@ -505,12 +505,12 @@ async fn with_cancel_on_disconnect_a_handler_that_runs_unprotected_is_cancelled_
         polls += 1;
         assert!(!leave_after(&service, polls).await);
     }
-    layer.background().wait().await;
+    drain(&layer).await;
     assert_eq!(journal.ended.get(), 0, "as axum alone would");
     assert_eq!(journal.dropped.get(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn work_without_its_client_is_counted_bounded_and_counted_down() {
     let (gate, runs) = (Gate::default(), Count::default());
     let layer = IdempotencyLayer::builder(MemoryStore::new())
@@ -585,7 +585,7 @@ async fn leave_at_gate_open<St: Store>(service: &IdempotencyService<Inner, St>, 
     let _ = poll_once(request.as_mut()).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn dropped_outside_a_runtime_it_goes_on_in_the_runtime_that_it_came_from() {
     for mode in [None, Some(Fate::Release)] {
         let (gate, runs) = (Gate::default(), Count::default());
@@ -601,7 +601,7 @@ async fn dropped_outside_a_runtime_it_goes_on_in_the_runtime_that_it_came_from()
         std::thread::spawn(move || drop(request)).join().unwrap();
         assert_eq!(layer.background().len(), 1);
         gate.open();
-        layer.background().wait().await;
+        drain(&layer).await;
         let retry = send(&service, post("/", "k", "b")).await;
         assert_eq!(
             (retry.is_replay(), runs.get()),
@@ -648,7 +648,7 @@ fn dropped_after_its_runtime_ended_it_is_abandoned_without_a_panic() {
     assert_eq!((runs.get(), layer.background().len()), (1, 0));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_span_of_the_request_follows_the_handler() {
     capture::install();
     let gate = Gate::default();
@@ -699,7 +699,7 @@ fn panicking<St: Store>(layer: &IdempotencyLayer<St>, gate: &Gate, runs: &Count)
     }))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_panic_after_the_client_left_frees_the_key_or_seals_it() {
     for fate in [Fate::Release, Fate::Seal] {
         let (gate, runs) = (Gate::default(), Count::default());
@@ -710,7 +710,7 @@ async fn a_panic_after_the_client_left_frees_the_key_or_seals_it() {
         let service = panicking(&layer, &gate, &runs);
         leave_at_gate(&service, &gate, "k").await;
         gate.open();
-        layer.background().wait().await;
+        drain(&layer).await;
         assert_eq!(layer.background().len(), 0);
         let retry = send(&service, post("/", "k", "b")).await;
         match fate {
@@ -720,7 +720,7 @@ async fn a_panic_after_the_client_left_frees_the_key_or_seals_it() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_panic_before_the_client_left_is_not_run_again_in_the_background() {
     let (gate, runs) = (Gate::default(), Count::default());
     let layer = IdempotencyLayer::new(MemoryStore::new());
@@ -740,7 +740,7 @@ async fn a_panic_before_the_client_left_is_not_run_again_in_the_background() {
     assert_eq!(send(&service, post("/", "k", "b")).await.text(), "run 2");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_panic_in_the_response_body_after_the_client_left_does_not_leave_the_key_in_flight() {
     let gate = Gate::default();
     let runs = Count::default();
@@ -759,7 +759,7 @@ async fn a_panic_in_the_response_body_after_the_client_left_does_not_leave_the_k
         gate.arrival().await;
     }
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     let retry = send(&service, post("/", "k", "b")).await;
     assert!(
         retry.text() == "whole" || retry.json()["code"] != "in-flight",
@@ -767,7 +767,7 @@ async fn a_panic_in_the_response_body_after_the_client_left_does_not_leave_the_k
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_response_body_that_fails_after_the_client_left_leaves_a_tombstone() {
     let gate = Gate::default();
     let layer = IdempotencyLayer::new(MemoryStore::new());
@@ -782,13 +782,13 @@ async fn a_response_body_that_fails_after_the_client_left_leaves_a_tombstone() {
         gate.arrival().await;
     }
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     send(&service, post("/", "k", "b"))
         .await
         .assert_problem(409, "response-not-retained");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn panics_of_closures_go_on_and_claim_nothing() {
     fn panics() -> bool {
         panic!("as the test wants")
@@ -819,7 +819,7 @@ async fn panics_of_closures_go_on_and_claim_nothing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_policy_that_panics_after_the_client_left_frees_the_key() {
     let (gate, runs) = (Gate::default(), Count::default());
     let judged = Count::default();
@@ -834,12 +834,12 @@ async fn a_policy_that_panics_after_the_client_left_frees_the_key() {
     let service = gated(&layer, &gate, &runs);
     leave_at_gate(&service, &gate, "k").await;
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     assert_eq!(send(&service, post("/", "k", "b")).await.text(), "run 2");
     assert!(send(&service, post("/", "k", "b")).await.is_replay());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_panic_while_refusals_are_rendered_claims_nothing() {
     let layer = IdempotencyLayer::builder(MemoryStore::new())
         .problem_response(|_, _| panic!("as the test wants"))
@@ -852,7 +852,7 @@ async fn a_panic_while_refusals_are_rendered_claims_nothing() {
     assert!(send(&service, post("/", "k", "b")).await.is_replay());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_body_that_never_comes_is_left_without_a_trace() {
     let store = Scripted::default();
     let journal = Journal::default();
@@ -870,7 +870,7 @@ async fn a_request_body_that_never_comes_is_left_without_a_trace() {
     assert_eq!(send(&service, request()).await.text(), "run 1 answers");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_response_that_was_not_read_is_kept_all_the_same() {
     let runs = Count::default();
     let layer = IdempotencyLayer::new(MemoryStore::new());
@@ -880,7 +880,7 @@ async fn a_response_that_was_not_read_is_kept_all_the_same() {
         let body = ScriptedBody::new([Step::Data("a".into()), Step::Yield, Step::Data("b".into())]);
         ready(Response::new(body))
     }));
-    drop(service.clone().oneshot(post("/", "k", "")).await.unwrap());
+    drop(respond(&service, post("/", "k", "")).await);
     assert_eq!(send(&service, post("/", "k", "")).await.text(), "ab");
     assert_eq!(runs.get(), 1);
 }
@@ -903,12 +903,12 @@ async fn the_lease_is_renewed_for_work_without_its_client() {
             .assert_problem(409, "in-flight");
     }
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     assert!(send(&service, post("/", "k", "b")).await.is_replay());
     assert_eq!(runs.get(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_error_after_the_client_left_frees_the_key() {
     let gate = Gate::default();
     let runs = Count::default();
@@ -930,11 +930,11 @@ async fn an_error_after_the_client_left_frees_the_key() {
         gate.arrival().await;
     }
     gate.open();
-    layer.background().wait().await;
+    drain(&layer).await;
     assert_eq!(send(&service, post("/", "k", "other")).await.text(), "run 2");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_that_passes_through_is_cancelled_as_ever() {
     let journal = Journal::default();
     let layer = IdempotencyLayer::new(MemoryStore::new());

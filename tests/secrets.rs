@@ -10,7 +10,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use common::capture::{self, Captured};
 use common::store::{Act, Op, Scripted};
-use common::{BrokenBody, Inner, ScriptedBody, Step, inner, ok, poll_times, request, send};
+use common::{BrokenBody, Inner, ScriptedBody, Step, drain, inner, ok, poll_times, request, send};
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
 use tower::{Layer, ServiceExt, service_fn};
@@ -189,7 +189,7 @@ fn broken() -> Body {
     Body::new(body.map_err(|BrokenBody| axum::Error::new(std::io::Error::other("HUSH in an error"))))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn refusals_without_a_slot_are_reported_without_one() {
     for (layer, request, outcome) in [
         (
@@ -228,7 +228,7 @@ async fn refusals_without_a_slot_are_reported_without_one() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn pass_through_is_reported_in_one_event_too() {
     let layer = builder().build().unwrap();
     let service = service(&layer);
@@ -285,7 +285,7 @@ async fn troubles_of_the_store_are_logged_without_secrets() {
                     for path in ["/", "/fail", "/slow"] {
                         send(&service, secret_to(path, &format!("{KEY}{path}"), BODY)).await;
                     }
-                    layer.background().wait().await;
+                    drain(&layer).await;
                 })
                 .await;
                 assert!(events.len() >= 3);
@@ -316,7 +316,7 @@ async fn clients_that_leave_and_waits_are_logged_without_secrets() {
     assert_no_secret(&events);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_cookie_warning_does_not_show_the_cookie() {
     let service = service(&builder().build().unwrap());
     let headers = [("idempotency-key", KEY), ("cookie", COOKIE)];
@@ -325,7 +325,7 @@ async fn the_cookie_warning_does_not_show_the_cookie() {
     assert_no_secret(&events);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_error_of_a_scope_closure_is_logged_and_not_sent() {
     let scope = ScopeSource::from_fn(|_| Err("the session store is down".into()));
     let service = service(&builder().scope(scope).build().unwrap());

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use common::{Answer, Count, Gate, ScriptedBody, Step, counted, poll_once, read};
+use common::{Answer, Count, Gate, ScriptedBody, Step, counted, drain, poll_once, read};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -400,7 +400,7 @@ async fn a_connection_that_breaks_in_mid_handler_does_not_cancel_it() {
             server.detached(1).await;
             server.post("/wait", "k", "b").await.assert_problem(409, "in-flight");
             server.application.gate.open();
-            server.layer.background().wait().await;
+            drain(&server.layer).await;
             assert_eq!(
                 server.application.ended.get(),
                 1,
@@ -430,7 +430,7 @@ async fn an_http2_stream_that_is_reset_does_not_cancel_its_handler_nor_its_conne
         let duplicate = client.send_request(post("/wait", "k", "b")).await.unwrap();
         assert_eq!(duplicate.status().as_u16(), 409);
         server.application.gate.open();
-        server.layer.background().wait().await;
+        drain(&server.layer).await;
         let retry = read(client.send_request(post("/wait", "k", "b")).await.unwrap()).await;
         assert!(retry.is_replay(), "{with:?}: {retry:?}");
         assert_eq!((retry.text(), server.application.runs.get()), ("run 1", 1));
@@ -464,7 +464,7 @@ async fn an_http2_connection_that_breaks_cancels_none_of_its_handlers() {
         }
         server.detached(5).await;
         server.application.gate.open();
-        server.layer.background().wait().await;
+        drain(&server.layer).await;
         for n in 0..5 {
             let retry = server.post("/wait", &n.to_string(), "b").await;
             assert!(retry.is_replay(), "{with:?}: {retry:?}");

@@ -139,8 +139,17 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Debug,
 {
-    let answer = async { read(service.clone().oneshot(request).await.expect("no error")).await };
-    watched(Duration::from_secs(300), answer).await
+    read(respond(service, request).await).await
+}
+
+/// As [`send`], and leaves the body to the test.
+pub(crate) async fn respond<S, Q, B>(service: &S, request: Request<Q>) -> Response<B>
+where
+    S: Service<Request<Q>, Response = Response<B>> + Clone,
+    S::Error: Debug,
+{
+    let response = watched(Duration::from_secs(300), service.clone().oneshot(request)).await;
+    response.expect("no error")
 }
 
 /// What never comes fails a test instead of hanging it. The bound is far beyond what any test needs, on
@@ -148,6 +157,12 @@ where
 async fn watched<T>(bound: Duration, wait: impl Future<Output = T>) -> T {
     let output = tokio::time::timeout(bound, wait).await;
     output.unwrap_or_else(|_| panic!("what was waited for did not come in {bound:?}"))
+}
+
+/// Waits until no work goes on without its client.
+pub(crate) async fn drain<St: Store>(layer: &IdempotencyLayer<St>) {
+    let background = layer.background();
+    watched(Duration::from_secs(3600), background.wait()).await;
 }
 
 /// As [`send`], in a task of its own.
