@@ -100,8 +100,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// For inbound webhooks: the event's id is the key and counts alone, whatever the sender
-    /// changed in the body of a later delivery; all deliveries share one scope.
+    /// For inbound webhooks of one sender: the event's id is the key and counts alone, whatever the
+    /// sender changed in the body of a later delivery. `sender` is the scope, and must differ from
+    /// that of every other sender on the same store: their ids may be the same.
     ///
     /// Signatures are to be verified by a layer outside this one, or anybody could block an event
     /// by sending its id first.
@@ -110,14 +111,14 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
     ///
     /// let standard_webhooks = IdempotencyLayer::builder(MemoryStore::new())
-    ///     .webhooks(KeySource::header("webhook-id"))
+    ///     .webhooks("acme", KeySource::header("webhook-id"))
     ///     .build()?;
     /// # let _ = standard_webhooks;
     /// # Ok::<(), tower_idempotency::ConfigError>(())
     /// ```
-    pub fn webhooks(self, event_id: KeySource) -> Self {
+    pub fn webhooks(self, sender: &str, event_id: KeySource) -> Self {
         self.key(event_id)
-            .scope(ScopeSource::shared_by_all("webhooks"))
+            .scope(ScopeSource::shared_by_all(sender))
             .fingerprint(FingerprintSource::none())
     }
 
@@ -138,41 +139,48 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// How long a claim holds without being renewed: after a crash, a key is blocked for this long.
-    /// It is renewed every third of it while the handler runs. Default: 30 seconds. From 1 ms to
-    /// 1 hour.
+    /// It is renewed every third of it, by a task of its own, while the handler runs; claiming or
+    /// renewing may take a third of it at most. Default: 30 seconds. From 1 ms to 24 hours.
+    ///
+    /// A process that is frozen for longer than its lease, or whose runtime is blocked for as long,
+    /// may be overtaken by a second run; its own outcome is then not stored. A store in this
+    /// process's memory needs no lease: its claims last as long as their holders.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.config.lease = lease;
         self
     }
 
     /// How long a duplicate waits for the outcome of the first request before it gets `409`
-    /// problem `in-flight`. Default: zero, it does not wait. At most 1 hour.
+    /// problem `in-flight`. Default: zero, it does not wait. At most 24 hours.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.config.wait = wait;
         self
     }
 
-    /// How long a store call may take. Default: 5 seconds. From 1 ms to 1 hour.
+    /// How long a store call may take. Default: 5 seconds. From 1 ms to 24 hours.
     pub fn store_timeout(mut self, timeout: Duration) -> Self {
         self.config.store_timeout = timeout;
         self
     }
 
     /// How long it is tried again, in the background, to store an outcome when the store failed
-    /// after the handler ran. Default: 5 minutes. At most 1 hour.
+    /// after the handler ran. Default: 5 minutes. At most 24 hours.
     pub fn settle_within(mut self, duration: Duration) -> Self {
         self.config.settle_within = duration;
         self
     }
 
     /// Runs requests **without any protection** while the store fails, instead of refusing them
-    /// with `503` problem `store-unavailable`. Each is logged and has the outcome `unprotected`.
+    /// with `503` problem `store-unavailable`. Each is logged and has the outcome `unprotected`. The
+    /// handler finds its key all the same, with attempt 1. That a stored record cannot be read, as
+    /// when a newer release wrote it, is a failure of the store, too.
     pub fn run_unprotected_when_store_fails(mut self) -> Self {
         self.config.fail_open = true;
         self
     }
 
     /// Bytes of a request body at most; a larger one with a key is `413` problem `body-too-large`.
+    /// Where the key is in the body, all guarded requests are read, so that it holds for all.
     /// Default: 2 MiB.
     pub fn max_request_body(mut self, bytes: usize) -> Self {
         self.config.max_request_body = bytes;
@@ -186,8 +194,17 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
+    /// How long a response's body may take to be read once the handler has answered. One that takes
+    /// longer is a stream: what there is of it goes out, the rest follows live, and it leaves a
+    /// tombstone. Default: 30 seconds. From 1 ms to 24 hours.
+    pub fn response_body_within(mut self, duration: Duration) -> Self {
+        self.config.response_body_within = duration;
+        self
+    }
+
     /// How much work may go on without its client before new first requests get `503` problem
-    /// `overloaded`. Default: 1024.
+    /// `overloaded`. Default: 1024. It is bounded in number, not in time: a handler that may hang
+    /// wants a time-out of its own, inside this layer.
     pub fn max_detached(mut self, most: usize) -> Self {
         self.config.max_detached = most;
         self

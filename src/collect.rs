@@ -146,9 +146,9 @@ impl<B: Body<Data = Bytes>> Collect<B> {
         }
     }
 
-    /// The rest of the body.
-    pub(crate) fn into_body(self) -> B {
-        self.body
+    /// What was read and not handed out yet, and the rest of the body.
+    pub(crate) fn into_parts(mut self) -> (Bytes, B) {
+        (self.read.take(), self.body)
     }
 
     /// The rest of the body, in place.

@@ -13,11 +13,11 @@ use crate::problem::Rendering;
 use crate::scope::ScopeSource;
 
 /// A crash blocks a key for as long as its lease; renewal makes a longer one needless.
-const MAX_LEASE: Duration = Duration::from_secs(60 * 60);
+const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longer than any process, database or API lives unchanged, and far from overflow.
 const MAX_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 /// Waits and time-outs beyond this are mistakes.
-const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
+const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// The clocks of the stores count milliseconds.
 const MIN: Duration = Duration::from_millis(1);
 
@@ -37,6 +37,7 @@ pub(crate) struct Config {
     pub(crate) fail_open: bool,
     pub(crate) max_request_body: usize,
     pub(crate) max_response_body: usize,
+    pub(crate) response_body_within: Duration,
     pub(crate) max_detached: usize,
     /// `None`: the handler runs to its end.
     pub(crate) cancel_on_disconnect: Option<Fate>,
@@ -66,6 +67,7 @@ impl Default for Config {
             fail_open: false,
             max_request_body: 2 * 1024 * 1024,
             max_response_body: 1024 * 1024,
+            response_body_within: Duration::from_secs(30),
             max_detached: 1024,
             cancel_on_disconnect: None,
             replay_header: HeaderName::from_static("idempotency-replayed"),
@@ -100,6 +102,7 @@ impl Config {
             ("lease", self.lease, MIN, MAX_LEASE),
             ("wait", self.wait, Duration::ZERO, MAX_WAIT),
             ("store_timeout", self.store_timeout, MIN, MAX_WAIT),
+            ("response_body_within", self.response_body_within, MIN, MAX_WAIT),
             ("settle_within", self.settle_within, Duration::ZERO, MAX_WAIT),
         ] {
             if value < least || value > most {
@@ -116,6 +119,17 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// How often a lease is renewed.
+    pub(crate) fn third_of_lease(&self) -> Duration {
+        (self.lease / 3).max(MIN)
+    }
+
+    /// How long a claim may take to be made or renewed. An answer that took a large part of the
+    /// lease would leave too little of it.
+    pub(crate) fn claim_timeout(&self) -> Duration {
+        self.store_timeout.min(self.third_of_lease())
     }
 
     pub(crate) fn guards(&self, method: &Method) -> bool {

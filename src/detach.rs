@@ -13,16 +13,15 @@ use tokio::runtime::Handle;
 use tracing::{Instrument, Span};
 
 use crate::body::ResponseBody;
-use crate::engine::{self, Gone, Question, Run};
+use crate::engine::{self, Admission, Gone, Question, Run};
 use crate::error::StoreError;
-use crate::lease::Claim;
 use crate::shared::{Shared, adopt};
-use crate::state::{Begin, Begun};
+use crate::state::Begin;
 use crate::store::Store;
 
 /// A question to a store that does not answer at once.
 pub(crate) struct Admitting<St: Store> {
-    answer: Option<Question>,
+    answer: Option<Question<St>>,
     gone: Gone,
     shared: Arc<Shared<St>>,
     pub(crate) begin: Begin,
@@ -41,7 +40,7 @@ impl<St: Store> Admitting<St> {
         }
     }
 
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Begun, StoreError>> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Admission<St>, StoreError>> {
         poll_in_place(&mut self.answer, &mut self.home, cx)
     }
 }
@@ -72,11 +71,10 @@ impl<St: Store> Drop for Admitting<St> {
     fn drop(&mut self) {
         let Some(answer) = self.answer.take() else { return };
         self.gone.store(true, Ordering::Relaxed);
-        let (shared, slot, token) = (Arc::clone(&self.shared), self.begin.slot, self.begin.token);
         let home = self.home.take();
         adopt(&self.shared, home.as_ref(), async move {
-            if let Ok(Begun::Started { attempt }) = answer.await {
-                Claim::new(shared, slot, token, attempt).give_back().await;
+            if let Ok(Admission::Started(mut claim)) = answer.await {
+                claim.give_back().await;
             }
         });
     }

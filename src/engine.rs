@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Exchange::identify     key (400), scope (500) → slot
-//! Exchange::fingerprint  what the request is
+//! Exchange::claim        what the request is
 //! admit                  the store decides; waits for another's outcome if told to
 //! run                    inner service → policy → keep the body → settle the claim → respond
 //! Exchange::answer       everything that is not a first run: replay or refuse
@@ -30,7 +30,6 @@ use crate::error::StoreError;
 use crate::exchange::Exchange;
 use crate::fingerprint::Fingerprint;
 use crate::lease::{Claim, Settled, Settlement};
-use crate::operation::IdempotencyKey;
 use crate::outcome::Outcome;
 use crate::policy::{Fate, Verdict};
 use crate::problem::{Problem, ProblemKind};
@@ -43,15 +42,35 @@ use crate::store::Store;
 /// `None` if it was cancelled, when nobody waits for it.
 pub(crate) type Run<RB, E> = Pin<Box<dyn Future<Output = Option<Result<Response<ResponseBody<RB>>, E>>> + Send>>;
 
+/// What the store decided.
+pub(crate) enum Admission<St: Store> {
+    /// The handler is to run.
+    Started(Claim<St>),
+    /// It is not.
+    Found(Begun),
+}
+
 /// A question to the store.
-pub(crate) type Question = Pin<Box<dyn Future<Output = Result<Begun, StoreError>> + Send>>;
+pub(crate) type Question<St> = Pin<Box<dyn Future<Output = Result<Admission<St>, StoreError>> + Send>>;
 
 /// A flag that a future's owner raises when it is dropped.
 pub(crate) type Gone = Arc<AtomicBool>;
 
+fn admission<St: Store>(shared: &Arc<Shared<St>>, begin: &Begin, begun: Begun) -> Admission<St> {
+    match begun {
+        Begun::Started { attempt } => {
+            Admission::Started(Claim::new(Arc::clone(shared), begin.slot, begin.token, attempt))
+        }
+        begun => Admission::Found(begun),
+    }
+}
+
 /// Asks a store that answers at once, without a box for the wait.
-pub(crate) fn admit_now<St: Store>(shared: &Shared<St>, begin: &Begin) -> Option<Result<Begun, StoreError>> {
-    if !St::IMMEDIATE {
+pub(crate) fn admit_now<St: Store>(
+    shared: &Arc<Shared<St>>,
+    begin: &Begin,
+) -> Option<Result<Admission<St>, StoreError>> {
+    if !St::IN_PROCESS {
         return None;
     }
     let watch = Watch::start("begin");
@@ -62,27 +81,35 @@ pub(crate) fn admit_now<St: Store>(shared: &Shared<St>, begin: &Begin) -> Option
     match answer {
         // The wait needs its box.
         Ok(Begun::InFlight { .. }) if !shared.config.wait.is_zero() => None,
-        answer => Some(answer),
+        answer => Some(answer.map(|begun| admission(shared, begin, begun))),
     }
 }
 
 /// Asks the store; if it is told to wait, until the other's outcome is there or the wait is over.
-pub(crate) async fn admit<St: Store>(shared: Arc<Shared<St>>, begin: Begin, gone: Gone) -> Result<Begun, StoreError> {
+pub(crate) async fn admit<St: Store>(
+    shared: Arc<Shared<St>>,
+    begin: Begin,
+    gone: Gone,
+) -> Result<Admission<St>, StoreError> {
     let config = &shared.config;
     let mut deadline = None;
     for round in 0.. {
-        let begun = bounded("begin", config.store_timeout, pin!(shared.store.begin(&begin))).await?;
-        let Begun::InFlight { lease_left } = begun else {
-            return Ok(begun);
+        let asked = Instant::now();
+        let begun = bounded("begin", config.claim_timeout(), pin!(shared.store.begin(&begin))).await?;
+        let nobody_waits = gone.load(Ordering::Relaxed);
+        let lease_left = match admission(&shared, &begin, begun) {
+            Admission::Started(mut claim) if !nobody_waits => {
+                claim.hold(asked).await;
+                return Ok(Admission::Started(claim));
+            }
+            Admission::Found(Begun::InFlight { lease_left }) if !nobody_waits => lease_left,
+            admission => return Ok(admission),
         };
-        if config.wait.is_zero() || gone.load(Ordering::Relaxed) {
-            return Ok(begun);
-        }
         let left = deadline
             .get_or_insert_with(|| Instant::now() + config.wait)
             .saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Ok(begun);
+            return Ok(Admission::Found(Begun::InFlight { lease_left }));
         }
         let nap = left.min(lease_left).max(Duration::from_millis(1));
         let mut changed = pin!(tokio::time::timeout(nap, shared.store.changed(&begin.slot, round)));
@@ -118,6 +145,14 @@ async fn to_its_end<F: Future>(mut work: Pin<&mut F>, cancelled: Option<&Gone>) 
     .await
 }
 
+/// The output of work that may take `limit` at most. Work that is ready at once needs no timer.
+async fn within<F: Future>(limit: Duration, mut work: Pin<&mut F>) -> Option<F::Output> {
+    match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => Box::pin(tokio::time::timeout(limit, work)).await.ok(),
+    }
+}
+
 /// Runs the inner service under a claim, and settles the claim before the response goes out.
 pub(crate) fn run<S, B, RB, St>(
     mut exchange: Box<Exchange<S, St>>,
@@ -132,18 +167,14 @@ where
     RB: Body<Data = Bytes>,
     St: Store,
 {
-    if let Some(identity) = exchange.identity.take() {
-        let key = IdempotencyKey::new(identity.key, claim.slot, claim.attempt);
-        exchange.parts.extensions.insert(key);
-    }
+    exchange.tell_handler(claim.attempt);
     let shared = Arc::clone(&exchange.shared);
     async move {
         let policy = &shared.config.policy;
         // Apart from the call: what ends here has not begun the operation.
         let ready = {
             let work = pin!(poll_fn(|cx| exchange.inner.poll_ready(cx)));
-            let work = pin!(to_its_end(work, cancelled.as_ref()));
-            claim.while_renewing(work).await
+            to_its_end(work, cancelled.as_ref()).await
         };
         if !matches!(ready, Ended::Returned(Ok(()))) {
             claim.give_back().await;
@@ -163,8 +194,7 @@ where
                 let verdict = policy.verdict(response.status(), response.headers());
                 (verdict, response)
             })));
-            let work = pin!(to_its_end(work, cancelled.as_ref()));
-            claim.while_renewing(work).await
+            to_its_end(work, cancelled.as_ref()).await
         };
         match ended {
             Ended::Returned(Ok((verdict, response))) => {
@@ -219,24 +249,30 @@ where
                 let mut collect = Collect::new(Box::pin(body), config.max_response_body);
                 let collected = {
                     let work = pin!(to_its_end(Pin::new(&mut collect), cancelled.as_ref()));
-                    claim.while_renewing(work).await
+                    within(config.response_body_within, work).await
                 };
                 match collected {
-                    Ended::Returned(Collected::Whole { data, trailers }) => {
+                    Some(Ended::Returned(Collected::Whole { data, trailers })) => {
                         let skip = config.skips(&head.headers, trailers.is_some());
                         let record =
                             Record::response(fingerprint, head.status, &head.headers, skip, &data, trailers.as_ref());
                         (Settlement::Complete(record), ResponseBody::kept(data, trailers))
                     }
-                    Ended::Returned(Collected::TooLarge { data, next }) => {
-                        (lost(), ResponseBody::overflowed([data, next], collect.into_body()))
+                    Some(Ended::Returned(Collected::TooLarge { data, next })) => {
+                        (lost(), ResponseBody::overflowed([data, next], collect.into_parts().1))
                     }
-                    Ended::Returned(Collected::Failed { data, error }) => (lost(), ResponseBody::failed(data, error)),
-                    Ended::Panicked(panic) => {
+                    Some(Ended::Returned(Collected::Failed { data, error })) => {
+                        (lost(), ResponseBody::failed(data, error))
+                    }
+                    Some(Ended::Panicked(panic)) => {
                         panicked = Some(panic);
                         (lost(), ResponseBody::kept(Bytes::new(), None))
                     }
-                    Ended::Cancelled => {
+                    None => {
+                        let (data, rest) = collect.into_parts();
+                        (lost(), ResponseBody::overflowed([data, Bytes::new()], rest))
+                    }
+                    Some(Ended::Cancelled) => {
                         let fate = config.cancel_on_disconnect.unwrap_or(Fate::Seal);
                         (settle_as(fate), ResponseBody::kept(Bytes::new(), None))
                     }
@@ -299,7 +335,7 @@ where
 
 /// Runs the inner service although the store failed, as the layer was told to.
 pub(crate) async fn run_unprotected<S, B, RB, St>(
-    exchange: Box<Exchange<S, St>>,
+    mut exchange: Box<Exchange<S, St>>,
     body: Bytes,
     error: StoreError,
     cancelled: Option<Gone>,
@@ -313,6 +349,7 @@ where
     exchange.warn_of(&error, "the store failed; the request runs unprotected");
     let shared = Arc::clone(&exchange.shared);
     let slot = exchange.identity.as_ref().map(|identity| identity.slot);
+    exchange.tell_handler(1);
     let call = pin!(exchange.into_call(body));
     let (result, status) = match to_its_end(call, cancelled.as_ref()).await {
         Ended::Returned(result) => {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HeaderValue;
@@ -82,6 +83,13 @@ impl<S, St: Store> Exchange<S, St> {
         outer.is_some_and(|outer| Some(outer.slot()) == self.identity.as_ref().map(|identity| &identity.slot))
     }
 
+    /// Puts the key where the handler finds it.
+    pub(crate) fn tell_handler(&mut self, attempt: u32) {
+        if let Some(Identity { key, slot }) = self.identity.take() {
+            self.parts.extensions.insert(IdempotencyKey::new(key, slot, attempt));
+        }
+    }
+
     /// The claim to ask for. `None` if the request was not identified.
     pub(crate) fn claim(&self, body: &Bytes) -> Option<Begin> {
         let config = &self.shared.config;
@@ -89,7 +97,9 @@ impl<S, St: Store> Exchange<S, St> {
             slot: self.identity.as_ref()?.slot,
             fingerprint: config.fingerprint.of(&self.parts, body),
             token: self.shared.token(),
-            lease: config.lease,
+            // The holder of a claim in this process's memory cannot die without it: such a claim
+            // lapses when it is dropped, not by time.
+            lease: if St::IN_PROCESS { Duration::MAX } else { config.lease },
             ttl: config.ttl,
             on_lapse: config.policy.on_lapse,
         })

@@ -16,11 +16,11 @@ use tower::util::Oneshot;
 use crate::body::ResponseBody;
 use crate::collect::{Collect, Collected, Unread, drain};
 use crate::detach::{Admitting, Running};
-use crate::engine::{self, Gone, Run};
+use crate::engine::{self, Admission, Gone, Run};
 use crate::error::StoreError;
 use crate::exchange::{Exchange, body_too_large, body_unreadable};
-use crate::lease::{Claim, take_back};
-use crate::state::{Begin, Begun};
+use crate::lease::take_back;
+use crate::state::Begin;
 use crate::store::Store;
 
 pin_project! {
@@ -229,7 +229,7 @@ where
 fn after_asking<S, B, RB, St>(
     exchange: Box<Exchange<S, St>>,
     begin: &Begin,
-    answer: Result<Begun, StoreError>,
+    answer: Result<Admission<St>, StoreError>,
     body: Bytes,
 ) -> StateOf<S, B, RB, St>
 where
@@ -245,32 +245,40 @@ where
     let config = &shared.config;
     let overloaded = || shared.tasks.len() >= config.max_detached;
     let gone = config.cancel_on_disconnect.map(|_| Gone::default());
-    if let Err(error) = &answer {
-        take_back(&shared, *begin, error);
-    }
-    let run: Run<RB, S::Error> = match answer {
-        Ok(Begun::Started { attempt }) => {
-            let claim = Claim::new(Arc::clone(&shared), begin.slot, begin.token, attempt);
-            if overloaded() {
+    let error = match answer {
+        Ok(Admission::Started(claim)) => {
+            let run: Run<RB, S::Error> = if overloaded() {
                 Box::pin(engine::refuse_overload(exchange, Some(claim)))
             } else {
                 Box::pin(engine::run(exchange, claim, begin.fingerprint, body, gone.clone()))
-            }
+            };
+            return State::Running {
+                running: Running::new(run, gone, shared),
+            };
         }
-        answer => match answer.and_then(|begun| exchange.answer(begun)) {
+        Ok(Admission::Found(begun)) => match exchange.answer(begun) {
             Ok(response) => {
                 return State::Answered {
                     response: Some(response),
                 };
             }
-            Err(error) if !config.fail_open => {
-                return State::Answered {
-                    response: Some(exchange.refuse_for_store(&error)),
-                };
-            }
-            Err(_) if overloaded() => Box::pin(engine::refuse_overload(exchange, None)),
-            Err(error) => Box::pin(engine::run_unprotected(exchange, body, error, gone.clone())),
+            Err(error) => error,
         },
+        Err(error) => {
+            take_back(&shared, *begin, &error);
+            error
+        }
+    };
+    // The store failed before the handler ran.
+    if !config.fail_open {
+        return State::Answered {
+            response: Some(exchange.refuse_for_store(&error)),
+        };
+    }
+    let run: Run<RB, S::Error> = if overloaded() {
+        Box::pin(engine::refuse_overload(exchange, None))
+    } else {
+        Box::pin(engine::run_unprotected(exchange, body, error, gone.clone()))
     };
     State::Running {
         running: Running::new(run, gone, shared),

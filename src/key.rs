@@ -97,7 +97,8 @@ impl KeySource {
 
     /// The string, or integer taken by its digits, at a JSON pointer (RFC 6901) into the body.
     ///
-    /// Nothing there, or a body that is not JSON, is a missing key. A pointer that is none is an
+    /// Nothing there, or a body that is not JSON, is a missing key. To look, every request of a
+    /// guarded method is buffered, up to `max_request_body`. A pointer that is none is an
     /// error when the layer is built.
     #[must_use]
     pub fn json_pointer(pointer: &str) -> Self {
@@ -106,7 +107,8 @@ impl KeySource {
 
     /// Whatever the closure finds in the head and the buffered body; `None` is a missing key.
     ///
-    /// The length and the characters are checked as for every other key. A panic of the closure
+    /// Every request of a guarded method is buffered for it, up to `max_request_body`. The length and
+    /// the characters are checked as for every other key. A panic of the closure
     /// goes on to the outer layers before anything is claimed.
     #[must_use]
     pub fn from_fn<F>(find: F) -> Self

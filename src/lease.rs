@@ -1,13 +1,15 @@
 //! A claim that is held: its lease is renewed while the work runs, and it ends exactly once.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::error::{StoreError, StoreErrorKind};
@@ -37,14 +39,30 @@ pub(crate) enum Settled {
     Later,
 }
 
-/// A claim on a slot. It must be settled; one that is dropped unsettled lapses with its lease, and
-/// that is logged.
+/// A claim on a slot. It must be settled; one that is dropped unsettled lapses, and that is logged.
 pub(crate) struct Claim<St: Store> {
     pub(crate) shared: Arc<Shared<St>>,
     pub(crate) slot: Slot,
     pub(crate) attempt: u32,
     token: Token,
     settled: bool,
+    renewal: Option<Renewal>,
+}
+
+/// The task that renews a claim's lease.
+///
+/// A task of its own, so that a handler which blocks its thread does not stop it. A store in this
+/// process needs none: its claims hold until they are dropped.
+struct Renewal {
+    task: AbortHandle,
+    /// Raised when the claim is being settled: that it is gone then is no surprise.
+    settling: Arc<AtomicBool>,
+}
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl<St: Store> Claim<St> {
@@ -55,67 +73,58 @@ impl<St: Store> Claim<St> {
             attempt,
             token,
             settled: false,
+            renewal: None,
         }
     }
 
-    /// Does the work; while it is pending, renews the lease.
-    pub(crate) async fn while_renewing<F: Future>(&self, mut work: Pin<&mut F>) -> F::Output {
-        // Work that is ready at once needs no timer.
-        let mut renewing = None;
-        poll_fn(|cx| {
-            if let Poll::Ready(output) = work.as_mut().poll(cx) {
-                return Poll::Ready(output);
-            }
-            let renewing = renewing.get_or_insert_with(|| Box::pin(self.renew_forever()));
-            let Poll::Pending = renewing.as_mut().poll(cx);
-            Poll::Pending
-        })
-        .await
-    }
-
-    async fn renew_forever(&self) -> std::convert::Infallible {
-        let Config {
-            lease, store_timeout, ..
-        } = self.shared.config;
-        let third = (lease / 3).max(Duration::from_millis(1));
-        let mut pause = third;
-        loop {
-            tokio::time::sleep(pause).await;
-            let renewal = pin!(self.shared.store.renew(&self.slot, self.token, lease));
-            pause = match bounded("renew", store_timeout.min(lease), renewal).await {
-                Ok(Held::Yes) => third,
-                Ok(Held::Lost) => {
-                    tracing::warn!(
-                        target: "tower_idempotency",
-                        slot = %self.slot,
-                        attempt = self.attempt,
-                        "the claim was lost while its handler runs; its outcome will not be stored"
-                    );
-                    std::future::pending().await
-                }
-                Err(error) => {
-                    warn_of(&error, &self.slot, "the lease could not be renewed; trying again");
-                    third / 4
-                }
-            };
+    /// Renews the lease from now on, counted from when the store was asked.
+    pub(crate) async fn hold(&mut self, since: Instant) {
+        if St::IN_PROCESS {
+            return;
         }
+        let Ok(runtime) = Handle::try_current() else {
+            tracing::error!(
+                target: "tower_idempotency",
+                slot = %self.slot,
+                "there is no runtime to renew the lease on; a handler longer than its lease may run twice"
+            );
+            return;
+        };
+        let settling = Arc::new(AtomicBool::new(false));
+        let (shared, slot, token) = (Arc::clone(&self.shared), self.slot, self.token);
+        let task = runtime.spawn(renew(shared, slot, token, since, Arc::clone(&settling)));
+        self.renewal = Some(Renewal {
+            task: task.abort_handle(),
+            settling,
+        });
+        // A task that was just spawned cannot be taken by another worker: it gets its turn before
+        // the handler, which may block this one.
+        tokio::task::yield_now().await;
     }
 
-    /// Ends the claim of an operation that was not begun: the slot is as it was before.
+    /// Ends the claim of an operation that was not begun: the slot is as it was before. Tried once,
+    /// since little is lost: the claim then lapses.
     pub(crate) async fn give_back(&mut self) {
         let settlement = if self.attempt == 1 {
             Settlement::Release
         } else {
             Settlement::Lapse
         };
-        self.settle(settlement).await;
+        self.settled = true;
+        if let Err(error) = apply(&self.shared, &self.slot, self.token, &settlement).await {
+            warn_of(&error, &self.slot, "a claim could not be given back; it will lapse");
+        }
     }
 
     /// Ends the claim. If the store fails it is tried again in the background, within
     /// `settle_within`; meanwhile the lease keeps a retry from running.
     pub(crate) async fn settle(&mut self, settlement: Settlement) -> Settled {
+        if let Some(renewal) = &self.renewal {
+            renewal.settling.store(true, Ordering::Relaxed);
+        }
+        let applied = apply(&self.shared, &self.slot, self.token, &settlement).await;
         self.settled = true;
-        match apply(&self.shared, &self.slot, self.token, &settlement).await {
+        match applied {
             Ok(Held::Yes) => Settled::Yes,
             Ok(Held::Lost) => {
                 tracing::warn!(
@@ -134,6 +143,7 @@ impl<St: Store> Claim<St> {
                 let claim = Self {
                     shared: Arc::clone(&self.shared),
                     settled: false,
+                    renewal: self.renewal.take(),
                     ..*self
                 };
                 adopt(&self.shared, None, settle_later(claim, settlement));
@@ -145,14 +155,54 @@ impl<St: Store> Claim<St> {
 
 impl<St: Store> Drop for Claim<St> {
     fn drop(&mut self) {
-        if !self.settled {
-            tracing::error!(
-                target: "tower_idempotency",
-                slot = %self.slot,
-                attempt = self.attempt,
-                "a claim was dropped before its outcome was known, as when the runtime shuts down; its lease will lapse"
-            );
+        if self.settled {
+            return;
         }
+        tracing::error!(
+            target: "tower_idempotency",
+            slot = %self.slot,
+            attempt = self.attempt,
+            "a claim was dropped before its outcome was known, as when the runtime shuts down; it lapses"
+        );
+        if St::IN_PROCESS {
+            let lapse = pin!(self.shared.store.renew(&self.slot, self.token, Duration::ZERO));
+            let _ = lapse.poll(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
+/// Renews a lease until it is lost, every third of it.
+async fn renew<St: Store>(
+    shared: Arc<Shared<St>>,
+    slot: Slot,
+    token: Token,
+    since: Instant,
+    settling: Arc<AtomicBool>,
+) {
+    let lease = shared.config.lease;
+    let third = shared.config.third_of_lease();
+    let mut next = since + third;
+    loop {
+        tokio::time::sleep_until(next).await;
+        let asked = Instant::now();
+        let renewal = pin!(shared.store.renew(&slot, token, lease));
+        next = match bounded("renew", shared.config.claim_timeout(), renewal).await {
+            Ok(Held::Yes) => asked + third,
+            Ok(Held::Lost) => {
+                if !settling.load(Ordering::Relaxed) {
+                    tracing::warn!(
+                        target: "tower_idempotency",
+                        %slot,
+                        "the claim was lost while its handler runs; its outcome will not be stored"
+                    );
+                }
+                return;
+            }
+            Err(error) => {
+                warn_of(&error, &slot, "the lease could not be renewed; trying again");
+                Instant::now() + third / 4
+            }
+        };
     }
 }
 
@@ -187,7 +237,7 @@ async fn settle_later<St: Store>(mut claim: Claim<St>, settlement: Settlement) {
 
 async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
     let (shared, slot) = (&claim.shared, &claim.slot);
-    let mut attempts = pin!(async {
+    let attempts = async {
         let mut pause = FIRST_PAUSE;
         loop {
             tokio::time::sleep(pause).await;
@@ -202,9 +252,8 @@ async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-    });
-    let renewed = pin!(claim.while_renewing(attempts.as_mut()));
-    if tokio::time::timeout(shared.config.settle_within, renewed)
+    };
+    if tokio::time::timeout(shared.config.settle_within, attempts)
         .await
         .is_err()
     {
@@ -224,17 +273,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// gives the claim back, which would otherwise block the key for its lease.
 ///
 /// Asking again under the same token is safe, whatever became of the first question. It is not
-/// waited for at shutdown, since a claim that stays behind lapses.
+/// waited for at shutdown: a claim that stays behind lapses.
 pub(crate) fn take_back<St: Store>(shared: &Arc<Shared<St>>, begin: Begin, error: &StoreError) {
     let lost = matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable);
-    let Config {
-        lease,
-        store_timeout,
-        max_detached,
-        ..
-    } = shared.config;
+    let config = &shared.config;
     // An outage must not pile up work; the claims of those beyond the bound lapse.
-    if !lost || shared.asking_again.load(Ordering::Relaxed) >= max_detached {
+    if !lost || shared.asking_again.load(Ordering::Relaxed) >= config.max_detached {
         return;
     }
     let Ok(runtime) = Handle::try_current() else { return };
@@ -244,7 +288,8 @@ pub(crate) fn take_back<St: Store>(shared: &Arc<Shared<St>>, begin: Begin, error
         let mut pause = FIRST_PAUSE;
         loop {
             tokio::time::sleep(pause).await;
-            match bounded("begin", store_timeout, pin!(owner.store.begin(&begin))).await {
+            let asked = pin!(owner.store.begin(&begin));
+            match bounded("begin", owner.config.claim_timeout(), asked).await {
                 Ok(Begun::Started { attempt }) => {
                     let mut claim = Claim::new(Arc::clone(&owner), begin.slot, begin.token, attempt);
                     return claim.give_back().await;
@@ -254,10 +299,11 @@ pub(crate) fn take_back<St: Store>(shared: &Arc<Shared<St>>, begin: Begin, error
             }
         }
     };
+    // Longer than the lease: also one that has lapsed would be taken for an operation that died.
+    let long = config.settle_within.max(config.lease);
     let shared = Arc::clone(shared);
     runtime.spawn(async move {
-        // By then a claim has lapsed by itself.
-        let _ = tokio::time::timeout(lease, asking).await;
+        let _ = tokio::time::timeout(long, asking).await;
         shared.asking_again.fetch_sub(1, Ordering::Relaxed);
     });
 }

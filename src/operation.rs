@@ -60,14 +60,29 @@ impl IdempotencyKey {
         Self { key, slot, attempt }
     }
 
+    /// A key as a handler gets it, for the tests of a handler. Its slot is made from the key alone.
+    ///
+    /// ```
+    /// use tower_idempotency::IdempotencyKey;
+    ///
+    /// let second = IdempotencyKey::for_tests("order-17", 2);
+    /// assert_eq!((second.as_str(), second.attempt()), ("order-17", 2));
+    /// ```
+    #[must_use]
+    pub fn for_tests(key: &str, attempt: u32) -> Self {
+        let mut digest = Digest::new(b"ti.tests");
+        digest.field(1, key.as_bytes());
+        Self::new(key.into(), Slot::from_bytes(digest.finish()), attempt)
+    }
+
     /// The key as the client meant it: unquoted, without parameters.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.key.as_str()
     }
 
-    /// 1, and one more each time a lapsed lease was taken over: from 2 on, an earlier attempt died
-    /// without saying how far it came. After an attempt that failed in an orderly way, the next is
+    /// 1, and one more each time a lapsed lease was taken over: from 2 on, an earlier attempt ended
+    /// without saying how far it came (or, if its process was frozen, still runs). After an attempt that failed in an orderly way, the next is
     /// 1 again.
     #[must_use]
     pub fn attempt(&self) -> u32 {

@@ -98,7 +98,7 @@ pub enum ProblemKind {
 
 impl ProblemKind {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: &'static [Self] = &[
         Self::MissingKey,
         Self::InvalidKey,
         Self::ScopeUnavailable,
@@ -379,7 +379,7 @@ mod tests {
     #[test]
     fn contract_7_every_problem_is_documented_under_its_slug() {
         let source = include_str!("problem.rs");
-        for kind in ProblemKind::ALL {
+        for kind in ProblemKind::ALL.iter().copied() {
             let heading = format!("\n//! # {}\n//!\n//! `{}`", kind.slug(), kind.status().as_u16());
             assert!(source.contains(&heading), "{kind:?}");
         }
@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn contract_7_every_problem_has_the_members_of_rfc_9457() {
         let documented = Rendering::documented("https://example.com/idempotency").unwrap();
-        for kind in ProblemKind::ALL {
+        for kind in ProblemKind::ALL.iter().copied() {
             let problem = Problem::new(kind, "why");
             let (response, body) = render(&Rendering::Standard, &problem);
             assert_eq!(response.status(), kind.status());

@@ -109,7 +109,8 @@ impl Watch {
 ///
 /// `home` is the runtime that the future was polled on, for owners that are dropped outside one.
 pub(crate) fn adopt<St>(shared: &Shared<St>, home: Option<&Handle>, future: impl Future<Output = ()> + Send + 'static) {
-    match Handle::try_current().ok().as_ref().or(home) {
+    let current = Handle::try_current().ok();
+    match home.or(current.as_ref()) {
         Some(handle) => drop(shared.tasks.spawn_on(future, handle)),
         // Dropping the future logs each claim that it held.
         None => tracing::error!(

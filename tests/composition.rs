@@ -915,7 +915,7 @@ mod bodies {
 async fn a_store_that_says_wrongly_that_it_answers_at_once_is_asked_again() {
     struct Liar(Scripted);
     impl Store for Liar {
-        const IMMEDIATE: bool = true;
+        const IN_PROCESS: bool = true;
         fn begin(
             &self,
             begin: &tower_idempotency::store::Begin,

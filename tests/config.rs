@@ -30,7 +30,7 @@ fn assert_refused(builder: IdempotencyLayerBuilder, option: &str) -> ConfigError
 }
 
 const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
-const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 const TINY: Duration = Duration::from_nanos(999_999);
 const MILLI: Duration = Duration::from_millis(1);
 
@@ -39,13 +39,14 @@ fn durations_that_cannot_work_are_refused() {
     for wrong in [Duration::ZERO, TINY, 11 * YEAR, Duration::MAX] {
         assert_refused(builder().ttl(wrong), "ttl");
     }
-    for wrong in [Duration::ZERO, TINY, HOUR + MILLI, Duration::MAX] {
+    for wrong in [Duration::ZERO, TINY, DAY + MILLI, Duration::MAX] {
         assert_refused(builder().lease(wrong), "lease");
         assert_refused(builder().store_timeout(wrong), "store_timeout");
     }
-    for wrong in [HOUR + MILLI, Duration::MAX] {
+    for wrong in [DAY + MILLI, Duration::MAX] {
         assert_refused(builder().wait(wrong), "wait");
         assert_refused(builder().settle_within(wrong), "settle_within");
+        assert_refused(builder().response_body_within(wrong), "response_body_within");
     }
     let error = assert_refused(builder().ttl(Duration::ZERO), "ttl");
     assert!(
@@ -59,10 +60,10 @@ fn durations_at_their_bounds_are_accepted() {
     for ttl in [MILLI, 10 * YEAR] {
         builder().ttl(ttl).build().unwrap();
     }
-    for value in [MILLI, HOUR] {
+    for value in [MILLI, DAY] {
         builder().lease(value).store_timeout(value).build().unwrap();
     }
-    for value in [Duration::ZERO, HOUR] {
+    for value in [Duration::ZERO, DAY] {
         builder().wait(value).settle_within(value).build().unwrap();
     }
 }
@@ -181,7 +182,7 @@ fn every_option_can_be_set_at_once() {
         .scope(ScopeSource::shared_by_all("one"))
         .fingerprint(FingerprintSource::body())
         .policy(Policy::everything())
-        .ttl(HOUR)
+        .ttl(DAY)
         .lease(MILLI)
         .wait(MILLI)
         .store_timeout(MILLI)

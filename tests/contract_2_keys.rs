@@ -379,7 +379,10 @@ async fn contract_2_5_rule_2_3_holds_for_every_source() {
 
 #[tokio::test(start_paused = true)]
 async fn contract_2_5_the_preset_for_webhooks_takes_the_id_and_no_fingerprint() {
-    let layer = builder().webhooks(KeySource::header("webhook-id")).build().unwrap();
+    let layer = builder()
+        .webhooks("webhooks", KeySource::header("webhook-id"))
+        .build()
+        .unwrap();
     let runs = Count::default();
     let counter = runs.clone();
     let service = layer.layer(inner(move |_| ready(ok(format!("run {}", counter.up())))));
@@ -397,7 +400,10 @@ async fn contract_2_5_the_preset_for_webhooks_takes_the_id_and_no_fingerprint() 
         .assert_replay_of(&first);
     assert_eq!(send(&service, delivery("msg_2", "v1,c", "{}")).await.text(), "run 2");
 
-    let layer = builder().webhooks(KeySource::json_pointer("/id")).build().unwrap();
+    let layer = builder()
+        .webhooks("webhooks", KeySource::json_pointer("/id"))
+        .build()
+        .unwrap();
     let counter = runs.clone();
     let service = layer.layer(inner(move |_| ready(ok(format!("run {}", counter.up())))));
     let first = send(&service, request("POST", "/", &[], r#"{"id":"evt","try":1}"#)).await;

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Full};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::{
     Fate, IdempotencyLayer, IdempotencyLayerBuilder, IdempotencyService, MemoryStore, Outcome, Policy, ProblemKind,
-    ScopeSource, Store, problem,
+    ScopeSource, Store,
 };
 
 type Configure = fn(IdempotencyLayerBuilder<Scripted>) -> IdempotencyLayerBuilder<Scripted>;
@@ -114,7 +114,7 @@ async fn contract_7_every_refusal_is_a_problem_with_its_members() {
     all.sort_unstable();
     assert_eq!(slugs, all, "every kind was seen");
     for (slug, answer) in &refusals {
-        let kind = ProblemKind::ALL.into_iter().find(|kind| kind.slug() == *slug).unwrap();
+        let kind = ProblemKind::ALL.iter().find(|kind| kind.slug() == *slug).unwrap();
         answer.assert_problem(kind.status().as_u16(), slug);
         let problem = answer.json();
         assert_eq!(problem["title"], kind.title());
@@ -291,7 +291,7 @@ async fn contract_7_every_request_is_counted_once() {
     let fresh: BTreeMap<_, _> = IdempotencyLayer::new(MemoryStore::new()).counts().collect();
     assert!(fresh.values().all(|count| *count == 0));
     // An answer from a tombstone is `not-retained`; its slug is no outcome.
-    for kind in ProblemKind::ALL {
+    for kind in ProblemKind::ALL.iter().copied() {
         let counted = kind != ProblemKind::ResponseNotRetained;
         assert_eq!(fresh.contains_key(kind.slug()), counted, "{kind:?}");
     }
@@ -389,7 +389,7 @@ async fn contract_7_the_stripe_profile_does_not_run_again_what_panicked_or_faile
 
 #[test]
 fn contract_7_the_kinds_are_public_and_their_slugs_stable() {
-    let slugs = problem::ProblemKind::ALL.map(ProblemKind::slug);
+    let slugs = ProblemKind::ALL.iter().map(|kind| kind.slug()).collect::<Vec<_>>();
     let expected = [
         "missing-key",
         "invalid-key",
@@ -404,6 +404,9 @@ fn contract_7_the_kinds_are_public_and_their_slugs_stable() {
         "overloaded",
     ];
     assert_eq!(slugs, expected);
-    let statuses = ProblemKind::ALL.map(|kind| kind.status().as_u16());
+    let statuses = ProblemKind::ALL
+        .iter()
+        .map(|kind| kind.status().as_u16())
+        .collect::<Vec<_>>();
     assert_eq!(statuses, [400, 400, 500, 413, 400, 422, 409, 409, 409, 503, 503]);
 }

@@ -146,7 +146,7 @@ async fn dropped_at_any_await_a_request_runs_to_its_end_or_not_at_all() {
             }
         }
         assert!(
-            unstarted > 3 && unfinished > 6,
+            unstarted > 3 && unfinished > 5,
             "{unstarted} {unfinished}: every state was seen"
         );
     }

@@ -59,7 +59,7 @@ impl App {
                 .scope(ScopeSource::extension(|account: &Account| account.id().to_owned()))
                 .build()?,
             webhooks: configure(&store, options)
-                .webhooks(KeySource::json_pointer("/event_id"))
+                .webhooks("webhooks", KeySource::json_pointer("/event_id"))
                 .build()?,
             store,
         };

@@ -21,7 +21,7 @@ use super::drain::Drained;
 /// How long running operations are waited for.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long clients have to send or read the rest when no operation runs any more.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(5);
 /// How long to wait for connections to end when there are too many to accept another.
 const TOO_MANY: Duration = Duration::from_millis(100);
 

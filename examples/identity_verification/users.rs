@@ -1,12 +1,14 @@
 //! Decisions on users.
 
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::accounts::Account;
 use super::app::AppState;
-use super::json::JsonBody;
+use super::error::ApiError;
+use super::json::{JsonBody, NonEmpty};
 
 /// A user as the account last decided.
 #[derive(Debug, Clone, Serialize)]
@@ -34,6 +36,8 @@ pub(crate) async fn set_status(
     Extension(account): Extension<Account>,
     Path(user_id): Path<String>,
     JsonBody(decision): JsonBody<Decision>,
-) -> Json<User> {
-    Json(state.data.set_user_status(account, user_id, decision.status))
+) -> Result<Json<User>, ApiError> {
+    let invalid = |reason| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, reason);
+    let user_id = NonEmpty::try_from(user_id).map_err(invalid)?.into_inner();
+    Ok(Json(state.data.set_user_status(account, user_id, decision.status)))
 }

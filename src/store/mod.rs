@@ -63,10 +63,14 @@ pub use crate::state::{Begin, Begun, Held, Machine, Millis, OnLapse, Token};
 /// # let _ = Counting { inner: MemoryStore::new(), claims: Default::default() };
 /// ```
 pub trait Store: Send + Sync + 'static {
-    /// Whether every future of [`begin`](Self::begin) is ready when it is first polled, as that of
-    /// a store in this process's memory is. The layer then asks without allocating. A store that
-    /// says so wrongly is asked again the ordinary way; the token makes that safe.
-    const IMMEDIATE: bool = false;
+    /// Whether the store lives and dies with this process, as its memory does. Two things follow.
+    ///
+    /// The holder of a claim cannot die without the store: the layer claims without a lease, renews
+    /// nothing, and lets a claim lapse when its holder is dropped. And every future of
+    /// [`begin`](Self::begin) and [`renew`](Self::renew) must be ready when it is first polled: the
+    /// layer asks without allocating. A `begin` that is not is asked again the ordinary way; the
+    /// token makes that safe.
+    const IN_PROCESS: bool = false;
 
     /// Claims the slot, or says why not.
     ///
@@ -105,7 +109,7 @@ pub trait Store: Send + Sync + 'static {
 }
 
 impl<S: Store> Store for Arc<S> {
-    const IMMEDIATE: bool = S::IMMEDIATE;
+    const IN_PROCESS: bool = S::IN_PROCESS;
 
     fn begin(&self, begin: &Begin) -> impl Future<Output = Result<Begun, StoreError>> + Send {
         (**self).begin(begin)

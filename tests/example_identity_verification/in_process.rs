@@ -229,7 +229,6 @@ async fn an_invalid_event_is_refused_and_not_kept() {
         (r#"{"event_id":"evt_1","data":{}}"#, 422),
         (r#"{"event_id":"evt_1","type":"","data":{}}"#, 422),
         (r#"{"event_id":"evt_1","type":7,"data":{}}"#, 422),
-        (r#"{"event_id":"evt_1","type":"paid"}"#, 422),
     ] {
         sandbox.send(Call::post(EVENTS, body)).await.expect_error(status);
     }
@@ -578,8 +577,8 @@ fn an_option_that_cannot_work_is_an_error_that_shows_no_password() {
         ["--store", "secret"],
         ["--store", ""],
         ["--ttl", "0s"],
-        ["--lease", "2h"],
-        ["--wait", "2h"],
+        ["--lease", "25h"],
+        ["--wait", "25h"],
     ] {
         let parsed = Options::parse_from(["identity_verification"].iter().chain(&options));
         let error = App::new(&parsed).err().unwrap().to_string();

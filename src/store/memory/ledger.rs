@@ -111,6 +111,13 @@ impl Ledger {
         self.claims.try_remove(index);
     }
 
+    /// The claim is worth a look from then on.
+    pub(super) fn look_at_claim(&mut self, index: usize, at: Millis) {
+        if let Some(claim) = self.claims.get_mut(index) {
+            claim.look_at = at;
+        }
+    }
+
     /// Moves the hand one step; a claim whose time has come is returned for a closer look, and
     /// not before `again` a second time.
     pub(super) fn inspect_claim(&mut self, now: Millis, again: Millis) -> Option<(usize, Slot)> {

@@ -157,7 +157,7 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    const IMMEDIATE: bool = true;
+    const IN_PROCESS: bool = true;
 
     async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
         let begun = self.slots.begin(begin);

@@ -1,6 +1,6 @@
 //! The slots in memory: a map of occupants, a ledger of what ends when, and a byte budget.
 
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,7 +35,7 @@ const CLAIM: usize = ENTRY_BYTES + 128;
 
 pub(super) struct Slots {
     /// Lock order: a shard of `map`, then `ledger`. No guard of either is held across an await.
-    map: DashMap<Slot, Occupant<Hold>, BuildHasherDefault<SlotHasher>>,
+    map: DashMap<Slot, Occupant<Hold>, SlotState>,
     ledger: Mutex<Ledger>,
     origin: Instant,
     pub(super) budget: usize,
@@ -53,14 +53,45 @@ struct Hold {
     waiters: Option<Arc<Notify>>,
 }
 
-/// A slot is a digest already: its first bytes are the hash.
-#[derive(Default)]
-struct SlotHasher(u64);
+/// Hashes slots. A slot is a digest already, so that folding two of its words is enough; the seed
+/// keeps a client from making keys that fall into one place.
+#[derive(Clone)]
+struct SlotState {
+    seed: (u64, u64),
+}
+
+impl SlotState {
+    fn new() -> Self {
+        Self {
+            seed: uuid::Uuid::new_v4().as_u64_pair(),
+        }
+    }
+}
+
+impl BuildHasher for SlotState {
+    type Hasher = SlotHasher;
+
+    fn build_hasher(&self) -> SlotHasher {
+        SlotHasher {
+            seed: self.seed,
+            hash: 0,
+        }
+    }
+}
+
+struct SlotHasher {
+    seed: (u64, u64),
+    hash: u64,
+}
 
 impl Hasher for SlotHasher {
     fn write(&mut self, bytes: &[u8]) {
-        if let Some(first) = bytes.first_chunk::<8>() {
-            self.0 = u64::from_le_bytes(*first);
+        if let Some((first, rest)) = bytes.split_first_chunk::<8>()
+            && let Some(second) = rest.first_chunk::<8>()
+        {
+            let (first, second) = (u64::from_le_bytes(*first), u64::from_le_bytes(*second));
+            let product = u128::from(first ^ self.seed.0) * u128::from(second ^ self.seed.1);
+            self.hash = (product as u64) ^ ((product >> 64) as u64);
         }
     }
 
@@ -68,7 +99,7 @@ impl Hasher for SlotHasher {
     fn write_usize(&mut self, _: usize) {}
 
     fn finish(&self) -> u64 {
-        self.0
+        self.hash
     }
 }
 
@@ -97,7 +128,7 @@ struct Due {
 impl Slots {
     pub(super) fn new(budget: usize, when_full: WhenFull) -> Self {
         Self {
-            map: DashMap::with_capacity_and_hasher_and_shard_amount(0, BuildHasherDefault::default(), SHARDS),
+            map: DashMap::with_capacity_and_hasher_and_shard_amount(0, SlotState::new(), SHARDS),
             ledger: Mutex::default(),
             origin: Instant::now(),
             budget,
@@ -129,7 +160,7 @@ impl Slots {
     pub(super) fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
         let now = self.now();
         let mut room = self.room_for_claim();
-        let due = loop {
+        let (due, before) = loop {
             match self.map.entry(begin.slot) {
                 Entry::Occupied(mut entry) => {
                     if let Some(begun) = entry.get_mut().begin(begin, now) {
@@ -140,8 +171,7 @@ impl Slots {
                     let before = std::mem::replace(entry.get_mut(), Occupant::claim(begin, 1, now, hold));
                     self.add(CLAIM);
                     self.subtract(cost(&before));
-                    wake_all(before);
-                    break due;
+                    break (due, Some(before));
                 }
                 // Room is made only for a key that is new, and without its shard's lock.
                 Entry::Vacant(entry) if room == Room::Unknown => {
@@ -160,10 +190,11 @@ impl Slots {
                     self.entries.fetch_add(1, Ordering::Relaxed);
                     self.add(CLAIM);
                     entry.insert(Occupant::claim(begin, 1, now, hold));
-                    break due;
+                    break (due, None);
                 }
             }
         };
+        before.into_iter().for_each(wake_all);
         self.sweep(due, now);
         Ok(Begun::Started { attempt: 1 })
     }
@@ -188,16 +219,24 @@ impl Slots {
 
     pub(super) fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Held {
         let now = self.now();
-        let Some(mut occupant) = self.map.get_mut(slot) else {
-            return Held::Lost;
-        };
-        match occupant.held_by(token, now) {
-            Some(running) => {
-                running.lease_until = now.after(lease);
-                Held::Yes
+        let waiters = {
+            let Some(mut occupant) = self.map.get_mut(slot) else {
+                return Held::Lost;
+            };
+            let Some(running) = occupant.held_by(token, now) else {
+                return Held::Lost;
+            };
+            running.lease_until = now.after(lease);
+            if !lease.is_zero() {
+                return Held::Yes;
             }
-            None => Held::Lost,
-        }
+            // It lapses at once: whoever waits may take it over, and nobody may ever come back.
+            let forgotten_at = running.lease_until.after(running.memory);
+            self.ledger().look_at_claim(running.extra.index, forgotten_at);
+            running.extra.waiters.take()
+        };
+        wake(waiters);
+        Held::Yes
     }
 
     pub(super) fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Held {
@@ -319,7 +358,16 @@ impl Slots {
             Occupant::Running(_) => false,
         });
         if removed && early {
-            self.evicted.fetch_add(1, Ordering::Relaxed);
+            let evicted = self.evicted.fetch_add(1, Ordering::Relaxed) + 1;
+            // At 1, 2, 4, 8 and so on: seen at once, and never a flood.
+            if evicted.is_power_of_two() {
+                tracing::warn!(
+                    target: "tower_idempotency",
+                    evicted,
+                    budget = self.budget,
+                    "the memory store is full and evicts records before they expire; their keys would run again"
+                );
+            }
         }
     }
 
