@@ -144,6 +144,37 @@ async fn contract_4_5_in_memory_a_handler_that_blocks_its_thread_is_not_overtake
     assert_eq!(runs.load(Ordering::SeqCst), 1);
 }
 
+#[test]
+fn contract_4_6_in_memory_a_claim_whose_holder_is_gone_lapses_at_once() {
+    let layer = IdempotencyLayer::new(MemoryStore::new());
+    let handler = |key: IdempotencyKey| async move {
+        if key.attempt() == 1 {
+            std::future::pending::<()>().await;
+        }
+        format!("attempt {}", key.attempt())
+    };
+    let app = Router::new().route("/", post(handler)).layer(layer);
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let first = runtime();
+    first.block_on(async {
+        tokio::spawn(app.clone().oneshot(pay()));
+        tokio::task::yield_now().await;
+        assert_eq!(send(&app).await.status(), StatusCode::CONFLICT);
+    });
+    // The runtime ends, and with it the handler, wherever it was.
+    drop(first);
+    runtime().block_on(async {
+        use http_body_util::BodyExt;
+        let answer = send(&app).await.into_body().collect().await.unwrap();
+        assert_eq!(answer.to_bytes(), "attempt 2");
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_lease_of_a_handler_that_blocks_its_thread_is_renewed() {
     let store = Remote::default();

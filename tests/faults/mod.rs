@@ -46,6 +46,8 @@ pub(crate) enum Fault {
     RemembersLapsedClaims,
     IgnoresOnLapse,
     LapsedClaimsAreLost,
+    ZeroLeaseIsIgnored,
+    ZeroLeaseFrees,
     WrapsLongTimes,
     FailsOnLongTimes,
     CutsRecords,
@@ -65,7 +67,7 @@ pub(crate) enum Fault {
 use Fault::*;
 
 /// Every fault, with a rule that is there to find it.
-pub(crate) const ALL: [(Fault, &str); 42] = [
+pub(crate) const ALL: [(Fault, &str); 44] = [
     (StartsAtAttempt0, "the_first_begin_starts_attempt_1"),
     (StartsEverybody, "a_duplicate_is_in_flight"),
     (LeaseLeftIsTheTtl, "a_duplicate_is_in_flight"),
@@ -97,6 +99,8 @@ pub(crate) const ALL: [(Fault, &str); 42] = [
         LapsedClaimsAreLost,
         "a_lapsed_claim_that_nobody_took_over_is_still_held",
     ),
+    (ZeroLeaseIsIgnored, "a_lease_of_zero_lapses_at_once_and_is_remembered"),
+    (ZeroLeaseFrees, "a_lease_of_zero_lapses_at_once_and_is_remembered"),
     (WrapsLongTimes, "very_long_times_do_not_overflow"),
     (FailsOnLongTimes, "very_long_times_do_not_overflow"),
     (CutsRecords, "a_large_record_comes_back_whole"),
@@ -329,6 +333,8 @@ impl Store for Faulty {
                 self.inner.renew(&self.slot(slot), bearer, lease).await?
             }
             LapsedClaimsAreLost if lapsed => Held::Lost,
+            ZeroLeaseIsIgnored if lease.is_zero() => return Ok(Held::Yes),
+            ZeroLeaseFrees if lease.is_zero() => self.inner.release(&self.slot(slot), bearer).await?,
             _ => self.inner.renew(&self.slot(slot), bearer, self.lease(lease)).await?,
         };
         if held == Held::Yes {

@@ -60,6 +60,18 @@ pub(super) async fn a_former_holder_is_fenced_off<H: Harness>(slot: Probe<'_, H>
     slot.begin("after all that", &slot.claim(), &Begun::Done(record)).await;
 }
 
+pub(super) async fn a_lease_of_zero_lapses_at_once_and_is_remembered<H: Harness>(slot: Probe<'_, H>) {
+    let given_back = slot.claim();
+    slot.begin("the first of a slot", &given_back, &FIRST).await;
+    slot.renew("by a lease of zero", given_back.token, slot.units(0), Held::Yes)
+        .await;
+    slot.begin("with another fingerprint", &slot.other_claim(), &Begun::Mismatch)
+        .await;
+    slot.begin("with the same", &slot.claim(), &Begun::Started { attempt: 2 })
+        .await;
+    slot.release("by who gave it back", given_back.token, Held::Lost).await;
+}
+
 pub(super) async fn a_lapsed_claim_that_nobody_took_over_is_still_held<H: Harness>(slot: Probe<'_, H>) {
     let completing = slot.elsewhere();
     let record = completing.response(b"late, but first");

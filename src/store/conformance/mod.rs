@@ -159,6 +159,7 @@ pub fn checks<H: Harness>() -> Vec<Check<H>> {
         lapses::a_lapsed_claim_is_taken_over_as_the_next_attempt,
         lapses::a_former_holder_is_fenced_off,
         lapses::a_lapsed_claim_that_nobody_took_over_is_still_held,
+        lapses::a_lease_of_zero_lapses_at_once_and_is_remembered,
         lapses::a_lapsed_claim_is_remembered_for_its_ttl,
         lapses::a_lapsed_claim_can_be_refused,
         lapses::renew_moves_the_lease,
