@@ -23,6 +23,7 @@ use http::{Request, Response};
 use http_body::Body;
 use tokio::time::Instant;
 use tower::Service;
+use tower::util::Oneshot;
 
 use crate::body::ResponseBody;
 use crate::collect::{Collect, Collected};
@@ -187,14 +188,17 @@ where
                 Ended::Cancelled => None,
             };
         }
-        let ended = {
-            let mut call = pin!(exchange.into_call(body));
-            // What the policy says is part of the work: its closure may panic, too.
-            let work = pin!(poll_fn(|cx| call.as_mut().poll(cx).map_ok(|response| {
-                let verdict = policy.verdict(response.status(), response.headers());
-                (verdict, response)
-            })));
-            to_its_end(work, cancelled.as_ref()).await
+        let ended = match catch_unwind(AssertUnwindSafe(|| exchange.call(body))) {
+            Ok(call) => {
+                let mut call = pin!(call);
+                // What the policy says is part of the work: its closure may panic, too.
+                let work = pin!(poll_fn(|cx| call.as_mut().poll(cx).map_ok(|response| {
+                    let verdict = policy.verdict(response.status(), response.headers());
+                    (verdict, response)
+                })));
+                to_its_end(work, cancelled.as_ref()).await
+            }
+            Err(panic) => Ended::Panicked(panic),
         };
         match ended {
             Ended::Returned(Ok((verdict, response))) => {
@@ -350,7 +354,8 @@ where
     let shared = Arc::clone(&exchange.shared);
     let slot = exchange.identity.as_ref().map(|identity| identity.slot);
     exchange.tell_handler(1);
-    let call = pin!(exchange.into_call(body));
+    let (inner, request) = exchange.into_request(body);
+    let call = pin!(Oneshot::new(inner, request));
     let (result, status) = match to_its_end(call, cancelled.as_ref()).await {
         Ended::Returned(result) => {
             let status = result.as_ref().ok().map(Response::status);

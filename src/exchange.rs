@@ -10,7 +10,6 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 use tower::Service;
-use tower::util::Oneshot;
 
 use crate::body::ResponseBody;
 use crate::error::StoreError;
@@ -154,14 +153,19 @@ impl<S, St: Store> Exchange<S, St> {
         response
     }
 
-    /// The call of the inner service.
-    pub(crate) fn into_call<B>(self, body: Bytes) -> Oneshot<S, Request<B>>
+    /// The request as it goes on.
+    pub(crate) fn into_request<B: From<Bytes>>(self, body: Bytes) -> (S, Request<B>) {
+        (self.inner, Request::from_parts(self.parts, B::from(body)))
+    }
+
+    /// Calls the inner service, which has said that it is ready.
+    pub(crate) fn call<B>(self, body: Bytes) -> S::Future
     where
         S: Service<Request<B>>,
         B: From<Bytes>,
     {
-        let Self { inner, parts, .. } = self;
-        Oneshot::new(inner, Request::from_parts(parts, B::from(body)))
+        let (mut inner, request) = self.into_request(body);
+        inner.call(request)
     }
 
     /// The store failed before the handler ran, and the layer fails closed.

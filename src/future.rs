@@ -11,7 +11,6 @@ use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::Service;
-use tower::util::Oneshot;
 
 use crate::body::ResponseBody;
 use crate::collect::{Collect, Collected, Unread, drain};
@@ -50,16 +49,14 @@ pin_project! {
     #[project = StateProj]
     enum State<S, B, RB, St, F, E>
     where
-        S: Service<Request<B>>,
         E: 'static,
         RB: Body,
         RB: 'static,
         St: Store,
     {
-        // Not guarded: the inner service's own future.
+        // Not guarded, or buffered to look for the key and not guarded after all: the inner
+        // service's own future.
         Through { #[pin] future: F },
-        // Buffered to look for the key, and not guarded after all.
-        Passing { future: Pin<Box<Oneshot<S, Request<B>>>> },
         // Reading the request's body. Dropped here, nothing has happened yet.
         Reading { #[pin] body: Collect<Unread<B>>, exchange: Option<Box<Exchange<S, St>>> },
         // The store is asked, or another's outcome awaited. Dropped here, a claim is given back.
@@ -127,12 +124,6 @@ where
             let next = match state.as_mut().project() {
                 StateProj::Through { future } => {
                     return future.poll(cx).map_ok(|response| response.map(ResponseBody::live));
-                }
-                StateProj::Passing { future } => {
-                    return future
-                        .as_mut()
-                        .poll(cx)
-                        .map_ok(|response| response.map(ResponseBody::live));
                 }
                 StateProj::Reading { mut body, exchange } => {
                     let collected = ready!(body.as_mut().poll(cx));
@@ -220,8 +211,8 @@ where
     St: Store,
 {
     exchange.shared.tally.report_unguarded();
-    State::Passing {
-        future: Box::pin(exchange.into_call(body)),
+    State::Through {
+        future: exchange.call(body),
     }
 }
 
@@ -294,7 +285,7 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.state {
-            State::Through { .. } | State::Passing { .. } => "ResponseFuture(through)",
+            State::Through { .. } => "ResponseFuture(through)",
             State::Reading { .. } => "ResponseFuture(reading)",
             State::Admitting { .. } => "ResponseFuture(admitting)",
             State::Running { .. } => "ResponseFuture(running)",
