@@ -169,9 +169,7 @@ where
     St: Store,
 {
     exchange.tell_handler(claim.attempt);
-    let shared = Arc::clone(&exchange.shared);
     async move {
-        let policy = &shared.config.policy;
         // Apart from the call: what ends here has not begun the operation.
         let ready = {
             let work = pin!(poll_fn(|cx| exchange.inner.poll_ready(cx)));
@@ -179,9 +177,8 @@ where
         };
         if !matches!(ready, Ended::Returned(Ok(()))) {
             claim.give_back().await;
-            shared
-                .tally
-                .report(Outcome::Released, Some(&claim.slot), Some(claim.attempt), None);
+            let tally = &claim.shared.tally;
+            tally.report(Outcome::Released, Some(&claim.slot), Some(claim.attempt), None);
             return match ready {
                 Ended::Returned(ready) => ready.err().map(Err),
                 Ended::Panicked(panic) => resume_unwind(panic),
@@ -191,6 +188,7 @@ where
         let ended = match catch_unwind(AssertUnwindSafe(|| exchange.call(body))) {
             Ok(call) => {
                 let mut call = pin!(call);
+                let policy = &claim.shared.config.policy;
                 // What the policy says is part of the work: its closure may panic, too.
                 let work = pin!(poll_fn(|cx| call.as_mut().poll(cx).map_ok(|response| {
                     let verdict = policy.verdict(response.status(), response.headers());
@@ -206,15 +204,17 @@ where
                 Some(Ok(response))
             }
             Ended::Returned(Err(error)) => {
-                end_without_response(&mut claim, fingerprint, policy.on_error).await;
+                let fate = claim.shared.config.policy.on_error;
+                end_without_response(&mut claim, fingerprint, fate).await;
                 Some(Err(error))
             }
             Ended::Panicked(panic) => {
-                end_without_response(&mut claim, fingerprint, policy.on_panic).await;
+                let fate = claim.shared.config.policy.on_panic;
+                end_without_response(&mut claim, fingerprint, fate).await;
                 resume_unwind(panic)
             }
             Ended::Cancelled => {
-                let fate = shared.config.cancel_on_disconnect.unwrap_or(Fate::Release);
+                let fate = claim.shared.config.cancel_on_disconnect.unwrap_or(Fate::Release);
                 end_without_response(&mut claim, fingerprint, fate).await;
                 None
             }
@@ -234,10 +234,9 @@ where
     RB: Body<Data = Bytes>,
     St: Store,
 {
-    let shared = Arc::clone(&claim.shared);
     let (mut head, body) = response.into_parts();
     async move {
-        let config = &shared.config;
+        let config = &claim.shared.config;
         let tombstone = || Settlement::Complete(Record::response_not_retained(fingerprint, head.status));
         let settle_as = |fate| match fate {
             Fate::Seal => tombstone(),
@@ -292,9 +291,8 @@ where
             Settled::Yes | Settled::Later => outcome,
             Settled::Lost => Outcome::Released,
         };
-        shared
-            .tally
-            .report(outcome, Some(&claim.slot), Some(claim.attempt), Some(head.status));
+        let tally = &claim.shared.tally;
+        tally.report(outcome, Some(&claim.slot), Some(claim.attempt), Some(head.status));
         if let Some(panic) = panicked {
             resume_unwind(panic);
         }

@@ -212,7 +212,7 @@ async fn apply<St: Store>(
     token: Token,
     settlement: &Settlement,
 ) -> Result<Held, StoreError> {
-    let Config { ttl, store_timeout, .. } = shared.config;
+    let Config { ttl, store_timeout, .. } = *shared.config;
     match settlement {
         Settlement::Complete(record) => {
             let call = pin!(shared.store.complete(slot, token, record, ttl));

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use crossbeam_utils::CachePadded;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
@@ -17,15 +18,17 @@ use crate::state::Token;
 
 /// What all clones of a layer and its services share.
 pub(crate) struct Shared<St> {
-    pub(crate) store: St,
-    pub(crate) config: Config,
+    // What every request reads, what every request writes, and the count of references each have
+    // cache lines of their own: workers would otherwise wait for each other's.
+    pub(crate) store: CachePadded<St>,
+    pub(crate) config: CachePadded<Config>,
     /// Work without a client: handlers whose client left, and outcomes being stored again.
     pub(crate) tasks: TaskTracker,
-    pub(crate) tally: Tally,
+    pub(crate) tally: CachePadded<Tally>,
     pub(crate) warned_of_cookie: AtomicBool,
     /// Questions whose answers were lost and that are asked again.
     pub(crate) asking_again: AtomicUsize,
-    next_token: AtomicU64,
+    next_token: CachePadded<AtomicU64>,
 }
 
 impl<St> Shared<St> {
@@ -33,13 +36,13 @@ impl<St> Shared<St> {
         // A random start makes tokens unique among processes; counting, within this one.
         let (start, _) = uuid::Uuid::new_v4().as_u64_pair();
         Self {
-            store,
-            config,
+            store: CachePadded::new(store),
+            config: CachePadded::new(config),
             tasks: TaskTracker::new(),
-            tally: Tally::default(),
+            tally: CachePadded::default(),
             warned_of_cookie: AtomicBool::new(false),
             asking_again: AtomicUsize::new(0),
-            next_token: AtomicU64::new(start),
+            next_token: CachePadded::new(AtomicU64::new(start)),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crossbeam_utils::CachePadded;
 use dashmap::{DashMap, Entry};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
@@ -36,12 +37,12 @@ const CLAIM: usize = ENTRY_BYTES + 128;
 pub(super) struct Slots {
     /// Lock order: a shard of `map`, then `ledger`. No guard of either is held across an await.
     map: DashMap<Slot, Occupant<Hold>, SlotState>,
-    ledger: Mutex<Ledger>,
+    ledger: CachePadded<Mutex<Ledger>>,
     origin: Instant,
     pub(super) budget: usize,
     pub(super) when_full: WhenFull,
-    bytes: AtomicUsize,
-    entries: AtomicUsize,
+    bytes: CachePadded<AtomicUsize>,
+    entries: CachePadded<AtomicUsize>,
     evicted: AtomicU64,
 }
 
@@ -129,12 +130,12 @@ impl Slots {
     pub(super) fn new(budget: usize, when_full: WhenFull) -> Self {
         Self {
             map: DashMap::with_capacity_and_hasher_and_shard_amount(0, SlotState::new(), SHARDS),
-            ledger: Mutex::default(),
+            ledger: CachePadded::default(),
             origin: Instant::now(),
             budget,
             when_full,
-            bytes: AtomicUsize::new(0),
-            entries: AtomicUsize::new(0),
+            bytes: CachePadded::default(),
+            entries: CachePadded::default(),
             evicted: AtomicU64::new(0),
         }
     }
@@ -169,8 +170,7 @@ impl Slots {
                     // Expired and not swept yet: vacant.
                     let (hold, due) = self.book(begin, now, Some(entry.get()));
                     let before = std::mem::replace(entry.get_mut(), Occupant::claim(begin, 1, now, hold));
-                    self.add(CLAIM);
-                    self.subtract(cost(&before));
+                    self.add(CLAIM.wrapping_sub(cost(&before)));
                     break (due, Some(before));
                 }
                 // Room is made only for a key that is new, and without its shard's lock.
@@ -253,8 +253,8 @@ impl Slots {
                 record: record.clone(),
                 expires_at,
             };
-            self.add(cost(&done));
-            self.subtract(cost(&occupant));
+            // In one step; a record may take less than its claim did.
+            self.add(cost(&done).wrapping_sub(cost(&occupant)));
             match std::mem::replace(&mut *occupant, done) {
                 Occupant::Running(running) => running.extra,
                 Occupant::Done { .. } => return Held::Lost,
