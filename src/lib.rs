@@ -60,12 +60,13 @@
 //!
 //! # What it guarantees, and what no middleware can
 //!
-//! While its store lives, a key's operation does not run twice at once, and never again once its
-//! success is stored. If the *process dies* while a handler runs, what the handler had done is not
+//! While its store keeps what it was given, a key's operation does not run twice at once, and never
+//! again once its success is stored. If the *process dies* while a handler runs, what the handler had done is not
 //! known: after the lease the next retry runs as attempt 2, which [`IdempotencyKey::attempt`] tells
 //! the handler (or it is refused: [`Policy::on_lapse`]). Effects in other systems are repeated
-//! safely with a key derived for them: [`IdempotencyKey::derive`]. With the [`MemoryStore`] a restart
-//! forgets every key.
+//! safely with a key derived for them: [`IdempotencyKey::derive`]. A process that is *frozen* for longer
+//! than its lease may be overtaken, and its outcome is then not stored. With the [`MemoryStore`] a
+//! restart forgets every key, and a full store evicts or refuses ([`WhenFull`](store::WhenFull)).
 //!
 //! # Requirements
 //!

@@ -1,5 +1,6 @@
 //! The store in this process's memory.
 
+mod hash;
 mod ledger;
 mod slots;
 

@@ -1,6 +1,5 @@
 //! The slots in memory: a map of occupants, a ledger of what ends when, and a byte budget.
 
-use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
+use super::hash::SlotState;
 use super::ledger::{Ledger, tick};
 use super::{MemoryStats, WhenFull};
 use crate::error::{StoreError, StoreErrorKind};
@@ -52,56 +52,6 @@ struct Hold {
     index: usize,
     /// Made by the first who waits.
     waiters: Option<Arc<Notify>>,
-}
-
-/// Hashes slots. A slot is a digest already, so that folding two of its words is enough; the seed
-/// keeps a client from making keys that fall into one place.
-#[derive(Clone)]
-struct SlotState {
-    seed: (u64, u64),
-}
-
-impl SlotState {
-    fn new() -> Self {
-        Self {
-            seed: uuid::Uuid::new_v4().as_u64_pair(),
-        }
-    }
-}
-
-impl BuildHasher for SlotState {
-    type Hasher = SlotHasher;
-
-    fn build_hasher(&self) -> SlotHasher {
-        SlotHasher {
-            seed: self.seed,
-            hash: 0,
-        }
-    }
-}
-
-struct SlotHasher {
-    seed: (u64, u64),
-    hash: u64,
-}
-
-impl Hasher for SlotHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some((first, rest)) = bytes.split_first_chunk::<8>()
-            && let Some(second) = rest.first_chunk::<8>()
-        {
-            let (first, second) = (u64::from_le_bytes(*first), u64::from_le_bytes(*second));
-            let product = u128::from(first ^ self.seed.0) * u128::from(second ^ self.seed.1);
-            self.hash = (product as u64) ^ ((product >> 64) as u64);
-        }
-    }
-
-    /// The length prefix that arrays are hashed with.
-    fn write_usize(&mut self, _: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.hash
-    }
 }
 
 fn cost(occupant: &Occupant<Hold>) -> usize {
