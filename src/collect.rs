@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 
 pin_project! {
@@ -74,8 +74,7 @@ pub(crate) enum Collected<E> {
         data: Bytes,
         trailers: Option<HeaderMap>,
     },
-    /// Longer than the limit: declared to be (then nothing was read), or `data` was read and then
-    /// the frame `next` came.
+    /// Longer than the limit: `data` was read, and then the frame `next` came.
     TooLarge {
         data: Bytes,
         next: Bytes,
@@ -127,13 +126,12 @@ impl<B: Body> Body for Unread<B> {
             UnreadProj::Boxed { body: None } => Poll::Ready(None),
         }
     }
+}
 
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Declared { body } => body.size_hint(),
-            Self::Boxed { body } => body.as_ref().map_or_else(SizeHint::default, |body| body.size_hint()),
-        }
-    }
+/// Whether a body says itself that it is longer. What it declares is believed only when it refuses:
+/// memory is taken as data comes.
+pub(crate) fn declares_more_than(body: &impl Body, limit: usize) -> bool {
+    body.size_hint().lower() > limit as u64
 }
 
 impl<B: Body<Data = Bytes>> Collect<B> {
@@ -164,13 +162,6 @@ impl<B: Body<Data = Bytes>> Future for Collect<B> {
         let mut this = self.project();
         loop {
             let left = this.limit.saturating_sub(this.read.len());
-            // A declared length is believed only when it refuses: memory is taken as data comes.
-            if matches!(this.read, Read::Nothing) && this.body.size_hint().lower() > left as u64 {
-                return Poll::Ready(Collected::TooLarge {
-                    data: this.read.take(),
-                    next: Bytes::new(),
-                });
-            }
             let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
                 None => {
                     return Poll::Ready(Collected::Whole {

@@ -114,8 +114,9 @@ impl<RB: Body + 'static, E: 'static, St: Store> Drop for Running<RB, E, St> {
         let Some(run) = self.run.take() else { return };
         if let Some(gone) = &self.gone {
             gone.store(true, Ordering::Relaxed);
+        } else {
+            tracing::debug!(target: "tower_idempotency", parent: &self.span, "the client left; its operation goes on");
         }
-        tracing::debug!(target: "tower_idempotency", parent: &self.span, "the client left; its operation goes on");
         let rest = Rest(run).instrument(std::mem::replace(&mut self.span, Span::none()));
         adopt(&self.shared, self.home.as_ref(), rest);
     }

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use tower::Service;
 use tower::util::Oneshot;
 
 use crate::body::ResponseBody;
-use crate::collect::{Collect, Collected};
+use crate::collect::{Collect, Collected, declares_more_than};
 use crate::error::StoreError;
 use crate::exchange::Exchange;
 use crate::fingerprint::Fingerprint;
@@ -35,7 +35,7 @@ use crate::outcome::Outcome;
 use crate::policy::{Fate, Verdict};
 use crate::problem::{Problem, ProblemKind};
 use crate::record::Record;
-use crate::shared::{Shared, Watch, bounded};
+use crate::shared::{Shared, Watch, at_once, bounded, within};
 use crate::state::{Begin, Begun};
 use crate::store::Store;
 
@@ -75,7 +75,7 @@ pub(crate) fn admit_now<St: Store>(
         return None;
     }
     let watch = Watch::start("begin");
-    let Poll::Ready(answer) = pin!(shared.store.begin(begin)).poll(&mut Context::from_waker(Waker::noop())) else {
+    let Poll::Ready(answer) = at_once(shared.store.begin(begin)) else {
         return None;
     };
     watch.stop(answer.is_ok());
@@ -144,14 +144,6 @@ async fn to_its_end<F: Future>(mut work: Pin<&mut F>, cancelled: Option<&Gone>) 
         }
     })
     .await
-}
-
-/// The output of work that may take `limit` at most. Work that is ready at once needs no timer.
-async fn within<F: Future>(limit: Duration, mut work: Pin<&mut F>) -> Option<F::Output> {
-    match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
-        Poll::Ready(output) => Some(output),
-        Poll::Pending => Box::pin(tokio::time::timeout(limit, work)).await.ok(),
-    }
 }
 
 /// Runs the inner service under a claim, and settles the claim before the response goes out.
@@ -247,6 +239,10 @@ where
         let (settlement, body) = match verdict {
             Verdict::Release => (Settlement::Release, ResponseBody::live(body)),
             Verdict::Seal => (tombstone(), ResponseBody::live(body)),
+            Verdict::Store if declares_more_than(&body, config.max_response_body) => (
+                lost(),
+                ResponseBody::overflowed([Bytes::new(), Bytes::new()], Box::pin(body)),
+            ),
             Verdict::Store => {
                 // Boxed, so that the rest can be handed on after it was polled.
                 let mut collect = Collect::new(Box::pin(body), config.max_response_body);
@@ -255,27 +251,27 @@ where
                     within(config.response_body_within, work).await
                 };
                 match collected {
-                    Some(Ended::Returned(Collected::Whole { data, trailers })) => {
+                    Ok(Ended::Returned(Collected::Whole { data, trailers })) => {
                         let skip = config.skips(&head.headers, trailers.is_some());
                         let record =
                             Record::response(fingerprint, head.status, &head.headers, skip, &data, trailers.as_ref());
                         (Settlement::Complete(record), ResponseBody::kept(data, trailers))
                     }
-                    Some(Ended::Returned(Collected::TooLarge { data, next })) => {
+                    Ok(Ended::Returned(Collected::TooLarge { data, next })) => {
                         (lost(), ResponseBody::overflowed([data, next], collect.into_parts().1))
                     }
-                    Some(Ended::Returned(Collected::Failed { data, error })) => {
+                    Ok(Ended::Returned(Collected::Failed { data, error })) => {
                         (lost(), ResponseBody::failed(data, error))
                     }
-                    Some(Ended::Panicked(panic)) => {
+                    Ok(Ended::Panicked(panic)) => {
                         panicked = Some(panic);
                         (lost(), ResponseBody::kept(Bytes::new(), None))
                     }
-                    None => {
+                    Err(_late) => {
                         let (data, rest) = collect.into_parts();
                         (lost(), ResponseBody::overflowed([data, Bytes::new()], rest))
                     }
-                    Some(Ended::Cancelled) => {
+                    Ok(Ended::Cancelled) => {
                         let fate = config.cancel_on_disconnect.unwrap_or(Fate::Seal);
                         (settle_as(fate), ResponseBody::kept(Bytes::new(), None))
                     }

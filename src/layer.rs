@@ -85,7 +85,7 @@ impl<St> Clone for IdempotencyLayer<St> {
 impl<St> fmt::Debug for IdempotencyLayer<St> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdempotencyLayer")
-            .field("config", &self.shared.config)
+            .field("config", &*self.shared.config)
             .finish_non_exhaustive()
     }
 }

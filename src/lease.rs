@@ -1,10 +1,8 @@
 //! A claim that is held: its lease is renewed while the work runs, and it ends exactly once.
 
-use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -15,12 +13,11 @@ use crate::config::Config;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::record::Record;
 use crate::scope::Slot;
-use crate::shared::{Shared, adopt, bounded, warn_of};
+use crate::shared::{Shared, adopt, at_once, bounded, warn_of};
 use crate::state::{Begin, Begun, Held, Token};
 use crate::store::Store;
 
 /// How a claim ends.
-#[derive(Clone)]
 pub(crate) enum Settlement {
     Complete(Record),
     Release,
@@ -165,8 +162,7 @@ impl<St: Store> Drop for Claim<St> {
             "a claim was dropped before its outcome was known, as when the runtime shuts down; it lapses"
         );
         if St::IN_PROCESS {
-            let lapse = pin!(self.shared.store.renew(&self.slot, self.token, Duration::ZERO));
-            let _ = lapse.poll(&mut Context::from_waker(Waker::noop()));
+            let _ = at_once(self.shared.store.renew(&self.slot, self.token, Duration::ZERO));
         }
     }
 }
@@ -238,9 +234,9 @@ async fn settle_later<St: Store>(mut claim: Claim<St>, settlement: Settlement) {
 async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
     let (shared, slot) = (&claim.shared, &claim.slot);
     let attempts = async {
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::default();
         loop {
-            tokio::time::sleep(pause).await;
+            pauses.wait().await;
             match apply(shared, slot, claim.token, &settlement).await {
                 Ok(Held::Yes) => return,
                 Ok(Held::Lost) => {
@@ -250,7 +246,6 @@ async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
                 }
                 Err(error) => warn_of(&error, slot, "the outcome could not be stored; trying again"),
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     };
     if tokio::time::timeout(shared.config.settle_within, attempts)
@@ -265,9 +260,21 @@ async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
     }
 }
 
-/// The first pause between tries of a failing store in the background, doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pauses between tries of a failing store in the background: each twice as long as the last.
+struct Pauses(Duration);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(Duration::from_millis(50))
+    }
+}
+
+impl Pauses {
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Duration::from_secs(5));
+    }
+}
 
 /// After a `begin` whose answer was lost: finds out in the background whether it took effect, and
 /// gives the claim back, which would otherwise block the key for its lease.
@@ -285,9 +292,9 @@ pub(crate) fn take_back<St: Store>(shared: &Arc<Shared<St>>, begin: Begin, error
     shared.asking_again.fetch_add(1, Ordering::Relaxed);
     let owner = Arc::clone(shared);
     let asking = async move {
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::default();
         loop {
-            tokio::time::sleep(pause).await;
+            pauses.wait().await;
             let asked = pin!(owner.store.begin(&begin));
             match bounded("begin", owner.config.claim_timeout(), asked).await {
                 Ok(Begun::Started { attempt }) => {
@@ -295,7 +302,7 @@ pub(crate) fn take_back<St: Store>(shared: &Arc<Shared<St>>, begin: Begin, error
                     return claim.give_back().await;
                 }
                 Ok(_) => return,
-                Err(_) => pause = (pause * 2).min(LONGEST_PAUSE),
+                Err(_) => {}
             }
         }
     };

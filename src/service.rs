@@ -10,7 +10,7 @@ use http_body::Body;
 use tower::Service;
 
 use crate::body::ResponseBody;
-use crate::collect::drain;
+use crate::collect::{declares_more_than, drain};
 use crate::exchange::{Exchange, body_too_large, invalid_key, missing_key};
 use crate::future::ResponseFuture;
 use crate::operation::KeyText;
@@ -43,7 +43,7 @@ impl<S: fmt::Debug, St> fmt::Debug for IdempotencyService<S, St> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdempotencyService")
             .field("inner", &self.inner)
-            .field("config", &self.shared.config)
+            .field("config", &*self.shared.config)
             .finish()
     }
 }
@@ -100,7 +100,7 @@ where
         // A body that declares itself too long is not begun to be read.
         let limit = config.max_request_body;
         let named = match named {
-            Ok(()) if body.size_hint().lower() > limit as u64 => Err(body_too_large(limit)),
+            Ok(()) if declares_more_than(&body, limit) => Err(body_too_large(limit)),
             named => named,
         };
         match named {

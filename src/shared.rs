@@ -1,13 +1,14 @@
 //! What the clones of a layer and its services share, and how they ask the store.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 use tokio::runtime::Handle;
+use tokio::time::error::Elapsed;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
@@ -51,28 +52,34 @@ impl<St> Shared<St> {
     }
 }
 
-/// The answer of a store call that may take `limit` at most. A call that is ready at once needs no
-/// timer.
+/// The output of work that may take `limit` at most. Work that is ready at once needs no timer.
 ///
 /// Here and below, futures are passed pinned in place: passed by value they would stand twice in
 /// the future of the whole request, which is allocated and moved.
+pub(crate) async fn within<F: Future>(limit: Duration, mut work: Pin<&mut F>) -> Result<F::Output, Elapsed> {
+    match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+        Poll::Ready(output) => Ok(output),
+        // Boxed, so that the timer takes no place in the futures of work that needs none.
+        Poll::Pending => Box::pin(tokio::time::timeout(limit, work)).await,
+    }
+}
+
+/// What a future of a store in this process says at its first poll.
+pub(crate) fn at_once<F: Future>(future: F) -> Poll<F::Output> {
+    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The answer of a store call that may take `limit` at most.
 pub(crate) async fn bounded<T>(
     operation: &'static str,
     limit: Duration,
-    mut call: Pin<&mut impl Future<Output = Result<T, StoreError>>>,
+    call: Pin<&mut impl Future<Output = Result<T, StoreError>>>,
 ) -> Result<T, StoreError> {
     let watch = Watch::start(operation);
-    let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
-    let answer = match first {
-        Poll::Ready(answer) => answer,
-        // Boxed, so that the timer takes no place in the futures of calls that need none.
-        Poll::Pending => Box::pin(tokio::time::timeout(limit, call))
-            .await
-            .unwrap_or_else(|elapsed| {
-                let message = format!("the store did not answer `{operation}` within {limit:?}");
-                Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
-            }),
-    };
+    let answer = within(limit, call).await.unwrap_or_else(|elapsed| {
+        let message = format!("the store did not answer `{operation}` within {limit:?}");
+        Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
+    });
     watch.stop(answer.is_ok());
     answer
 }
