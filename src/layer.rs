@@ -7,6 +7,7 @@ use tower::Layer;
 
 use crate::builder::IdempotencyLayerBuilder;
 use crate::config::Config;
+use crate::scope::Slot;
 use crate::service::IdempotencyService;
 use crate::shared::Shared;
 use crate::store::{MemoryStore, Store};
@@ -65,6 +66,15 @@ impl<St: Store> IdempotencyLayer<St> {
     /// ```
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.shared.tally.counts()
+    }
+
+    /// The slot of a key, to look it up in the store ([`Inspect`](crate::store::Inspect)). `scope` is
+    /// what the layer's [`ScopeSource`](crate::ScopeSource) makes of the caller's requests (by
+    /// default the whole value of `Authorization`), `None` if that is nothing; `key` is the key
+    /// without quotes. Where all share one scope, `scope` does not count.
+    #[must_use]
+    pub fn slot(&self, scope: Option<&str>, key: &str) -> Slot {
+        self.shared.config.scope.slot_of(scope, key)
     }
 
     /// The work that goes on without its client, to await it at shutdown.

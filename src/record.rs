@@ -117,6 +117,14 @@ impl Record {
         })
     }
 
+    /// A response, as an application that settles an operation itself makes it. All its headers
+    /// are kept but `Content-Length`, which is computed.
+    #[must_use]
+    pub fn of_response(fingerprint: Fingerprint, response: &Response<Bytes>) -> Self {
+        let (status, headers) = (response.status(), response.headers());
+        Self::response(fingerprint, status, headers, |_| false, response.body(), None)
+    }
+
     /// A tombstone: the operation was done and answered with `status`; the answer was not kept.
     #[must_use]
     pub fn response_not_retained(fingerprint: Fingerprint, status: StatusCode) -> Self {

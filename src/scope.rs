@@ -26,6 +26,12 @@ impl Slot {
         Self(bytes)
     }
 
+    /// The slot in hexadecimal, whole, as the stores show it.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The bytes to store it under.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
@@ -153,6 +159,26 @@ impl ScopeSource {
         }
     }
 
+    /// The slot of a key in that scope; no scope is the anonymous one.
+    pub(crate) fn slot_of(&self, scope: Option<&str>, key: &str) -> Slot {
+        let mut digest = Digest::new(b"ti.slot1");
+        let tag = match &self.0 {
+            Source::Header(_) => HEADER,
+            Source::Extension(..) => EXTENSION,
+            Source::Closure(_) => CLOSURE,
+            Source::Shared(name) => {
+                digest.field(SHARED, name.as_bytes());
+                digest.field(KEY, key.as_bytes());
+                return Slot(digest.finish());
+            }
+        };
+        if let Some(scope) = scope {
+            digest.field(tag, scope.as_bytes());
+        }
+        digest.field(KEY, key.as_bytes());
+        Slot(digest.finish())
+    }
+
     pub(crate) fn slot(&self, parts: &Parts, key: &[u8]) -> Result<Scoped, ScopeUnavailable> {
         let mut digest = Digest::new(b"ti.slot1");
         let mut overlooks_cookie = false;
@@ -234,6 +260,24 @@ mod tests {
         ];
         let distinct: std::collections::HashSet<_> = pairs.iter().collect();
         assert_eq!(distinct.len(), pairs.len());
+    }
+
+    #[test]
+    fn the_slot_of_a_scope_and_key_is_the_one_of_their_requests() {
+        let header = ScopeSource::default();
+        let sent = slot(&header, &[("authorization", "Bearer a")], "k");
+        assert_eq!(header.slot_of(Some("Bearer a"), "k"), sent);
+        assert_eq!(header.slot_of(None, "k"), slot(&header, &[], "k"));
+        let closure = ScopeSource::from_fn(|_| Ok("a".into()));
+        assert_eq!(closure.slot_of(Some("a"), "k"), slot(&closure, &[], "k"));
+        let shared = ScopeSource::shared_by_all("a");
+        assert_eq!(shared.slot_of(None, "k"), slot(&shared, &[], "k"));
+        let extension = ScopeSource::extension(|name: &String| name.clone());
+        let mut parts = parts(&[]);
+        parts.extensions.insert("a".to_owned());
+        let found = extension.slot(&parts, b"k").unwrap().slot;
+        assert_eq!(extension.slot_of(Some("a"), "k"), found);
+        assert!(found.to_hex().starts_with(&found.to_string()) && found.to_hex().len() == 64);
     }
 
     #[test]

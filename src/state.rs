@@ -23,7 +23,7 @@ impl Millis {
         Self(self.0.saturating_add(millis))
     }
 
-    fn until(self, later: Self) -> Duration {
+    pub(crate) fn until(self, later: Self) -> Duration {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 }
@@ -34,6 +34,16 @@ impl Millis {
 /// `release`, when its answer was lost on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
+
+impl Token {
+    /// A token that nobody else has drawn.
+    #[must_use]
+    pub fn random() -> Self {
+        // The two halves of a UUID have fixed bits at different places.
+        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+        Self(high ^ low)
+    }
+}
 
 /// What to do with a claim whose lease has lapsed: its holder died, and whether the operation was
 /// done is not known.

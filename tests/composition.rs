@@ -114,7 +114,7 @@ mod types {
     async fn a_layer_can_be_named_in_a_struct_and_its_store_need_not_be_clone() {
         let application = Application {
             idempotency: IdempotencyLayer::new(Bare(MemoryStore::new())),
-            chosen_at_run_time: IdempotencyLayer::new(DynStore::new(Bare(MemoryStore::new()))),
+            chosen_at_run_time: IdempotencyLayer::new(DynStore::new(MemoryStore::new())),
         };
         let application = Application {
             idempotency: application.idempotency.clone(),

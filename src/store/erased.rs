@@ -6,11 +6,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Begin, Begun, Held, Record, Slot, Store, StoreError, Token};
+use super::{Begin, Begun, Census, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token, UnitOfWork};
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// [`Store`] with boxed futures, so that it can be a trait object.
+/// [`Inspect`] and [`Store`] with boxed futures, so that it can be a trait object.
 trait Erased: Send + Sync {
     fn begin<'a>(&'a self, begin: &'a Begin) -> Answer<'a, Result<Begun, StoreError>>;
     fn renew<'a>(&'a self, slot: &'a Slot, token: Token, lease: Duration) -> Answer<'a, Result<Held, StoreError>>;
@@ -23,9 +23,13 @@ trait Erased: Send + Sync {
     ) -> Answer<'a, Result<Held, StoreError>>;
     fn release<'a>(&'a self, slot: &'a Slot, token: Token) -> Answer<'a, Result<Held, StoreError>>;
     fn changed<'a>(&'a self, slot: &'a Slot, round: u32) -> Answer<'a, ()>;
+    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>>;
+    fn look_up<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<Option<Entry>, StoreError>>;
+    fn forget<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<bool, StoreError>>;
+    fn count(&self) -> Answer<'_, Result<Census, StoreError>>;
 }
 
-impl<S: Store> Erased for S {
+impl<S: Inspect> Erased for S {
     fn begin<'a>(&'a self, begin: &'a Begin) -> Answer<'a, Result<Begun, StoreError>> {
         Box::pin(Store::begin(self, begin))
     }
@@ -46,6 +50,18 @@ impl<S: Store> Erased for S {
     }
     fn changed<'a>(&'a self, slot: &'a Slot, round: u32) -> Answer<'a, ()> {
         Box::pin(Store::changed(self, slot, round))
+    }
+    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+        Store::unit_of_work(self, begin)
+    }
+    fn look_up<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<Option<Entry>, StoreError>> {
+        Box::pin(Inspect::look_up(self, slot))
+    }
+    fn forget<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<bool, StoreError>> {
+        Box::pin(Inspect::forget(self, slot))
+    }
+    fn count(&self) -> Answer<'_, Result<Census, StoreError>> {
+        Box::pin(Inspect::count(self))
     }
 }
 
@@ -68,7 +84,7 @@ pub struct DynStore(Arc<dyn Erased>);
 impl DynStore {
     /// Erases the type of a store.
     #[must_use]
-    pub fn new(store: impl Store) -> Self {
+    pub fn new(store: impl Inspect) -> Self {
         Self(Arc::new(store))
     }
 }
@@ -94,5 +110,20 @@ impl Store for DynStore {
     }
     async fn changed(&self, slot: &Slot, round: u32) {
         self.0.changed(slot, round).await;
+    }
+    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+        self.0.unit_of_work(begin)
+    }
+}
+
+impl Inspect for DynStore {
+    async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
+        self.0.look_up(slot).await
+    }
+    async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
+        self.0.forget(slot).await
+    }
+    async fn count(&self) -> Result<Census, StoreError> {
+        self.0.count().await
     }
 }

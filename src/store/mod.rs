@@ -5,7 +5,9 @@
 //! conformance suite (feature `conformance`) checks a store against it.
 
 mod erased;
+mod inspect;
 mod memory;
+mod work;
 
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
@@ -16,7 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use erased::DynStore;
+pub use inspect::{Census, Entry, Inspect, Phase};
 pub use memory::{MemoryStats, MemoryStore, MemoryStoreBuilder, WhenFull};
+pub use work::{Commit, UnitOfWork, Working};
 
 pub use crate::error::{StoreError, StoreErrorKind};
 pub use crate::record::Record;
@@ -106,6 +110,13 @@ pub trait Store: Send + Sync + 'static {
         let _ = slot;
         tokio::time::sleep(Duration::from_millis(10 << round.min(6)).min(Duration::from_millis(500)))
     }
+
+    /// The transaction in which the handler of a claim that started can write together with the
+    /// record: the atomic mode. By default there is none.
+    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+        let _ = begin;
+        None
+    }
 }
 
 impl<S: Store> Store for Arc<S> {
@@ -140,5 +151,9 @@ impl<S: Store> Store for Arc<S> {
 
     fn changed(&self, slot: &Slot, round: u32) -> impl Future<Output = ()> + Send {
         (**self).changed(slot, round)
+    }
+
+    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+        (**self).unit_of_work(begin)
     }
 }

@@ -207,9 +207,7 @@ pub(super) fn random_slot() -> Slot {
 }
 
 pub(super) fn random_token() -> Token {
-    // The two halves of a UUID have fixed bits at different places.
-    let (high, low) = Uuid::new_v4().as_u64_pair();
-    Token(high ^ low)
+    Token::random()
 }
 
 /// A stored response, with a header that is neither text nor to be logged.

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Begin, Begun, Held, Record, Slot, Store, StoreError, Token};
+use super::{Begin, Begun, Census, Entry, Held, Inspect, Phase, Record, Slot, Store, StoreError, Token};
 use crate::error::ConfigError;
 use slots::Slots;
 
@@ -189,6 +189,22 @@ impl Store for MemoryStore {
                 ended.await;
             }
         }
+    }
+}
+
+impl Inspect for MemoryStore {
+    async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
+        Ok(self.slots.look_up(slot))
+    }
+
+    async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
+        let held = self.slots.forget(slot);
+        self.report();
+        Ok(held)
+    }
+
+    async fn count(&self) -> Result<Census, StoreError> {
+        Ok(self.slots.count())
     }
 }
 

@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
-use dashmap::{DashMap, Entry};
+use dashmap::{DashMap, Entry as Place};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
 use super::hash::SlotState;
 use super::ledger::{Ledger, tick};
-use super::{MemoryStats, WhenFull};
+use super::{Census, Entry, MemoryStats, Phase, WhenFull};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::record::Record;
 use crate::scope::Slot;
@@ -113,7 +113,7 @@ impl Slots {
         let mut room = self.room_for_claim();
         let (due, before) = loop {
             match self.map.entry(begin.slot) {
-                Entry::Occupied(mut entry) => {
+                Place::Occupied(mut entry) => {
                     if let Some(begun) = entry.get_mut().begin(begin, now) {
                         return Ok(begun);
                     }
@@ -124,17 +124,17 @@ impl Slots {
                     break (due, Some(before));
                 }
                 // Room is made only for a key that is new, and without its shard's lock.
-                Entry::Vacant(entry) if room == Room::Unknown => {
+                Place::Vacant(entry) if room == Room::Unknown => {
                     drop(entry);
                     room = self.make_room(CLAIM, now);
                 }
-                Entry::Vacant(_) if room == Room::None => {
+                Place::Vacant(_) if room == Room::None => {
                     return Err(StoreError::new(
                         StoreErrorKind::Full,
                         "memory store: the byte budget is spent; raise it, shorten the TTL, or let it evict",
                     ));
                 }
-                Entry::Vacant(entry) => {
+                Place::Vacant(entry) => {
                     let (hold, due) = self.book(begin, now, None);
                     // Counted before it can be seen, so that nobody subtracts it first.
                     self.entries.fetch_add(1, Ordering::Relaxed);
@@ -230,15 +230,64 @@ impl Slots {
         let removed = self
             .map
             .remove_if_mut(slot, |_, occupant| occupant.held_by(token, now).is_some());
-        let Some((_, occupant)) = removed else {
-            return Held::Lost;
-        };
-        self.forget(&occupant);
+        match removed {
+            Some((_, occupant)) => {
+                self.vacate(occupant);
+                Held::Yes
+            }
+            None => Held::Lost,
+        }
+    }
+
+    /// After an occupant was taken out of the map before its time.
+    fn vacate(&self, occupant: Occupant<Hold>) {
+        self.uncount(&occupant);
         if let Occupant::Running(running) = &occupant {
             self.ledger().remove_claim(running.extra.index);
         }
         wake_all(occupant);
-        Held::Yes
+    }
+
+    /// Empties a slot. The ledger keeps a record's line, which then names nothing.
+    pub(super) fn forget(&self, slot: &Slot) -> bool {
+        let now = self.now();
+        self.map.remove(slot).is_some_and(|(_, occupant)| {
+            let known = !occupant.is_forgotten(now);
+            self.vacate(occupant);
+            known
+        })
+    }
+
+    pub(super) fn look_up(&self, slot: &Slot) -> Option<Entry> {
+        let now = self.now();
+        let occupant = self.map.get(slot)?;
+        let forgotten_in = now.until(occupant.forgotten_at());
+        (!forgotten_in.is_zero()).then(|| match &*occupant {
+            Occupant::Running(running) => {
+                let phase = Phase::Running {
+                    attempt: running.attempt,
+                    lease_left: now.until(running.lease_until),
+                };
+                Entry::new(running.fingerprint, phase, forgotten_in)
+            }
+            Occupant::Done { record, .. } => {
+                let phase = Phase::Done { bytes: record.len() };
+                Entry::new(record.fingerprint(), phase, forgotten_in)
+            }
+        })
+    }
+
+    pub(super) fn count(&self) -> Census {
+        let now = self.now();
+        let mut census = Census::default();
+        for occupant in self.map.iter().filter(|occupant| !occupant.is_forgotten(now)) {
+            match &*occupant {
+                Occupant::Running(running) if running.lease_until > now => census.running += 1,
+                Occupant::Running(_) => census.lapsed += 1,
+                Occupant::Done { .. } => census.done += 1,
+            }
+        }
+        census
     }
 
     /// Removes what is due, if it is still what the ledger says.
@@ -324,7 +373,7 @@ impl Slots {
     fn remove_if(&self, slot: &Slot, condition: impl FnOnce(&Occupant<Hold>) -> bool) -> bool {
         match self.map.remove_if(slot, |_, occupant| condition(occupant)) {
             Some((_, occupant)) => {
-                self.forget(&occupant);
+                self.uncount(&occupant);
                 wake_all(occupant);
                 true
             }
@@ -332,7 +381,7 @@ impl Slots {
         }
     }
 
-    fn forget(&self, occupant: &Occupant<Hold>) {
+    fn uncount(&self, occupant: &Occupant<Hold>) {
         self.entries.fetch_sub(1, Ordering::Relaxed);
         self.subtract(cost(occupant));
     }
