@@ -19,6 +19,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 use tokio::time::Instant;
@@ -28,11 +29,12 @@ use tower::util::Oneshot;
 use crate::body::ResponseBody;
 use crate::collect::{Collect, Collected, declares_more_than};
 use crate::error::StoreError;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, outcome_unknown};
 use crate::fingerprint::Fingerprint;
-use crate::lease::{Claim, Settled, Settlement};
+use crate::lease::{Claim, Settled, Settlement, Undone};
+use crate::operation::IdempotencyKey;
 use crate::outcome::Outcome;
-use crate::policy::{Fate, Verdict};
+use crate::policy::{Fate, Lapsed, Reconciled, Reconciler, Verdict};
 use crate::problem::{Problem, ProblemKind};
 use crate::record::Record;
 use crate::shared::{Shared, Watch, at_once, bounded, within};
@@ -132,7 +134,7 @@ enum Ended<T> {
 }
 
 /// Polls the inner service; a panic is caught, and a raised flag stops it.
-async fn to_its_end<F: Future>(mut work: Pin<&mut F>, cancelled: Option<&Gone>) -> Ended<F::Output> {
+async fn to_its_end<F: Future + ?Sized>(mut work: Pin<&mut F>, cancelled: Option<&Gone>) -> Ended<F::Output> {
     poll_fn(|cx| {
         if cancelled.is_some_and(|gone| gone.load(Ordering::Relaxed)) {
             return Poll::Ready(Ended::Cancelled);
@@ -150,7 +152,7 @@ async fn to_its_end<F: Future>(mut work: Pin<&mut F>, cancelled: Option<&Gone>) 
 pub(crate) fn run<S, B, RB, St>(
     mut exchange: Box<Exchange<S, St>>,
     mut claim: Claim<St>,
-    fingerprint: Fingerprint,
+    begin: &Begin,
     body: Bytes,
     cancelled: Option<Gone>,
 ) -> impl Future<Output = Option<Result<Response<ResponseBody<RB>>, S::Error>>> + use<S, B, RB, St>
@@ -160,8 +162,22 @@ where
     RB: Body<Data = Bytes>,
     St: Store,
 {
+    let fingerprint = begin.fingerprint;
     exchange.tell_handler(claim.attempt);
+    claim.unit = exchange.shared.store.unit_of_work(begin);
+    // What a problem is rendered from, if the answer cannot be committed.
+    let head = claim.unit.as_ref().map(|unit| {
+        let head = Box::new(exchange.parts.clone());
+        unit.offer(&mut exchange.parts.extensions);
+        head
+    });
     async move {
+        if claim.attempt > 1
+            && let Some(reconciler) = claim.shared.config.policy.reconciler.clone()
+            && let Some(answer) = Box::pin(reconcile(&mut exchange, &mut claim, fingerprint, &body, &reconciler)).await
+        {
+            return Some(Ok(answer));
+        }
         // Apart from the call: what ends here has not begun the operation.
         let ready = {
             let work = pin!(poll_fn(|cx| exchange.inner.poll_ready(cx)));
@@ -192,7 +208,7 @@ where
         };
         match ended {
             Ended::Returned(Ok((verdict, response))) => {
-                let response = keep(&mut claim, fingerprint, verdict, response, cancelled).await;
+                let response = keep(&mut claim, fingerprint, verdict, response, head, cancelled).await;
                 Some(Ok(response))
             }
             Ended::Returned(Err(error)) => {
@@ -220,6 +236,7 @@ fn keep<RB, St>(
     fingerprint: Fingerprint,
     verdict: Verdict,
     response: Response<RB>,
+    request: Option<Box<Parts>>,
     cancelled: Option<Gone>,
 ) -> impl Future<Output = Response<ResponseBody<RB>>>
 where
@@ -283,9 +300,31 @@ where
             Settlement::Complete(record) if record.is_response() => Outcome::Executed,
             Settlement::Complete(_) => Outcome::Sealed,
         };
-        let outcome = match claim.settle(settlement).await {
+        let settled = match settlement {
+            Settlement::Complete(record) => claim.complete(record).await,
+            settlement => claim.settle(settlement).await,
+        };
+        let outcome = match settled {
             Settled::Yes | Settled::Later => outcome,
             Settled::Lost => Outcome::Released,
+            Settled::Undone(why) => {
+                // The handler's answer would be a lie: what it speaks of is not there.
+                let problem = undone(why);
+                let config = &claim.shared.config;
+                let rendered = match request {
+                    Some(request) => config.rendering.render(&problem, &request),
+                    None => config.rendering.render(&problem, &Request::new(()).into_parts().0),
+                };
+                let outcome = Outcome::Refused(problem.kind());
+                let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
+                claim
+                    .shared
+                    .tally
+                    .report(outcome, slot, attempt, Some(rendered.status()));
+                let mut response = rendered.map(|body| ResponseBody::kept(body, None));
+                response.extensions_mut().insert(outcome);
+                return response;
+            }
         };
         let tally = &claim.shared.tally;
         tally.report(outcome, Some(&claim.slot), Some(claim.attempt), Some(head.status));
@@ -294,6 +333,79 @@ where
         }
         head.extensions.insert(outcome);
         Response::from_parts(head, body)
+    }
+}
+
+/// Asks the application what became of an operation whose earlier attempt died. `None`: it is to
+/// run.
+async fn reconcile<S, RB, St>(
+    // Mutable, since a shared borrow across an await would ask for a `Sync` service.
+    exchange: &mut Exchange<S, St>,
+    claim: &mut Claim<St>,
+    fingerprint: Fingerprint,
+    body: &Bytes,
+    reconciler: &Reconciler,
+) -> Option<Response<ResponseBody<RB>>>
+where
+    RB: Body<Data = Bytes>,
+    St: Store,
+{
+    let key = exchange.parts.extensions.get::<IdempotencyKey>()?.clone();
+    let lapsed = Lapsed {
+        key,
+        request: exchange.parts.clone(),
+        body: body.clone(),
+    };
+    let asked = match catch_unwind(AssertUnwindSafe(|| reconciler.ask(lapsed))) {
+        // It goes on without its client, as a handler does.
+        Ok(mut asking) => to_its_end(Pin::new(&mut asking), None).await,
+        Err(panic) => Ended::Panicked(panic),
+    };
+    let response = match asked {
+        Ended::Returned(Ok(Reconciled::Run)) => return None,
+        Ended::Returned(Ok(Reconciled::Done(response))) => response,
+        Ended::Returned(Err(error)) => {
+            tracing::warn!(
+                target: "tower_idempotency",
+                slot = %claim.slot,
+                error = &*error as &(dyn std::error::Error + 'static),
+                "the reconciler could not find out what became of an operation; the next retry asks again"
+            );
+            claim.give_back().await;
+            return Some(exchange.refuse(outcome_unknown()));
+        }
+        Ended::Panicked(panic) => {
+            claim.give_back().await;
+            resume_unwind(panic)
+        }
+        Ended::Cancelled => return None,
+    };
+    let config = &claim.shared.config;
+    let (head, body) = response.into_parts();
+    let skip = config.skips(&head.headers, false);
+    let record = Record::response(fingerprint, head.status, &head.headers, skip, &body, None);
+    claim.settle(Settlement::Complete(record.clone())).await;
+    Some(
+        exchange
+            .answer(Begun::Done(record))
+            .unwrap_or_else(|error| exchange.refuse_for_store(&error)),
+    )
+}
+
+fn undone(why: Undone) -> Problem {
+    match why {
+        Undone::Lost => Problem::new(
+            ProblemKind::InFlight,
+            "Another attempt has taken this operation over, so what this one did is rolled back. Retry later.",
+        ),
+        Undone::Failed => Problem::new(
+            ProblemKind::StoreUnavailable,
+            "The operation could not be committed and is rolled back. Retry with the same key.",
+        ),
+        Undone::Unknown => Problem::new(
+            ProblemKind::StoreUnavailable,
+            "The server lost its database while it committed the operation. Retry with the same key to learn its outcome.",
+        ),
     }
 }
 

@@ -212,7 +212,7 @@ fn key_reused() -> Problem {
     )
 }
 
-fn outcome_unknown() -> Problem {
+pub(crate) fn outcome_unknown() -> Problem {
     Problem::new(
         ProblemKind::OutcomeUnknown,
         "The first request with this key ended without a response that could be kept. It will not run again under \

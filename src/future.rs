@@ -241,7 +241,7 @@ where
             let run: Run<RB, S::Error> = if overloaded() {
                 Box::pin(engine::refuse_overload(exchange, Some(claim)))
             } else {
-                Box::pin(engine::run(exchange, claim, begin.fingerprint, body, gone.clone()))
+                Box::pin(engine::run(exchange, claim, begin, body, gone.clone()))
             };
             return State::Running {
                 running: Running::new(run, gone, shared),

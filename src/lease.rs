@@ -13,9 +13,9 @@ use crate::config::Config;
 use crate::error::{StoreError, StoreErrorKind};
 use crate::record::Record;
 use crate::scope::Slot;
-use crate::shared::{Shared, adopt, at_once, bounded, warn_of};
+use crate::shared::{Shared, Watch, adopt, at_once, bounded, warn_of, within};
 use crate::state::{Begin, Begun, Held, Token};
-use crate::store::Store;
+use crate::store::{Commit, Store, UnitOfWork};
 
 /// How a claim ends.
 pub(crate) enum Settlement {
@@ -34,6 +34,19 @@ pub(crate) enum Settled {
     Lost,
     /// The store failed; it is tried again in the background.
     Later,
+    /// The operation's transaction is rolled back, or may be.
+    Undone(Undone),
+}
+
+/// Why an operation in atomic mode has no effect, although its handler answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Undone {
+    /// Another took the claim over.
+    Lost,
+    /// The store refused the commit, or failed before it.
+    Failed,
+    /// Whether it is committed is found out in the background.
+    Unknown,
 }
 
 /// A claim on a slot. It must be settled; one that is dropped unsettled lapses, and that is logged.
@@ -41,6 +54,8 @@ pub(crate) struct Claim<St: Store> {
     pub(crate) shared: Arc<Shared<St>>,
     pub(crate) slot: Slot,
     pub(crate) attempt: u32,
+    /// The transaction that the handler may work in, if the store has such.
+    pub(crate) unit: Option<Box<dyn UnitOfWork>>,
     token: Token,
     settled: bool,
     renewal: Option<Renewal>,
@@ -68,6 +83,7 @@ impl<St: Store> Claim<St> {
             shared,
             slot,
             attempt,
+            unit: None,
             token,
             settled: false,
             renewal: None,
@@ -113,22 +129,113 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// Ends the claim. If the store fails it is tried again in the background, within
-    /// `settle_within`; meanwhile the lease keeps a retry from running.
-    pub(crate) async fn settle(&mut self, settlement: Settlement) -> Settled {
+    /// Ends the claim of an operation whose answer is known. In atomic mode, and if the handler
+    /// worked in the transaction, effect and record are committed together.
+    pub(crate) async fn complete(&mut self, record: Record) -> Settled {
+        let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) else {
+            return self.settle(Settlement::Complete(record)).await;
+        };
+        self.is_being_settled();
+        let Config { ttl, store_timeout, .. } = *self.shared.config;
+        let watch = Watch::start("commit");
+        let committed = within(store_timeout, pin!(unit.commit(&record, ttl))).await;
+        let committed = committed.unwrap_or_else(|elapsed| {
+            let message = format!("the store did not answer `commit` within {store_timeout:?}");
+            Commit::Unknown(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
+        });
+        watch.stop(matches!(committed, Commit::Done | Commit::Lost));
+        let error = match committed {
+            Commit::Done => {
+                self.settled = true;
+                return Settled::Yes;
+            }
+            Commit::Lost => {
+                self.settled = true;
+                self.warn_of_loss();
+                return Settled::Undone(Undone::Lost);
+            }
+            Commit::Failed(error) => {
+                warn_of(
+                    &error,
+                    &self.slot,
+                    "the operation could not be committed and is rolled back",
+                );
+                self.settle(Settlement::Release).await;
+                return Settled::Undone(Undone::Failed);
+            }
+            Commit::Unknown(error) => error,
+        };
+        warn_of(
+            &error,
+            &self.slot,
+            "the outcome of a commit is unknown; reading it back",
+        );
+        let known = bounded("read back", store_timeout, pin!(unit.was_committed())).await;
+        match known {
+            Ok(true) => {
+                self.settled = true;
+                Settled::Yes
+            }
+            Ok(false) => {
+                self.settle(Settlement::Release).await;
+                Settled::Undone(Undone::Failed)
+            }
+            Err(error) => {
+                warn_of(
+                    &error,
+                    &self.slot,
+                    "the outcome of a commit is still unknown; trying again in the background",
+                );
+                let claim = self.hand_on();
+                adopt(&self.shared, None, read_back_later(claim, unit));
+                Settled::Undone(Undone::Unknown)
+            }
+        }
+    }
+
+    fn is_being_settled(&self) {
         if let Some(renewal) = &self.renewal {
             renewal.settling.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn warn_of_loss(&self) {
+        tracing::warn!(
+            target: "tower_idempotency",
+            slot = %self.slot,
+            "the claim was lost before its outcome was stored: its lease lapsed and another took over"
+        );
+    }
+
+    /// The same claim for the background; this one counts as settled.
+    fn hand_on(&mut self) -> Self {
+        self.settled = true;
+        Self {
+            shared: Arc::clone(&self.shared),
+            settled: false,
+            renewal: self.renewal.take(),
+            unit: None,
+            slot: self.slot,
+            attempt: self.attempt,
+            token: self.token,
+        }
+    }
+
+    /// Ends the claim; what the handler did in the transaction is rolled back. If the store fails
+    /// it is tried again in the background, within `settle_within`; meanwhile the lease keeps a
+    /// retry from running.
+    pub(crate) async fn settle(&mut self, settlement: Settlement) -> Settled {
+        self.is_being_settled();
+        if let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) {
+            // In time or not: dropped, it is rolled back as well.
+            let _ = within(self.shared.config.store_timeout, pin!(unit.roll_back())).await;
         }
         let applied = apply(&self.shared, &self.slot, self.token, &settlement).await;
         self.settled = true;
         match applied {
             Ok(Held::Yes) => Settled::Yes,
             Ok(Held::Lost) => {
-                tracing::warn!(
-                    target: "tower_idempotency",
-                    slot = %self.slot,
-                    "the claim was lost before its outcome was stored: its lease lapsed and another took over"
-                );
+                self.warn_of_loss();
                 Settled::Lost
             }
             Err(error) => {
@@ -137,12 +244,7 @@ impl<St: Store> Claim<St> {
                     &self.slot,
                     "the outcome could not be stored; trying again in the background",
                 );
-                let claim = Self {
-                    shared: Arc::clone(&self.shared),
-                    settled: false,
-                    renewal: self.renewal.take(),
-                    ..*self
-                };
+                let claim = self.hand_on();
                 adopt(&self.shared, None, settle_later(claim, settlement));
                 Settled::Later
             }
@@ -258,6 +360,40 @@ async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
             "gave up storing an outcome; when its lease has lapsed, a retry runs again as the next attempt"
         );
     }
+}
+
+/// Finds out in the background what became of a commit. The lease is held meanwhile, so that no
+/// retry runs before it is known.
+async fn read_back_later<St: Store>(mut claim: Claim<St>, unit: Box<dyn UnitOfWork>) {
+    let Config {
+        settle_within,
+        store_timeout,
+        ..
+    } = *claim.shared.config;
+    let asking = async {
+        let mut pauses = Pauses::default();
+        loop {
+            pauses.wait().await;
+            match bounded("read back", store_timeout, pin!(unit.was_committed())).await {
+                Ok(committed) => return committed,
+                Err(error) => warn_of(
+                    &error,
+                    &claim.slot,
+                    "the outcome of a commit is still unknown; trying again",
+                ),
+            }
+        }
+    };
+    match tokio::time::timeout(settle_within, asking).await {
+        Ok(true) => {}
+        Ok(false) => return settle_later(claim, Settlement::Release).await,
+        Err(_elapsed) => tracing::error!(
+            target: "tower_idempotency",
+            slot = %claim.slot,
+            "gave up finding out what became of a commit; if it failed, a retry runs when the lease has lapsed"
+        ),
+    }
+    claim.settled = true;
 }
 
 /// The pauses between tries of a failing store in the background: each twice as long as the last.

@@ -127,7 +127,7 @@ pub use key::{InvalidKey, KeyFormat, KeySource};
 pub use layer::{Background, IdempotencyLayer};
 pub use operation::IdempotencyKey;
 pub use outcome::Outcome;
-pub use policy::{Fate, Policy, Verdict};
+pub use policy::{Fate, Lapsed, Policy, Reconciled, Verdict};
 pub use problem::{Problem, ProblemKind};
 pub use scope::{ScopeSource, Slot};
 pub use service::IdempotencyService;

@@ -1,11 +1,16 @@
 //! The policy: what is kept of what the handler did (contract, section 4).
 
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 
+use crate::error::BoxError;
+use crate::operation::IdempotencyKey;
 use crate::state::OnLapse;
 
 /// What to keep of a response.
@@ -27,6 +32,40 @@ pub enum Fate {
     Release,
     /// A tombstone, a retry is refused with `409`: at most once.
     Seal,
+}
+
+/// An operation whose lease lapsed: an earlier attempt died, and how far it came is not known. What
+/// a reconciler is asked about.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Lapsed {
+    /// The key, with the attempt that would run now.
+    pub key: IdempotencyKey,
+    /// The head of the retry, which is the same request as the first.
+    pub request: http::request::Parts,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// What a reconciler found out.
+#[derive(Debug)]
+pub enum Reconciled {
+    /// The operation was not done, or may be done again: the handler runs as the next attempt.
+    Run,
+    /// It was done: this is its answer, which is stored and sent to this and every later retry.
+    Done(Response<Bytes>),
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Reconciled, BoxError>> + Send>>;
+
+/// Asks what became of a lapsed operation.
+#[derive(Clone)]
+pub(crate) struct Reconciler(Arc<dyn Fn(Lapsed) -> Answer + Send + Sync>);
+
+impl Reconciler {
+    pub(crate) fn ask(&self, lapsed: Lapsed) -> Answer {
+        (self.0)(lapsed)
+    }
 }
 
 type Judge = dyn Fn(StatusCode, &HeaderMap) -> Verdict + Send + Sync;
@@ -60,6 +99,7 @@ pub struct Policy {
     pub(crate) on_error: Fate,
     pub(crate) on_lost_body: Fate,
     pub(crate) on_lapse: OnLapse,
+    pub(crate) reconciler: Option<Reconciler>,
 }
 
 #[derive(Clone)]
@@ -100,6 +140,7 @@ impl Policy {
             on_error: Fate::Release,
             on_lost_body: Fate::Seal,
             on_lapse: OnLapse::RunAgain,
+            reconciler: None,
         }
     }
 
@@ -172,6 +213,40 @@ impl Policy {
     #[must_use]
     pub fn on_lapse(mut self, on_lapse: OnLapse) -> Self {
         self.on_lapse = on_lapse;
+        self.reconciler = None;
+        self
+    }
+
+    /// When a lease lapsed, asks the closure what became of the operation ("was this charge made?")
+    /// before anything runs. Its answer is stored, or the handler runs as the next attempt. An
+    /// error means that it could not find out: this retry gets `409` problem `outcome-unknown`, and
+    /// the next one asks again. Only one retry asks at a time; the others get `409` `in-flight`.
+    ///
+    /// It takes the place of [`on_lapse`](Self::on_lapse).
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http::Response;
+    /// use tower_idempotency::{Lapsed, Policy, Reconciled};
+    /// # async fn find_charge(_: uuid::Uuid) -> Result<Option<String>, std::io::Error> { Ok(None) }
+    ///
+    /// let policy = Policy::success().reconcile(|lapsed: Lapsed| async move {
+    ///     // The provider was given the derived key, so it can be asked for the charge by it.
+    ///     match find_charge(lapsed.key.derive("charge")).await? {
+    ///         Some(json) => Ok(Reconciled::Done(Response::new(Bytes::from(json)))),
+    ///         None => Ok(Reconciled::Run),
+    ///     }
+    /// });
+    /// # let _ = policy;
+    /// ```
+    #[must_use]
+    pub fn reconcile<F, Fut>(mut self, reconcile: F) -> Self
+    where
+        F: Fn(Lapsed) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reconciled, BoxError>> + Send + 'static,
+    {
+        self.on_lapse = OnLapse::RunAgain;
+        self.reconciler = Some(Reconciler(Arc::new(move |lapsed| Box::pin(reconcile(lapsed)))));
         self
     }
 
@@ -205,6 +280,7 @@ impl fmt::Debug for Policy {
             .field("on_error", &self.on_error)
             .field("on_lost_body", &self.on_lost_body)
             .field("on_lapse", &self.on_lapse)
+            .field("reconciles", &self.reconciler.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -1,0 +1,20 @@
+-- The table of `PostgresStore`. `PostgresStore::migrate` runs this; run it yourself if your
+-- migrations are made otherwise, with the name and schema that you give the store.
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    -- SHA-256 of scope and key.
+    slot        bytea       NOT NULL PRIMARY KEY,
+    -- What the request was.
+    fingerprint bytea       NOT NULL,
+    -- The fencing token of the present or last claim.
+    token       bigint      NOT NULL,
+    -- 1, and one more for each lapsed claim that was taken over.
+    attempt     integer     NOT NULL,
+    -- Until when the claim holds without being renewed.
+    lease_until timestamptz NOT NULL,
+    -- From when on the row counts as absent.
+    forget_at   timestamptz NOT NULL,
+    -- The outcome; NULL while the operation runs.
+    record      bytea
+);
+-- For the sweeper.
+CREATE INDEX IF NOT EXISTS idempotency_keys_forget_at ON idempotency_keys (forget_at);

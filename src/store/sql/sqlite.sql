@@ -1,0 +1,20 @@
+-- The table of `SqliteStore`. `SqliteStore::migrate` runs this; run it yourself if your migrations
+-- are made otherwise, with the name that you give the store. Times are milliseconds since 1970.
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    -- SHA-256 of scope and key.
+    slot        BLOB    NOT NULL PRIMARY KEY,
+    -- What the request was.
+    fingerprint BLOB    NOT NULL,
+    -- The fencing token of the present or last claim.
+    token       INTEGER NOT NULL,
+    -- 1, and one more for each lapsed claim that was taken over.
+    attempt     INTEGER NOT NULL,
+    -- Until when the claim holds without being renewed.
+    lease_until INTEGER NOT NULL,
+    -- From when on the row counts as absent.
+    forget_at   INTEGER NOT NULL,
+    -- The outcome; NULL while the operation runs.
+    record      BLOB
+);
+-- For the sweeper.
+CREATE INDEX IF NOT EXISTS idempotency_keys_forget_at ON idempotency_keys (forget_at);

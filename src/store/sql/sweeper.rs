@@ -1,0 +1,92 @@
+//! Removing expired rows, a few at a time.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+
+use super::SqlStore;
+
+/// Rows that one statement removes at most: its locks are held for milliseconds.
+const BATCH: u32 = 500;
+/// Between batches, so that others get their turn.
+const BREATH: Duration = Duration::from_millis(20);
+
+/// Removes expired rows in the background until it is dropped.
+///
+/// Expired rows never count, swept or not; sweeping is for the disk. Several processes may sweep
+/// one table: they take different rows. An error is logged at `warn` and counted, and the next
+/// round tries again.
+#[must_use = "the sweeper stops when it is dropped"]
+pub struct Sweeper {
+    task: AbortHandle,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    removed: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Sweeper {
+    pub(super) fn start<S: SqlStore>(store: S, every: Duration) -> Self {
+        let counts = Arc::<Counts>::default();
+        let task = tokio::spawn(sweep(store, every, Arc::clone(&counts)));
+        Self {
+            task: task.abort_handle(),
+            counts,
+        }
+    }
+
+    /// Rows removed since it was started.
+    #[must_use]
+    pub fn removed(&self) -> u64 {
+        self.counts.removed.load(Ordering::Relaxed)
+    }
+
+    /// Rounds that failed since it was started.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.counts.errors.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Sweeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sweeper")
+            .field("removed", &self.removed())
+            .field("errors", &self.errors())
+            .finish_non_exhaustive()
+    }
+}
+
+async fn sweep<S: SqlStore>(store: S, every: Duration, counts: Arc<Counts>) {
+    loop {
+        match store.sweep_some(BATCH).await {
+            Ok(removed) => {
+                counts.removed.fetch_add(removed, Ordering::Relaxed);
+                let more = removed >= u64::from(BATCH);
+                tokio::time::sleep(if more { BREATH } else { every }).await;
+            }
+            Err(error) => {
+                counts.errors.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    target: "tower_idempotency",
+                    store = S::NAME,
+                    error = &error as &(dyn std::error::Error + 'static),
+                    "expired rows could not be removed; trying again"
+                );
+                tokio::time::sleep(every).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The table's name: configurable, validated, quoted.
+
+use std::sync::Arc;
+
+use crate::error::ConfigError;
+
+/// The name in the SQL files, which the configured one replaces.
+pub(super) const DEFAULT: &str = "idempotency_keys";
+/// PostgreSQL cuts longer names; the index's name needs a suffix.
+const LONGEST: usize = 48;
+
+/// Where the rows are.
+#[derive(Debug, Clone)]
+pub(super) struct Table {
+    pub(super) schema: Option<Arc<str>>,
+    pub(super) name: Arc<str>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            schema: None,
+            name: DEFAULT.into(),
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn named(&self, name: &str) -> Result<Self, ConfigError> {
+        Ok(Self {
+            schema: self.schema.clone(),
+            name: valid("table", name)?,
+        })
+    }
+
+    pub(super) fn in_schema(&self, schema: &str) -> Result<Self, ConfigError> {
+        Ok(Self {
+            schema: Some(valid("schema", schema)?),
+            name: Arc::clone(&self.name),
+        })
+    }
+
+    /// The statement for this table. Statements are written with the default name.
+    pub(super) fn sql(&self, template: &str) -> Arc<str> {
+        // The index first: its name begins with the table's, and it takes no schema.
+        let index = format!("\"{}_forget_at\"", self.name);
+        let table = match &self.schema {
+            Some(schema) => format!("\"{schema}\".\"{}\"", self.name),
+            None => format!("\"{}\"", self.name),
+        };
+        template
+            .replace(&format!("{DEFAULT}_forget_at"), "\u{0}")
+            .replace(DEFAULT, &table)
+            .replace('\u{0}', &index)
+            .into()
+    }
+}
+
+/// Letters, digits and underscores, so that no quoting question arises in any tool.
+fn valid(option: &'static str, name: &str) -> Result<Arc<str>, ConfigError> {
+    let begins_well = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+    let goes_on_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if begins_well && goes_on_well && name.len() <= LONGEST {
+        return Ok(name.into());
+    }
+    Err(ConfigError::new(
+        option,
+        format!(
+            "{name:?} is not made of 1 to {LONGEST} ASCII letters, digits and underscores, a letter or underscore first"
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_validated_and_quoted() {
+        let table = Table::default();
+        for bad in [
+            "",
+            "1a",
+            "a b",
+            "a\"; DROP TABLE x; --",
+            "ä",
+            "a.b",
+            &"a".repeat(LONGEST + 1),
+        ] {
+            assert_eq!(table.named(bad).unwrap_err().option(), "table", "{bad:?}");
+            assert_eq!(table.in_schema(bad).unwrap_err().option(), "schema", "{bad:?}");
+        }
+        let table = table.named("Keys").unwrap().in_schema("app").unwrap();
+        assert_eq!(
+            &*table.sql("CREATE INDEX idempotency_keys_forget_at ON idempotency_keys"),
+            "CREATE INDEX \"Keys_forget_at\" ON \"app\".\"Keys\""
+        );
+    }
+}
