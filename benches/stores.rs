@@ -1,0 +1,308 @@
+//! The stores beside the bare commands that they cannot do without, on the same pool or connection
+//! in the same run. `cargo bench --bench stores --features sqlite,postgres,redis` prints tables in
+//! Markdown; it starts a PostgreSQL and a Redis of its own if they are installed.
+
+#[path = "../tests/directory/mod.rs"]
+mod directory;
+#[path = "../tests/servers/postgres.rs"]
+mod postgres_server;
+#[path = "../tests/servers/redis.rs"]
+mod redis_server;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use bytes::Bytes;
+use directory::Directory;
+use http::{Request, Response};
+use postgres_server::Postgres;
+use redis_server::Redis;
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::sqlite::SqlitePool;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_idempotency::store::sql::{PostgresStore, SqliteStore};
+use tower_idempotency::store::{Begin, Begun, OnLapse, RedisStore, Token};
+use tower_idempotency::{Fingerprint, IdempotencyLayer, Slot, Store};
+use uuid::Uuid;
+
+const ROUNDS: usize = 41;
+const CALLS: usize = 50;
+/// What an answer is in the guarded service, and what the bare commands write.
+const ANSWER: &[u8] = &[b'x'; 200];
+
+type Call = Box<dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+struct Case {
+    name: &'static str,
+    call: Call,
+    micros: Vec<f64>,
+}
+
+impl Case {
+    fn new<F, Fut>(name: &'static str, call: F) -> Self
+    where
+        F: Fn(u64) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        Self {
+            name,
+            call: Box::new(move |n| Box::pin(call(n))),
+            micros: Vec::new(),
+        }
+    }
+
+    fn median(&mut self) -> f64 {
+        self.micros.sort_by(f64::total_cmp);
+        self.micros[self.micros.len() / 2]
+    }
+}
+
+fn fresh() -> Slot {
+    let mut bytes = [0; Slot::LEN];
+    bytes[..16].copy_from_slice(Uuid::new_v4().as_bytes());
+    bytes[16..].copy_from_slice(Uuid::new_v4().as_bytes());
+    Slot::from_bytes(bytes)
+}
+
+fn begin(slot: Slot) -> Begin {
+    Begin {
+        slot,
+        fingerprint: Fingerprint::from_bytes([7; 16]),
+        token: Token::random(),
+        lease: Duration::from_secs(30),
+        ttl: Duration::from_secs(3600),
+        on_lapse: OnLapse::RunAgain,
+    }
+}
+
+fn request(key: &str) -> Request<Body> {
+    Request::post("/charges")
+        .header("idempotency-key", key)
+        .header("authorization", "Bearer sk_test")
+        .body(Body::from("{\"amount\":1000}"))
+        .expect("a valid request")
+}
+
+/// The store's own calls, and the layer's requests over it.
+async fn cases<S: Store + Clone>(store: S) -> Vec<Case> {
+    let layer = IdempotencyLayer::new(store.clone());
+    let answer = || async { Ok::<_, std::convert::Infallible>(Response::new(Body::from(ANSWER))) };
+    let service = layer.layer(service_fn(move |_: Request<Body>| answer()));
+    let send = move |request: Request<Body>| {
+        let service = service.clone();
+        async move {
+            let Ok(response) = service.oneshot(request).await;
+            assert!(response.status().is_success(), "{}", response.status());
+        }
+    };
+
+    let done = begin(fresh());
+    assert!(matches!(store.begin(&done).await, Ok(Begun::Started { .. })));
+    let record = tower_idempotency::store::Record::of_response(done.fingerprint, &Response::new(Bytes::from_static(ANSWER)));
+    store.complete(&done.slot, done.token, &record, done.ttl).await.expect("a record");
+    let known = Uuid::new_v4().to_string();
+    send(request(&known)).await;
+
+    let (first, replay) = (store.clone(), store);
+    let (send_first, send_again) = (send.clone(), send);
+    vec![
+        Case::new("store: claim and record", move |_| {
+            let (store, record) = (first.clone(), record.clone());
+            async move {
+                let begin = begin(fresh());
+                store.begin(&begin).await.expect("a claim");
+                store.complete(&begin.slot, begin.token, &record, begin.ttl).await.expect("a record");
+            }
+        }),
+        Case::new("store: replay", move |_| {
+            let store = replay.clone();
+            async move {
+                let again = Begin { token: Token::random(), ..done };
+                assert!(matches!(store.begin(&again).await, Ok(Begun::Done(_))));
+            }
+        }),
+        Case::new("layer: first request", move |_| send_first(request(&Uuid::new_v4().to_string()))),
+        Case::new("layer: replay", move |_| send_again(request(&known))),
+    ]
+}
+
+/// Interleaved rounds; `bare` are two cases: two writes, and one read.
+async fn compare(title: &str, mut bare: Vec<Case>, guarded: Vec<Case>) {
+    bare.extend(guarded);
+    let mut cases = bare;
+    let mut n = 0;
+    for round in 0..=ROUNDS {
+        for case in &mut cases {
+            let start = Instant::now();
+            for _ in 0..CALLS {
+                n += 1;
+                (case.call)(n).await;
+            }
+            // The first round warms up.
+            if round > 0 {
+                case.micros.push(start.elapsed().as_secs_f64() * 1e6 / CALLS as f64);
+            }
+        }
+    }
+    println!("\n### {title}\n\n| | µs | multiple |\n|---|---|---|");
+    let (writes, read) = (cases[0].median(), cases[1].median());
+    for (index, case) in cases.iter_mut().enumerate() {
+        let base = if index % 2 == 0 { writes } else { read };
+        let median = case.median();
+        println!("| {} | {median:.0} | {:.2} |", case.name, median / base);
+    }
+}
+
+/// First requests each second, by how many are under way at once.
+async fn throughput<S: Store + Clone>(title: &str, widths: &[usize], make: impl AsyncFn(usize) -> S) {
+    println!("\n| {title}: connections | first requests/s | replays/s |\n|---|---|---|");
+    for &width in widths {
+        let cases = Arc::new(cases(make(width).await).await);
+        let mut rates = Vec::new();
+        for index in [2, 3] {
+            let (stop, count) = (Instant::now() + Duration::from_secs(2), Arc::new(AtomicU64::new(0)));
+            let tasks: Vec<_> = (0..width)
+                .map(|_| {
+                    let (cases, count) = (Arc::clone(&cases), Arc::clone(&count));
+                    tokio::spawn(async move {
+                        while Instant::now() < stop {
+                            (cases[index].call)(0).await;
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await.expect("no request fails");
+            }
+            rates.push(count.load(Ordering::Relaxed) / 2);
+        }
+        println!("| {width} | {} | {} |", rates[0], rates[1]);
+    }
+}
+
+async fn postgres(server: &Postgres) {
+    let url = server.create_database();
+    let connect = async |width: usize| -> PgPool {
+        PgPoolOptions::new()
+            .min_connections(width as u32)
+            .max_connections(width as u32)
+            .test_before_acquire(false)
+            .connect(&url)
+            .await
+            .expect("the database")
+    };
+    let pool = connect(1).await;
+    sqlx::raw_sql("CREATE TABLE bare (k bytea PRIMARY KEY, v bytea); INSERT INTO bare VALUES ('\\x00', decode(repeat('78', 200), 'hex'))")
+        .execute(&pool)
+        .await
+        .expect("a table");
+    let store = PostgresStore::new(pool.clone());
+    store.migrate().await.expect("a table");
+    let (writer, reader) = (pool.clone(), pool);
+    let bare = vec![
+        Case::new("bare: INSERT and UPDATE", move |_| {
+            let pool = writer.clone();
+            async move {
+                let key = fresh();
+                for sql in ["INSERT INTO bare VALUES ($1, $2)", "UPDATE bare SET v = $2 WHERE k = $1"] {
+                    let query = sqlx::query(sql).bind(key.as_bytes().as_slice()).bind(ANSWER);
+                    query.execute(&pool).await.expect("a write");
+                }
+            }
+        }),
+        Case::new("bare: SELECT", move |_| {
+            let pool = reader.clone();
+            async move {
+                let query = sqlx::query_scalar::<_, Vec<u8>>("SELECT v FROM bare WHERE k = $1");
+                query.bind(&[0_u8][..]).fetch_one(&pool).await.expect("a row");
+            }
+        }),
+    ];
+    compare("PostgreSQL", bare, cases(store).await).await;
+    throughput("PostgreSQL", &[1, 2, 4, 8], async |width| PostgresStore::new(connect(width).await)).await;
+}
+
+async fn sqlite() {
+    let directory = Directory::new();
+    let store = SqliteStore::open(directory.path("bench.db")).await.expect("a database");
+    store.migrate().await.expect("a table");
+    let pool: SqlitePool = store.pool().clone();
+    sqlx::raw_sql("CREATE TABLE bare (k BLOB PRIMARY KEY, v BLOB); INSERT INTO bare VALUES (x'00', zeroblob(200))")
+        .execute(&pool)
+        .await
+        .expect("a table");
+    let (writer, reader) = (pool.clone(), pool);
+    let bare = vec![
+        Case::new("bare: INSERT and UPDATE", move |_| {
+            let pool = writer.clone();
+            async move {
+                let key = fresh();
+                for sql in ["INSERT INTO bare VALUES ($1, $2)", "UPDATE bare SET v = $2 WHERE k = $1"] {
+                    let query = sqlx::query(sql).bind(key.as_bytes().as_slice()).bind(ANSWER);
+                    query.execute(&pool).await.expect("a write");
+                }
+            }
+        }),
+        Case::new("bare: SELECT", move |_| {
+            let pool = reader.clone();
+            async move {
+                let query = sqlx::query_scalar::<_, Vec<u8>>("SELECT v FROM bare WHERE k = $1");
+                query.bind(&[0_u8][..]).fetch_one(&pool).await.expect("a row");
+            }
+        }),
+    ];
+    compare("SQLite", bare, cases(store.clone()).await).await;
+    throughput("SQLite", &[1, 2, 4], async |_| store.clone()).await;
+}
+
+async fn redis(server: &Redis) {
+    let client = redis::Client::open(server.url()).expect("a URL");
+    let connection = redis::aio::ConnectionManager::new(client).await.expect("a server");
+    let store = RedisStore::new(connection.clone());
+    let () = redis::cmd("SET").arg("bare").arg(ANSWER).query_async(&mut connection.clone()).await.expect("a write");
+    let (writer, reader) = (connection.clone(), connection);
+    let bare = vec![
+        Case::new("bare: SET NX and SET", move |_| {
+            let mut connection = writer.clone();
+            async move {
+                let key = fresh().to_hex();
+                let mut claim = redis::cmd("SET");
+                claim.arg(&key).arg(ANSWER).arg("NX").arg("PX").arg(30_000);
+                let () = claim.query_async(&mut connection).await.expect("a write");
+                let mut record = redis::cmd("SET");
+                record.arg(&key).arg(ANSWER).arg("PX").arg(3_600_000);
+                let () = record.query_async(&mut connection).await.expect("a write");
+            }
+        }),
+        Case::new("bare: GET", move |_| {
+            let mut connection = reader.clone();
+            async move {
+                let _: Vec<u8> = redis::cmd("GET").arg("bare").query_async(&mut connection).await.expect("a read");
+            }
+        }),
+    ];
+    compare("Redis", bare, cases(store.clone()).await).await;
+    throughput("Redis (one connection), requests at once", &[1, 8, 64], async |_| store.clone()).await;
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    // `cargo test --benches` and `cargo nextest` only want to see it start.
+    if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
+        return;
+    }
+    sqlite().await;
+    match Redis::start() {
+        Some(server) => redis(&server).await,
+        None => println!("\nRedis is not installed."),
+    }
+    match Postgres::start() {
+        Some(server) => postgres(&server).await,
+        None => println!("\nPostgreSQL is not installed."),
+    }
+}
