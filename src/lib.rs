@@ -61,7 +61,8 @@
 //! # What it guarantees, and what no middleware can
 //!
 //! While its store keeps what it was given, a key's operation does not run twice at once, and never
-//! again once its success is stored. If the *process dies* while a handler runs, what the handler had done is not
+//! again once its success is stored. With a store in the application's own SQL database, effect and
+//! record commit together ([`store::sql`](store#atomic-mode)): exactly once, whatever dies. Otherwise, if the *process dies* while a handler runs, what the handler had done is not
 //! known: after the lease the next retry runs as attempt 2, which [`IdempotencyKey::attempt`] tells
 //! the handler (or it is refused: [`Policy::on_lapse`]). Effects in other systems are repeated
 //! safely with a key derived for them: [`IdempotencyKey::derive`]. A process that is *frozen* for longer
@@ -81,6 +82,11 @@
 //! |---|---|---|
 //! | `axum` | yes | the extractor of [`IdempotencyKey`]; fingerprints over the original URI of nested routers |
 //! | `metrics` | no | counters by outcome, store latency, entries and bytes, through the `metrics` facade |
+//! | `redis` | no | `store::RedisStore` |
+//! | `postgres` | no | `store::sql::PostgresStore`, and the atomic mode on it |
+//! | `sqlite` | no | `store::sql::SqliteStore`, and the atomic mode on it; builds SQLite, which needs a C compiler |
+//! | `sealed` | no | `store::Sealed`, which encrypts the records of another store |
+//! | `tiered` | no | `store::Tiered`, a cache of records before a remote store |
 //! | `conformance` | no | `store::conformance`, the suite that a [`Store`] must pass |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]

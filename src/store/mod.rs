@@ -3,6 +3,17 @@
 //! A store keeps one small state for each [`Slot`]: vacant, running under a [`Token`] and a lease,
 //! or done with a [`Record`]. The rules are those of [`Machine`], which is the reference; the
 //! conformance suite (feature `conformance`) checks a store against it.
+//!
+//! # Atomic mode
+//!
+//! A store in the application's own database can do more: what the handler writes and the record of
+//! its response become one transaction, so that the operation happens exactly once even if the
+//! process is killed between the two. The stores of the module `sql` do (features `postgres` and
+//! `sqlite`); [`UnitOfWork`] is how, for stores of your own.
+//!
+//! # Looking into a store
+//!
+//! [`Inspect`]: look a key up, forget it, settle it, count.
 
 mod erased;
 mod inspect;
