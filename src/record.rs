@@ -201,6 +201,26 @@ impl Record {
         record.open().map(|_| record)
     }
 
+    /// The fingerprint and the length of a record of which a store has read the first 20 bytes or
+    /// more, and how many bytes it stores. The checksum is not looked at.
+    #[cfg(feature = "redis")]
+    pub(crate) fn peek(head: &[u8], stored: usize) -> Result<(Fingerprint, usize), StoreError> {
+        match (
+            head.first(),
+            head.get(FINGERPRINT_AT..HEAD),
+            stored.checked_sub(CHECKSUM),
+        ) {
+            (Some(&VERSION), Some(bytes), Some(length)) if length >= HEAD => {
+                let mut print = [0; Fingerprint::LEN];
+                print.copy_from_slice(bytes);
+                Ok((Fingerprint::from_bytes(print), length))
+            }
+            _ => Err(corrupt(
+                "the stored record is cut short, or of a version that this build does not know",
+            )),
+        }
+    }
+
     /// Decodes the record for an answer.
     pub(crate) fn open(&self) -> Result<Opened, StoreError> {
         let blob = &*self.0;

@@ -18,6 +18,8 @@
 mod erased;
 mod inspect;
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 mod work;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -32,6 +34,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use self::redis::RedisStore;
 pub use erased::DynStore;
 pub use inspect::{Census, Entry, Inspect, Phase};
 pub use memory::{MemoryStats, MemoryStore, MemoryStoreBuilder, WhenFull};

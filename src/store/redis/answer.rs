@@ -1,0 +1,127 @@
+//! What the scripts answer, in the store's words.
+
+use std::time::Duration;
+
+use redis::Value;
+
+use super::failure::{Op, corrupt, unexpected};
+use crate::error::StoreError;
+use crate::fingerprint::Fingerprint;
+use crate::record::Record;
+use crate::state::{Begun, Held};
+use crate::store::{Census, Entry, Phase};
+
+pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, StoreError> {
+    let parts = match answer {
+        // Compared here and not in the script: a damaged record is no mismatch.
+        Value::BulkString(held) => {
+            return record(held).map(|record| {
+                if record.fingerprint() == fingerprint {
+                    Begun::Done(record)
+                } else {
+                    Begun::Mismatch
+                }
+            });
+        }
+        Value::Array(parts) => parts.as_slice(),
+        _ => return Err(unexpected(Op::Begin)),
+    };
+    Ok(match parts {
+        [Value::Int(1), Value::Int(attempt)] => Begun::Started {
+            attempt: attempt_of(*attempt),
+        },
+        [Value::Int(2), Value::Int(left)] => Begun::InFlight {
+            lease_left: time(*left),
+        },
+        [Value::Int(3)] => Begun::Mismatch,
+        [Value::Int(4)] => Begun::OutcomeUnknown,
+        _ => return Err(unexpected(Op::Begin)),
+    })
+}
+
+fn record(held: &[u8]) -> Result<Record, StoreError> {
+    match held.first() {
+        Some(..32) => Record::from_bytes(held).map_err(|error| corrupt(Op::Begin).with_source(error)),
+        _ => Err(corrupt(Op::Begin)),
+    }
+}
+
+pub(super) fn held(op: Op, answer: &Value) -> Result<Held, StoreError> {
+    match answer {
+        Value::Int(1) => Ok(Held::Yes),
+        Value::Int(0) => Ok(Held::Lost),
+        Value::Int(2) => Err(corrupt(op)),
+        _ => Err(unexpected(op)),
+    }
+}
+
+pub(super) fn entry(answer: &Value) -> Result<Option<Entry>, StoreError> {
+    let parts = match answer {
+        Value::Nil => return Ok(None),
+        Value::Array(parts) => parts.as_slice(),
+        _ => return Err(unexpected(Op::LookUp)),
+    };
+    let (fingerprint, phase, left) = match parts {
+        [
+            Value::Int(1),
+            Value::BulkString(print),
+            Value::Int(attempt),
+            Value::Int(lease),
+            Value::Int(left),
+        ] => {
+            let fingerprint = fingerprint(print).ok_or_else(|| corrupt(Op::LookUp))?;
+            let phase = Phase::Running {
+                attempt: attempt_of(*attempt),
+                lease_left: time(*lease),
+            };
+            (fingerprint, phase, left)
+        }
+        [
+            Value::Int(2),
+            Value::BulkString(head),
+            Value::Int(length),
+            Value::Int(left),
+        ] => {
+            let length = usize::try_from(*length).unwrap_or(0);
+            let (fingerprint, bytes) =
+                Record::peek(head, length).map_err(|error| corrupt(Op::LookUp).with_source(error))?;
+            (fingerprint, Phase::Done { bytes }, left)
+        }
+        [Value::Int(3)] => return Err(corrupt(Op::LookUp)),
+        _ => return Err(unexpected(Op::LookUp)),
+    };
+    // Negative: somebody took the record's expiry away.
+    let left = u64::try_from(*left).map_or(Duration::MAX, Duration::from_millis);
+    Ok(Some(Entry::new(fingerprint, phase, left)))
+}
+
+pub(super) fn census(answer: &Value) -> Result<Census, StoreError> {
+    let number = |count: &i64| u64::try_from(*count).unwrap_or(0);
+    match answer {
+        Value::Array(parts) => match parts.as_slice() {
+            [Value::Int(running), Value::Int(lapsed), Value::Int(done)] => {
+                Ok(Census::new(number(running), number(lapsed), number(done)))
+            }
+            _ => Err(unexpected(Op::Count)),
+        },
+        _ => Err(unexpected(Op::Count)),
+    }
+}
+
+fn attempt_of(attempt: i64) -> u32 {
+    u32::try_from(attempt).unwrap_or(u32::MAX)
+}
+
+fn time(millis: i64) -> Duration {
+    Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}
+
+/// From hexadecimal.
+fn fingerprint(hex: &[u8]) -> Option<Fingerprint> {
+    let hex: &[u8; 2 * Fingerprint::LEN] = hex.try_into().ok()?;
+    let mut print = [0; Fingerprint::LEN];
+    for (byte, digits) in print.iter_mut().zip(hex.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(Fingerprint::from_bytes(print))
+}

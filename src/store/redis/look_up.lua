@@ -1,0 +1,11 @@
+-- Answers nil if the slot is vacant, {1, fingerprint, attempt, lease left, time left} for a claim,
+-- {2, the first bytes, length, time left} for a record, {3} for what is not ours. No body leaves the
+-- server.
+local held = head()
+if is_record(held) then
+  return {2, string.sub(held, 1, 32), redis.call('STRLEN', KEYS[1]), redis.call('PTTL', KEYS[1])}
+end
+local claim = claim_of(held)
+if claim then return {1, claim.print, claim.attempt, claim.left, claim.alive} end
+if redis.call('EXISTS', KEYS[1]) == 1 then return {3} end
+return nil

@@ -1,0 +1,6 @@
+-- ARGV: token, lease. The claim's text does not change: only how long the key lives.
+local held = head()
+local claim = claim_of(held)
+if not claim or claim.token ~= ARGV[1] then return not_held(held) end
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', tonumber(ARGV[2]) + claim.memory))
+return 1

@@ -1,0 +1,134 @@
+//! The Lua scripts, each one atomic operation on one key, and how they are called.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::aio::ConnectionLike;
+use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+
+use crate::state::Millis;
+
+/// A script and the hash that the server knows it by.
+pub(super) struct Script {
+    code: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(code: &'static str) -> Self {
+        Self {
+            code,
+            hash: redis::Script::new(code).get_hash().to_owned(),
+        }
+    }
+}
+
+macro_rules! scripts {
+    ($($name:ident = $($file:literal),+;)+) => {
+        $(pub(super) static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new(concat!($(include_str!($file)),+)));)+
+    };
+}
+
+scripts! {
+    BEGIN = "claim.lua", "begin.lua";
+    RENEW = "claim.lua", "renew.lua";
+    COMPLETE = "claim.lua", "complete.lua";
+    RELEASE = "claim.lua", "release.lua";
+    LOOK_UP = "claim.lua", "look_up.lua";
+    COUNT = "count.lua";
+}
+
+/// A script with its keys (one, but for `COUNT`, so that a cluster can route it) and arguments.
+pub(super) struct Call<'a> {
+    pub(super) script: &'a Script,
+    pub(super) keys: &'a [&'a [u8]],
+    pub(super) args: &'a [&'a [u8]],
+}
+
+/// How the server is told which script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// 40 bytes, if the server has it.
+    Hash,
+    /// The whole, which the server then has. Not `SCRIPT LOAD`: that would be a round trip more,
+    /// and a flush between the two would be one too many.
+    Code,
+}
+
+impl Call<'_> {
+    pub(super) fn command(&self, by: By) -> Cmd {
+        let mut command = match by {
+            By::Hash => redis::cmd("EVALSHA"),
+            By::Code => redis::cmd("EVAL"),
+        };
+        command
+            .arg(match by {
+                By::Hash => self.script.hash.as_bytes(),
+                By::Code => self.script.code.as_bytes(),
+            })
+            .arg(self.keys.len());
+        for part in self.keys.iter().chain(self.args) {
+            command.arg(*part);
+        }
+        command
+    }
+
+    /// One round trip; two if the server does not have the script, as after its restart.
+    pub(super) async fn send<C: ConnectionLike>(&self, connection: &mut C) -> RedisResult<Value> {
+        match self.command(By::Hash).query_async(connection).await {
+            Err(error) if is_no_script(&error) => self.command(By::Code).query_async(connection).await,
+            answer => answer,
+        }
+    }
+}
+
+pub(super) fn is_no_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+/// Three thousand years. Beyond it, sums of times and of this century's clock would overflow.
+const LONGEST: u64 = 100_000_000_000_000;
+
+/// Milliseconds, rounded up, as the server accepts them.
+pub(super) fn millis(duration: Duration) -> u64 {
+    Millis(0).after(duration).0.min(LONGEST)
+}
+
+/// Appends bytes in hexadecimal.
+pub(super) fn put_hex(out: &mut Vec<u8>, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        out.push(DIGITS[usize::from(byte >> 4)]);
+        out.push(DIGITS[usize::from(byte & 15)]);
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 * bytes.len());
+    put_hex(&mut out, bytes);
+    out
+}
+
+pub(super) fn decimal(number: u64) -> Vec<u8> {
+    number.to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_round_up_and_are_bounded() {
+        assert_eq!(millis(Duration::ZERO), 0);
+        assert_eq!(millis(Duration::from_nanos(1)), 1);
+        assert_eq!(millis(Duration::from_millis(7)), 7);
+        assert_eq!(millis(Duration::MAX), LONGEST);
+    }
+
+    #[test]
+    fn hexadecimal_is_that_of_slots() {
+        let slot = crate::Slot::from_bytes(std::array::from_fn(|at| (at * 37) as u8));
+        assert_eq!(hex(slot.as_bytes()), slot.to_hex().as_bytes());
+    }
+}
