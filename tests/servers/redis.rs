@@ -94,7 +94,10 @@ impl Redis {
     pub fn restart(&mut self) {
         self.kill();
         self.child = spawn(&self.binary, &self.directory, self.port, &self.args);
-        assert!(answers(&mut self.child, self.port), "the Redis server does not start again");
+        assert!(
+            answers(&mut self.child, self.port),
+            "the Redis server does not start again"
+        );
     }
 }
 
@@ -125,7 +128,17 @@ fn spawn(binary: &Path, directory: &Path, port: u16, args: &[String]) -> Child {
     let log = std::fs::File::create(directory.join("log")).unwrap();
     let port = port.to_string();
     let usual = [
-        "--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no", "--dir",
+        "--port",
+        &port,
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--daemonize",
+        "no",
+        "--dir",
     ];
     Command::new(binary)
         .args(usual)

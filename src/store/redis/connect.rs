@@ -7,6 +7,7 @@ use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{Client, IntoConnectionInfo, RedisResult, Value};
 
 use super::failure::{Op, failed};
+use super::link::Link;
 use crate::error::StoreError;
 
 /// How long a command may take. The layer's `store_timeout` usually ends before.
@@ -39,6 +40,12 @@ pub(super) fn lazy(client: Client, blocked: Duration) -> Result<ConnectionManage
         .set_min_delay(FIRST_PAUSE)
         .set_max_delay(LONGEST_PAUSE);
     ConnectionManager::new_lazy_with_config(client, config).map_err(|error| failed(Op::Connect, error))
+}
+
+/// The connection, and more of its kind if the server refuses it.
+pub(super) fn link(connection: ConnectionManager, client: &Client, blocked: Duration) -> Link<ConnectionManager> {
+    let client = client.clone();
+    Link::remade(connection, move || lazy(client.clone(), blocked).ok())
 }
 
 /// A connection on which the server has answered.

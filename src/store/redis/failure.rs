@@ -144,7 +144,7 @@ fn explain(cause: &RedisError) -> (StoreErrorKind, &'static str) {
             Unavailable,
             "the server asks for a password; give user and password in the URL",
         )
-    } else if has("NOPERM") || has("ACL ") {
+    } else if has("NOPERM") || has("The user executing the script can't") {
         (
             Unavailable,
             "the server's ACL forbids it; the user needs +evalsha +eval +get +getrange +strlen +exists +set +del +pttl +pexpire \

@@ -28,7 +28,7 @@ where
     }
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
-        let mut connection = self.connection.clone();
+        let (_, mut connection) = self.link.get();
         let removed: u64 = redis::cmd("UNLINK")
             .arg(self.key_of(slot))
             .query_async(&mut connection)
@@ -38,7 +38,7 @@ where
     }
 
     async fn count(&self) -> Result<Census, StoreError> {
-        let mut connection = self.connection.clone();
+        let (_, mut connection) = self.link.get();
         refuse_cluster(&mut connection).await?;
         let pattern = [glob_escaped(self.prefix.as_bytes()), b"*".to_vec()].concat();
         let length = self.prefix.len() + 2 * Slot::LEN;

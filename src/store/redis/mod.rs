@@ -4,6 +4,7 @@ mod answer;
 mod connect;
 mod failure;
 mod inspect;
+mod link;
 mod replicas;
 mod scripts;
 
@@ -17,6 +18,7 @@ use redis::{Client, RedisError, RedisResult, Value};
 use super::{Begin, Begun, Held, OnLapse, Record, Slot, Store, StoreError, Token};
 use crate::error::{ConfigError, StoreErrorKind};
 use failure::{Op, failed};
+use link::Link;
 use replicas::{Acknowledged, Replicas};
 use scripts::{Call, Script, decimal, hex, millis};
 
@@ -72,7 +74,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Where no loss is acceptable take a store that commits with consensus, or the database of the
 /// handler's own effects.
 pub struct RedisStore<C = ConnectionManager> {
-    connection: C,
+    link: Arc<Link<C>>,
     prefix: Arc<str>,
     /// What further connections are made with.
     client: Option<Client>,
@@ -104,8 +106,10 @@ impl RedisStore {
     pub async fn with_client(client: Client) -> Result<Self, StoreError> {
         let connection = connect::proven(client.clone()).await?;
         Ok(Self {
+            link: Arc::new(connect::link(connection, &client, Duration::ZERO)),
+            prefix: DEFAULT_PREFIX.into(),
             client: Some(client),
-            ..Self::new(connection)
+            replicas: None,
         })
     }
 
@@ -119,7 +123,7 @@ impl RedisStore {
     ///
     /// It costs no further round trip, but `WAIT` blocks its connection at the server; eight more
     /// connections are made for it, which claims and records take in turn. While replicas are away
-    /// each claim, that of a replay included, takes `within`, and those behind it wait longer: keep
+    /// each claim, that of a replay included, may take `within`, and those behind it wait longer: keep
     /// `within` well below the layer's `store_timeout`, and below a third of its `lease`.
     ///
     /// ```no_run
@@ -175,7 +179,7 @@ where
     #[must_use]
     pub fn new(connection: C) -> Self {
         Self {
-            connection,
+            link: Arc::new(Link::fixed(connection)),
             prefix: DEFAULT_PREFIX.into(),
             client: None,
             replicas: None,
@@ -233,11 +237,18 @@ where
             keys: &[&key],
             args,
         };
-        let mut answer = call.send(&mut self.connection.clone()).await;
+        let mut answer = self.send(&call).await;
         if may_repeat(op, &answer) {
-            answer = call.send(&mut self.connection.clone()).await;
+            answer = self.send(&call).await;
         }
         answer.map_err(|error| failed(op, error))
+    }
+
+    async fn send(&self, call: &Call<'_>) -> RedisResult<Value> {
+        let (which, mut connection) = self.link.get();
+        let answer = call.send(&mut connection).await;
+        self.link.learn(which, &answer);
+        answer
     }
 
     /// As `ask`, and says whether enough replicas have it, if they are to.
@@ -366,10 +377,10 @@ where
     }
 }
 
-impl<C: Clone> Clone for RedisStore<C> {
+impl<C> Clone for RedisStore<C> {
     fn clone(&self) -> Self {
         Self {
-            connection: self.connection.clone(),
+            link: Arc::clone(&self.link),
             prefix: Arc::clone(&self.prefix),
             client: self.client.clone(),
             replicas: self.replicas.clone(),

@@ -7,6 +7,7 @@ use redis::aio::ConnectionManager;
 use redis::{Client, RedisError, RedisResult, Value};
 
 use super::connect;
+use super::link::Link;
 use super::scripts::{By, Call, is_no_script};
 use crate::error::StoreError;
 
@@ -16,7 +17,7 @@ const CONNECTIONS: usize = 8;
 pub(super) struct Replicas {
     pub(super) count: u32,
     pub(super) within: Duration,
-    connections: Vec<ConnectionManager>,
+    links: Vec<Link<ConnectionManager>>,
     turn: AtomicUsize,
 }
 
@@ -29,13 +30,13 @@ pub(super) enum Acknowledged {
 impl Replicas {
     /// Connects when they are first used.
     pub(super) fn new(client: &Client, count: u32, within: Duration) -> Result<Self, StoreError> {
-        let connections = (0..CONNECTIONS)
-            .map(|_| connect::lazy(client.clone(), within))
+        let links = (0..CONNECTIONS)
+            .map(|_| Ok(connect::link(connect::lazy(client.clone(), within)?, client, within)))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             count,
             within,
-            connections,
+            links,
             turn: AtomicUsize::new(0),
         })
     }
@@ -44,11 +45,14 @@ impl Replicas {
     /// of its own connection.
     pub(super) async fn send(&self, call: &Call<'_>) -> RedisResult<(Value, Acknowledged)> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let mut connection = self.connections[turn % self.connections.len()].clone();
-        match self.attempt(call, By::Hash, &mut connection).await {
-            Err(error) if is_no_script(&error) => self.attempt(call, By::Code, &mut connection).await,
-            answer => answer,
+        let link = &self.links[turn % self.links.len()];
+        let (which, mut connection) = link.get();
+        let mut answer = self.attempt(call, By::Hash, &mut connection).await;
+        if answer.as_ref().is_err_and(is_no_script) {
+            answer = self.attempt(call, By::Code, &mut connection).await;
         }
+        link.learn(which, &answer);
+        answer
     }
 
     async fn attempt(
