@@ -401,6 +401,8 @@ struct Tally {
     to_server: AtomicBool,
     turns: AtomicUsize,
     back: AtomicUsize,
+    /// Loses the next answer, and the connection with it.
+    cut: AtomicBool,
 }
 
 impl Tally {
@@ -442,6 +444,10 @@ async fn pump(
         }
         if !to_server {
             tally.back.fetch_add(length, Ordering::SeqCst);
+            if tally.cut.swap(false, Ordering::SeqCst) {
+                // Dropping this half ends what goes back; the other half goes when the client does.
+                break;
+            }
         }
         if to.write_all(&buffer[..length]).await.is_err() {
             break;
@@ -510,6 +516,34 @@ async fn a_look_up_transfers_no_body_and_a_refusal_no_record() {
 }
 
 // The server's troubles.
+
+#[tokio::test]
+async fn answers_that_are_lost_with_their_connection() {
+    let Some(server) = Redis::start() else { return };
+    let (url, tally) = proxy(server.port()).await;
+    let (store, plain) = (RedisStore::connect(&url).await.unwrap(), store(&server).await);
+    // The scripts are known, so that the answer that is lost is that of the operation.
+    let known = claim(9);
+    plain.begin(&known).await.unwrap();
+    plain.renew(&slot(9), known.token, HOUR).await.unwrap();
+    plain.complete(&slot(9), known.token, &record(b""), HOUR).await.unwrap();
+
+    let begin = claim(1);
+    let lose = || tally.cut.store(true, Ordering::SeqCst);
+    lose();
+    assert_eq!(
+        store.begin(&begin).await.unwrap(),
+        STARTED,
+        "asked again, with its token"
+    );
+    lose();
+    assert_eq!(store.renew(&slot(1), begin.token, HOUR).await.unwrap(), Held::Yes);
+    lose();
+    // Asked again it would be told that the claim is lost.
+    let answer = store.complete(&slot(1), begin.token, &record(b"answer"), HOUR).await;
+    assert_fails(answer, StoreErrorKind::Unavailable, "connection failed or broke");
+    assert_eq!(store.begin(&claim(1)).await.unwrap(), Begun::Done(record(b"answer")));
+}
 
 #[tokio::test]
 async fn scripts_that_the_server_forgets_are_sent_again() {
