@@ -5,11 +5,16 @@
 //! ```text
 //! version u8 │ kind u8 │ status u16 BE │ fingerprint 16 bytes │        every record
 //! flags u8 │ headers │ trailers if flagged │ body to the end           kind 0, a response
+//! (nothing more)                                                      kinds 1 and 2, tombstones
+//! key id 8 bytes │ nonce 24 bytes │ ciphertext and tag to the end     kind 3, a sealed record
 //! headers:  count, then for each: name code u8 (0: length, name), length << 1 | sensitive, value
 //!           or a code of 128 and above: name and value are both in the table
 //! ```
 //!
 //! `Content-Length` is a flag: it is computed anew, so that it is right whatever the handler said.
+//!
+//! A sealed record is another record, encrypted whole; its status is 0, its fingerprint in clear because
+//! stores compare it. What the ciphertext is bound to is in `store::sealed`.
 
 mod headers;
 
@@ -30,12 +35,22 @@ const VERSION: u8 = 1;
 const RESPONSE: u8 = 0;
 const NOT_RETAINED: u8 = 1;
 const UNKNOWN: u8 = 2;
+const SEALED: u8 = 3;
 
 const HAD_CONTENT_LENGTH: u8 = 1;
 const HAS_TRAILERS: u8 = 2;
 
 const FINGERPRINT_AT: usize = 4;
 const HEAD: usize = FINGERPRINT_AT + Fingerprint::LEN;
+
+/// Bytes that name the key of a sealed record.
+pub(crate) const KEY_ID: usize = 8;
+/// Bytes of a sealed record's nonce.
+pub(crate) const NONCE: usize = 24;
+/// Bytes that sealing adds to what it encrypts.
+const TAG: usize = 16;
+const CIPHERTEXT_AT: usize = HEAD + KEY_ID + NONCE;
+
 /// Bytes of the checksum that the stored form ends with.
 const CHECKSUM: usize = 8;
 
@@ -185,20 +200,34 @@ impl Record {
         let (record, sum) = bytes
             .split_last_chunk::<CHECKSUM>()
             .ok_or_else(|| corrupt("the stored record is cut short"))?;
-        match record.first() {
-            Some(&VERSION) => {}
-            Some(_) => {
-                return Err(corrupt(
-                    "the stored record is of a version that this build does not know; was it written by a newer release?",
-                ));
-            }
-            None => return Err(corrupt("the stored record is empty")),
-        }
+        known_version(record)?;
         if *sum != checksum(record) {
             return Err(corrupt("the stored record is damaged: its checksum does not match"));
         }
-        let record = Self(record.into());
-        record.open().map(|_| record)
+        Self::checked(record)
+    }
+
+    /// A record of a known version, if it makes sense. Of a sealed one only the envelope is seen.
+    fn checked(blob: &[u8]) -> Result<Self, StoreError> {
+        let record = Self(blob.into());
+        if record.is_sealed() {
+            record.whole_envelope()?;
+        } else {
+            record.open()?;
+        }
+        Ok(record)
+    }
+
+    fn is_sealed(&self) -> bool {
+        self.0.get(1) == Some(&SEALED)
+    }
+
+    fn whole_envelope(&self) -> Result<(), StoreError> {
+        // What is encrypted is a record, so it has a head.
+        if self.0.len() < CIPHERTEXT_AT + HEAD + TAG || self.0[..FINGERPRINT_AT] != [VERSION, SEALED, 0, 0] {
+            return Err(corrupt("the stored record is sealed, and its envelope is damaged"));
+        }
+        Ok(())
     }
 
     /// The fingerprint and the length of a record of which a store has read the first 20 bytes or
@@ -233,6 +262,9 @@ impl Record {
             RESPONSE => self.open_response(status()?).map(Opened::Response),
             NOT_RETAINED => status().map(Opened::NotRetained),
             UNKNOWN => Ok(Opened::Unknown),
+            SEALED => Err(corrupt(
+                "the stored record is sealed: wrap the store in `Sealed` (feature `sealed`), with the key that sealed it",
+            )),
             _ => Err(corrupt("the stored record is of a kind that this build does not know")),
         }
     }
@@ -267,12 +299,71 @@ impl Record {
     }
 }
 
+/// What is in a sealed record.
+#[cfg(feature = "sealed")]
+pub(crate) struct Envelope<'a> {
+    pub(crate) key_id: &'a [u8; KEY_ID],
+    pub(crate) nonce: &'a [u8; NONCE],
+    pub(crate) ciphertext: &'a [u8],
+}
+
+#[cfg(feature = "sealed")]
+impl Record {
+    /// A sealed record.
+    pub(crate) fn sealed(fingerprint: Fingerprint, envelope: &Envelope<'_>) -> Self {
+        let mut out = Vec::with_capacity(CIPHERTEXT_AT + envelope.ciphertext.len());
+        put_head(&mut out, SEALED, 0, fingerprint);
+        out.extend_from_slice(envelope.key_id);
+        out.extend_from_slice(envelope.nonce);
+        out.extend_from_slice(envelope.ciphertext);
+        Self(out.into())
+    }
+
+    /// The envelope of a sealed record; `None` if the record is in clear.
+    pub(crate) fn envelope(&self) -> Result<Option<Envelope<'_>>, StoreError> {
+        if !self.is_sealed() {
+            return Ok(None);
+        }
+        self.whole_envelope()?;
+        let parts = self.0[HEAD..].split_first_chunk().and_then(|(key_id, rest)| {
+            let (nonce, ciphertext) = rest.split_first_chunk()?;
+            Some(Envelope {
+                key_id,
+                nonce,
+                ciphertext,
+            })
+        });
+        Ok(parts)
+    }
+
+    /// What is encrypted when the record is sealed.
+    pub(crate) fn as_plaintext(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Reads what was encrypted.
+    pub(crate) fn from_plaintext(blob: &[u8]) -> Result<Self, StoreError> {
+        known_version(blob)?;
+        Self::checked(blob)
+    }
+}
+
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Never the contents: they are somebody's data.
         f.debug_struct("Record")
             .field("bytes", &self.0.len())
             .finish_non_exhaustive()
+    }
+}
+
+fn known_version(blob: &[u8]) -> Result<(), StoreError> {
+    match blob.first() {
+        Some(&VERSION) => Ok(()),
+        Some(_) => Err(corrupt(
+            "the stored record is of a version that this build does not know; was it written by a newer release?",
+        )),
+        None => Err(corrupt("the stored record is empty")),
     }
 }
 
@@ -381,6 +472,66 @@ mod tests {
         assert_eq!(hex(&tombstone[..HEAD]), "010100c9abababababababababababababababab");
         let unknown = Record::outcome_unknown(PRINT).to_bytes();
         assert_eq!(hex(&unknown[..HEAD]), "01020000abababababababababababababababab");
+        let sealed = stored_envelope(HEAD + TAG);
+        assert_eq!(hex(&sealed[..HEAD]), "01030000abababababababababababababababab");
+    }
+
+    /// The stored form of a sealed record with so many bytes of ciphertext, made by hand.
+    fn stored_envelope(ciphertext: usize) -> Vec<u8> {
+        let mut stored = Vec::new();
+        put_head(&mut stored, SEALED, 0, PRINT);
+        stored.extend([1; KEY_ID]);
+        stored.extend([2; NONCE]);
+        stored.extend(vec![3; ciphertext]);
+        let sum = checksum(&stored);
+        stored.extend(sum);
+        stored
+    }
+
+    #[test]
+    fn contract_6_5_a_sealed_record_is_stored_as_others_and_not_opened() {
+        let stored = stored_envelope(HEAD + TAG);
+        let record = Record::from_bytes(&stored).unwrap();
+        assert_eq!(record.to_bytes(), stored);
+        assert_eq!(record.fingerprint(), PRINT);
+        assert!(!record.is_response());
+        let error = record.open().unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+        assert!(error.to_string().contains("wrap the store in `Sealed`"), "{error}");
+    }
+
+    #[test]
+    fn contract_6_5_an_envelope_that_cannot_be_whole_is_corrupt() {
+        let short = Record::from_bytes(&stored_envelope(HEAD + TAG - 1)).unwrap_err();
+        assert_eq!(short.kind(), StoreErrorKind::Corrupt);
+        let mut blob = stored_envelope(HEAD + TAG);
+        blob.truncate(blob.len() - CHECKSUM);
+        blob[3] = 200;
+        let sum = checksum(&blob);
+        blob.extend(sum);
+        let status = Record::from_bytes(&blob).unwrap_err();
+        assert_eq!(status.kind(), StoreErrorKind::Corrupt);
+    }
+
+    #[cfg(feature = "sealed")]
+    #[test]
+    fn an_envelope_comes_apart_as_it_was_put_together() {
+        let ciphertext = [3; HEAD + TAG];
+        let record = Record::sealed(
+            PRINT,
+            &Envelope {
+                key_id: &[1; KEY_ID],
+                nonce: &[2; NONCE],
+                ciphertext: &ciphertext,
+            },
+        );
+        assert_eq!(record.to_bytes(), stored_envelope(HEAD + TAG));
+        let envelope = record.envelope().unwrap().unwrap();
+        assert_eq!(
+            (envelope.key_id, envelope.nonce, envelope.ciphertext),
+            (&[1; KEY_ID], &[2; NONCE], &ciphertext[..])
+        );
+        assert!(Record::outcome_unknown(PRINT).envelope().unwrap().is_none());
     }
 
     #[test]

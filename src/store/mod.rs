@@ -20,6 +20,10 @@ mod inspect;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "sealed")]
+mod sealed;
+#[cfg(feature = "tiered")]
+mod tiered;
 mod work;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -40,6 +44,12 @@ pub use self::redis::RedisStore;
 pub use erased::DynStore;
 pub use inspect::{Census, Entry, Inspect, Phase};
 pub use memory::{MemoryStats, MemoryStore, MemoryStoreBuilder, WhenFull};
+#[cfg(feature = "sealed")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sealed")))]
+pub use sealed::{KeyRing, Sealed, SealedBuilder};
+#[cfg(feature = "tiered")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tiered")))]
+pub use tiered::{Tiered, TieredBuilder, TieredStats};
 pub use work::{Commit, UnitOfWork, Working};
 
 pub use crate::error::{StoreError, StoreErrorKind};

@@ -1,0 +1,261 @@
+//! The keys, and what is done with them.
+
+use std::fmt;
+
+use chacha20poly1305::aead::{Aead, Generate, Payload};
+use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
+
+use crate::digest::Digest;
+use crate::error::{BoxError, ConfigError, StoreError, StoreErrorKind};
+use crate::fingerprint::Fingerprint;
+use crate::record::{Envelope, KEY_ID, NONCE, Record};
+use crate::scope::Slot;
+
+/// Begins what a seal is bound to; part of the format, so never to be changed.
+const DOMAIN: &[u8; 8] = b"ti.seal1";
+
+/// The keys of a [`Sealed`](super::Sealed) store: one that seals and opens, and former ones that only
+/// open.
+///
+/// A key is 32 bytes from a source of randomness fit for keys, as `openssl rand -out
+/// /run/secrets/idempotency.key 32` writes; not a password, and not a hexadecimal string. It comes from
+/// where your secrets are: a mounted file, or a secret manager. Base64 and hexadecimal are for the
+/// caller to decode.
+///
+/// ```no_run
+/// use tower_idempotency::store::KeyRing;
+///
+/// fn key(path: &str) -> Result<[u8; 32], Box<dyn std::error::Error>> {
+///     let bytes = std::fs::read(path)?;
+///     Ok(bytes.try_into().map_err(|_| format!("{path} must hold exactly 32 bytes"))?)
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let keys = KeyRing::new(key("/run/secrets/idempotency.key")?)
+///     .with_former(key("/run/secrets/idempotency.key.former")?);
+/// # let _ = keys;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// **To rotate** without a `503` on the way, let every host first be able to open what any will seal:
+///
+/// 1. deploy `KeyRing::new(old).with_former(new)` everywhere;
+/// 2. deploy `KeyRing::new(new).with_former(old)` everywhere;
+/// 3. when the last record under the old key has expired (the longest TTL later), leave it out.
+///
+/// A key's name is the beginning of a digest of it, so that nobody has to number keys. `Debug` and
+/// errors show names, never keys. The ring wipes its keys when it is dropped; the copy that you passed
+/// in is yours.
+pub struct KeyRing {
+    current: Key,
+    former: Vec<Key>,
+}
+
+struct Key {
+    id: [u8; KEY_ID],
+    // Wipes the key when it is dropped.
+    cipher: XChaCha20Poly1305,
+}
+
+impl Key {
+    fn new(bytes: &[u8; 32]) -> Self {
+        let mut digest = Digest::new(b"ti.keyid");
+        digest.field(0, bytes);
+        let mut id = [0; KEY_ID];
+        id.copy_from_slice(&digest.finish()[..KEY_ID]);
+        Self {
+            id,
+            cipher: XChaCha20Poly1305::new(bytes.into()),
+        }
+    }
+}
+
+impl KeyRing {
+    /// A ring with the key that seals, and opens what it sealed.
+    #[must_use]
+    pub fn new(current: [u8; 32]) -> Self {
+        Self {
+            current: Key::new(&current),
+            former: Vec::new(),
+        }
+    }
+
+    /// Adds a key that opens, and never seals. Any number of them.
+    #[must_use]
+    pub fn with_former(mut self, key: [u8; 32]) -> Self {
+        self.former.push(Key::new(&key));
+        self
+    }
+
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        let refused = |reason: String| Err(ConfigError::new("keys", reason));
+        let zeros = Key::new(&[0; 32]).id;
+        let mut seen = Vec::with_capacity(1 + self.former.len());
+        for key in self.all() {
+            if key.id == zeros {
+                return refused("a key of zeros is no key; 32 random bytes are needed (was it loaded?)".into());
+            }
+            if seen.contains(&key.id) {
+                return refused(format!(
+                    "the key named {} is there twice; the current key must not be among the former ones, \
+                     nor a former one be repeated",
+                    hex(&key.id)
+                ));
+            }
+            seen.push(key.id);
+        }
+        Ok(())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Key> {
+        std::iter::once(&self.current).chain(&self.former)
+    }
+
+    /// Seals a record for that slot.
+    pub(super) fn seal(&self, slot: &Slot, record: &Record) -> Result<Record, StoreError> {
+        self.seal_with(slot, record, <[u8; NONCE]>::try_generate)
+    }
+
+    fn seal_with<E: Into<BoxError>>(
+        &self,
+        slot: &Slot,
+        record: &Record,
+        random: impl FnOnce() -> Result<[u8; NONCE], E>,
+    ) -> Result<Record, StoreError> {
+        let failed = |message| StoreError::new(StoreErrorKind::Unavailable, message);
+        let nonce = random().map_err(|error| {
+            failed("sealed store: the operating system gives no random bytes for a nonce").with_source(error)
+        })?;
+        let fingerprint = record.fingerprint();
+        let payload = Payload {
+            msg: record.as_plaintext(),
+            aad: &bound_to(slot, fingerprint, &self.current.id),
+        };
+        let ciphertext = self
+            .current
+            .cipher
+            .encrypt(&XNonce::from(nonce), payload)
+            .map_err(|_| failed("sealed store: the record is too large to be encrypted"))?;
+        Ok(Record::sealed(
+            fingerprint,
+            &Envelope {
+                key_id: &self.current.id,
+                nonce: &nonce,
+                ciphertext: &ciphertext,
+            },
+        ))
+    }
+
+    /// Opens what [`seal`](Self::seal) made for the same slot and fingerprint.
+    pub(super) fn open(
+        &self,
+        slot: &Slot,
+        fingerprint: Fingerprint,
+        envelope: &Envelope<'_>,
+    ) -> Result<Record, StoreError> {
+        let corrupt = |message: String| StoreError::new(StoreErrorKind::Corrupt, message);
+        let Some(key) = self.all().find(|key| key.id == *envelope.key_id) else {
+            return Err(corrupt(format!(
+                "sealed store: the record is sealed under the key named {}, which the ring has not; \
+                 add that key with `KeyRing::with_former`, or forget the slot",
+                hex(envelope.key_id)
+            )));
+        };
+        let payload = Payload {
+            msg: envelope.ciphertext,
+            aad: &bound_to(slot, fingerprint, &key.id),
+        };
+        let plaintext = key
+            .cipher
+            .decrypt(&XNonce::from(*envelope.nonce), payload)
+            .map_err(|_| {
+                corrupt(
+                    "sealed store: the record does not open; it was damaged, changed, or moved from another slot: \
+                     find out who writes to the store, and forget the slot"
+                        .into(),
+                )
+            })?;
+        let record = Record::from_plaintext(&plaintext)?;
+        if record.fingerprint() != fingerprint {
+            return Err(corrupt("sealed store: the record inside is another request's".into()));
+        }
+        Ok(record)
+    }
+}
+
+/// What a seal is bound to: all of fixed length, so that no two lists give the same bytes.
+fn bound_to(slot: &Slot, fingerprint: Fingerprint, key_id: &[u8; KEY_ID]) -> Vec<u8> {
+    [&DOMAIN[..], slot.as_bytes(), fingerprint.as_bytes(), key_id].concat()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Names, no keys.
+impl fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let former: Vec<_> = self.former.iter().map(|key| hex(&key.id)).collect();
+        f.debug_struct("KeyRing")
+            .field("current", &hex(&self.current.id))
+            .field("former", &former)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOT: Slot = Slot::from_bytes([5; 32]);
+    const PRINT: Fingerprint = Fingerprint::from_bytes([0xAB; 16]);
+
+    fn fixed() -> Result<[u8; NONCE], BoxError> {
+        Ok([9; NONCE])
+    }
+
+    /// A record sealed by this release must be opened by every later one.
+    #[test]
+    fn golden_bytes_of_a_sealed_record() {
+        let sealed = KeyRing::new([7; 32])
+            .seal_with(&SLOT, &Record::outcome_unknown(PRINT), fixed)
+            .unwrap();
+        let golden = [
+            "01030000abababababababababababababababab",
+            "KEYID",
+            "090909090909090909090909090909090909090909090909",
+            "CIPHERTEXT",
+        ]
+        .concat();
+        assert_eq!(hex(sealed.as_plaintext()), golden);
+    }
+
+    #[test]
+    fn without_random_bytes_sealing_is_an_error() {
+        let none = || Err("no entropy");
+        let error = KeyRing::new([7; 32])
+            .seal_with(&SLOT, &Record::outcome_unknown(PRINT), none)
+            .unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+        assert!(std::error::Error::source(&error).is_some());
+    }
+
+    #[test]
+    fn contract_6_5_a_record_with_another_fingerprint_inside_is_corrupt() {
+        let keys = KeyRing::new([7; 32]);
+        let inside = Record::outcome_unknown(Fingerprint::from_bytes([1; 16]));
+        let payload = Payload {
+            msg: inside.as_plaintext(),
+            aad: &bound_to(&SLOT, PRINT, &keys.current.id),
+        };
+        let ciphertext = keys.current.cipher.encrypt(&XNonce::from([9; NONCE]), payload).unwrap();
+        let envelope = Envelope {
+            key_id: &keys.current.id,
+            nonce: &[9; NONCE],
+            ciphertext: &ciphertext,
+        };
+        let error = keys.open(&SLOT, PRINT, &envelope).unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+    }
+}

@@ -1,0 +1,209 @@
+//! A wrapper that encrypts the records of another store.
+
+mod keys;
+mod work;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{
+    Begin, Begun, Census, Entry, Held, Inspect, Record, Slot, Store, StoreError, StoreErrorKind, Token, UnitOfWork,
+};
+use crate::error::ConfigError;
+pub use keys::KeyRing;
+use work::SealedWork;
+
+/// Encrypts the records of the store it wraps: status, headers, body and trailers of every answer, and
+/// the tombstones.
+///
+/// A record is sealed with XChaCha20-Poly1305 under a random nonce, and bound to its slot and its
+/// fingerprint: one that was damaged, changed, or moved from another slot does not open. `begin` then
+/// fails with [`StoreErrorKind::Corrupt`] (contract, row 6.5: `503`, never a wrong replay) until the
+/// record expires or someone [forgets](Inspect::forget) it. So does a record under a key that the
+/// [`KeyRing`] has not, and a record that is not sealed at all: whoever can write to the store could
+/// have planted it.
+///
+/// ```
+/// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+/// use tower_idempotency::store::{KeyRing, Sealed};
+///
+/// # let key = [7; 32];
+/// // `key` is 32 random bytes; `KeyRing` says where from.
+/// let store = Sealed::new(MemoryStore::new(), KeyRing::new(key))?;
+/// let layer = IdempotencyLayer::new(store);
+/// # let _ = layer;
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
+///
+/// **What is not hidden:** slots and fingerprints (digests, by which the store finds and compares), the
+/// size of each record, its times, its key's name, and that an operation runs or is done. A fingerprint
+/// is a plain digest of the request: whoever reads it can test guesses of a request with few
+/// possibilities.
+///
+/// **What is not prevented:** who can write to the store can remove entries, so that operations run
+/// again, hold claims, and put an old record of the same slot and fingerprint back.
+///
+/// **Introducing it** to a store in use: hosts that still run without it answer `503` to the retries of
+/// what was sealed, and this one to those of what was not, unless it
+/// [accepts them](SealedBuilder::accept_unsealed).
+///
+/// A sealed record is 68 bytes larger. Before a remote store, [`Tiered`](super::Tiered) may go around
+/// this (`Tiered<Sealed<S>>`): it then holds answers in clear in this process's memory, and a cached
+/// replay decrypts nothing.
+#[derive(Clone)]
+pub struct Sealed<S> {
+    store: S,
+    keys: Arc<KeyRing>,
+    accept_unsealed: bool,
+}
+
+/// Builds a [`Sealed`] store.
+///
+/// ```
+/// use tower_idempotency::MemoryStore;
+/// use tower_idempotency::store::{KeyRing, Sealed};
+///
+/// let store = Sealed::builder(MemoryStore::new(), KeyRing::new([7; 32]))
+///     .accept_unsealed(true)
+///     .build()?;
+/// # let _ = store;
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct SealedBuilder<S> {
+    store: S,
+    keys: KeyRing,
+    accept_unsealed: bool,
+}
+
+impl<S> SealedBuilder<S> {
+    /// Whether records that are not sealed are replayed, too. Default `false`: they are refused as
+    /// corrupt.
+    ///
+    /// For the time of a migration: those that the store held before it was wrapped are valid for their
+    /// TTL. Take it out after that. **While it is on, whoever can write to the store can plant an
+    /// answer.**
+    pub fn accept_unsealed(mut self, accept: bool) -> Self {
+        self.accept_unsealed = accept;
+        self
+    }
+
+    /// Builds the store.
+    ///
+    /// # Errors
+    ///
+    /// A key of zeros, or the same key twice in the ring.
+    pub fn build(self) -> Result<Sealed<S>, ConfigError> {
+        self.keys.validate()?;
+        Ok(Sealed {
+            store: self.store,
+            keys: Arc::new(self.keys),
+            accept_unsealed: self.accept_unsealed,
+        })
+    }
+}
+
+impl<S> Sealed<S> {
+    /// Wraps a store; records that are not sealed are refused.
+    ///
+    /// # Errors
+    ///
+    /// A key of zeros, or the same key twice in the ring.
+    pub fn new(store: S, keys: KeyRing) -> Result<Self, ConfigError> {
+        Self::builder(store, keys).build()
+    }
+
+    /// Wraps a store, with options.
+    pub fn builder(store: S, keys: KeyRing) -> SealedBuilder<S> {
+        SealedBuilder {
+            store,
+            keys,
+            accept_unsealed: false,
+        }
+    }
+
+    fn open(&self, begin: &Begin, record: Record) -> Result<Record, StoreError> {
+        // The store compared what it holds beside the record; the seal is bound to what is in it.
+        if record.fingerprint() != begin.fingerprint {
+            return Err(StoreError::new(
+                StoreErrorKind::Corrupt,
+                "sealed store: the record is another request's; it was changed or moved in the store: \
+                 find out who writes there, and forget the slot",
+            ));
+        }
+        match record.envelope()? {
+            Some(envelope) => self.keys.open(&begin.slot, begin.fingerprint, &envelope),
+            None if self.accept_unsealed => Ok(record),
+            None => Err(StoreError::new(
+                StoreErrorKind::Corrupt,
+                "sealed store: the record is not sealed; if it was written before the store was wrapped, \
+                 build with `accept_unsealed(true)` until it expires; if not, somebody planted it",
+            )),
+        }
+    }
+}
+
+impl<S> fmt::Debug for Sealed<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealed")
+            .field("keys", &self.keys)
+            .field("accept_unsealed", &self.accept_unsealed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Store> Store for Sealed<S> {
+    const IN_PROCESS: bool = S::IN_PROCESS;
+
+    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+        match self.store.begin(begin).await? {
+            Begun::Done(record) => self.open(begin, record).map(Begun::Done),
+            begun => Ok(begun),
+        }
+    }
+
+    fn renew(
+        &self,
+        slot: &Slot,
+        token: Token,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        self.store.renew(slot, token, lease)
+    }
+
+    async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
+        let sealed = self.keys.seal(slot, record)?;
+        self.store.complete(slot, token, &sealed, ttl).await
+    }
+
+    fn release(&self, slot: &Slot, token: Token) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        self.store.release(slot, token)
+    }
+
+    fn changed(&self, slot: &Slot, round: u32) -> impl Future<Output = ()> + Send {
+        self.store.changed(slot, round)
+    }
+
+    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+        let work = self.store.unit_of_work(begin)?;
+        Some(Box::new(SealedWork::new(work, Arc::clone(&self.keys), begin.slot)))
+    }
+}
+
+/// Sizes are those of the sealed records.
+impl<S: Inspect> Inspect for Sealed<S> {
+    fn look_up(&self, slot: &Slot) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send {
+        self.store.look_up(slot)
+    }
+
+    fn forget(&self, slot: &Slot) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        self.store.forget(slot)
+    }
+
+    fn count(&self) -> impl Future<Output = Result<Census, StoreError>> + Send {
+        self.store.count()
+    }
+}

@@ -1,0 +1,54 @@
+//! The atomic mode of a sealed store: the record is sealed before it is committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Extensions;
+
+use super::keys::KeyRing;
+use crate::record::Record;
+use crate::scope::Slot;
+use crate::store::{Commit, StoreError, UnitOfWork, Working};
+
+pub(super) struct SealedWork {
+    work: Box<dyn UnitOfWork>,
+    keys: Arc<KeyRing>,
+    slot: Slot,
+}
+
+impl SealedWork {
+    pub(super) fn new(work: Box<dyn UnitOfWork>, keys: Arc<KeyRing>, slot: Slot) -> Self {
+        Self { work, keys, slot }
+    }
+}
+
+impl UnitOfWork for SealedWork {
+    fn offer(&self, extensions: &mut Extensions) {
+        self.work.offer(extensions);
+    }
+
+    fn is_begun(&self) -> bool {
+        self.work.is_begun()
+    }
+
+    fn commit<'a>(&'a self, record: &'a Record, ttl: Duration) -> Working<'a, Commit> {
+        Box::pin(async move {
+            match self.keys.seal(&self.slot, record) {
+                Ok(sealed) => self.work.commit(&sealed, ttl).await,
+                Err(error) => {
+                    // `Failed` promises it.
+                    self.work.roll_back().await;
+                    Commit::Failed(error)
+                }
+            }
+        })
+    }
+
+    fn was_committed(&self) -> Working<'_, Result<bool, StoreError>> {
+        self.work.was_committed()
+    }
+
+    fn roll_back(&self) -> Working<'_, ()> {
+        self.work.roll_back()
+    }
+}

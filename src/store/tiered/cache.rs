@@ -1,0 +1,135 @@
+//! What a `Tiered` store keeps in memory: completed records, for a while.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use quick_cache::sync::{Cache as Records, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use tokio::time::Instant;
+
+use crate::record::Record;
+use crate::scope::Slot;
+
+/// What an entry takes beside the bytes of its record: slot, time, links, and the map's share.
+const OVERHEAD: u64 = 160;
+
+/// Shards are no smaller, so that records up to that size can be kept.
+const SHARD: usize = 4 * 1024 * 1024;
+const MAX_SHARDS: usize = 64;
+
+#[derive(Clone)]
+struct Kept {
+    record: Record,
+    until: Instant,
+}
+
+#[derive(Clone)]
+struct Bytes;
+
+impl Weighter<Slot, Kept> for Bytes {
+    fn weight(&self, _: &Slot, kept: &Kept) -> u64 {
+        kept.record.len() as u64 + OVERHEAD
+    }
+}
+
+pub(super) struct Cache {
+    records: Records<Slot, Kept, Bytes>,
+    pub(super) capacity: usize,
+    pub(super) max_age: Duration,
+    hits: AtomicU64,
+    /// Counts what was forgotten. Records are put in under its read lock and forgotten under its write
+    /// lock, so that an answer from before a `forget` cannot be put in after it.
+    forgotten: RwLock<u64>,
+}
+
+/// When the store was asked, for the answer to come.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    at: Instant,
+    forgotten: u64,
+}
+
+impl Cache {
+    pub(super) fn new(capacity: usize, max_age: Duration) -> Self {
+        // A power of two, as the cache rounds it to.
+        let shards = 1 << (capacity / SHARD).clamp(1, MAX_SHARDS).ilog2();
+        let options = OptionsBuilder::new()
+            .shards(shards)
+            // Each shard's share is rounded up.
+            .weight_capacity((capacity / shards * shards) as u64)
+            .estimated_items_capacity((capacity / 1024).max(32 * shards))
+            // Keys that are gone would take bytes that are not counted.
+            .ghost_allocation(0.0)
+            .build();
+        let options = match options {
+            Ok(options) => options,
+            Err(_) => unreachable!("both capacities are given"),
+        };
+        Self {
+            records: Records::with_options(
+                options,
+                Bytes,
+                DefaultHashBuilder::default(),
+                DefaultLifecycle::default(),
+            ),
+            capacity,
+            max_age,
+            hits: AtomicU64::new(0),
+            forgotten: RwLock::new(0),
+        }
+    }
+
+    /// The record of that slot, if it may be replayed still.
+    pub(super) fn get(&self, slot: &Slot) -> Option<Record> {
+        let kept = self.records.get(slot)?;
+        let now = Instant::now();
+        if kept.until <= now {
+            // Another may have put a newer one there.
+            self.records.remove_if(slot, |kept| kept.until <= now);
+            return None;
+        }
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        Some(kept.record)
+    }
+
+    /// To be called before the store is asked.
+    pub(super) fn asking(&self) -> Asked {
+        Asked {
+            at: Instant::now(),
+            forgotten: *self.forgotten.read().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+
+    /// Keeps what the store answered, or was given: for `ttl` from the question, and at most for
+    /// `max_age`.
+    pub(super) fn put(&self, slot: &Slot, record: &Record, asked: Asked, ttl: Duration) {
+        let forgotten = self.forgotten.read().unwrap_or_else(PoisonError::into_inner);
+        if *forgotten == asked.forgotten {
+            let kept = Kept {
+                record: record.clone(),
+                until: asked.at + ttl.min(self.max_age),
+            };
+            self.records.insert(*slot, kept);
+        }
+    }
+
+    /// Removes the record of that slot, and refuses whatever the store was asked for before.
+    pub(super) fn forget(&self, slot: &Slot) {
+        let mut forgotten = self.forgotten.write().unwrap_or_else(PoisonError::into_inner);
+        *forgotten += 1;
+        self.records.remove(slot);
+    }
+
+    pub(super) fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn entries(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.records.weight()
+    }
+}

@@ -1,0 +1,52 @@
+//! The atomic mode of a tiered store: what was committed is cached.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Extensions;
+
+use super::cache::Cache;
+use crate::record::Record;
+use crate::scope::Slot;
+use crate::store::{Commit, StoreError, UnitOfWork, Working};
+
+pub(super) struct TieredWork {
+    work: Box<dyn UnitOfWork>,
+    cache: Arc<Cache>,
+    slot: Slot,
+}
+
+impl TieredWork {
+    pub(super) fn new(work: Box<dyn UnitOfWork>, cache: Arc<Cache>, slot: Slot) -> Self {
+        Self { work, cache, slot }
+    }
+}
+
+impl UnitOfWork for TieredWork {
+    fn offer(&self, extensions: &mut Extensions) {
+        self.work.offer(extensions);
+    }
+
+    fn is_begun(&self) -> bool {
+        self.work.is_begun()
+    }
+
+    fn commit<'a>(&'a self, record: &'a Record, ttl: Duration) -> Working<'a, Commit> {
+        Box::pin(async move {
+            let asked = self.cache.asking();
+            let commit = self.work.commit(record, ttl).await;
+            if matches!(commit, Commit::Done) {
+                self.cache.put(&self.slot, record, asked, ttl);
+            }
+            commit
+        })
+    }
+
+    fn was_committed(&self) -> Working<'_, Result<bool, StoreError>> {
+        self.work.was_committed()
+    }
+
+    fn roll_back(&self) -> Working<'_, ()> {
+        self.work.roll_back()
+    }
+}
