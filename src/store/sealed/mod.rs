@@ -207,3 +207,78 @@ impl<S: Inspect> Inspect for Sealed<S> {
         self.store.count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use http::Extensions;
+
+    use super::*;
+    use crate::fingerprint::Fingerprint;
+    use crate::store::{Commit, MemoryStore, OnLapse, Working};
+
+    const TTL: Duration = Duration::from_secs(60);
+
+    fn begin() -> Begin {
+        Begin {
+            slot: Slot::from_bytes([5; 32]),
+            fingerprint: Fingerprint::from_bytes([1; 16]),
+            token: Token(1),
+            lease: TTL,
+            ttl: TTL,
+            on_lapse: OnLapse::RunAgain,
+        }
+    }
+
+    fn starved() -> KeyRing {
+        let mut keys = KeyRing::new([7; 32]);
+        keys.starve();
+        keys
+    }
+
+    #[tokio::test]
+    async fn without_random_bytes_nothing_is_stored_and_the_claim_stays() {
+        let (memory, begin) = (MemoryStore::new(), begin());
+        let store = Sealed::new(memory.clone(), starved()).unwrap();
+        store.begin(&begin).await.unwrap();
+        let record = Record::outcome_unknown(begin.fingerprint);
+        let error = store
+            .complete(&begin.slot, begin.token, &record, TTL)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+        assert!(std::error::Error::source(&error).is_some());
+        assert_eq!(memory.count().await.unwrap(), Census::new(1, 0, 0));
+    }
+
+    /// Must not be asked to commit.
+    struct Work(Arc<AtomicBool>);
+
+    impl UnitOfWork for Work {
+        fn offer(&self, _: &mut Extensions) {}
+        fn is_begun(&self) -> bool {
+            true
+        }
+        fn commit<'a>(&'a self, _: &'a Record, _: Duration) -> Working<'a, Commit> {
+            panic!("nothing is sealed")
+        }
+        fn was_committed(&self) -> Working<'_, Result<bool, StoreError>> {
+            panic!("nothing is committed")
+        }
+        fn roll_back(&self) -> Working<'_, ()> {
+            self.0.store(true, Ordering::Relaxed);
+            Box::pin(async {})
+        }
+    }
+
+    #[tokio::test]
+    async fn without_random_bytes_a_unit_of_work_is_rolled_back() {
+        let rolled_back = Arc::new(AtomicBool::new(false));
+        let inner = Box::new(Work(Arc::clone(&rolled_back)));
+        let work = SealedWork::new(inner, Arc::new(starved()), begin().slot);
+        let commit = work.commit(&Record::outcome_unknown(begin().fingerprint), TTL).await;
+        assert!(matches!(commit, Commit::Failed(_)), "{commit:?}");
+        assert!(rolled_back.load(Ordering::Relaxed));
+    }
+}
