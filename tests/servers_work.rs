@@ -87,8 +87,9 @@ fn postgres_takes_settings_and_can_be_durable() {
         return;
     };
     assert_eq!(postgres.sql("postgres", "SHOW max_connections"), "7");
-    assert_eq!(postgres.sql("postgres", "SHOW fsync"), "on");
-    assert_eq!(Postgres::shared().unwrap().sql("postgres", "SHOW fsync"), "off");
+    assert_eq!(postgres.sql("postgres", "SHOW fsync"), "off");
+    let durable = Postgres::start_durable().unwrap();
+    assert_eq!(durable.sql("postgres", "SHOW fsync"), "on");
 }
 
 #[tokio::test]

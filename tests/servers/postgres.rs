@@ -23,7 +23,7 @@ const LEAN: &[(&str, &str)] = &[
     ("max_connections", "100"),
     ("shared_buffers", "16MB"),
     ("min_wal_size", "4MB"),
-    ("max_wal_size", "128MB"),
+    ("max_wal_size", "64MB"),
     ("wal_level", "minimal"),
     ("max_wal_senders", "0"),
     // In the data directory, which is removed whatever happens to the server.
@@ -33,8 +33,8 @@ const LEAN: &[(&str, &str)] = &[
     ("timezone", "UTC"),
 ];
 
-/// Without waits for the disk. What was committed survives a kill of the server all the same, as the
-/// kernel has it by then; a crash of the machine would lose it.
+/// Without waits for the disk, in memory if there is room. What was committed survives a kill of the
+/// server all the same, as the kernel has it by then; a crash of the machine would lose it.
 const FAST: &[(&str, &str)] = &[("fsync", "off"), ("full_page_writes", "off")];
 
 /// A running server with a directory and a port of its own on 127.0.0.1.
@@ -61,23 +61,28 @@ impl Postgres {
     /// A server, or none if PostgreSQL is not installed. Then this says so, and panics if
     /// `IDEMPOTENCY_REQUIRE_SERVERS=1`.
     pub fn start() -> Option<Self> {
-        Self::start_with(FAST)
-    }
-
-    /// As [`Postgres::start`], with the waits for the disk that a server in production has.
-    pub fn start_durable() -> Option<Self> {
         Self::start_with(&[])
     }
 
-    /// As [`Postgres::start_durable`], with settings of the test's own, such as `max_connections`.
+    /// As [`Postgres::start`], on a disk and with the waits for it that a server in production has.
+    pub fn start_durable() -> Option<Self> {
+        Self::start_in(process::on_disk, &[])
+    }
+
+    /// As [`Postgres::start`], with settings of the test's own, such as `max_connections`.
     pub fn start_with(settings: &[(&str, &str)]) -> Option<Self> {
+        let settings: Vec<_> = FAST.iter().chain(settings).copied().collect();
+        Self::start_in(process::in_memory, &settings)
+    }
+
+    fn start_in(place: fn() -> PathBuf, settings: &[(&str, &str)]) -> Option<Self> {
         let Some(programs) = programs() else {
             process::missing("PostgreSQL");
             return None;
         };
         let user = User::instead_of_root(&["postgres", "nobody"]);
         let template = template(&programs, user);
-        let directory = process::scratch("idempotency-pg", user);
+        let directory = process::scratch(&place(), "idempotency-pg", user);
         let watchdog = Watchdog::new(&directory, "QUIT");
         process::copy(&template, &directory.join("data"), user).unwrap();
         let settings = LEAN
@@ -316,7 +321,8 @@ fn ready(data: &Path, process: u32) -> bool {
 fn template(programs: &Path, user: Option<User>) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let version = process::run(Command::new(programs.join("postgres")).arg("--version"));
-    let version: String = version.chars().filter(|c| c.is_ascii_digit() || *c == '.').collect();
+    // As in `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
+    let version = version.split_whitespace().nth(2).unwrap();
     // Count up when what is given to `initdb` changes.
     let template = target.join(format!("postgres-{version}-1"));
     if template.exists() {
@@ -328,7 +334,7 @@ fn template(programs: &Path, user: Option<User>) -> PathBuf {
         return template;
     }
     // Where the user of the server may go.
-    let directory = process::scratch("idempotency-pg", user);
+    let directory = process::scratch(&process::in_memory(), "idempotency-pg", user);
     let _removed_at_the_end = Watchdog::new(&directory, "QUIT");
     let password = directory.join("password");
     fs::write(&password, PASSWORD).unwrap();

@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -80,12 +81,37 @@ impl User {
     }
 }
 
-/// A new private directory, which the user owns.
-pub fn scratch(name: &str, user: Option<User>) -> PathBuf {
+/// A place for files that need not survive the machine: in memory, if there is room for many
+/// servers, as making the hundreds of files of a database takes a second on some disks.
+pub fn in_memory() -> PathBuf {
+    const ENOUGH_KIB: u64 = 2 * 1024 * 1024;
+    static PLACE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let memory = Path::new("/dev/shm");
+        let free = || -> Option<u64> {
+            let df = Command::new("df").arg("-Pk").arg(memory).output().ok()?;
+            let table = String::from_utf8(df.stdout).ok()?;
+            table.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()
+        };
+        if free().is_some_and(|free| free >= ENOUGH_KIB) {
+            memory.to_owned()
+        } else {
+            on_disk()
+        }
+    });
+    PLACE.clone()
+}
+
+/// A place for temporary files.
+pub fn on_disk() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// A new private directory in that place, which the user owns.
+pub fn scratch(place: &Path, name: &str, user: Option<User>) -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let random = RandomState::new().hash_one(number) & 0xffff_ffff;
-    let path = std::env::temp_dir().join(format!("{name}-{}-{random:x}", std::process::id()));
+    let path = place.join(format!("{name}-{}-{random:x}", std::process::id()));
     fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
     give(&path, user);
