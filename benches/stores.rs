@@ -102,8 +102,12 @@ async fn cases<S: Store + Clone>(store: S) -> Vec<Case> {
 
     let done = begin(fresh());
     assert!(matches!(store.begin(&done).await, Ok(Begun::Started { .. })));
-    let record = tower_idempotency::store::Record::of_response(done.fingerprint, &Response::new(Bytes::from_static(ANSWER)));
-    store.complete(&done.slot, done.token, &record, done.ttl).await.expect("a record");
+    let record =
+        tower_idempotency::store::Record::of_response(done.fingerprint, &Response::new(Bytes::from_static(ANSWER)));
+    store
+        .complete(&done.slot, done.token, &record, done.ttl)
+        .await
+        .expect("a record");
     let known = Uuid::new_v4().to_string();
     send(request(&known)).await;
 
@@ -115,17 +119,25 @@ async fn cases<S: Store + Clone>(store: S) -> Vec<Case> {
             async move {
                 let begin = begin(fresh());
                 store.begin(&begin).await.expect("a claim");
-                store.complete(&begin.slot, begin.token, &record, begin.ttl).await.expect("a record");
+                store
+                    .complete(&begin.slot, begin.token, &record, begin.ttl)
+                    .await
+                    .expect("a record");
             }
         }),
         Case::new("store: replay", move |_| {
             let store = replay.clone();
             async move {
-                let again = Begin { token: Token::random(), ..done };
+                let again = Begin {
+                    token: Token::random(),
+                    ..done
+                };
                 assert!(matches!(store.begin(&again).await, Ok(Begun::Done(_))));
             }
         }),
-        Case::new("layer: first request", move |_| send_first(request(&Uuid::new_v4().to_string()))),
+        Case::new("layer: first request", move |_| {
+            send_first(request(&Uuid::new_v4().to_string()))
+        }),
         Case::new("layer: replay", move |_| send_again(request(&known))),
     ]
 }
@@ -209,7 +221,10 @@ async fn postgres(server: &Postgres) {
             let pool = writer.clone();
             async move {
                 let key = fresh();
-                for sql in ["INSERT INTO bare VALUES ($1, $2)", "UPDATE bare SET v = $2 WHERE k = $1"] {
+                for sql in [
+                    "INSERT INTO bare VALUES ($1, $2)",
+                    "UPDATE bare SET v = $2 WHERE k = $1",
+                ] {
                     let query = sqlx::query(sql).bind(key.as_bytes().as_slice()).bind(ANSWER);
                     query.execute(&pool).await.expect("a write");
                 }
@@ -224,7 +239,10 @@ async fn postgres(server: &Postgres) {
         }),
     ];
     compare("PostgreSQL", bare, cases(store).await).await;
-    throughput("PostgreSQL", &[1, 2, 4, 8], async |width| PostgresStore::new(connect(width).await)).await;
+    throughput("PostgreSQL", &[1, 2, 4, 8], async |width| {
+        PostgresStore::new(connect(width).await)
+    })
+    .await;
 }
 
 async fn sqlite() {
@@ -242,7 +260,10 @@ async fn sqlite() {
             let pool = writer.clone();
             async move {
                 let key = fresh();
-                for sql in ["INSERT INTO bare VALUES ($1, $2)", "UPDATE bare SET v = $2 WHERE k = $1"] {
+                for sql in [
+                    "INSERT INTO bare VALUES ($1, $2)",
+                    "UPDATE bare SET v = $2 WHERE k = $1",
+                ] {
                     let query = sqlx::query(sql).bind(key.as_bytes().as_slice()).bind(ANSWER);
                     query.execute(&pool).await.expect("a write");
                 }
@@ -264,7 +285,12 @@ async fn redis(server: &Redis) {
     let client = redis::Client::open(server.url()).expect("a URL");
     let connection = redis::aio::ConnectionManager::new(client).await.expect("a server");
     let store = RedisStore::new(connection.clone());
-    let () = redis::cmd("SET").arg("bare").arg(ANSWER).query_async(&mut connection.clone()).await.expect("a write");
+    let () = redis::cmd("SET")
+        .arg("bare")
+        .arg(ANSWER)
+        .query_async(&mut connection.clone())
+        .await
+        .expect("a write");
     let (writer, reader) = (connection.clone(), connection);
     let bare = vec![
         Case::new("bare: SET NX and SET", move |_| {
@@ -282,12 +308,19 @@ async fn redis(server: &Redis) {
         Case::new("bare: GET", move |_| {
             let mut connection = reader.clone();
             async move {
-                let _: Vec<u8> = redis::cmd("GET").arg("bare").query_async(&mut connection).await.expect("a read");
+                let _: Vec<u8> = redis::cmd("GET")
+                    .arg("bare")
+                    .query_async(&mut connection)
+                    .await
+                    .expect("a read");
             }
         }),
     ];
     compare("Redis", bare, cases(store.clone()).await).await;
-    throughput("Redis (one connection), requests at once", &[1, 8, 64], async |_| store.clone()).await;
+    throughput("Redis (one connection), requests at once", &[1, 8, 64], async |_| {
+        store.clone()
+    })
+    .await;
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]

@@ -32,7 +32,10 @@ async fn the_store_conforms() {
     let stores = vec![open(&directory).await, open(&directory).await];
     let harness = Arc::new(Sqlite(stores, Default::default()));
     let mut running = tokio::task::JoinSet::new();
-    for check in conformance::checks() {
+    let checks = conformance::checks()
+        .into_iter()
+        .chain(conformance::inspection_checks());
+    for check in checks {
         let harness = Arc::clone(&harness);
         running.spawn(async move { check.run(&*harness).await });
     }

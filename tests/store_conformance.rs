@@ -9,7 +9,7 @@ use std::time::Duration;
 use faults::{Fault, Faulty};
 use tower_idempotency::MemoryStore;
 use tower_idempotency::store::conformance::{self, Harness};
-use tower_idempotency::store::{DynStore, Store};
+use tower_idempotency::store::{DynStore, Inspect, Store};
 
 struct Shared<S>(S);
 
@@ -32,6 +32,18 @@ fn paused() -> tokio::runtime::Runtime {
 #[tokio::test(start_paused = true)]
 async fn the_memory_store_conforms() {
     conformance::check(&Shared(MemoryStore::new())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_store_in_memory_can_be_looked_into() {
+    async fn check<S: Inspect + Clone>(store: S) {
+        for check in conformance::inspection_checks() {
+            check.run(&Shared(store.clone())).await;
+        }
+    }
+    check(MemoryStore::new()).await;
+    check(Arc::new(MemoryStore::new())).await;
+    check(DynStore::new(MemoryStore::new())).await;
 }
 
 #[tokio::test(start_paused = true)]

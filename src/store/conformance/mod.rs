@@ -44,6 +44,7 @@
 
 mod claims;
 mod history;
+mod inspection;
 mod lapses;
 mod probe;
 mod races;
@@ -55,7 +56,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use super::Store;
+use super::{Inspect, Store};
 use probe::Probe;
 
 /// How the suite reaches a store.
@@ -110,6 +111,15 @@ impl<H> fmt::Debug for Check<H> {
     }
 }
 
+macro_rules! list {
+    ($($module:ident :: $rule:ident),* $(,)?) => {
+        vec![$(Check {
+            name: stringify!($rule),
+            run: |harness| Box::pin($module::$rule(Probe::new(harness, stringify!($rule)))),
+        }),*]
+    };
+}
+
 /// Runs every check, one after the other.
 ///
 /// # Panics
@@ -132,18 +142,21 @@ pub async fn check_history<H: Harness>(harness: &H, seed: u64) {
     history::follow(&Probe::new(harness, "a_random_history_follows_the_machine"), seed).await;
 }
 
+/// Every check of [`Inspect`], for stores that have it. They are like those of [`checks`].
+#[must_use]
+pub fn inspection_checks<H: Harness<Store: Inspect>>() -> Vec<Check<H>> {
+    list![
+        inspection::look_up_tells_how_far_an_operation_is,
+        inspection::forget_empties_the_slot,
+        inspection::count_counts,
+        inspection::settle_ends_a_lapsed_claim_and_nothing_else,
+    ]
+}
+
 /// Every check, for a test runner that reports each by its name. They are independent of each
 /// other and can run at the same time.
 #[must_use]
 pub fn checks<H: Harness>() -> Vec<Check<H>> {
-    macro_rules! list {
-        ($($module:ident :: $rule:ident),* $(,)?) => {
-            vec![$(Check {
-                name: stringify!($rule),
-                run: |harness| Box::pin($module::$rule(Probe::new(harness, stringify!($rule)))),
-            }),*]
-        };
-    }
     list![
         claims::the_first_begin_starts_attempt_1,
         claims::a_duplicate_is_in_flight,

@@ -1,0 +1,166 @@
+//! Looking into the store, and settling by hand.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+
+use super::Harness;
+use super::probe::{IN_FLIGHT, Probe};
+use crate::state::{Begin, Begun, Held, OnLapse};
+use crate::store::{Entry, Inspect, Phase, StoreError};
+
+impl<H: Harness<Store: Inspect>> Probe<'_, H> {
+    async fn look_up(&self, step: &str) -> Option<Entry> {
+        let answer = self.store.look_up(&self.slot).await;
+        self.answered(&format!("look_up, {step}"), answer)
+    }
+
+    async fn forget(&self, step: &str, expected: bool) {
+        let answer = self.store.forget(&self.slot).await;
+        self.expect_bool(&format!("forget, {step}"), answer, expected);
+    }
+
+    fn expect_bool(&self, step: &str, answer: Result<bool, StoreError>, expected: bool) {
+        let answer = self.answered(step, answer);
+        if answer != expected {
+            self.broken(step, format_args!("expected {expected}, got {answer}"));
+        }
+    }
+}
+
+pub(super) async fn look_up_tells_how_far_an_operation_is<H: Harness<Store: Inspect>>(probe: Probe<'_, H>) {
+    if let Some(entry) = probe.look_up("of a vacant slot").await {
+        probe.broken(
+            "look_up, of a vacant slot",
+            format_args!("expected None, got {entry:?}"),
+        );
+    }
+    let claim = probe.claim();
+    probe
+        .begin("of a vacant slot", &claim, &Begun::Started { attempt: 1 })
+        .await;
+    let alike = |entry: Option<Entry>, right: fn(Phase, Duration) -> bool, long: Duration| {
+        entry.is_some_and(|entry| entry.fingerprint == claim.fingerprint && right(entry.phase, long))
+    };
+    let step = "look_up, of a claim";
+    let entry = probe.look_up("of a claim").await;
+    let running = |phase, long| matches!(phase, Phase::Running { attempt: 1, lease_left } if !lease_left.is_zero() && lease_left <= long);
+    if !alike(entry, running, probe.long) {
+        probe.broken(step, format_args!("expected attempt 1 and a lease, got {entry:?}"));
+    }
+    probe.renew("to zero", claim.token, Duration::ZERO, Held::Yes).await;
+    let step = "look_up, of a lapsed claim";
+    let entry = probe.look_up("of a lapsed claim").await;
+    let lapsed = |phase, _| matches!(phase, Phase::Running { attempt: 1, lease_left } if lease_left.is_zero());
+    if !alike(entry, lapsed, probe.long) || entry.is_some_and(|entry| entry.forgotten_in > probe.long) {
+        probe.broken(step, format_args!("expected attempt 1 without a lease, got {entry:?}"));
+    }
+    let second = Begin {
+        token: super::probe::random_token(),
+        ..claim
+    };
+    probe
+        .begin("taking it over", &second, &Begun::Started { attempt: 2 })
+        .await;
+    let record = probe.response(b"a body of 24 bytes, about");
+    probe
+        .complete("by its holder", second.token, &record, probe.long, Held::Yes)
+        .await;
+    let step = "look_up, of a record";
+    let entry = probe.look_up("of a record").await;
+    // A store may count what it adds.
+    let done = |phase, _| matches!(phase, Phase::Done { bytes } if bytes >= 24);
+    if !alike(entry, done, probe.long) || entry.is_some_and(|entry| entry.forgotten_in > probe.long) {
+        probe.broken(
+            step,
+            format_args!("expected a record of 24 bytes or more, got {entry:?}"),
+        );
+    }
+}
+
+pub(super) async fn forget_empties_the_slot<H: Harness<Store: Inspect>>(probe: Probe<'_, H>) {
+    probe.forget("of a vacant slot", false).await;
+    let claim = probe.claim();
+    probe
+        .begin("of a vacant slot", &claim, &Begun::Started { attempt: 1 })
+        .await;
+    probe.forget("of a claim", true).await;
+    let record = probe.response(b"late");
+    probe
+        .complete("by the forgotten holder", claim.token, &record, probe.long, Held::Lost)
+        .await;
+    let other = probe.other_claim();
+    probe
+        .begin("with another fingerprint", &other, &Begun::Started { attempt: 1 })
+        .await;
+    let record = super::probe::response(other.fingerprint, b"kept");
+    probe
+        .complete("by its holder", other.token, &record, probe.long, Held::Yes)
+        .await;
+    probe.forget("of a record", true).await;
+    probe.forget("of a slot that was forgotten", false).await;
+    probe
+        .begin(
+            "of a slot that was forgotten",
+            &probe.claim(),
+            &Begun::Started { attempt: 1 },
+        )
+        .await;
+}
+
+pub(super) async fn count_counts<H: Harness<Store: Inspect>>(probe: Probe<'_, H>) {
+    let (lapsed, done) = (probe.elsewhere(), probe.elsewhere());
+    probe
+        .begin("one that runs", &probe.claim(), &Begun::Started { attempt: 1 })
+        .await;
+    let claim = lapsed.claim();
+    lapsed
+        .begin("one that lapses", &claim, &Begun::Started { attempt: 1 })
+        .await;
+    lapsed.renew("to zero", claim.token, Duration::ZERO, Held::Yes).await;
+    let claim = done.claim();
+    done.begin("one that ends", &claim, &Begun::Started { attempt: 1 })
+        .await;
+    let record = done.response(b"");
+    done.complete("by its holder", claim.token, &record, done.long, Held::Yes)
+        .await;
+    let census = probe.answered("count", probe.store.count().await);
+    // Others may use the store at the same time.
+    if census.running == 0 || census.lapsed == 0 || census.done == 0 {
+        probe.broken("count", format_args!("expected at least one of each, got {census:?}"));
+    }
+}
+
+pub(super) async fn settle_ends_a_lapsed_claim_and_nothing_else<H: Harness<Store: Inspect>>(probe: Probe<'_, H>) {
+    let answer = Response::new(Bytes::from_static(b"settled"));
+    let settled = probe.store.settle(&probe.slot, &answer, probe.long).await;
+    probe.expect_bool("settle, of a vacant slot", settled, false);
+    let claim = probe.claim();
+    probe
+        .begin("of a vacant slot", &claim, &Begun::Started { attempt: 1 })
+        .await;
+    let settled = probe.store.settle(&probe.slot, &answer, probe.long).await;
+    probe.expect_bool("settle, of a claim that is held", settled, false);
+    let duplicate = Begin {
+        token: super::probe::random_token(),
+        on_lapse: OnLapse::Refuse,
+        ..claim
+    };
+    probe.begin("a duplicate, after that", &duplicate, &IN_FLIGHT).await;
+    probe.renew("to zero", claim.token, Duration::ZERO, Held::Yes).await;
+    probe
+        .begin("a duplicate of the lapsed claim", &duplicate, &Begun::OutcomeUnknown)
+        .await;
+    let settled = probe.store.settle(&probe.slot, &answer, probe.long).await;
+    probe.expect_bool("settle, of a lapsed claim", settled, true);
+    let record = crate::record::Record::of_response(claim.fingerprint, &answer);
+    probe
+        .begin("a duplicate, after that", &duplicate, &Begun::Done(record.clone()))
+        .await;
+    probe
+        .complete("by the former holder", claim.token, &record, probe.long, Held::Lost)
+        .await;
+    let settled = probe.store.settle(&probe.slot, &answer, probe.long).await;
+    probe.expect_bool("settle, of what is settled", settled, false);
+}
