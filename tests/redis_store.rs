@@ -137,7 +137,8 @@ impl Harness for Handles {
 
 async fn conforms(harness: &'static Handles) {
     let mut running = JoinSet::new();
-    for check in conformance::checks() {
+    let checks = conformance::checks().into_iter();
+    for check in checks.chain(conformance::inspection_checks()) {
         running.spawn(async move { check.run(harness).await });
     }
     while let Some(joined) = running.join_next().await {

@@ -41,6 +41,9 @@ fn sealed<S>(store: S) -> Sealed<S> {
 async fn a_sealed_store_conforms() {
     let harness = Handles(sealed(MemoryStore::new()));
     conformance::check(&harness).await;
+    for check in conformance::inspection_checks() {
+        check.run(&harness).await;
+    }
     for seed in 0..100 {
         conformance::check_history(&harness, seed).await;
     }

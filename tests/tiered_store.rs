@@ -36,6 +36,9 @@ impl<S: Store + Clone> Harness for Handles<S> {
 async fn a_tiered_store_conforms() {
     let harness = Handles(Tiered::new(MemoryStore::new()));
     conformance::check(&harness).await;
+    for check in conformance::inspection_checks() {
+        check.run(&harness).await;
+    }
     assert!(harness.0.stats().hits > 0);
     for seed in 0..300 {
         conformance::check_history(&harness, seed).await;

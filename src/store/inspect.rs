@@ -136,7 +136,7 @@ pub trait Inspect: Store {
     /// use tower_idempotency::{Slot, store::{Inspect, StoreError}};
     ///
     /// /// The provider's dashboard says that the charge was made.
-    /// async fn was_charged(store: &impl Inspect, slot: &Slot) -> Result<bool, StoreError> {
+    /// async fn was_charged<S: Inspect>(store: &S, slot: &Slot) -> Result<bool, StoreError> {
     ///     let answer = Response::builder()
     ///         .status(201)
     ///         .header("content-type", "application/json")
