@@ -273,6 +273,8 @@ async fn attempts_do_not_overflow() {
         };
         assert_eq!(store.begin(&begin).await.unwrap(), Begun::Started { attempt: u32::MAX });
     }
+    let held: String = query(&mut raw, &format!("GET {}", store.key(&slot(1)))).await;
+    assert!(held.contains(&format!(" {} ", u32::MAX)), "{held}");
 }
 
 #[tokio::test]
@@ -623,7 +625,7 @@ async fn a_server_that_is_paused() {
     let answer = store.begin(&begin).await;
     server.resume();
     assert_fails(answer, StoreErrorKind::Timeout, "did not answer in time");
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
     // Whether the first was done does not matter.
     assert_eq!(store.begin(&begin).await.unwrap(), STARTED);
     assert!(matches!(store.begin(&claim(1)).await.unwrap(), Begun::InFlight { .. }));
@@ -1037,8 +1039,10 @@ async fn a_claim_that_too_few_replicas_have_is_given_back() {
     let plain = store(&pair.primary).await;
     let store = plain.clone();
     let store = store.wait_for_replicas(1, WITHIN).unwrap();
+    // With time enough on a busy machine.
+    let patient = plain.clone().wait_for_replicas(1, Duration::from_secs(20)).unwrap();
     let (mid, again) = (claim(2), claim(3));
-    assert_eq!(store.begin(&mid).await.unwrap(), STARTED);
+    assert_eq!(patient.begin(&mid).await.unwrap(), STARTED);
     plain.begin(&again).await.unwrap();
     plain.renew(&slot(3), again.token, Duration::ZERO).await.unwrap();
 
@@ -1083,7 +1087,7 @@ async fn a_claim_that_too_few_replicas_have_is_given_back() {
         StoreErrorKind::Unavailable,
         "fewer than 2 replicas",
     );
-    until("the replica is back", || async { store.begin(&claim(5)).await.is_ok() }).await;
+    assert_eq!(patient.begin(&claim(5)).await.unwrap(), STARTED);
 }
 
 #[tokio::test]
