@@ -16,6 +16,8 @@ use bytes::Bytes;
 use common::{Count, capture, inner, ok, post, send};
 use http::{Request, Response, StatusCode};
 use redis::aio::MultiplexedConnection;
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, cmd};
 use redis_server::{Redis, free_port};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -135,7 +137,7 @@ impl Harness for Handles {
     }
 }
 
-async fn conforms(harness: &'static Handles) {
+async fn conforms<H: Harness>(harness: &'static H) {
     let mut running = JoinSet::new();
     let checks = conformance::checks().into_iter();
     for check in checks.chain(conformance::inspection_checks()) {
@@ -1165,5 +1167,55 @@ async fn a_node_of_a_cluster() {
         );
         assert!(store.forget(&slot(n)).await.unwrap());
     }
+    assert_fails(store.count().await, StoreErrorKind::Unavailable, "each primary");
+}
+
+struct Clustered(RedisStore<ClusterConnection>);
+
+impl Harness for Clustered {
+    type Store = RedisStore<ClusterConnection>;
+
+    fn store(&self) -> Self::Store {
+        self.0.clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_conforms_on_a_cluster() {
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        let Some(node) = Redis::start_with(&["--cluster-enabled", "yes"]) else {
+            return;
+        };
+        nodes.push(node);
+    }
+    for (node, range) in nodes.iter().zip(["0 5000", "5001 11000", "11001 16383"]) {
+        let mut raw = raw(&node.url()).await;
+        let () = query(&mut raw, &format!("CLUSTER ADDSLOTSRANGE {range}")).await;
+        for other in &nodes {
+            let () = query(&mut raw, &format!("CLUSTER MEET 127.0.0.1 {}", other.port())).await;
+        }
+    }
+    for node in &nodes {
+        let raw = raw(&node.url()).await;
+        until("the cluster is up", || {
+            let mut raw = raw.clone();
+            async move {
+                let info: String = query(&mut raw, "CLUSTER INFO").await;
+                info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+            }
+        })
+        .await;
+    }
+    let client = ClusterClient::new(nodes.iter().map(Redis::url)).unwrap();
+    let store = RedisStore::new(client.get_async_connection().await.unwrap());
+    conforms(Box::leak(Box::new(Clustered(store.clone())))).await;
+    for node in &nodes {
+        let keys: u32 = query(&mut raw(&node.url()).await, "DBSIZE").await;
+        assert!(keys > 0, "every node was used");
+    }
+    store.begin(&claim(1)).await.unwrap();
+    assert!(store.look_up(&slot(1)).await.unwrap().is_some());
+    assert!(store.forget(&slot(1)).await.unwrap());
     assert_fails(store.count().await, StoreErrorKind::Unavailable, "each primary");
 }
