@@ -12,62 +12,82 @@ use serde_json::json;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::trace::TraceLayer;
-use tower_idempotency::{IdempotencyLayer, IdempotencyLayerBuilder, KeySource, MemoryStore, ScopeSource};
+use tower_idempotency::store::sql::Sweeper;
+use tower_idempotency::{
+    Background, IdempotencyLayer, IdempotencyLayerBuilder, KeySource, MemoryStore, ScopeSource, Store,
+};
 
 use super::accounts::{self, Account};
-use super::data::Data;
+use super::data::{Data, MemoryData};
 use super::error::ApiError;
+use super::metrics::Metrics;
 use super::options::{Options, StoreKind};
 use super::provider::Provider;
-use super::{billing, metrics, operations, screenings, sessions, users, webhooks};
+use super::{billing, operations, screenings, sessions, storage, users, webhooks};
 
 /// What the handlers share.
 #[derive(Clone)]
 pub(crate) struct AppState {
     pub(crate) data: Data,
     pub(crate) provider: Provider,
-    pub(crate) idempotency: Idempotency,
-}
-
-/// The two idempotency layers and the store that both keep their keys in.
-#[derive(Clone)]
-pub(crate) struct Idempotency {
-    pub(crate) store: MemoryStore,
-    /// Guards what the accounts do.
-    pub(crate) accounts: IdempotencyLayer,
-    /// Guards what webhook senders report.
-    pub(crate) webhooks: IdempotencyLayer,
 }
 
 /// The application, and what must be awaited before the process may end.
 pub(crate) struct App {
     pub(crate) router: Router,
-    pub(crate) idempotency: Idempotency,
+    pub(crate) data: Data,
     /// The operations that run now, whether their clients are still there or not.
     pub(crate) operations: TaskTracker,
+    /// What the idempotency layers do without a client.
+    pub(crate) background: [Background; 2],
+    /// Removes expired keys, if the store needs that.
+    pub(crate) sweeper: Option<Sweeper>,
 }
 
 impl App {
-    pub(crate) fn new(options: &Options) -> Result<Self, Box<dyn Error>> {
-        let store = match options.store()? {
-            StoreKind::Memory => MemoryStore::new(),
+    /// The application on the store that the options name.
+    pub(crate) async fn open(options: &Options) -> Result<Self, Box<dyn Error>> {
+        let shared = match options.store()? {
+            StoreKind::Memory => {
+                let store = MemoryStore::new();
+                let data = Data::Memory(MemoryData::default());
+                return Self::new(store.clone(), Some(store), data, options);
+            }
+            StoreKind::Sqlite(path) => storage::sqlite(path).await?,
+            StoreKind::Postgres(url) => storage::postgres(url).await?,
+            StoreKind::Redis(url) => storage::redis(url).await?,
         };
-        let idempotency = Idempotency {
-            accounts: configure(&store, options)
-                // The account, not the credential: a client that rotates its key between two tries
-                // is still the same client.
-                .scope(ScopeSource::extension(|account: &Account| account.id().to_owned()))
-                .build()?,
-            webhooks: configure(&store, options)
-                .webhooks("webhooks", KeySource::json_pointer("/event_id"))
-                .build()?,
-            store,
-        };
-        let data = Data::default();
+        let app = Self::new(shared.keys, None, shared.data, options)?;
+        Ok(Self {
+            sweeper: shared.sweeper,
+            ..app
+        })
+    }
+
+    /// `memory` is the store itself, if it is of the kind whose size can be told at any time.
+    fn new<S: Store + Clone>(
+        store: S,
+        memory: Option<MemoryStore>,
+        data: Data,
+        options: &Options,
+    ) -> Result<Self, Box<dyn Error>> {
+        // Two layers, which keep their keys in one store: what the accounts do, and what webhook
+        // senders report.
+        let accounts_layer = configure(&store, options)
+            // The account, not the credential: a client that rotates its key between two tries is
+            // still the same client.
+            .scope(ScopeSource::extension(|account: &Account| account.id().to_owned()))
+            .build()?;
+        let webhooks_layer = configure(&store, options)
+            .webhooks("webhooks", KeySource::json_pointer("/event_id"))
+            .build()?;
+
+        let provider = Provider::new(options.provider_latency, data.clone());
+        let metrics = Metrics::new([&accounts_layer, &webhooks_layer], memory, provider.clone());
+        let background = [accounts_layer.background(), webhooks_layer.background()];
         let state = AppState {
-            provider: Provider::new(options.provider_latency, data.clone()),
-            data,
-            idempotency: idempotency.clone(),
+            provider,
+            data: data.clone(),
         };
         let operations = TaskTracker::new();
 
@@ -79,7 +99,7 @@ impl App {
             .route("/v1/users/{id}/status", patch(users::set_status))
             .route("/v1/billing", get(billing::show))
             .route_layer(from_fn_with_state(operations.clone(), operations::track))
-            .route_layer(idempotency.accounts.clone())
+            .route_layer(accounts_layer)
             // Outside the idempotency layer: it needs the account, and a replay is for those only
             // who may see it.
             .route_layer(from_fn(accounts::authenticate));
@@ -88,7 +108,7 @@ impl App {
         let webhooks = Router::new()
             .route("/v1/webhooks/events", post(webhooks::receive).get(webhooks::list))
             .route_layer(from_fn_with_state(operations.clone(), operations::track))
-            .route_layer(idempotency.webhooks.clone());
+            .route_layer(webhooks_layer);
 
         // Axum's limit is for the requests that the layers let through without a key. It must not
         // be smaller than theirs, or it would refuse what they allow.
@@ -100,7 +120,7 @@ impl App {
             .merge(webhooks)
             .route("/", get(|| async { Html(include_str!("index.html")) }))
             .route("/healthz", get(|| async { Json(json!({ "status": "ok" })) }))
-            .route("/metrics", get(metrics::show))
+            .route("/metrics", get(async move || metrics.show()))
             .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
             .layer(body_limit)
             .layer(CatchPanicLayer::custom(internal_error))
@@ -109,8 +129,10 @@ impl App {
 
         Ok(Self {
             router,
-            idempotency,
+            data,
             operations,
+            background,
+            sweeper: None,
         })
     }
 }
@@ -120,7 +142,7 @@ impl App {
 /// `--require-key` is for both: an event that names no `event_id` cannot be told from its
 /// repetitions, so it is refused like any other guarded request without a key. Without the option,
 /// the application finds the field missing.
-fn configure(store: &MemoryStore, options: &Options) -> IdempotencyLayerBuilder {
+fn configure<S: Store + Clone>(store: &S, options: &Options) -> IdempotencyLayerBuilder<S> {
     IdempotencyLayer::builder(store.clone())
         .ttl(options.ttl)
         .lease(options.lease)

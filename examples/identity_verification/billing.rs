@@ -1,15 +1,16 @@
 //! What the account has been charged for.
 
-use axum::extract::State;
+use std::borrow::Cow;
+
 use axum::{Extension, Json};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::accounts::Account;
-use super::app::AppState;
+use super::data::{Data, DataError};
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Charge {
-    pub(crate) operation: &'static str,
+    pub(crate) operation: Cow<'static, str>,
     /// The id of the session or screening.
     pub(crate) reference: String,
     pub(crate) amount_cents: u64,
@@ -21,8 +22,8 @@ pub(crate) struct Bill {
     total_cents: u64,
 }
 
-pub(crate) async fn show(State(state): State<AppState>, Extension(account): Extension<Account>) -> Json<Bill> {
-    let charges = state.data.charges(account);
+pub(crate) async fn show(data: Data, Extension(account): Extension<Account>) -> Result<Json<Bill>, DataError> {
+    let charges = data.charges(account).await?;
     let total_cents = charges.iter().map(|charge| charge.amount_cents).sum();
-    Json(Bill { charges, total_cents })
+    Ok(Json(Bill { charges, total_cents }))
 }

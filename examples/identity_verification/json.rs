@@ -57,6 +57,8 @@ impl TryFrom<String> for NonEmpty {
     fn try_from(text: String) -> Result<Self, Self::Error> {
         if text.trim().is_empty() {
             Err("a required field is empty")
+        } else if text.contains('\0') {
+            Err("a field has a NUL character, which not every database can store")
         } else {
             Ok(Self(text))
         }

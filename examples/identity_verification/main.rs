@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! cargo run --example identity_verification
+//! cargo run --example identity_verification -- --store sqlite:idv.db
 //! ```
 //!
-//! What concerns idempotency is in `app.rs`: two layers, and where they stand. The handlers know
-//! nothing of it, except the one that reports which attempt it is.
+//! What concerns idempotency is in `app.rs`: two layers, and where they stand; and the store that
+//! they keep their keys in, in `storage.rs`. The handlers know nothing of it, except those that hand
+//! their provider a key of its own. On a database what they write is in the transaction of their
+//! operation, which is in `data/`: charged and answered, or neither, whatever crashes.
 
 mod accounts;
 mod app;
@@ -22,6 +25,7 @@ mod screenings;
 mod serve;
 mod sessions;
 mod shutdown;
+mod storage;
 mod users;
 mod webhooks;
 
@@ -52,7 +56,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(options: &Options) -> Result<Stopped, Box<dyn Error>> {
-    let app = App::new(options)?;
+    let app = App::open(options).await?;
     let listener = TcpListener::bind(&options.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", options.listen))?;

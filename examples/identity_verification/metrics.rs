@@ -1,23 +1,51 @@
 //! The metrics, in Prometheus' text format.
 
 use std::fmt::{Display, Write};
+use std::sync::Arc;
 
-use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use tower_idempotency::{Background, IdempotencyLayer, MemoryStore, Store};
 
-use super::app::AppState;
+use super::provider::Provider;
 
-pub(crate) async fn show(State(state): State<AppState>) -> impl IntoResponse {
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        render(&state),
-    )
+type Counts = Vec<(&'static str, u64)>;
+
+/// What is measured, whatever the layers' store.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    counts: Arc<dyn Fn() -> [Counts; 2] + Send + Sync>,
+    background: [Background; 2],
+    /// The store, if it is in this process: others are measured where they are.
+    memory: Option<MemoryStore>,
+    provider: Provider,
 }
 
-fn render(state: &AppState) -> String {
-    let layers = [&state.idempotency.accounts, &state.idempotency.webhooks];
-    let stats = state.idempotency.store.stats();
+impl Metrics {
+    pub(crate) fn new<S: Store>(
+        layers: [&IdempotencyLayer<S>; 2],
+        memory: Option<MemoryStore>,
+        provider: Provider,
+    ) -> Self {
+        let background = layers.map(IdempotencyLayer::background);
+        let layers = layers.map(IdempotencyLayer::clone);
+        Self {
+            counts: Arc::new(move || layers.each_ref().map(|layer| layer.counts().collect())),
+            background,
+            memory,
+            provider,
+        }
+    }
+
+    pub(crate) fn show(&self) -> impl IntoResponse + use<> {
+        (
+            [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+            render(self),
+        )
+    }
+}
+
+fn render(metrics: &Metrics) -> String {
     let mut text = Exposition::default();
 
     text.describe(
@@ -26,7 +54,8 @@ fn render(state: &AppState) -> String {
         "Requests by their idempotency outcome.",
     );
     // Both layers name the same outcomes in the same order.
-    for ((outcome, accounts), (_, webhooks)) in layers[0].counts().zip(layers[1].counts()) {
+    let [accounts, webhooks] = (metrics.counts)();
+    for ((outcome, accounts), (_, webhooks)) in accounts.into_iter().zip(webhooks) {
         let name = format_args!("idempotency_requests_total{{outcome=\"{outcome}\"}}");
         text.sample(name, accounts + webhooks);
     }
@@ -34,31 +63,34 @@ fn render(state: &AppState) -> String {
         "idempotency_background_operations",
         "gauge",
         "Work that goes on without its client.",
-        layers.iter().map(|layer| layer.background().len()).sum::<usize>(),
+        metrics.background.iter().map(Background::len).sum::<usize>(),
     );
-    text.metric(
-        "idempotency_store_entries",
-        "gauge",
-        "Claims and records in the store.",
-        stats.entries,
-    );
-    text.metric(
-        "idempotency_store_bytes",
-        "gauge",
-        "Bytes that claims and records take.",
-        stats.bytes,
-    );
-    text.metric(
-        "idempotency_store_evicted_total",
-        "counter",
-        "Records that were evicted before they expired.",
-        stats.evicted,
-    );
+    if let Some(store) = &metrics.memory {
+        let stats = store.stats();
+        text.metric(
+            "idempotency_store_entries",
+            "gauge",
+            "Claims and records in the store.",
+            stats.entries,
+        );
+        text.metric(
+            "idempotency_store_bytes",
+            "gauge",
+            "Bytes that claims and records take.",
+            stats.bytes,
+        );
+        text.metric(
+            "idempotency_store_evicted_total",
+            "counter",
+            "Records that were evicted before they expired.",
+            stats.evicted,
+        );
+    }
     text.metric(
         "identity_provider_calls_total",
         "counter",
         "Calls of the identity provider.",
-        state.provider.calls(),
+        metrics.provider.calls(),
     );
     text.0
 }

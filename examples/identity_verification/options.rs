@@ -1,5 +1,6 @@
 //! The options, each of which is an environment variable as well.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
@@ -12,7 +13,7 @@ pub(crate) struct Options {
     #[arg(long, env = "IDV_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:3000")]
     pub(crate) listen: String,
 
-    /// Where keys and data are kept: `memory`.
+    /// Where keys and data are kept: `memory`, `sqlite:PATH`, `redis://…` or `postgres://…`.
     // Text here, and checked in `store`: clap would quote a wrong value, and with it the password in a URL.
     #[arg(
         long,
@@ -62,22 +63,29 @@ pub(crate) struct Options {
     pub(crate) max_response_body: usize,
 }
 
-/// The kinds of store that `--store` can name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StoreKind {
+/// What `--store` names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoreKind<'a> {
     Memory,
+    Sqlite(&'a Path),
+    Postgres(&'a str),
+    Redis(&'a str),
 }
 
 impl Options {
     /// The store that was asked for. The error never shows the URL, which may hold a password.
-    pub(crate) fn store(&self) -> Result<StoreKind, String> {
-        let scheme = self.store.split_once(':').map(|(scheme, _)| scheme);
-        match scheme {
-            None if self.store == "memory" => Ok(StoreKind::Memory),
-            Some(later @ ("sqlite" | "redis" | "postgres")) => Err(format!(
-                "--store: this release has no `{later}` store yet; use `memory`"
-            )),
-            _ => Err("--store: unknown store; this release has `memory`".to_owned()),
+    pub(crate) fn store(&self) -> Result<StoreKind<'_>, &'static str> {
+        let url = self.store.as_str();
+        match url.split_once(':') {
+            None if url == "memory" => Ok(StoreKind::Memory),
+            Some(("sqlite", "" | "//")) => Err("--store: `sqlite:` needs the path of a file, as `sqlite:idv.db`"),
+            Some(("sqlite", ":memory:")) => Err("--store: for a store in memory use `memory`"),
+            Some(("sqlite", path)) => Ok(StoreKind::Sqlite(Path::new(path.strip_prefix("//").unwrap_or(path)))),
+            Some(("postgres" | "postgresql", _)) => Ok(StoreKind::Postgres(url)),
+            Some(("redis" | "rediss" | "valkey" | "valkeys" | "redis+unix" | "valkey+unix", _)) => {
+                Ok(StoreKind::Redis(url))
+            }
+            _ => Err("--store: unknown store; use `memory`, `sqlite:PATH`, `redis://…` or `postgres://…`"),
         }
     }
 }

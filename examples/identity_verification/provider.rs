@@ -24,7 +24,7 @@ const WATCH_LIST: [&str; 3] = ["Auric Goldfinger", "Ernst Stavro Blofeld", "Keys
 pub(crate) struct Provider {
     latency: Duration,
     calls: Arc<AtomicU64>,
-    /// Where the sandbox remembers what it has done once.
+    /// Where the sandbox remembers what it has done once, whatever becomes of the operation.
     data: Data,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Provider {
 pub(crate) struct Verification {
     pub(crate) report: Option<String>,
     /// The sandbox wants the process to die once this verification has been written down.
-    pub(crate) crash_after_commit: bool,
+    pub(crate) crash_after_writing: bool,
 }
 
 impl Provider {
@@ -63,11 +63,11 @@ impl Provider {
 
         let mut verification = Verification {
             report: None,
-            crash_after_commit: false,
+            crash_after_writing: false,
         };
         match workflow_id {
             "wkf_provider_down" => return Err(unavailable()),
-            "wkf_flaky" if self.data.is_first_time(account, "wkf_flaky", user_id) => return Err(unavailable()),
+            "wkf_flaky" if self.data.is_first_time(account, "wkf_flaky", user_id).await? => return Err(unavailable()),
             "wkf_declined" => {
                 return Err(ApiError::new(
                     StatusCode::PAYMENT_REQUIRED,
@@ -76,7 +76,9 @@ impl Provider {
             }
             "wkf_panic" => panic!("the sandbox workflow `wkf_panic`"),
             "wkf_large_report" => verification.report = Some("r".repeat(LARGE_REPORT)),
-            "wkf_crash" => verification.crash_after_commit = self.data.is_first_time(account, "wkf_crash", user_id),
+            "wkf_crash" => {
+                verification.crash_after_writing = self.data.is_first_time(account, "wkf_crash", user_id).await?
+            }
             _ => {}
         }
         Ok(verification)

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::accounts::Account;
 use super::app::AppState;
 use super::billing::Charge;
+use super::data::{Data, DataError};
 use super::json::{JsonBody, NonEmpty};
 
 const PRICE_CENTS: u64 = 35;
@@ -28,25 +29,26 @@ pub(crate) struct Screening {
 
 pub(crate) async fn create(
     State(state): State<AppState>,
+    data: Data,
     Extension(account): Extension<Account>,
     operation: Option<IdempotencyKey>,
     JsonBody(new): JsonBody<NewScreening>,
-) -> (StatusCode, Json<Screening>) {
+) -> Result<(StatusCode, Json<Screening>), DataError> {
     let full_name = new.full_name.into_inner();
     let provider_key = operation.map_or_else(Uuid::new_v4, |operation| operation.derive("screen"));
     let hits = state.provider.screen(&full_name, provider_key).await;
 
     let screening_id = format!("scr_{}", Uuid::new_v4().simple());
     let charge = Charge {
-        operation: "aml_screening",
+        operation: "aml_screening".into(),
         reference: screening_id.clone(),
         amount_cents: PRICE_CENTS,
     };
-    state.data.add_charge(account, charge);
+    data.add_charge(account, &charge).await?;
     let screening = Screening {
         screening_id,
         full_name,
         hits,
     };
-    (StatusCode::CREATED, Json(screening))
+    Ok((StatusCode::CREATED, Json(screening)))
 }

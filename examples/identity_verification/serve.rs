@@ -83,12 +83,8 @@ async fn stop(app: App, graceful: GracefulShutdown, mut connections: JoinSet<()>
     connections.shutdown().await;
 
     // Then the work that goes on without its client, within the same deadline.
-    let background = [
-        app.idempotency.accounts.background(),
-        app.idempotency.webhooks.background(),
-    ];
     let ended = timeout_at(deadline, async {
-        for layer in &background {
+        for layer in &app.background {
             layer.wait().await;
         }
     })
@@ -96,8 +92,12 @@ async fn stop(app: App, graceful: GracefulShutdown, mut connections: JoinSet<()>
 
     let abandoned = match ended {
         Ok(()) => abandoned,
-        Err(_) => abandoned.max(background.iter().map(|layer| layer.len()).sum()),
+        Err(_) => abandoned.max(app.background.iter().map(|layer| layer.len()).sum()),
     };
+
+    // Last the store: nothing uses it any more, but for what is abandoned.
+    drop(app.sweeper);
+    app.data.close().await;
     if abandoned == 0 {
         tracing::info!("stopped");
         Stopped::Cleanly

@@ -1,5 +1,6 @@
 //! Verification sessions.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
 use axum::extract::{Path, State};
@@ -15,19 +16,20 @@ use uuid::Uuid;
 use super::accounts::Account;
 use super::app::AppState;
 use super::billing::Charge;
+use super::data::{Data, DataError};
 use super::error::ApiError;
 use super::json::{JsonBody, NonEmpty};
 
 const PRICE_CENTS: u64 = 150;
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Session {
     pub(crate) session_id: String,
-    user_id: String,
-    workflow_id: String,
-    status: &'static str,
-    attempt: u32,
-    created_at: String,
+    pub(crate) user_id: String,
+    pub(crate) workflow_id: String,
+    pub(crate) status: Cow<'static, str>,
+    pub(crate) attempt: u32,
+    pub(crate) created_at: String,
 }
 
 #[derive(Deserialize)]
@@ -47,6 +49,7 @@ struct Created {
 
 pub(crate) async fn create(
     State(state): State<AppState>,
+    data: Data,
     Extension(account): Extension<Account>,
     // None if the client sent no key: then nothing protects it from running twice.
     operation: Option<IdempotencyKey>,
@@ -67,17 +70,19 @@ pub(crate) async fn create(
         session_id: session_id.clone(),
         user_id,
         workflow_id,
-        status: "in_review",
+        status: "in_review".into(),
         attempt: operation.map_or(1, |operation| operation.attempt()),
         created_at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
     };
     let charge = Charge {
-        operation: "verification_session",
+        operation: "verification_session".into(),
         reference: session_id.clone(),
         amount_cents: PRICE_CENTS,
     };
-    state.data.add_session(account, session.clone(), charge);
-    if verification.crash_after_commit {
+    // After the provider has answered: a transaction that begins here is not open while it takes its
+    // time.
+    data.add_session(account, &session, &charge).await?;
+    if verification.crash_after_writing {
         tracing::error!("aborting, as the sandbox workflow `wkf_crash` demands");
         std::process::abort();
     }
@@ -94,16 +99,16 @@ pub(crate) async fn create(
 }
 
 pub(crate) async fn show(
-    State(state): State<AppState>,
+    data: Data,
     Extension(account): Extension<Account>,
     Path(id): Path<String>,
 ) -> Result<Json<Session>, ApiError> {
-    let session = state.data.session(account, &id);
+    let session = data.session(account, &id).await?;
     session
         .map(Json)
         .ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "there is no such session"))
 }
 
-pub(crate) async fn list(State(state): State<AppState>, Extension(account): Extension<Account>) -> Json<Value> {
-    Json(json!({ "sessions": state.data.sessions(account) }))
+pub(crate) async fn list(data: Data, Extension(account): Extension<Account>) -> Result<Json<Value>, DataError> {
+    Ok(Json(json!({ "sessions": data.sessions(account).await? })))
 }

@@ -1,12 +1,12 @@
 //! Decisions on users.
 
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::accounts::Account;
-use super::app::AppState;
+use super::data::Data;
 use super::error::ApiError;
 use super::json::{JsonBody, NonEmpty};
 
@@ -26,18 +26,27 @@ pub(crate) enum UserStatus {
     Declined,
 }
 
+impl UserStatus {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Approved => "approved",
+            Self::Declined => "declined",
+        }
+    }
+}
+
 #[derive(Deserialize)]
 pub(crate) struct Decision {
     status: UserStatus,
 }
 
 pub(crate) async fn set_status(
-    State(state): State<AppState>,
+    data: Data,
     Extension(account): Extension<Account>,
     Path(user_id): Path<String>,
     JsonBody(decision): JsonBody<Decision>,
 ) -> Result<Json<User>, ApiError> {
     let invalid = |reason| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, reason);
     let user_id = NonEmpty::try_from(user_id).map_err(invalid)?.into_inner();
-    Ok(Json(state.data.set_user_status(account, user_id, decision.status)))
+    Ok(Json(data.set_user_status(account, user_id, decision.status).await?))
 }

@@ -1,12 +1,11 @@
 //! Events that other systems report, each of which may be delivered many times.
 
 use axum::Json;
-use axum::extract::State;
 use serde::de::{Error, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::app::AppState;
+use super::data::{Data, DataError};
 use super::json::{JsonBody, NonEmpty};
 
 #[derive(Deserialize)]
@@ -19,17 +18,23 @@ pub(crate) struct Delivery {
 }
 
 /// A processed event.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Event {
-    event_id: EventId,
-    r#type: String,
+    pub(crate) event_id: EventId,
+    pub(crate) r#type: String,
 }
 
 /// A string or an integer, which is what the idempotency layer takes for a key. It goes back as it
 /// came, all digits included.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
-struct EventId(Box<RawValue>);
+pub(crate) struct EventId(pub(crate) Box<RawValue>);
+
+impl EventId {
+    pub(crate) fn as_json(&self) -> &str {
+        self.0.get()
+    }
+}
 
 impl<'de> Deserialize<'de> for EventId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -60,18 +65,19 @@ pub(crate) struct Events {
 }
 
 /// Processes an event. That it is processed once is the idempotency layer's doing.
-pub(crate) async fn receive(State(state): State<AppState>, JsonBody(delivery): JsonBody<Delivery>) -> Json<Receipt> {
-    state.data.add_event(Event {
-        event_id: delivery.event_id.clone(),
-        r#type: delivery.r#type.into_inner(),
-    });
-    Json(Receipt {
+pub(crate) async fn receive(data: Data, JsonBody(delivery): JsonBody<Delivery>) -> Result<Json<Receipt>, DataError> {
+    let event = Event {
         event_id: delivery.event_id,
+        r#type: delivery.r#type.into_inner(),
+    };
+    data.add_event(&event).await?;
+    Ok(Json(Receipt {
+        event_id: event.event_id,
         received: true,
-    })
+    }))
 }
 
-pub(crate) async fn list(State(state): State<AppState>) -> Json<Events> {
-    let events = state.data.events();
-    Json(Events { events })
+pub(crate) async fn list(data: Data) -> Result<Json<Events>, DataError> {
+    let events = data.events().await?;
+    Ok(Json(Events { events }))
 }
