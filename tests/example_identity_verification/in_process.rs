@@ -19,9 +19,9 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    fn new(options: &[&str]) -> Self {
+    async fn new(options: &[&str]) -> Self {
         let options = Options::parse_from(["identity_verification"].iter().chain(options));
-        let App { router, .. } = App::new(&options).unwrap();
+        let App { router, .. } = App::open(&options).await.unwrap();
         Self { router }
     }
 
@@ -57,7 +57,7 @@ impl Sandbox {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_is_created_once_and_replayed() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     let call = Call::session("usr_1", "wkf_kyc_full").key("k-1");
     let began = Instant::now();
     let first = sandbox.send(call.clone()).await.expect(201);
@@ -108,7 +108,7 @@ async fn a_session_is_created_once_and_replayed() {
 
 #[tokio::test(start_paused = true)]
 async fn sessions_and_charges_are_listed_oldest_first_and_per_account() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     for user in ["usr_1", "usr_2", "usr_3"] {
         // Without a key: it runs, unguarded, as attempt 1.
         let created = sandbox.send(Call::session(user, "any")).await.expect(201);
@@ -129,7 +129,7 @@ async fn sessions_and_charges_are_listed_oldest_first_and_per_account() {
 
 #[tokio::test(start_paused = true)]
 async fn a_screening_is_charged_once() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     for (name, hits) in [
         ("Ada Lovelace", json!([])),
         ("Auric Goldfinger", json!(["Auric Goldfinger"])),
@@ -160,7 +160,7 @@ async fn a_screening_is_charged_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_users_version_counts_the_decisions_that_ran() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     let began = Instant::now();
     let approve = Call::decision("usr_1", r#"{"status":"approved"}"#);
     let decline = Call::decision("usr_1", r#"{"status":"declined"}"#);
@@ -187,7 +187,7 @@ async fn a_users_version_counts_the_decisions_that_ran() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_is_processed_once() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     let event = |id: Value, time| json!({ "event_id": id, "type": "paid", "data": { "sent_at": time } }).to_string();
     let first = sandbox
         .send(Call::post(EVENTS, event(json!("evt_1"), 1)))
@@ -219,7 +219,7 @@ async fn an_event_is_processed_once() {
 
 #[tokio::test(start_paused = true)]
 async fn an_invalid_event_is_refused_and_not_kept() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     for (body, status) in [
         ("", 400),
         ("{", 400),
@@ -244,7 +244,7 @@ async fn an_invalid_event_is_refused_and_not_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn requests_without_a_known_key_are_refused() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     let call = Call::session("usr_1", "any").key("k-1");
     sandbox.send(call.clone()).await.expect(201);
     let anonymous = Call::post(SESSIONS, r#"{"user_id":"usr_1","workflow_id":"any"}"#).key("k-1");
@@ -267,7 +267,7 @@ async fn requests_without_a_known_key_are_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn keys_are_scoped_by_account() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     let call = Call::session("usr_1", "any").key("k-1");
     let first = sandbox.send(call.clone()).await.expect(201);
     let rotated = sandbox
@@ -286,7 +286,7 @@ async fn keys_are_scoped_by_account() {
 
 #[tokio::test(start_paused = true)]
 async fn invalid_bodies_are_refused_by_the_application_and_free_the_key() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     for (path, valid, cases) in [
         (
             SESSIONS,
@@ -344,7 +344,7 @@ async fn invalid_bodies_are_refused_by_the_application_and_free_the_key() {
 
 #[tokio::test(start_paused = true)]
 async fn an_invalid_key_is_refused_before_the_application() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     for key in ["", "a,b", "\"open"] {
         let call = Call::session("usr_1", "any").key(key);
         sandbox.send(call).await.expect_problem(400, "invalid-key");
@@ -354,7 +354,7 @@ async fn an_invalid_key_is_refused_before_the_application() {
 
 #[tokio::test(start_paused = true)]
 async fn workflows_that_fail_create_and_charge_nothing() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     for (workflow, status) in [("wkf_provider_down", 503), ("wkf_declined", 402), ("wkf_panic", 500)] {
         let call = Call::session("usr_1", workflow).key(workflow);
         for _ in 0..2 {
@@ -373,7 +373,7 @@ async fn workflows_that_fail_create_and_charge_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn the_flaky_workflow_fails_once_for_each_user_of_each_account() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     for (api_key, user) in [
         ("sk_test_acme", "usr_1"),
         ("sk_test_acme", "usr_2"),
@@ -394,7 +394,7 @@ async fn the_flaky_workflow_fails_once_for_each_user_of_each_account() {
 
 #[tokio::test(start_paused = true)]
 async fn the_slow_workflow_takes_two_seconds_whatever_the_latency() {
-    let sandbox = Sandbox::new(&["--provider-latency", "10s"]);
+    let sandbox = Sandbox::new(&["--provider-latency", "10s"]).await;
     let began = Instant::now();
     sandbox.send(Call::session("usr_1", "wkf_slow")).await.expect(201);
     assert_eq!(began.elapsed(), Duration::from_secs(2));
@@ -404,7 +404,7 @@ async fn the_slow_workflow_takes_two_seconds_whatever_the_latency() {
 
 #[tokio::test(start_paused = true)]
 async fn a_large_report_is_delivered_once_and_never_made_again() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     let call = Call::session("usr_1", "wkf_large_report").key("k-1");
     let first = sandbox.send(call.clone()).await.expect(201);
     assert_eq!(first.json()["report"].as_str().unwrap().len(), 3 * 1024 * 1024);
@@ -413,7 +413,7 @@ async fn a_large_report_is_delivered_once_and_never_made_again() {
     assert_eq!(second.header("retry-after"), None);
     assert_eq!(sandbox.charges("sk_test_acme").await.len(), 1);
 
-    let roomy = Sandbox::new(&["--max-response-body", "4194304"]);
+    let roomy = Sandbox::new(&["--max-response-body", "4194304"]).await;
     let call = Call::session("usr_1", "wkf_large_report").key("k-1");
     let first = roomy.send(call.clone()).await.expect(201);
     let second = roomy.send(call).await.expect(201);
@@ -423,7 +423,7 @@ async fn a_large_report_is_delivered_once_and_never_made_again() {
 
 #[tokio::test(start_paused = true)]
 async fn another_body_under_the_same_key_is_refused() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     let call = Call::session("usr_1", "any").key("k-1");
     let first = sandbox.send(call.clone()).await.expect(201);
     let reused = sandbox.send(Call::session("usr_2", "any").key("k-1")).await;
@@ -436,7 +436,7 @@ async fn another_body_under_the_same_key_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outcome_is_kept_for_the_ttl() {
-    let sandbox = Sandbox::new(&["--ttl", "2s"]);
+    let sandbox = Sandbox::new(&["--ttl", "2s"]).await;
     let call = Call::session("usr_1", "any").key("k-1");
     sandbox.send(call.clone()).await.expect(201);
     tokio::time::advance(Duration::from_millis(1990)).await;
@@ -450,7 +450,7 @@ async fn an_outcome_is_kept_for_the_ttl() {
 async fn a_concurrent_duplicate_gets_409_or_waits_if_told_to() {
     let call = Call::session("usr_1", "wkf_slow").key("k-1");
     for (wait, waited) in [("0s", false), ("1s", false), ("5s", true)] {
-        let sandbox = Sandbox::new(&["--wait", wait]);
+        let sandbox = Sandbox::new(&["--wait", wait]).await;
         let (first, second) = tokio::join!(sandbox.send(call.clone()), sandbox.send(call.clone()));
         let first = first.expect(201);
         if waited {
@@ -467,7 +467,7 @@ async fn a_concurrent_duplicate_gets_409_or_waits_if_told_to() {
 
 #[tokio::test(start_paused = true)]
 async fn a_key_can_be_required() {
-    let sandbox = Sandbox::new(&["--require-key"]);
+    let sandbox = Sandbox::new(&["--require-key"]).await;
     sandbox
         .send(Call::session("usr_1", "any"))
         .await
@@ -489,7 +489,7 @@ async fn a_key_can_be_required() {
     sandbox.send(Call::post(SESSIONS, "{}")).await.expect_error(401);
 
     for overridden in [&["--require-key=false"][..], &[]] {
-        let sandbox = Sandbox::new(overridden);
+        let sandbox = Sandbox::new(overridden).await;
         sandbox.send(Call::session("usr_1", "any")).await.expect(201);
     }
 }
@@ -497,19 +497,19 @@ async fn a_key_can_be_required() {
 #[tokio::test(start_paused = true)]
 async fn the_limits_are_the_layers() {
     let long = "u".repeat(100);
-    let sandbox = Sandbox::new(&["--max-request-body", "100"]);
+    let sandbox = Sandbox::new(&["--max-request-body", "100"]).await;
     let refused = sandbox.send(Call::session(&long, "any").key("k-1")).await;
     refused.expect_problem(413, "body-too-large");
     sandbox.send(Call::session(&long, "any")).await.expect(201);
     sandbox.send(Call::session("usr_1", "any").key("k-1")).await.expect(201);
 
     // More than Axum's own limit.
-    let sandbox = Sandbox::new(&["--max-request-body", "4000000"]);
+    let sandbox = Sandbox::new(&["--max-request-body", "4000000"]).await;
     let huge = "u".repeat(3_000_000);
     let allowed = sandbox.send(Call::session(&huge, "any").key("k-1")).await;
     assert_eq!(allowed.status, 201);
 
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     let refused = sandbox.send(Call::session(&huge, "any").key("k-1")).await;
     refused.expect_problem(413, "body-too-large");
     sandbox.send(Call::session(&huge, "any")).await.expect_error(413);
@@ -517,7 +517,7 @@ async fn the_limits_are_the_layers() {
 
 #[tokio::test(start_paused = true)]
 async fn metrics_count_both_layers() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     let event = Call::post(EVENTS, r#"{"event_id":"evt_1","type":"paid","data":{}}"#);
     let call = Call::session("usr_1", "any").key("k-1");
     for call in [&event, &event, &call, &call, &call] {
@@ -556,7 +556,7 @@ async fn metrics_count_both_layers() {
 
 #[tokio::test(start_paused = true)]
 async fn the_rest_of_the_routes() {
-    let sandbox = Sandbox::new(&[]);
+    let sandbox = Sandbox::new(&[]).await;
     sandbox.send(Call::get("/healthz")).await.expect(200);
     let index = sandbox.send(Call::get("/")).await.expect(200);
     assert!(index.header("content-type").unwrap().starts_with("text/html"));
@@ -567,12 +567,17 @@ async fn the_rest_of_the_routes() {
     sandbox.send(delete).await.expect(405);
 }
 
-#[test]
-fn an_option_that_cannot_work_is_an_error_that_shows_no_password() {
+#[tokio::test]
+async fn an_option_that_cannot_work_is_an_error_that_shows_no_password() {
     for options in [
-        ["--store", "sqlite:/tmp/x.db"],
-        ["--store", "redis://user:secret@host"],
-        ["--store", "postgres://user:secret@host/db"],
+        ["--store", "sqlite:"],
+        ["--store", "sqlite::memory:"],
+        ["--store", "sqlite:/secret/there/is/no/such.db"],
+        ["--store", "redis://user:secret@127.0.0.1:1"],
+        ["--store", "redis://user:secret@host:port"],
+        ["--store", "postgres://user:secret@127.0.0.1:1/db"],
+        ["--store", "postgres://user:secret@host:port/db"],
+        ["--store", "postgres://user:secret@127.0.0.1:1/db?sslmode=secret"],
         ["--store", "mysql://user:secret@host/db"],
         ["--store", "secret"],
         ["--store", ""],
@@ -581,7 +586,7 @@ fn an_option_that_cannot_work_is_an_error_that_shows_no_password() {
         ["--wait", "25h"],
     ] {
         let parsed = Options::parse_from(["identity_verification"].iter().chain(&options));
-        let error = App::new(&parsed).err().unwrap().to_string();
+        let error = App::open(&parsed).await.err().unwrap().to_string();
         assert!(error.contains(options[0].trim_start_matches('-')), "{error}");
         assert!(!error.contains("secret"), "{error}");
     }

@@ -5,6 +5,17 @@ mod black_box;
 mod in_process;
 mod process;
 mod request;
+#[cfg(target_os = "linux")]
+mod stores;
+
+/// The servers that the example keeps its data on.
+#[cfg(target_os = "linux")]
+#[path = "../servers"]
+mod servers {
+    pub(crate) mod postgres;
+    pub(crate) mod process;
+    pub(crate) mod redis;
+}
 
 /// The example's own modules, all but those of its process.
 #[path = "../../examples/identity_verification"]
@@ -22,6 +33,7 @@ mod server {
     mod provider;
     mod screenings;
     mod sessions;
+    mod storage;
     mod users;
     mod webhooks;
 }
