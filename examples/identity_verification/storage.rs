@@ -16,8 +16,8 @@ use super::data::{Causes, Data, PostgresData, RedisData, SqliteData};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often expired keys are removed. They do not count before that either.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// Connections to PostgreSQL at most.
-const CONNECTIONS: u32 = 16;
+/// Connections to PostgreSQL.
+const CONNECTIONS: u32 = 8;
 
 /// A store that other servers may share, and the application's data beside it.
 pub(crate) struct Shared {
@@ -68,9 +68,17 @@ pub(crate) async fn postgres(url: &str) -> Result<Shared, Refusal> {
         Err(_) => return Err(format!("--store: {UNREACHABLE}: no answer within {PATIENCE:?}")),
     }
     let pool = PgPoolOptions::new()
+        .min_connections(CONNECTIONS)
         .max_connections(CONNECTIONS)
         .acquire_timeout(PATIENCE)
         .connect_lazy_with(options);
+    // All are made now: a handshake with a password takes longer than many statements, and the first
+    // requests would wait for it.
+    let mut made = Vec::new();
+    for _ in 0..CONNECTIONS {
+        made.push(pool.acquire().await.map_err(|error| refusal(UNREACHABLE, &error))?);
+    }
+    drop(made);
     let store = PostgresStore::new(pool);
     store.migrate().await.map_err(|error| refusal(UNUSABLE, &error))?;
     let data = PostgresData::open(store.pool().clone())
