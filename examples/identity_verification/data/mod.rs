@@ -171,7 +171,7 @@ impl From<DataError> for ApiError {
         tracing::error!(error = %Causes(&*error.0), "the application's data cannot be reached");
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            "the database is unavailable; nothing was created or charged",
+            "the database is unavailable; try again with the same key",
         )
     }
 }
