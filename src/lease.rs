@@ -124,6 +124,8 @@ impl<St: Store> Claim<St> {
             Settlement::Lapse
         };
         self.settled = true;
+        // A reconciler may have begun to work.
+        self.roll_back().await;
         if let Err(error) = apply(&self.shared, &self.slot, self.token, &settlement).await {
             warn_of(&error, &self.slot, "a claim could not be given back; it will lapse");
         }
@@ -193,6 +195,13 @@ impl<St: Store> Claim<St> {
         }
     }
 
+    async fn roll_back(&mut self) {
+        if let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) {
+            // In time or not: dropped, it is rolled back as well.
+            let _ = within(self.shared.config.store_timeout, pin!(unit.roll_back())).await;
+        }
+    }
+
     fn is_being_settled(&self) {
         if let Some(renewal) = &self.renewal {
             renewal.settling.store(true, Ordering::Relaxed);
@@ -226,10 +235,7 @@ impl<St: Store> Claim<St> {
     /// retry from running.
     pub(crate) async fn settle(&mut self, settlement: Settlement) -> Settled {
         self.is_being_settled();
-        if let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) {
-            // In time or not: dropped, it is rolled back as well.
-            let _ = within(self.shared.config.store_timeout, pin!(unit.roll_back())).await;
-        }
+        self.roll_back().await;
         let applied = apply(&self.shared, &self.slot, self.token, &settlement).await;
         self.settled = true;
         match applied {

@@ -6,6 +6,7 @@
 //! client's transaction.
 
 mod error;
+mod open;
 mod sweeper;
 mod table;
 mod transaction;
@@ -71,6 +72,32 @@ pub(crate) struct ClaimId {
     pub(crate) token: Token,
     #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite has no silent clients"))]
     pub(crate) lease: Duration,
+}
+
+impl ClaimId {
+    fn of(begin: &Begin) -> Self {
+        Self {
+            slot: begin.slot,
+            token: begin.token,
+            lease: begin.lease,
+        }
+    }
+}
+
+/// A claim that is undone again, to see whether the table is as it should be.
+fn trial() -> Begin {
+    let minute = Duration::from_secs(60);
+    let mut slot = [0; Slot::LEN];
+    slot[..8].copy_from_slice(&Token::random().0.to_ne_bytes());
+    slot[8..16].copy_from_slice(&Token::random().0.to_ne_bytes());
+    Begin {
+        slot: Slot::from_bytes(slot),
+        fingerprint: Fingerprint::from_bytes([0; Fingerprint::LEN]),
+        token: Token::random(),
+        lease: minute,
+        ttl: minute,
+        on_lapse: super::OnLapse::RunAgain,
+    }
 }
 
 /// Tokens are unsigned, the databases' integers are not.

@@ -1,19 +1,18 @@
 //! The store in PostgreSQL.
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::error::DatabaseError;
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row};
 
 use super::error::store_error;
+use super::open::Asking;
 use super::table::Table;
 use super::transaction::Unit;
-use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, fingerprint, left, millis, signed};
+use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, fingerprint, left, millis, signed, trial};
 use crate::error::{ConfigError, StoreError, StoreErrorKind};
 use crate::store::{Begin, Begun, Census, Entry, Held, Inspect, Phase, Record, Slot, Store, Token, UnitOfWork};
 
@@ -220,8 +219,43 @@ impl PostgresStore {
         self.migrate_in_turn()
             .await
             .map_err(|error| Self::error("migrate", error))?;
-        // Finds a table of that name that is another's.
-        self.look_up(&Slot::from_bytes([0; Slot::LEN])).await.map(drop)
+        // Finds a table of that name that is another's, and rights that are missing.
+        self.try_out().await.map_err(|error| Self::error("migrate", error))
+    }
+
+    /// Goes through a claim's life, and undoes it.
+    async fn try_out(&self) -> Result<(), sqlx::Error> {
+        let begin = trial();
+        let claim = ClaimId::of(&begin);
+        let mut transaction = self.pool.begin().await?;
+        self.claim(&begin).fetch_one(&mut *transaction).await?;
+        self.complete_in(&mut transaction, &claim, b"trial", begin.ttl).await?;
+        let retry = Begin {
+            token: Token::random(),
+            ..begin
+        };
+        let row = self.claim(&retry).fetch_one(&mut *transaction).await?;
+        let kept: Option<Vec<u8>> = row.try_get("record")?;
+        if kept.as_deref() != Some(b"trial") {
+            return Err(sqlx::Error::Decode("the record did not come back".into()));
+        }
+        for sql in [&self.sql.look_up, &self.sql.forget] {
+            sqlx::query(AssertSqlSafe(Arc::clone(sql)))
+                .bind(begin.slot.as_bytes().as_slice())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.rollback().await
+    }
+
+    fn claim<'q>(&self, begin: &'q Begin) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+        sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.begin)))
+            .bind(begin.slot.as_bytes().as_slice())
+            .bind(begin.fingerprint.as_bytes().as_slice())
+            .bind(signed(begin.token))
+            .bind(as_float(begin.lease))
+            .bind(as_float(begin.ttl))
+            .bind(begin.on_lapse == crate::state::OnLapse::Refuse)
     }
 
     async fn migrate_in_turn(&self) -> Result<(), sqlx::Error> {
@@ -269,21 +303,13 @@ impl PostgresStore {
         Sweeper::start(self.clone(), every)
     }
 
-    async fn connection(&self) -> Result<Asking, sqlx::Error> {
-        Ok(Asking(Some(self.pool.acquire().await?)))
+    async fn connection(&self) -> Result<Asking<Postgres>, sqlx::Error> {
+        Asking::acquire(&self.pool).await
     }
 
     async fn ask_to_begin(&self, begin: &Begin) -> Result<PgRow, sqlx::Error> {
         let mut connection = self.connection().await?;
-        let row = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.begin)))
-            .bind(begin.slot.as_bytes().as_slice())
-            .bind(begin.fingerprint.as_bytes().as_slice())
-            .bind(signed(begin.token))
-            .bind(as_float(begin.lease))
-            .bind(as_float(begin.ttl))
-            .bind(begin.on_lapse == crate::state::OnLapse::Refuse)
-            .fetch_one(&mut *connection)
-            .await;
+        let row = self.claim(begin).fetch_one(&mut *connection).await;
         connection.answered();
         row
     }
@@ -309,44 +335,6 @@ impl PostgresStore {
     }
 }
 
-/// A connection that waits for an answer. Dropped before, it is closed instead of going back to
-/// the pool, where it would keep its place until an answer comes that may never come.
-struct Asking(Option<PoolConnection<Postgres>>);
-
-impl Asking {
-    fn answered(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Deref for Asking {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        match &self.0 {
-            Some(connection) => connection,
-            None => unreachable!("it is there until it is answered"),
-        }
-    }
-}
-
-impl DerefMut for Asking {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        match &mut self.0 {
-            Some(connection) => connection,
-            None => unreachable!("it is there until it is answered"),
-        }
-    }
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        if let Some(connection) = &mut self.0 {
-            connection.close_on_drop();
-        }
-    }
-}
-
 /// Milliseconds, as an interval is multiplied by.
 #[allow(clippy::cast_precision_loss, reason = "exact up to three hundred thousand years")]
 fn as_float(duration: Duration) -> f64 {
@@ -365,17 +353,17 @@ fn is_broken(error: &sqlx::Error) -> bool {
 impl Store for PostgresStore {
     async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
         let failed = |error| Self::error("begin", error);
-        let mut tried_again = false;
+        // The pool's connections may be older than the server, all of them. The token makes it safe
+        // to ask again.
+        let mut dead = None;
         for _ in 0..ROUNDS {
-            let row = match self.ask_to_begin(begin).await {
-                // The pool's connections may be older than the server. The token makes it safe.
-                Err(error) if is_broken(&error) && !tried_again => {
-                    tried_again = true;
-                    self.ask_to_begin(begin).await
+            let row = loop {
+                let left = dead.get_or_insert_with(|| self.pool.size() + 1);
+                match self.ask_to_begin(begin).await {
+                    Err(error) if is_broken(&error) && *left > 0 => *left -= 1,
+                    row => break row.map_err(failed)?,
                 }
-                row => row,
-            }
-            .map_err(failed)?;
+            };
             if let Some(attempt) = row.try_get("started").map_err(failed)? {
                 return Ok(Begun::Started {
                     attempt: attempts(attempt),
@@ -424,24 +412,22 @@ impl Store for PostgresStore {
     }
 
     fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
-        let claim = ClaimId {
-            slot: begin.slot,
-            token: begin.token,
-            lease: begin.lease,
-        };
-        Some(Box::new(Unit::new(self.clone(), claim)))
+        Some(Box::new(Unit::new(self.clone(), ClaimId::of(begin))))
     }
 }
 
 impl Inspect for PostgresStore {
     async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
         let failed = |error| Self::error("look up", error);
+        let mut connection = self.connection().await.map_err(failed)?;
         let row = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.look_up)))
             .bind(slot.as_bytes().as_slice())
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(failed)?;
-        let Some(row) = row else { return Ok(None) };
+            .fetch_optional(&mut *connection)
+            .await;
+        connection.answered();
+        let Some(row) = row.map_err(failed)? else {
+            return Ok(None);
+        };
         let print: Vec<u8> = row.try_get("fingerprint").map_err(failed)?;
         let bytes: Option<i32> = row.try_get("bytes").map_err(failed)?;
         let phase = match bytes {
@@ -458,19 +444,25 @@ impl Inspect for PostgresStore {
     }
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
-        let known: Option<bool> = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.forget)))
+        let failed = |error| Self::error("forget", error);
+        let mut connection = self.connection().await.map_err(failed)?;
+        let known = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.forget)))
             .bind(slot.as_bytes().as_slice())
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(|error| Self::error("forget", error))?;
+            .fetch_optional(&mut *connection)
+            .await;
+        connection.answered();
+        let known: Option<bool> = known.map_err(failed)?;
         Ok(known == Some(true))
     }
 
     async fn count(&self) -> Result<Census, StoreError> {
-        let (running, lapsed, done): (i64, i64, i64) = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.count)))
-            .fetch_one(&self.pool)
-            .await
-            .map_err(|error| Self::error("count", error))?;
+        let failed = |error| Self::error("count", error);
+        let mut connection = self.connection().await.map_err(failed)?;
+        let counted = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.count)))
+            .fetch_one(&mut *connection)
+            .await;
+        connection.answered();
+        let (running, lapsed, done): (i64, i64, i64) = counted.map_err(failed)?;
         Ok(Census::new(
             running.unsigned_abs(),
             lapsed.unsigned_abs(),
@@ -524,12 +516,14 @@ impl SqlStore for PostgresStore {
     }
 
     async fn sweep_some(&self, batch: u32) -> Result<u64, StoreError> {
+        let failed = |error| Self::error("sweep", error);
+        let mut connection = self.connection().await.map_err(failed)?;
         let result = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.sweep)))
             .bind(i64::from(batch))
-            .execute(&self.pool)
-            .await
-            .map_err(|error| Self::error("sweep", error))?;
-        Ok(result.rows_affected())
+            .execute(&mut *connection)
+            .await;
+        connection.answered();
+        Ok(result.map_err(failed)?.rows_affected())
     }
 
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError {
@@ -555,7 +549,7 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
             Unavailable,
             "the table is missing; run `PostgresStore::migrate` or the SQL file, and check schema and table name",
         ),
-        "42703" | "42804" | "42883" | "42P10" | "42809" => (
+        "42703" | "42804" | "42883" | "42P10" | "42809" | "23502" => (
             Unavailable,
             "the table has another layout than this release knows; compare it with the SQL file of the store",
         ),

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Row, Sqlite, SqliteConnection, SqlitePool};
 use super::error::store_error;
 use super::table::Table;
 use super::transaction::Unit;
-use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, fingerprint, left, millis, signed};
+use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, fingerprint, left, millis, signed, trial};
 use crate::error::{ConfigError, StoreError, StoreErrorKind};
 use crate::store::{Begin, Begun, Census, Entry, Held, Inspect, Phase, Record, Slot, Store, Token, UnitOfWork};
 
@@ -209,7 +209,23 @@ impl SqliteStore {
         };
         migrate.await.map_err(|error| Self::error("migrate", error))?;
         // Finds a table of that name that is another's.
-        self.look_up(&Slot::from_bytes([0; Slot::LEN])).await.map(drop)
+        self.try_out().await.map_err(|error| Self::error("migrate", error))
+    }
+
+    /// Goes through a claim's life, and undoes it.
+    async fn try_out(&self) -> Result<(), sqlx::Error> {
+        let begin = trial();
+        let claim = ClaimId::of(&begin);
+        let mut transaction = self.pool.begin_with(Self::BEGIN).await?;
+        self.claim(&begin, &mut *transaction).await?;
+        self.complete_in(&mut transaction, &claim, &[], begin.ttl).await?;
+        for sql in [&self.sql.look_up, &self.sql.forget] {
+            sqlx::query(AssertSqlSafe(Arc::clone(sql)))
+                .bind(begin.slot.as_bytes().as_slice())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.rollback().await
     }
 
     /// Removes at most `batch` expired rows and says how many. For those who sweep on their own
@@ -247,7 +263,11 @@ impl SqliteStore {
         .transpose()
     }
 
-    async fn claim(&self, begin: &Begin) -> Result<Option<i32>, sqlx::Error> {
+    async fn claim(
+        &self,
+        begin: &Begin,
+        connection: impl sqlx::SqliteExecutor<'_>,
+    ) -> Result<Option<i32>, sqlx::Error> {
         sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.claim)))
             .bind(begin.slot.as_bytes().as_slice())
             .bind(begin.fingerprint.as_bytes().as_slice())
@@ -255,7 +275,7 @@ impl SqliteStore {
             .bind(millis(begin.lease))
             .bind(millis(begin.ttl))
             .bind(begin.on_lapse == crate::state::OnLapse::Refuse)
-            .fetch_optional(&self.pool)
+            .fetch_optional(connection)
             .await
     }
 
@@ -302,7 +322,7 @@ impl Store for SqliteStore {
             {
                 return Ok(begun);
             }
-            if let Some(attempt) = self.claim(begin).await.map_err(failed)? {
+            if let Some(attempt) = self.claim(begin, &self.pool).await.map_err(failed)? {
                 return Ok(Begun::Started {
                     attempt: attempts(attempt),
                 });
@@ -333,12 +353,7 @@ impl Store for SqliteStore {
     }
 
     fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
-        let claim = ClaimId {
-            slot: begin.slot,
-            token: begin.token,
-            lease: begin.lease,
-        };
-        Some(Box::new(Unit::new(self.clone(), claim)))
+        Some(Box::new(Unit::new(self.clone(), ClaimId::of(begin))))
     }
 }
 
@@ -453,7 +468,12 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
             Unavailable,
             "the table is missing; run `SqliteStore::migrate` or the SQL file, and check the table's name",
         ),
-        1 if error.message().contains("column") => (
+        1 if ["column", "ON CONFLICT"].iter().any(|word| error.message().contains(word)) => (
+            Unavailable,
+            "the table has another layout than this release knows; compare it with the SQL file of the store",
+        ),
+        // A column that must be given and is not known.
+        19 if code == 1299 => (
             Unavailable,
             "the table has another layout than this release knows; compare it with the SQL file of the store",
         ),

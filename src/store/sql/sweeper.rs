@@ -8,11 +8,14 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 use super::SqlStore;
+use crate::error::{StoreError, StoreErrorKind};
 
 /// Rows that one statement removes at most: its locks are held for milliseconds.
 const BATCH: u32 = 500;
 /// Between batches, so that others get their turn.
 const BREATH: Duration = Duration::from_millis(20);
+/// How long a batch may take: a server that vanished never answers.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Removes expired rows in the background until it is dropped.
 ///
@@ -71,7 +74,12 @@ impl fmt::Debug for Sweeper {
 
 async fn sweep<S: SqlStore>(store: S, every: Duration, counts: Arc<Counts>) {
     loop {
-        match store.sweep_some(BATCH).await {
+        let sweeping = tokio::time::timeout(PATIENCE, store.sweep_some(BATCH));
+        let swept = sweeping.await.unwrap_or_else(|elapsed| {
+            let message = format!("{}: sweep: the database did not answer within {PATIENCE:?}", S::NAME);
+            Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
+        });
+        match swept {
             Ok(removed) => {
                 counts.removed.fetch_add(removed, Ordering::Relaxed);
                 let more = removed >= u64::from(BATCH);

@@ -11,6 +11,7 @@ use http::Extensions;
 use sqlx::{AssertSqlSafe, Database, Pool};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::open::Open;
 use super::{ClaimId, SqlStore};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::record::Record;
@@ -72,11 +73,14 @@ struct Joint<DB: Database> {
     begin: &'static str,
     state: Arc<Mutex<State<DB>>>,
     begun: AtomicBool,
+    /// The layer has waited for work that was left behind for as long as it may: what is not over
+    /// yet is rolled back when that work ends.
+    given_up: Arc<AtomicBool>,
 }
 
 enum State<DB: Database> {
     NotBegun,
-    Open(sqlx::Transaction<'static, DB>),
+    Open(Open<DB>),
     /// Committed or rolled back: the layer has the answer, and nothing may be added.
     Over,
 }
@@ -93,22 +97,37 @@ impl<DB: Database> Transaction<DB> {
         let mut state = Arc::clone(&joint.state)
             .try_lock_owned()
             .map_err(|_| TransactionError::of(TransactionErrorKind::InUse))?;
+        if joint.given_up.load(Ordering::Acquire) {
+            *state = State::Over;
+        }
         match &*state {
             State::Open(_) => {}
             State::Over => return Err(TransactionError::of(TransactionErrorKind::Over)),
             State::NotBegun => {
-                *state = State::Open(joint.pool.begin_with(AssertSqlSafe(joint.begin)).await?);
+                *state = State::Open(Open::begin(&joint.pool, AssertSqlSafe(joint.begin)).await?);
                 joint.begun.store(true, Ordering::Release);
             }
         }
-        Ok(Work(state))
+        let given_up = Arc::clone(&joint.given_up);
+        Ok(Work { state, given_up })
     }
 }
 
 /// Work in a [`Transaction`]: a connection to run statements on, as in `execute(&mut *work)`.
 ///
 /// Dropping it does not end the transaction.
-pub struct Work<DB: Database>(OwnedMutexGuard<State<DB>>);
+pub struct Work<DB: Database> {
+    state: OwnedMutexGuard<State<DB>>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl<DB: Database> Drop for Work<DB> {
+    fn drop(&mut self) {
+        if self.given_up.load(Ordering::Acquire) {
+            *self.state = State::Over;
+        }
+    }
+}
 
 impl<DB: Database> fmt::Debug for Work<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -120,7 +139,7 @@ impl<DB: Database> Deref for Work<DB> {
     type Target = DB::Connection;
 
     fn deref(&self) -> &Self::Target {
-        match &*self.0 {
+        match &*self.state {
             State::Open(transaction) => transaction,
             State::NotBegun | State::Over => unreachable!("work is made of an open transaction, and locks it"),
         }
@@ -129,7 +148,7 @@ impl<DB: Database> Deref for Work<DB> {
 
 impl<DB: Database> DerefMut for Work<DB> {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        match &mut *self.0 {
+        match &mut *self.state {
             State::Open(transaction) => transaction,
             State::NotBegun | State::Over => unreachable!("work is made of an open transaction, and locks it"),
         }
@@ -204,6 +223,17 @@ pub(super) struct Unit<S: SqlStore> {
     store: S,
     claim: ClaimId,
     joint: Arc<Joint<S::Db>>,
+    /// `COMMIT` may have been sent. Before, nothing can be committed.
+    asked: AtomicBool,
+}
+
+/// Raises a flag if it is dropped.
+struct Raise<'a>(&'a AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 impl<S: SqlStore> Unit<S> {
@@ -213,13 +243,23 @@ impl<S: SqlStore> Unit<S> {
             begin: S::BEGIN,
             state: Arc::new(Mutex::new(State::NotBegun)),
             begun: AtomicBool::new(false),
+            given_up: Arc::default(),
         });
-        Self { store, claim, joint }
+        Self {
+            store,
+            claim,
+            joint,
+            asked: AtomicBool::new(false),
+        }
     }
 
-    /// Takes the transaction away from the handler. Waits for work that the handler left behind.
-    async fn take(&self) -> Option<sqlx::Transaction<'static, S::Db>> {
-        match std::mem::replace(&mut *self.joint.state.lock().await, State::Over) {
+    /// Takes the transaction away from the handler. Waits for work that the handler left behind;
+    /// if the wait is given up, that work can only be rolled back.
+    async fn take(&self) -> Option<Open<S::Db>> {
+        let giving_up = Raise(&self.joint.given_up);
+        let mut state = self.joint.state.lock().await;
+        std::mem::forget(giving_up);
+        match std::mem::replace(&mut *state, State::Over) {
             State::Open(transaction) => Some(transaction),
             State::NotBegun | State::Over => None,
         }
@@ -234,11 +274,13 @@ impl<S: SqlStore> Unit<S> {
             return Commit::Failed(StoreError::new(StoreErrorKind::Unavailable, message));
         };
         let record = record.to_bytes();
-        match self
-            .store
-            .complete_in(&mut transaction, &self.claim, &record, ttl)
-            .await
-        {
+        let completed = {
+            let asking = transaction.ask();
+            let completed = self.store.complete_in(asking, &self.claim, &record, ttl).await;
+            transaction.answered();
+            completed
+        };
+        match completed {
             Ok(true) => {}
             Ok(false) => {
                 // Should it fail, the connection is lost, and the transaction with it.
@@ -251,6 +293,7 @@ impl<S: SqlStore> Unit<S> {
                 return Commit::Failed(S::error("commit", error));
             }
         }
+        self.asked.store(true, Ordering::Release);
         match transaction.commit().await {
             Ok(()) => Commit::Done,
             Err(error) if S::leaves_in_doubt(&error) => Commit::Unknown(S::error("commit", error)),
@@ -273,7 +316,12 @@ impl<S: SqlStore> UnitOfWork for Unit<S> {
     }
 
     fn was_committed(&self) -> Working<'_, Result<bool, StoreError>> {
-        Box::pin(self.store.is_done(&self.claim))
+        Box::pin(async {
+            if !self.asked.load(Ordering::Acquire) {
+                return Ok(false);
+            }
+            self.store.is_done(&self.claim).await
+        })
     }
 
     fn roll_back(&self) -> Working<'_, ()> {
