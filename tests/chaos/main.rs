@@ -1,0 +1,35 @@
+//! Two processes of the example server on one store, under duplicate load, while processes are
+//! killed and halted, the store fails, connections break and clocks are wrong: afterwards the books
+//! must balance.
+//!
+//! `rounds` is random, from a seed; `steps` and `clocks` are not. What must hold is in [`check`].
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `CHAOS_ROUNDS` | random rounds on each store |
+//! | `CHAOS_SEED` | seed of the first of them; the next have the numbers that follow |
+//! | `CHAOS_STORE` | `sqlite`, `postgres` or `redis`: that one alone |
+//!
+//! The server must have been built, `cargo build --all-features --examples`, as `cargo test` does
+//! unless it is told to build one test alone.
+#![cfg(target_os = "linux")]
+
+#[path = "../servers"]
+mod servers {
+    pub mod postgres;
+    pub mod process;
+    pub mod proxy;
+    pub mod redis;
+}
+
+mod check;
+mod client;
+mod clocks;
+mod operation;
+mod plan;
+mod rng;
+mod round;
+mod rounds;
+mod server;
+mod steps;
+mod store;

@@ -1,0 +1,170 @@
+//! What happens in a round: all that the seed decides.
+
+use std::time::Duration;
+
+use crate::operation::{ACCOUNTS, Kind, Operation};
+use crate::rng::Rng;
+use crate::store::Engine;
+
+#[derive(Debug)]
+pub struct Plan {
+    pub operations: Vec<Operation>,
+    pub clients: Vec<Client>,
+    pub faults: Vec<(Duration, Fault)>,
+}
+
+/// One of those that want the same operation done.
+#[derive(Debug)]
+pub struct Client {
+    pub operation: usize,
+    pub starts: Duration,
+    /// Of its own decisions.
+    pub seed: u64,
+}
+
+/// What goes wrong. `server` is 0 or 1; a fault of the network is one between that server and the
+/// store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Nothing,
+    KillServer {
+        server: usize,
+    },
+    HaltServer {
+        server: usize,
+        time: Duration,
+    },
+    HaltStore {
+        time: Duration,
+    },
+    KillStore {
+        time: Duration,
+    },
+    CutAll {
+        server: usize,
+    },
+    CutAnswer {
+        server: usize,
+        request: u64,
+    },
+    CutRequest {
+        server: usize,
+        request: u64,
+    },
+    Delay {
+        server: usize,
+        by: Duration,
+        time: Duration,
+    },
+    BlackHole {
+        server: usize,
+        time: Duration,
+    },
+    Refuse {
+        server: usize,
+        time: Duration,
+    },
+}
+
+impl Fault {
+    /// Whether what runs meanwhile may have to be run again, where effect and record are not one.
+    pub fn harms(self) -> bool {
+        !matches!(self, Self::Nothing | Self::Delay { .. })
+    }
+
+    fn draw(rng: &mut Rng, engine: Engine) -> Self {
+        let server = rng.index(2);
+        // Up to more than a lease.
+        let time = rng.millis(50, 2200);
+        let kinds = if engine == Engine::Sqlite { 5 } else { 13 };
+        match rng.below(kinds) {
+            0 => Self::Nothing,
+            1 | 2 => Self::KillServer { server },
+            3 | 4 => Self::HaltServer { server, time },
+            5 => Self::HaltStore { time },
+            6 => Self::KillStore { time: time / 4 },
+            7 => Self::CutAll { server },
+            8 | 9 => Self::CutAnswer {
+                server,
+                request: 1 + rng.below(12),
+            },
+            10 => Self::CutRequest {
+                server,
+                request: 1 + rng.below(12),
+            },
+            11 if rng.chance(50) => Self::Delay {
+                server,
+                by: rng.millis(1, 15),
+                time,
+            },
+            11 => Self::Refuse { server, time },
+            _ => Self::BlackHole { server, time },
+        }
+    }
+}
+
+impl Plan {
+    pub fn draw(seed: u64, engine: Engine) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut operations: Vec<Operation> = Vec::new();
+        for number in 0..10 + rng.index(8) {
+            let kind = match rng.below(20) {
+                0..10 => Kind::Session {
+                    workflow: "wkf_kyc_full",
+                },
+                10 => Kind::Session { workflow: "wkf_flaky" },
+                11 if rng.chance(30) => Kind::Session { workflow: "wkf_crash" },
+                11..15 => Kind::Screening,
+                15..18 => Kind::Status,
+                _ => Kind::Event,
+            };
+            let account = rng.pick(&ACCOUNTS);
+            // The other account's key is another key.
+            let taken: Vec<&String> = operations
+                .iter()
+                .filter(|other| other.account != account)
+                .map(|other| &other.key)
+                .filter(|key| !operations.iter().any(|own| own.account == account && own.key == **key))
+                .collect();
+            let key = if !taken.is_empty() && rng.chance(30) {
+                rng.pick(&taken).clone()
+            } else {
+                format!("key-{number}-{:x}", rng.next())
+            };
+            operations.push(Operation {
+                account,
+                key,
+                kind,
+                subject: format!("subject_{seed}_{number}"),
+            });
+        }
+        let mut clients = Vec::new();
+        for operation in 0..operations.len() {
+            let starts = rng.millis(0, 1500);
+            for _ in 0..2 + rng.below(2) {
+                clients.push(Client {
+                    operation,
+                    starts: starts + rng.millis(0, 60),
+                    seed: rng.next(),
+                });
+            }
+        }
+        let faults = (0..1 + rng.below(3))
+            .map(|_| (rng.millis(20, 500), Fault::draw(&mut rng, engine)))
+            .collect();
+        Self {
+            operations,
+            clients,
+            faults,
+        }
+    }
+}
+
+#[test]
+fn the_seed_decides() {
+    for engine in [Engine::Sqlite, Engine::Postgres] {
+        let plan = |seed| format!("{:?}", Plan::draw(seed, engine));
+        assert_eq!(plan(7), plan(7));
+        assert_ne!(plan(7), plan(8));
+    }
+}

@@ -1,0 +1,365 @@
+//! Two servers, many clients, and what goes wrong meanwhile.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until};
+
+use crate::check::{Attempt, Books, Charge, Observed, Promise, violations};
+use crate::client::{Answer, Outcome, send};
+use crate::operation::{ACCOUNTS, Kind, Operation, get};
+use crate::plan::{Client, Fault, Plan};
+use crate::rng::Rng;
+use crate::server::Server;
+use crate::store::{Engines, Store};
+
+pub const LEASE: Duration = Duration::from_millis(1500);
+
+/// Of an answer, on a busy machine; more than the servers' own patience with their store.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// After all is healed: the rest of a lease, what is left of the servers' patience with a store that
+/// did not answer, and room on a busy machine.
+pub const SETTLES: Duration = Duration::from_secs(10);
+
+/// Time enough for a server to notice what befell it.
+const AFTERMATH: Duration = Duration::from_millis(500);
+
+/// The two servers with their store.
+pub struct World {
+    pub servers: [Server; 2],
+    pub store: Store,
+    epoch: Instant,
+    attempts: Mutex<Vec<Attempt>>,
+}
+
+impl World {
+    pub async fn start(engines: &Engines, lease: Duration, environments: [&[(&str, &str)]; 2]) -> Arc<Self> {
+        let store = Store::create(engines).await;
+        let lease = format!("{}ms", lease.as_millis());
+        let servers = [0, 1].map(|server: usize| {
+            let options = [
+                "--store",
+                &store.urls[server],
+                "--lease",
+                &lease,
+                "--provider-latency",
+                "60ms",
+            ];
+            Server::start(&options, environments[server])
+        });
+        for server in &servers {
+            server.listening().await;
+        }
+        Arc::new(Self {
+            servers,
+            store,
+            epoch: Instant::now(),
+            attempts: Mutex::default(),
+        })
+    }
+
+    pub fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Tries once, and writes it down.
+    pub async fn attempt(
+        &self,
+        operations: &[Operation],
+        number: usize,
+        server: usize,
+        patience: Duration,
+        rng: &mut Rng,
+    ) -> Outcome {
+        let operation = &operations[number];
+        let request = operation.request(rng.pick(operation.account.credentials()));
+        let began = self.now();
+        let outcome = send(self.servers[server].address(), &request, patience).await;
+        self.attempts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Attempt {
+                operation: number,
+                server,
+                began,
+                ended: self.now(),
+                outcome: outcome.clone(),
+            });
+        outcome
+    }
+
+    /// As a client with a good library does: until it succeeds.
+    async fn insist(&self, operations: &[Operation], client: &Client) {
+        let mut rng = Rng::new(client.seed);
+        sleep_until((self.epoch + client.starts).into()).await;
+        loop {
+            let patience = if rng.chance(15) {
+                rng.millis(1, 80)
+            } else {
+                rng.millis(300, 3000)
+            };
+            let server = rng.index(2);
+            let outcome = self
+                .attempt(operations, client.operation, server, patience, &mut rng)
+                .await;
+            if succeeded(&operations[client.operation], &outcome) {
+                return;
+            }
+            sleep(rng.millis(20, 120)).await;
+        }
+    }
+
+    /// Lets something go wrong, and returns when it is over.
+    async fn strike(self: &Arc<Self>, fault: Fault) {
+        match fault {
+            Fault::Nothing => {}
+            Fault::KillServer { server } => self.servers[server].kill(),
+            Fault::HaltServer { server, time } => {
+                self.servers[server].halt();
+                sleep(time).await;
+                self.servers[server].resume();
+            }
+            Fault::HaltStore { time } => self.blocking(move |world| world.store.halt(time)).await,
+            Fault::KillStore { time } => self.blocking(move |world| world.store.kill(time)).await,
+            Fault::CutAll { server } => self.store.proxy(server).cut_all(),
+            Fault::CutAnswer { server, request } => self.store.proxy(server).cut_after_requests(request),
+            Fault::CutRequest { server, request } => self.store.proxy(server).cut_before_request(request),
+            Fault::Delay { server, by, time } => {
+                self.store.proxy(server).delay(by);
+                sleep(time).await;
+                self.store.proxy(server).delay(Duration::ZERO);
+            }
+            Fault::BlackHole { server, time } => {
+                self.store.proxy(server).black_hole(true);
+                sleep(time).await;
+                self.store.proxy(server).black_hole(false);
+            }
+            Fault::Refuse { server, time } => {
+                self.store.proxy(server).refuse(true).await;
+                self.store.proxy(server).cut_all();
+                sleep(time).await;
+                self.store.proxy(server).refuse(false).await;
+            }
+        }
+    }
+
+    async fn blocking(self: &Arc<Self>, work: impl FnOnce(&Self) + Send + 'static) {
+        let world = self.clone();
+        tokio::task::spawn_blocking(move || work(&world)).await.unwrap();
+    }
+
+    /// Ends all that goes wrong, and returns when it had ended.
+    pub async fn heal(&self) -> Duration {
+        self.store.heal().await;
+        for server in &self.servers {
+            server.listening().await;
+        }
+        self.now()
+    }
+
+    /// After all is healed: what every operation has come to, and the books.
+    pub async fn take_stock(
+        &self,
+        operations: &[Operation],
+        harms: Vec<(Duration, Duration)>,
+        healed: Duration,
+    ) -> Observed {
+        let began = self.now();
+        let mut rng = Rng::new(0);
+        for number in 0..operations.len() {
+            for server in [number % 2, 1 - number % 2, number % 2] {
+                // A server that crashes on one may be another's.
+                while self.now() < began + SETTLES {
+                    let outcome = self.attempt(operations, number, server, PATIENCE, &mut rng).await;
+                    if succeeded(&operations[number], &outcome) {
+                        break;
+                    }
+                    sleep(Duration::from_millis(25)).await;
+                }
+            }
+        }
+        let mut next_versions = BTreeMap::new();
+        for (number, operation) in operations.iter().enumerate() {
+            if operation.kind == Kind::Status {
+                let another = Operation {
+                    key: format!("{}-next", operation.key),
+                    ..operation.clone()
+                };
+                let answer = self.ask(0, &another.request(another.account.credentials()[0])).await;
+                next_versions.insert(number, answer["version"].as_u64().unwrap_or_default());
+            }
+        }
+        let mut books = Vec::new();
+        for account in ACCOUNTS {
+            let credential = account.credentials()[0];
+            books.push([self.books(0, credential).await, self.books(1, credential).await]);
+        }
+        let events = self.ask(0, &get("/v1/webhooks/events", "")).await;
+        Observed {
+            operations: operations.to_vec(),
+            attempts: self.attempts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            harms,
+            healed,
+            books,
+            events: strings(&events["events"], "event_id"),
+            next_versions,
+        }
+    }
+
+    async fn books(&self, server: usize, credential: &str) -> Books {
+        let bill = self.ask(server, &get("/v1/billing", credential)).await;
+        let sessions = self.ask(server, &get("/v1/verification/sessions", credential)).await;
+        let references = strings(&bill["charges"], "reference");
+        let amounts = bill["charges"].as_array().into_iter().flatten();
+        Books {
+            charges: references
+                .into_iter()
+                .zip(amounts.map(|charge| charge["amount_cents"].as_u64().unwrap()))
+                .map(|(reference, cents)| Charge { reference, cents })
+                .collect(),
+            total_cents: bill["total_cents"].as_u64().unwrap(),
+            sessions: strings(&sessions["sessions"], "session_id")
+                .into_iter()
+                .zip(strings(&sessions["sessions"], "user_id"))
+                .collect(),
+        }
+    }
+
+    /// Asks until there is an answer.
+    async fn ask(&self, server: usize, request: &[u8]) -> Value {
+        let mut last = Outcome::Broken;
+        for _ in 0..200 {
+            last = send(self.servers[server].address(), request, PATIENCE).await;
+            if let Outcome::Answer(answer) = &last
+                && answer.status == 200
+            {
+                return answer.json();
+            }
+            sleep(Duration::from_millis(25)).await;
+        }
+        panic!("no answer but {last:?} to {}", String::from_utf8_lossy(request));
+    }
+
+    /// Leaves all that may explain what went wrong in a directory.
+    pub fn leave(&self, directory: &Path, plan: &str, observed: &Observed) {
+        std::fs::create_dir_all(directory).unwrap();
+        let mut attempts = observed.attempts.clone();
+        attempts.sort_by_key(|attempt| attempt.began);
+        let mut text = format!("{plan}\nhealed: {:?}\nharms: {:?}\n\n", observed.healed, observed.harms);
+        for attempt in attempts {
+            let outcome = match &attempt.outcome {
+                Outcome::Answer(Answer { status, replayed, body }) => {
+                    format!("{status}{} {body}", if *replayed { " replayed" } else { "" })
+                }
+                other => format!("{other:?}"),
+            };
+            let (began, ended) = (attempt.began.as_millis(), attempt.ended.as_millis());
+            let operation = &observed.operations[attempt.operation];
+            writeln!(
+                text,
+                "{began:>6}-{ended:>6} {} at {} : {outcome}",
+                operation.subject, attempt.server
+            )
+            .unwrap();
+        }
+        writeln!(
+            text,
+            "\n{:#?}\n{:?}\n{:?}",
+            observed.books, observed.events, observed.next_versions
+        )
+        .unwrap();
+        std::fs::write(directory.join("history"), text).unwrap();
+        for (number, server) in self.servers.iter().enumerate() {
+            std::fs::write(directory.join(format!("server-{number}.log")), server.log()).unwrap();
+        }
+    }
+}
+
+fn strings(list: &Value, name: &str) -> Vec<String> {
+    let list = list.as_array().into_iter().flatten();
+    list.map(|item| item[name].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+fn succeeded(operation: &Operation, outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Answer(answer) if answer.status == operation.success())
+}
+
+/// What is wrong after a round, and what it was like.
+pub async fn run(engines: &Engines, seed: u64, leave_in: &Path) -> (Vec<String>, String) {
+    let plan = Plan::draw(seed, engines.engine());
+    let world = World::start(engines, LEASE, [&[], &[]]).await;
+    let operations: Arc<[Operation]> = plan.operations.clone().into();
+    let mut clients = JoinSet::new();
+    let planned = format!("{plan:#?}");
+    for client in plan.clients {
+        let (world, operations) = (world.clone(), operations.clone());
+        clients.spawn(async move { world.insist(&operations, &client).await });
+    }
+    let mut harms = Vec::new();
+    for (pause, fault) in plan.faults {
+        sleep(pause).await;
+        let began = world.now();
+        world.strike(fault).await;
+        if fault.harms() {
+            let lasting = matches!(fault, Fault::CutAnswer { .. } | Fault::CutRequest { .. });
+            let ended = if lasting {
+                Duration::MAX
+            } else {
+                world.now() + AFTERMATH
+            };
+            harms.push((began, ended));
+        }
+    }
+    // All clients have begun, and many are done.
+    let all_begun = Duration::from_millis(1600);
+    sleep(all_begun.saturating_sub(world.now())).await;
+    let healed = world.heal().await;
+    // Clients that go on are part of the load; those in trouble are given up.
+    let _ = tokio::time::timeout(SETTLES, async { while clients.join_next().await.is_some() {} }).await;
+    clients.shutdown().await;
+    let deaths = world.servers.iter().map(|server| server.starts() - 1).sum::<u32>();
+    if deaths > 0 {
+        // When is not known.
+        harms.push((Duration::ZERO, Duration::MAX));
+    }
+    let observed = world.take_stock(&operations, harms, healed).await;
+    let promise = Promise {
+        atomic: engines.engine().atomic(),
+        settles: SETTLES,
+    };
+    let wrong = violations(&observed, promise);
+    if !wrong.is_empty() {
+        world.leave(leave_in, &planned, &observed);
+    }
+    let settled = (0..operations.len())
+        .filter_map(|operation| observed.first_success(operation))
+        .max();
+    let settled = settled.unwrap_or(Duration::MAX).saturating_sub(healed);
+    let summary = format!("{}, {deaths} deaths, settled in {settled:.1?}", tally(&observed));
+    (wrong, summary)
+}
+
+/// What became of the attempts.
+fn tally(observed: &Observed) -> String {
+    let mut tally = BTreeMap::<String, u32>::new();
+    for attempt in &observed.attempts {
+        let what = match &attempt.outcome {
+            Outcome::Answer(answer) if answer.json()["attempt"].as_u64() > Some(1) && !answer.replayed => {
+                "taken over".to_owned()
+            }
+            Outcome::Answer(answer) if answer.replayed => "replayed".to_owned(),
+            Outcome::Answer(answer) => answer.status.to_string(),
+            other => format!("{other:?}"),
+        };
+        *tally.entry(what).or_default() += 1;
+    }
+    let parts: Vec<String> = tally.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    parts.join(", ")
+}

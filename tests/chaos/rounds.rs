@@ -1,0 +1,80 @@
+//! Random rounds.
+
+use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Instant;
+
+use tokio::runtime::Builder;
+
+use crate::round;
+use crate::store::{Engine, Engines};
+
+/// On each store. They are to find out that something broke; to look for what is rare, ask for more.
+const ROUNDS: u64 = 3;
+
+pub fn variable<T: FromStr>(name: &str) -> Option<T> {
+    let value = std::env::var(name).ok()?;
+    match value.parse() {
+        Ok(value) => Some(value),
+        Err(_) => panic!("{name}={value}"),
+    }
+}
+
+/// Whether `CHAOS_STORE` asks for another.
+pub fn left_out(engine: Engine) -> bool {
+    variable::<String>("CHAOS_STORE").is_some_and(|store| store != engine.name())
+}
+
+fn rounds_on(engine: Engine) {
+    if left_out(engine) {
+        return;
+    }
+    let Some(engines) = Engines::start(engine) else { return };
+    let rounds = variable("CHAOS_ROUNDS").unwrap_or(ROUNDS);
+    let first: u64 = variable("CHAOS_SEED").unwrap_or_else(|| RandomState::new().hash_one(()) % 1_000_000_000);
+    let mut failures = Vec::new();
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    for seed in first..first + rounds {
+        let name = engine.name();
+        // Printed before, in case this does not end.
+        let again = format!(
+            "CHAOS_SEED={seed} CHAOS_ROUNDS=1 CHAOS_STORE={name} cargo test --all-features --test chaos -- rounds"
+        );
+        eprint!("{again} …");
+        let began = Instant::now();
+        let traces = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{name}-{seed}"));
+        let (wrong, summary) = runtime.block_on(round::run(&engines, seed, &traces));
+        eprintln!(" {:.1?}: {summary}", began.elapsed());
+        if !wrong.is_empty() {
+            let wrong = wrong.join("\n  ");
+            eprintln!("  {wrong}");
+            failures.push(format!("{again}\n  {wrong}\n  traces: {}", traces.display()));
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{} of {rounds} rounds failed\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
+
+#[test]
+fn rounds_on_sqlite() {
+    rounds_on(Engine::Sqlite);
+}
+
+#[test]
+fn rounds_on_postgres() {
+    rounds_on(Engine::Postgres);
+}
+
+#[test]
+fn rounds_on_redis() {
+    rounds_on(Engine::Redis);
+}
