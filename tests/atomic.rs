@@ -29,9 +29,7 @@ use tower_idempotency::store::sql::{
     PostgresStore, SqliteStore, Transaction, TransactionError, TransactionErrorKind, Work,
 };
 use tower_idempotency::store::{DynStore, Inspect, Phase};
-use tower_idempotency::{
-    Fate, IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, Policy, Store, Verdict,
-};
+use tower_idempotency::{Fate, IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, Policy, Store, Verdict};
 
 /// One of the databases, empty, with a pool of two connections.
 trait Base: Clone + Send + Sync + 'static {
@@ -84,9 +82,7 @@ impl Lite {
     }
 
     async fn open(directory: &Directory) -> SqliteStore {
-        let pool = SqlitePoolOptions::new()
-            .max_connections(2)
-            .test_before_acquire(false);
+        let pool = SqlitePoolOptions::new().max_connections(2).test_before_acquire(false);
         SqliteStore::new(pool.connect_with(lite(directory)).await.unwrap())
     }
 }
@@ -338,7 +334,8 @@ fn shop_with<B: Base, St: Store>(
     let runs = Count::default();
     let left = Arc::<std::sync::Mutex<Vec<_>>>::default();
     let (stop, count, keep) = (gate.clone(), runs.clone(), left.clone());
-    let handler = service_fn(move |request: Request<Body>| handle::<B>(request, stop.clone(), count.clone(), keep.clone()));
+    let handler =
+        service_fn(move |request: Request<Body>| handle::<B>(request, stop.clone(), count.clone(), keep.clone()));
     let bank = BoxCloneSyncService::new(layer.layer(handler));
     Shop {
         layer,
@@ -437,7 +434,10 @@ async fn handle<B: Base>(
             }
         }
     }
-    answered(200, ScriptedBody::from(bytes::Bytes::from(format!("charged in attempt {}", key.attempt()))))
+    answered(
+        200,
+        ScriptedBody::from(bytes::Bytes::from(format!("charged in attempt {}", key.attempt()))),
+    )
 }
 
 async fn a_success_commits_effect_and_record<B: Base>(base: B) {
@@ -464,7 +464,11 @@ async fn assert_undone<B: Base, St: Store>(base: &B, shop: &Shop<St>, key: &str)
     assert_eq!(base.charges(key).await, 0, "{key}");
     assert_eq!(base.store().look_up(&shop.slot(key)).await.unwrap(), None, "{key}");
     let again = shop.send("/ok", key).await;
-    assert_eq!((again.status.as_u16(), again.text()), (200, "charged in attempt 1"), "{key}");
+    assert_eq!(
+        (again.status.as_u16(), again.text()),
+        (200, "charged in attempt 1"),
+        "{key}"
+    );
     assert_eq!(base.charges(key).await, 1, "{key}");
 }
 
@@ -520,7 +524,10 @@ async fn a_client_that_leaves<B: Base>(base: B) {
 async fn a_slow_call_before_the_transaction_holds_nothing<B: Base>(base: B) {
     let shop = shop::<B>(&base);
     let keys: Vec<String> = (0..12).map(|i| format!("slow{i}")).collect();
-    let asked: Vec<_> = keys.iter().map(|key| spawn(&shop.bank, post("/slow", key, "{}"))).collect();
+    let asked: Vec<_> = keys
+        .iter()
+        .map(|key| spawn(&shop.bank, post("/slow", key, "{}")))
+        .collect();
     for _ in &keys {
         shop.gate.arrival().await;
     }
@@ -545,10 +552,17 @@ async fn duplicates_are_answered_at_once_while_a_transaction_is_open<B: Base>(ba
     let waiting = shop_with::<B, _>(base.elsewhere().await, |builder| builder.wait(Duration::from_secs(60)));
     let first = spawn(&shop.bank, post("/open", "k", "{}"));
     shop.gate.arrival().await;
-    let waiters: Vec<_> = (0..10).map(|_| spawn(&waiting.bank, post("/open", "k", "{}"))).collect();
+    let waiters: Vec<_> = (0..10)
+        .map(|_| spawn(&waiting.bank, post("/open", "k", "{}")))
+        .collect();
     let started = Instant::now();
     let duplicates: Vec<_> = (0..20)
-        .map(|i| spawn(if i % 2 == 0 { &shop.bank } else { &other.bank }, post("/open", "k", "{}")))
+        .map(|i| {
+            spawn(
+                if i % 2 == 0 { &shop.bank } else { &other.bank },
+                post("/open", "k", "{}"),
+            )
+        })
         .collect();
     for duplicate in duplicates {
         duplicate.await.unwrap().assert_problem(409, "in-flight");
@@ -596,7 +610,8 @@ async fn a_holder_that_lost_its_claim_is_rolled_back<B: Base>(base: B) {
     // The token alone.
     let first = spawn(&shop.bank, post("/slow", "token", "{}"));
     shop.gate.arrival().await;
-    base.execute("UPDATE idempotency_keys SET token = token + 1 WHERE record IS NULL").await;
+    base.execute("UPDATE idempotency_keys SET token = token + 1 WHERE record IS NULL")
+        .await;
     shop.gate.open_once();
     first.await.unwrap().assert_problem(409, "in-flight");
     assert_eq!(base.charges("token").await, 0);
@@ -607,7 +622,8 @@ async fn a_lapsed_claim_that_nobody_took_commits<B: Base>(base: B) {
     let shop = shop::<B>(&base);
     let first = spawn(&shop.bank, post("/slow", "k", "{}"));
     shop.gate.arrival().await;
-    base.execute("UPDATE idempotency_keys SET lease_until = lease_until - (forget_at - lease_until)").await;
+    base.execute("UPDATE idempotency_keys SET lease_until = lease_until - (forget_at - lease_until)")
+        .await;
     shop.gate.open_once();
     assert_eq!(first.await.unwrap().status, 200);
     assert_eq!(base.charges("k").await, 1);
@@ -653,15 +669,29 @@ async fn seals<B: Base>(base: B) {
     });
     assert_eq!(sealing.send("/status/402", "seal").await.outcome(), "sealed");
     assert_eq!(base.charges("seal").await, 1, "what is sealed is done");
-    sealing.send("/status/402", "seal").await.assert_problem(409, "response-not-retained");
+    sealing
+        .send("/status/402", "seal")
+        .await
+        .assert_problem(409, "response-not-retained");
 
     let panicking = sealing.bank.clone().oneshot(post("/panic", "panic", "{}"));
     assert!(tokio::spawn(panicking).await.unwrap_err().is_panic());
     assert_eq!(base.charges("panic").await, 0);
-    sealing.send("/panic", "panic").await.assert_problem(409, "outcome-unknown");
-    sealing.bank.clone().oneshot(post("/error", "error", "{}")).await.unwrap_err();
+    sealing
+        .send("/panic", "panic")
+        .await
+        .assert_problem(409, "outcome-unknown");
+    sealing
+        .bank
+        .clone()
+        .oneshot(post("/error", "error", "{}"))
+        .await
+        .unwrap_err();
     assert_eq!(base.charges("error").await, 0);
-    sealing.send("/error", "error").await.assert_problem(409, "outcome-unknown");
+    sealing
+        .send("/error", "error")
+        .await
+        .assert_problem(409, "outcome-unknown");
 }
 
 async fn savepoints<B: Base>(base: B) {
@@ -738,9 +768,15 @@ async fn a_runtime_that_is_dropped<B: Base>(base: B) {
     // Its own pool: connections belong to the runtime that made them.
     let elsewhere = base.clone();
     let (shop, asked) = tokio::task::spawn_blocking(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let (shop, asked) = runtime.block_on(async {
-            let shop = shop_with::<B, _>(elsewhere.elsewhere().await, |builder| builder.lease(Duration::from_millis(600)));
+            let shop = shop_with::<B, _>(elsewhere.elsewhere().await, |builder| {
+                builder.lease(Duration::from_millis(600))
+            });
             let asked = spawn(&shop.bank, post("/open", "k", "{}"));
             shop.gate.arrival().await;
             (shop, asked)
@@ -830,7 +866,10 @@ async fn a_reconciler_may_use_the_transaction<B: Base>(base: B) {
     eprintln!("R15");
     let done = shop.send("/slow", "k").await;
     eprintln!("R16");
-    assert_eq!((done.status.as_u16(), done.text(), done.is_replay()), (200, "was done", true));
+    assert_eq!(
+        (done.status.as_u16(), done.text(), done.is_replay()),
+        (200, "was done", true)
+    );
     eprintln!("R17");
     assert_eq!(base.charges("k").await, 0);
     eprintln!("R18");
@@ -895,7 +934,9 @@ async fn the_extractor<B: Base>(base: B) {
 async fn a_failed_statement_that_the_handler_swallowed_is_no_success() {
     let Some(base) = Big::new().await else { return };
     let shop = shop::<Big>(&base);
-    shop.send("/swallow", "k").await.assert_problem(503, "store-unavailable");
+    shop.send("/swallow", "k")
+        .await
+        .assert_problem(503, "store-unavailable");
     assert_undone(&base, &shop, "k").await;
 }
 
@@ -947,7 +988,11 @@ async fn a_connection_cut_anywhere_leaves_effect_and_record_or_neither() {
             let charged = base.charges(&key).await;
             let entry = base.store().look_up(&shop.slot(&key)).await.unwrap();
             let done = entry.is_some_and(|entry| matches!(entry.phase, Phase::Done { .. }));
-            assert_eq!(charged == 1, done, "{key}: effect and record are one: {entry:?}, {first:?}");
+            assert_eq!(
+                charged == 1,
+                done,
+                "{key}: effect and record are one: {entry:?}, {first:?}"
+            );
             if first.status == 200 {
                 assert_eq!(charged, 1, "{key}: the answer is true");
             }
@@ -968,7 +1013,11 @@ async fn a_connection_cut_anywhere_leaves_effect_and_record_or_neither() {
         }
     }
     let commit = commit as usize - 1;
-    assert_eq!(answers_before[commit], (503, 0), "COMMIT was not heard: {answers_before:?}");
+    assert_eq!(
+        answers_before[commit],
+        (503, 0),
+        "COMMIT was not heard: {answers_before:?}"
+    );
     assert_eq!(answers_after[commit], (200, 1), "COMMIT was heard: {answers_after:?}");
 }
 
@@ -977,7 +1026,9 @@ async fn a_connection_cut_anywhere_leaves_effect_and_record_or_neither() {
 async fn an_unknown_commit_is_resolved_when_the_database_is_back() {
     for heard in [false, true] {
         let Some(base) = Big::new().await else { return };
-        let shop = shop_with::<Big, _>(base.store(), |builder| builder.store_timeout(Duration::from_millis(700)));
+        let shop = shop_with::<Big, _>(base.store(), |builder| {
+            builder.store_timeout(Duration::from_millis(700))
+        });
         for key in ["warm", "warmer", "warmest"] {
             assert_eq!(shop.send("/ok", key).await.status, 200);
             base.quiet().await;
@@ -1029,7 +1080,12 @@ async fn a_black_hole_before_the_record_is_resolved() {
     asked.await.unwrap().assert_problem(503, "store-unavailable");
     // Connections that nobody answers on do not keep their places in the pool, once nobody tries.
     eventually("it is given up", async || shop.layer.background().is_empty()).await;
-    eventually("the pool has let go of them", async || {tokio::time::sleep(Duration::from_millis(400)).await; eprintln!("{} {}", base.store.pool().size(), base.store.pool().num_idle()); base.store.pool().size() == 0}).await;
+    eventually("the pool has let go of them", async || {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        eprintln!("{} {}", base.store.pool().size(), base.store.pool().num_idle());
+        base.store.pool().size() == 0
+    })
+    .await;
     base.proxy.heal().await;
     let again = shop.retry("/open", "k").await;
     assert!(again.text().starts_with("charged in attempt"), "{again:?}");

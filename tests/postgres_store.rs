@@ -82,7 +82,10 @@ async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
 
 async fn idle(store: &PostgresStore) {
     let pool = store.pool();
-    eventually("all connections are idle", async || pool.num_idle() == pool.size() as usize).await;
+    eventually("all connections are idle", async || {
+        pool.num_idle() == pool.size() as usize
+    })
+    .await;
 }
 
 fn begin(slot: u8, token: u64) -> Begin {
@@ -182,7 +185,10 @@ async fn many_migrate_at_once() {
     }
     let name = url.rsplit_once('/').unwrap().1.to_owned();
     let tables = blocking(move || {
-        server.sql(&name, "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('public', 'idempotency') ORDER BY 1")
+        server.sql(
+            &name,
+            "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('public', 'idempotency') ORDER BY 1",
+        )
     });
     assert_eq!(tables.await, "idempotency|Keys\npublic|idempotency_keys");
 }
@@ -217,7 +223,10 @@ async fn one_round_trip_each() {
     // Every statement is prepared.
     store.begin(&begin(9, 9)).await.unwrap();
     store.renew(&begin(9, 9).slot, Token(9), LEASE).await.unwrap();
-    store.complete(&begin(9, 9).slot, Token(9), &record(), TTL).await.unwrap();
+    store
+        .complete(&begin(9, 9).slot, Token(9), &record(), TTL)
+        .await
+        .unwrap();
     store.release(&begin(9, 9).slot, Token(9)).await.unwrap();
     idle(&store).await;
     // sqlx asks a connection once more when it goes back to the pool, which nobody waits for.
@@ -233,14 +242,23 @@ async fn one_round_trip_each() {
     trips("so far", start).await;
     assert_eq!(store.begin(&begin(1, 1)).await.unwrap(), Begun::Started { attempt: 1 });
     trips("claim", 1 + CHECK).await;
-    assert!(matches!(store.begin(&begin(1, 2)).await.unwrap(), Begun::InFlight { .. }));
+    assert!(matches!(
+        store.begin(&begin(1, 2)).await.unwrap(),
+        Begun::InFlight { .. }
+    ));
     trips("in flight", 1 + CHECK).await;
-    let other = Begin { fingerprint: Fingerprint::from_bytes([8; 16]), ..begin(1, 2) };
+    let other = Begin {
+        fingerprint: Fingerprint::from_bytes([8; 16]),
+        ..begin(1, 2)
+    };
     assert_eq!(store.begin(&other).await.unwrap(), Begun::Mismatch);
     trips("mismatch", 1 + CHECK).await;
     assert_eq!(store.renew(&other.slot, Token(1), LEASE).await.unwrap(), Held::Yes);
     trips("renew", 1 + CHECK).await;
-    assert_eq!(store.complete(&other.slot, Token(1), &record(), TTL).await.unwrap(), Held::Yes);
+    assert_eq!(
+        store.complete(&other.slot, Token(1), &record(), TTL).await.unwrap(),
+        Held::Yes
+    );
     trips("complete", 1 + CHECK).await;
     assert_eq!(store.begin(&begin(1, 3)).await.unwrap(), Begun::Done(record()));
     trips("replay", 1 + CHECK).await;
@@ -258,7 +276,10 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
     for (slot, lapse) in [(1, false), (2, true)] {
         store.begin(&begin(slot, 1)).await.unwrap();
         if lapse {
-            store.renew(&begin(slot, 1).slot, Token(1), Duration::ZERO).await.unwrap();
+            store
+                .renew(&begin(slot, 1).slot, Token(1), Duration::ZERO)
+                .await
+                .unwrap();
         }
         let mut lock = other.pool().begin().await.unwrap();
         sqlx::query("UPDATE idempotency_keys SET attempt = attempt WHERE slot = $1")
@@ -267,8 +288,14 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
             .await
             .unwrap();
         let asked = tokio::time::timeout(Duration::from_secs(10), store.begin(&begin(slot, 2))).await;
-        assert!(matches!(asked.expect("it does not wait").unwrap(), Begun::InFlight { .. }));
-        let print = Begin { fingerprint: Fingerprint::from_bytes([8; 16]), ..begin(slot, 3) };
+        assert!(matches!(
+            asked.expect("it does not wait").unwrap(),
+            Begun::InFlight { .. }
+        ));
+        let print = Begin {
+            fingerprint: Fingerprint::from_bytes([8; 16]),
+            ..begin(slot, 3)
+        };
         assert_eq!(store.begin(&print).await.unwrap(), Begun::Mismatch);
         // The sweeper passes it by.
         sqlx::query("UPDATE idempotency_keys SET forget_at = now() - interval '1 day'")
@@ -281,12 +308,22 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
         assert_eq!(again == Begun::Started { attempt: 2 }, lapse, "{again:?}");
     }
     // Forgotten and locked.
-    let brief = Begin { lease: Duration::ZERO, ttl: Duration::ZERO, ..begin(3, 1) };
+    let brief = Begin {
+        lease: Duration::ZERO,
+        ttl: Duration::ZERO,
+        ..begin(3, 1)
+    };
     store.begin(&brief).await.unwrap();
     let mut lock = other.pool().begin().await.unwrap();
-    sqlx::query("SELECT FROM idempotency_keys FOR UPDATE").execute(&mut *lock).await.unwrap();
+    sqlx::query("SELECT FROM idempotency_keys FOR UPDATE")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
     let asked = tokio::time::timeout(Duration::from_secs(10), store.begin(&begin(3, 2))).await;
-    assert!(matches!(asked.expect("it does not wait").unwrap(), Begun::InFlight { .. }));
+    assert!(matches!(
+        asked.expect("it does not wait").unwrap(),
+        Begun::InFlight { .. }
+    ));
     lock.rollback().await.unwrap();
     assert_eq!(store.begin(&begin(3, 2)).await.unwrap(), Begun::Started { attempt: 1 });
 }
@@ -307,7 +344,11 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
         bare.count().await.unwrap_err(),
         bare.sweep(1).await.unwrap_err(),
     ] {
-        assert_told(&error, StoreErrorKind::Unavailable, &["the table is missing", "migrate"]);
+        assert_told(
+            &error,
+            StoreErrorKind::Unavailable,
+            &["the table is missing", "migrate"],
+        );
     }
     let full = "slot bytea PRIMARY KEY, fingerprint bytea NOT NULL, token bigint NOT NULL, attempt integer NOT NULL, \
                 lease_until timestamptz NOT NULL, forget_at timestamptz NOT NULL, record bytea";
@@ -319,7 +360,10 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
         ("no primary key", full.replace("PRIMARY KEY", "NOT NULL")),
         ("integers for times", full.replace("timestamptz", "bigint")),
         ("a text record", full.replace("record bytea", "record text")),
-        ("a column more that must be given", format!("{full}, more integer NOT NULL")),
+        (
+            "a column more that must be given",
+            format!("{full}, more integer NOT NULL"),
+        ),
     ] {
         let create = format!("DROP TABLE IF EXISTS idempotency_keys; CREATE TABLE idempotency_keys ({columns})");
         let name = name.clone();
@@ -332,7 +376,11 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
     blocking(move || server.sql(&name, &create)).await;
     let store = PostgresStore::new(pool(&url, 1).await);
     store.migrate().await.expect("a column more does no harm");
-    assert_eq!(store.count().await.unwrap(), Default::default(), "and leaves nothing behind");
+    assert_eq!(
+        store.count().await.unwrap(),
+        Default::default(),
+        "and leaves nothing behind"
+    );
 }
 
 #[tokio::test]
@@ -346,7 +394,11 @@ async fn permissions_and_passwords_are_told() {
     let at = url.split_once('@').unwrap().1.to_owned();
     let guest = PostgresStore::new(pool(&format!("postgres://{role}:{PASSWORD}@{at}"), 1).await);
     let error = guest.begin(&begin(1, 1)).await.unwrap_err();
-    assert_told(&error, StoreErrorKind::Unavailable, &["begin", "permission", "SELECT, INSERT, UPDATE and DELETE"]);
+    assert_told(
+        &error,
+        StoreErrorKind::Unavailable,
+        &["begin", "permission", "SELECT, INSERT, UPDATE and DELETE"],
+    );
     // May not create.
     let error = guest.clone().table("mine").unwrap().migrate().await.unwrap_err();
     assert_told(&error, StoreErrorKind::Unavailable, &["migrate", "permission"]);
@@ -387,7 +439,10 @@ async fn a_read_only_database_is_told() {
     let Some((server, url)) = database().await else { return };
     let writable = open(&url, 1).await;
     writable.begin(&begin(1, 1)).await.unwrap();
-    writable.complete(&begin(1, 1).slot, Token(1), &record(), TTL).await.unwrap();
+    writable
+        .complete(&begin(1, 1).slot, Token(1), &record(), TTL)
+        .await
+        .unwrap();
     let name = url.rsplit_once('/').unwrap().1.to_owned();
     let alter = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
     blocking(move || server.sql("postgres", &alter)).await;
@@ -396,7 +451,9 @@ async fn a_read_only_database_is_told() {
     assert_told(&error, StoreErrorKind::Unavailable, &["begin", "read-only"]);
     let layer = IdempotencyLayer::new(store);
     let service = layer.layer(inner(|_| async { ok("ran") }));
-    send(&service, post("/", "k", "{}")).await.assert_problem(503, "store-unavailable");
+    send(&service, post("/", "k", "{}"))
+        .await
+        .assert_problem(503, "store-unavailable");
 }
 
 #[tokio::test]
@@ -408,7 +465,9 @@ async fn what_is_in_a_slot_is_told_and_settled() {
     assert!(!store.forget(&slot).await.unwrap());
     store.begin(&begin(1, 1)).await.unwrap();
     let entry = store.look_up(&slot).await.unwrap().unwrap();
-    let Phase::Running { attempt: 1, lease_left } = entry.phase else { panic!("{entry}") };
+    let Phase::Running { attempt: 1, lease_left } = entry.phase else {
+        panic!("{entry}")
+    };
     assert!(lease_left <= LEASE && lease_left > LEASE / 2, "{entry}");
     assert!(entry.forgotten_in > TTL && entry.forgotten_in <= TTL + LEASE);
     assert_eq!(entry.fingerprint, begin(1, 1).fingerprint);
@@ -417,7 +476,10 @@ async fn what_is_in_a_slot_is_told_and_settled() {
     store.renew(&slot, Token(1), Duration::ZERO).await.unwrap();
     let census = store.count().await.unwrap();
     assert_eq!((census.running, census.lapsed, census.done), (0, 1, 0));
-    let refuse = Begin { on_lapse: OnLapse::Refuse, ..begin(1, 2) };
+    let refuse = Begin {
+        on_lapse: OnLapse::Refuse,
+        ..begin(1, 2)
+    };
     assert_eq!(store.begin(&refuse).await.unwrap(), Begun::OutcomeUnknown);
     assert!(store.settle(&slot, &answer, TTL).await.unwrap());
     assert!(!store.settle(&slot, &answer, TTL).await.unwrap());
@@ -425,14 +487,21 @@ async fn what_is_in_a_slot_is_told_and_settled() {
     let entry = store.look_up(&slot).await.unwrap().unwrap();
     assert!(matches!(entry.phase, Phase::Done { bytes } if bytes > 7), "{entry}");
     store.begin(&begin(2, 1)).await.unwrap();
-    let brief = Begin { lease: Duration::ZERO, ttl: Duration::ZERO, ..begin(3, 1) };
+    let brief = Begin {
+        lease: Duration::ZERO,
+        ttl: Duration::ZERO,
+        ..begin(3, 1)
+    };
     store.begin(&brief).await.unwrap();
     let census = store.count().await.unwrap();
     assert_eq!((census.running, census.lapsed, census.done), (1, 0, 1));
     assert_eq!(store.look_up(&brief.slot).await.unwrap(), None);
     assert!(!store.forget(&brief.slot).await.unwrap(), "it was forgotten already");
     assert!(store.forget(&slot).await.unwrap());
-    let other = Begin { fingerprint: Fingerprint::from_bytes([8; 16]), ..begin(1, 5) };
+    let other = Begin {
+        fingerprint: Fingerprint::from_bytes([8; 16]),
+        ..begin(1, 5)
+    };
     assert_eq!(store.begin(&other).await.unwrap(), Begun::Started { attempt: 1 });
 }
 
@@ -443,7 +512,10 @@ async fn the_sweeper_removes_in_batches_and_survives() {
     let fill = "INSERT INTO idempotency_keys SELECT sha256(i::text::bytea), '', 1, 1, now(), now() - interval '1 s' \
                 FROM generate_series(1, 1200) AS i";
     let rows = async || -> i64 {
-        sqlx::query_scalar("SELECT count(*) FROM idempotency_keys").fetch_one(store.pool()).await.unwrap()
+        sqlx::query_scalar("SELECT count(*) FROM idempotency_keys")
+            .fetch_one(store.pool())
+            .await
+            .unwrap()
     };
     sqlx::query(fill).execute(store.pool()).await.unwrap();
     store.begin(&begin(1, 1)).await.unwrap();
@@ -451,7 +523,10 @@ async fn the_sweeper_removes_in_batches_and_survives() {
     let sweeper = store.sweep_every(Duration::from_millis(20));
     eventually("all is swept", async || sweeper.removed() == 1193).await;
     assert_eq!((rows().await, sweeper.errors()), (1, 0));
-    sqlx::query("DROP TABLE idempotency_keys").execute(store.pool()).await.unwrap();
+    sqlx::query("DROP TABLE idempotency_keys")
+        .execute(store.pool())
+        .await
+        .unwrap();
     eventually("errors are counted", async || sweeper.errors() >= 2).await;
     store.migrate().await.unwrap();
     sqlx::query(fill).execute(store.pool()).await.unwrap();
@@ -465,7 +540,9 @@ async fn the_sweeper_removes_in_batches_and_survives() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_restarted_is_found_again_at_once() {
-    let Some(server) = blocking(Postgres::start).await else { return };
+    let Some(server) = blocking(Postgres::start).await else {
+        return;
+    };
     let server = Arc::new(server);
     let url = server.url("postgres");
     let store = open(&url, 6).await;
@@ -480,7 +557,10 @@ async fn a_server_that_was_restarted_is_found_again_at_once() {
     blocking(move || restarting.restart()).await;
     // All six are dead, and the first claim gets through.
     assert_eq!(store.begin(&begin(2, 1)).await.unwrap(), Begun::Started { attempt: 1 });
-    assert!(matches!(store.begin(&begin(1, 2)).await.unwrap(), Begun::InFlight { .. }));
+    assert!(matches!(
+        store.begin(&begin(1, 2)).await.unwrap(),
+        Begun::InFlight { .. }
+    ));
 
     let layer = IdempotencyLayer::builder(store.clone())
         .store_timeout(Duration::from_secs(1))
@@ -490,7 +570,9 @@ async fn a_server_that_was_restarted_is_found_again_at_once() {
     assert_eq!(send(&service, post("/", "before", "{}")).await.text(), "ran");
     let killing = Arc::clone(&server);
     blocking(move || killing.kill()).await;
-    send(&service, post("/", "k", "{}")).await.assert_problem(503, "store-unavailable");
+    send(&service, post("/", "k", "{}"))
+        .await
+        .assert_problem(503, "store-unavailable");
     let _server = blocking(move || {
         server.restart();
         server
@@ -515,7 +597,9 @@ where
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_does_not_answer_costs_no_connection() {
-    let Some(server) = blocking(Postgres::start).await else { return };
+    let Some(server) = blocking(Postgres::start).await else {
+        return;
+    };
     let server = Arc::new(server);
     let store = open(&server.url("postgres"), 2).await;
     let layer = IdempotencyLayer::builder(store.clone())
@@ -528,7 +612,9 @@ async fn a_server_that_does_not_answer_costs_no_connection() {
     blocking(move || pausing.pause()).await;
     for round in 0..3 {
         let started = Instant::now();
-        let asked: Vec<_> = (0..4).map(|i| spawn(&service, post("/", &format!("k{round}{i}"), "{}"))).collect();
+        let asked: Vec<_> = (0..4)
+            .map(|i| spawn(&service, post("/", &format!("k{round}{i}"), "{}")))
+            .collect();
         for asked in asked {
             asked.await.unwrap().assert_problem(503, "store-unavailable");
         }
@@ -545,12 +631,18 @@ async fn a_server_that_does_not_answer_costs_no_connection() {
         server
     })
     .await;
-    eventually("it is back", async || send(&service, post("/", "before", "{}")).await.is_replay()).await;
+    eventually("it is back", async || {
+        send(&service, post("/", "before", "{}")).await.is_replay()
+    })
+    .await;
     // Keys of claims that may have been heard are free again.
     for round in 0..3 {
         for i in 0..4 {
             let key = format!("k{round}{i}");
-            eventually("the key is free", async || send(&service, post("/", &key, "{}")).await.text() == "ran").await;
+            eventually("the key is free", async || {
+                send(&service, post("/", &key, "{}")).await.text() == "ran"
+            })
+            .await;
         }
     }
     eventually("no connection is kept", async || {

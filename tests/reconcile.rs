@@ -13,9 +13,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt};
 use tower_idempotency::store::{Inspect, Phase, Token};
-use tower_idempotency::{
-    IdempotencyKey, IdempotencyLayer, IdempotencyService, Lapsed, Policy, Reconciled, Store,
-};
+use tower_idempotency::{IdempotencyKey, IdempotencyLayer, IdempotencyService, Lapsed, Policy, Reconciled, Store};
 
 #[derive(Clone, Copy, Debug)]
 enum Say {
@@ -82,7 +80,15 @@ fn desk_with(policy: Policy) -> Desk {
             }
         }
     }));
-    Desk { store, layer, service, runs, asked, gate, say }
+    Desk {
+        store,
+        layer,
+        service,
+        runs,
+        asked,
+        gate,
+        say,
+    }
 }
 
 impl Desk {
@@ -115,7 +121,9 @@ async fn what_was_done_is_stored_and_replayed() {
         assert_eq!(answer.outcome(), "replayed");
     }
     assert_eq!((desk.runs.get(), desk.asked.get()), (1, 1));
-    send(&desk.service, post("/pay", "k", "{ }")).await.assert_problem(422, "key-reused");
+    send(&desk.service, post("/pay", "k", "{ }"))
+        .await
+        .assert_problem(422, "key-reused");
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,7 +133,9 @@ async fn what_was_not_done_runs_as_the_next_attempt() {
     desk.gate.open();
     let answer = send(&desk.service, post("/pay", "k", "{}")).await;
     assert_eq!((answer.text(), answer.outcome()), ("attempt 2", "executed"));
-    send(&desk.service, post("/pay", "k", "{}")).await.assert_replay_of(&answer);
+    send(&desk.service, post("/pay", "k", "{}"))
+        .await
+        .assert_replay_of(&answer);
     assert_eq!((desk.runs.get(), desk.asked.get()), (2, 1));
 }
 
@@ -136,12 +146,16 @@ async fn a_reconciler_that_cannot_tell_is_asked_again() {
     desk.gate.open();
     desk.say(Say::Fail);
     for times in 1..4 {
-        send(&desk.service, post("/pay", "k", "{}")).await.assert_problem(409, "outcome-unknown");
+        send(&desk.service, post("/pay", "k", "{}"))
+            .await
+            .assert_problem(409, "outcome-unknown");
         assert_eq!(desk.asked.get(), times);
     }
     assert_eq!(counted(&desk.layer, "outcome-unknown"), 3);
     // It is lapsed and remembered all the while.
-    send(&desk.service, post("/pay", "k", "{ }")).await.assert_problem(422, "key-reused");
+    send(&desk.service, post("/pay", "k", "{ }"))
+        .await
+        .assert_problem(422, "key-reused");
     desk.say(Say::Done);
     assert!(send(&desk.service, post("/pay", "k", "{}")).await.is_replay());
     assert_eq!(desk.runs.get(), 1);
@@ -173,11 +187,15 @@ async fn only_one_asks_at_a_time() {
     let first = spawn(&desk.service, post("/pay", "k", "{}"));
     desk.gate.arrival().await;
     for _ in 0..5 {
-        send(&desk.service, post("/pay", "k", "{}")).await.assert_problem(409, "in-flight");
+        send(&desk.service, post("/pay", "k", "{}"))
+            .await
+            .assert_problem(409, "in-flight");
     }
     // Longer than a lease: it is renewed while the reconciler asks.
     tokio::time::sleep(Duration::from_secs(300)).await;
-    send(&desk.service, post("/pay", "k", "{}")).await.assert_problem(409, "in-flight");
+    send(&desk.service, post("/pay", "k", "{}"))
+        .await
+        .assert_problem(409, "in-flight");
     assert!(desk.store.calls(Op::Renew) > 5);
     desk.gate.open();
     assert!(first.await.unwrap().is_replay());
@@ -224,9 +242,15 @@ async fn what_lapsed_is_settled_by_hand() {
     let memory = desk.store.memory();
     let answer = Response::builder().status(201).body(Bytes::from("by hand")).unwrap();
     assert!(memory.settle(&slot, &answer, Duration::from_secs(60)).await.unwrap());
-    assert!(!memory.settle(&slot, &answer, Duration::from_secs(60)).await.unwrap(), "once");
+    assert!(
+        !memory.settle(&slot, &answer, Duration::from_secs(60)).await.unwrap(),
+        "once"
+    );
     let replay = send(&desk.service, post("/pay", "k", "{}")).await;
-    assert_eq!((replay.status.as_u16(), replay.text(), replay.is_replay()), (201, "by hand", true));
+    assert_eq!(
+        (replay.status.as_u16(), replay.text(), replay.is_replay()),
+        (201, "by hand", true)
+    );
     assert_eq!(desk.asked.get(), 0);
     // What runs is not settled.
     let running = IdempotencyLayer::new(desk.store.memory().clone());

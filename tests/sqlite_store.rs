@@ -108,9 +108,15 @@ async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
 async fn what_cannot_be_opened_is_told() {
     use StoreErrorKind::{Corrupt, Unavailable};
     let directory = Directory::new();
-    let error = SqliteStore::open(directory.path("no/such/directory.db")).await.unwrap_err();
+    let error = SqliteStore::open(directory.path("no/such/directory.db"))
+        .await
+        .unwrap_err();
     assert_told(&error, Unavailable, &["open", "cannot be opened", "path"]);
-    std::fs::write(directory.path("text"), "no database, but a text that is long enough".repeat(100)).unwrap();
+    std::fs::write(
+        directory.path("text"),
+        "no database, but a text that is long enough".repeat(100),
+    )
+    .unwrap();
     let error = SqliteStore::open(directory.path("text")).await.unwrap_err();
     assert_told(&error, Corrupt, &["open", "no SQLite database"]);
     let error = SqliteStore::open(directory.path("")).await.unwrap_err();
@@ -122,11 +128,18 @@ async fn a_read_only_database_is_told_and_still_replays() {
     let directory = Directory::new();
     let store = open(&directory).await;
     store.begin(&begin(1, 1)).await.unwrap();
-    store.complete(&begin(1, 1).slot, Token(1), &record(), TTL).await.unwrap();
+    store
+        .complete(&begin(1, 1).slot, Token(1), &record(), TTL)
+        .await
+        .unwrap();
     let read_only = with(options(&directory).read_only(true)).await;
     assert_eq!(read_only.begin(&begin(1, 2)).await.unwrap(), Begun::Done(record()));
     let error = read_only.begin(&begin(2, 1)).await.unwrap_err();
-    assert_told(&error, StoreErrorKind::Unavailable, &["begin", "read-only", "permissions"]);
+    assert_told(
+        &error,
+        StoreErrorKind::Unavailable,
+        &["begin", "read-only", "permissions"],
+    );
     let error = read_only.migrate().await.unwrap_err();
     assert_told(&error, StoreErrorKind::Unavailable, &["migrate", "read-only"]);
 }
@@ -139,7 +152,10 @@ async fn a_full_disk_is_told() {
     full.begin(&begin(1, 1)).await.unwrap();
     let body = Bytes::from(vec![b'x'; 100_000]);
     full.renew(&begin(1, 1).slot, Token(1), Duration::ZERO).await.unwrap();
-    let error = full.settle(&begin(1, 1).slot, &Response::new(body), TTL).await.unwrap_err();
+    let error = full
+        .settle(&begin(1, 1).slot, &Response::new(body), TTL)
+        .await
+        .unwrap_err();
     assert_told(&error, StoreErrorKind::Full, &["complete", "full"]);
     // What fits is done still.
     assert_eq!(full.forget(&begin(1, 1).slot).await.unwrap(), true);
@@ -161,7 +177,11 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
         bare.count().await.unwrap_err(),
         bare.sweep(1).await.unwrap_err(),
     ] {
-        assert_told(&error, StoreErrorKind::Unavailable, &["the table is missing", "migrate"]);
+        assert_told(
+            &error,
+            StoreErrorKind::Unavailable,
+            &["the table is missing", "migrate"],
+        );
     }
     let full = "slot BLOB PRIMARY KEY, fingerprint BLOB, token INTEGER, attempt INTEGER, lease_until INTEGER, \
                 forget_at INTEGER, record BLOB";
@@ -170,19 +190,38 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
         ("no token", full.replace("token INTEGER, ", "")),
         ("no record", full.replace(", record BLOB", "")),
         ("no primary key", full.replace("PRIMARY KEY", "NOT NULL")),
-        ("a column more that must be given", format!("{full}, more INTEGER NOT NULL")),
+        (
+            "a column more that must be given",
+            format!("{full}, more INTEGER NOT NULL"),
+        ),
     ] {
-        for sql in ["DROP TABLE IF EXISTS idempotency_keys".to_owned(), format!("CREATE TABLE idempotency_keys ({columns})")] {
-            sqlx::query(sqlx::AssertSqlSafe(sql)).execute(bare.pool()).await.unwrap();
+        for sql in [
+            "DROP TABLE IF EXISTS idempotency_keys".to_owned(),
+            format!("CREATE TABLE idempotency_keys ({columns})"),
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .execute(bare.pool())
+                .await
+                .unwrap();
         }
         let error = bare.migrate().await.expect_err(what);
         assert_told(&error, StoreErrorKind::Unavailable, &["migrate", "layout"]);
     }
-    for sql in ["DROP TABLE idempotency_keys".to_owned(), format!("CREATE TABLE idempotency_keys ({full}, note TEXT)")] {
-        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(bare.pool()).await.unwrap();
+    for sql in [
+        "DROP TABLE idempotency_keys".to_owned(),
+        format!("CREATE TABLE idempotency_keys ({full}, note TEXT)"),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .execute(bare.pool())
+            .await
+            .unwrap();
     }
     bare.migrate().await.expect("a column more does no harm");
-    assert_eq!(bare.count().await.unwrap(), Default::default(), "and leaves nothing behind");
+    assert_eq!(
+        bare.count().await.unwrap(),
+        Default::default(),
+        "and leaves nothing behind"
+    );
     for bad in ["", "a b", "a\"b", "1a"] {
         assert!(bare.clone().table(bad).is_err());
     }
@@ -205,7 +244,10 @@ async fn a_writer_that_holds_on_is_told_and_readers_do_not_wait() {
     let error = impatient.renew(&slot, Token(1), LEASE).await.unwrap_err();
     assert_told(&error, StoreErrorKind::Unavailable, &["renew", "busy timeout"]);
     let started = Instant::now();
-    assert!(matches!(store.begin(&begin(1, 2)).await.unwrap(), Begun::InFlight { .. }));
+    assert!(matches!(
+        store.begin(&begin(1, 2)).await.unwrap(),
+        Begun::InFlight { .. }
+    ));
     assert!(started.elapsed() < Duration::from_secs(4), "it waited for the writer");
     // Dropped while they wait, they leave the pool whole.
     for _ in 0..4 {
@@ -218,7 +260,10 @@ async fn a_writer_that_holds_on_is_told_and_readers_do_not_wait() {
         impatient.pool().size() as usize == impatient.pool().num_idle()
     })
     .await;
-    assert_eq!(impatient.begin(&begin(4, 1)).await.unwrap(), Begun::Started { attempt: 1 });
+    assert_eq!(
+        impatient.begin(&begin(4, 1)).await.unwrap(),
+        Begun::Started { attempt: 1 }
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -244,32 +289,51 @@ async fn what_is_in_a_slot_is_told_settled_and_swept() {
     assert!(!store.forget(&slot).await.unwrap());
     store.begin(&begin(1, 1)).await.unwrap();
     let entry = store.look_up(&slot).await.unwrap().unwrap();
-    let Phase::Running { attempt: 1, lease_left } = entry.phase else { panic!("{entry}") };
+    let Phase::Running { attempt: 1, lease_left } = entry.phase else {
+        panic!("{entry}")
+    };
     assert!(lease_left <= LEASE && lease_left > LEASE / 2, "{entry}");
     let answer = Response::builder().status(201).body(Bytes::from("by hand")).unwrap();
     assert!(!store.settle(&slot, &answer, TTL).await.unwrap(), "it runs");
     store.renew(&slot, Token(1), Duration::ZERO).await.unwrap();
-    let refuse = Begin { on_lapse: OnLapse::Refuse, ..begin(1, 2) };
+    let refuse = Begin {
+        on_lapse: OnLapse::Refuse,
+        ..begin(1, 2)
+    };
     assert_eq!(store.begin(&refuse).await.unwrap(), Begun::OutcomeUnknown);
     assert!(store.settle(&slot, &answer, TTL).await.unwrap());
     assert!(matches!(store.begin(&refuse).await.unwrap(), Begun::Done(_)));
     assert_eq!(store.release(&slot, Token(1)).await.unwrap(), Held::Lost);
     store.begin(&begin(2, 1)).await.unwrap();
     for slot in 10..30 {
-        let brief = Begin { lease: Duration::ZERO, ttl: Duration::ZERO, ..begin(slot, 1) };
+        let brief = Begin {
+            lease: Duration::ZERO,
+            ttl: Duration::ZERO,
+            ..begin(slot, 1)
+        };
         store.begin(&brief).await.unwrap();
     }
     let census = store.count().await.unwrap();
     assert_eq!((census.running, census.lapsed, census.done), (1, 0, 1));
-    assert!(!store.forget(&begin(10, 1).slot).await.unwrap(), "it was forgotten already");
+    assert!(
+        !store.forget(&begin(10, 1).slot).await.unwrap(),
+        "it was forgotten already"
+    );
     assert_eq!(store.sweep(7).await.unwrap(), 7);
     let sweeper = store.sweep_every(Duration::from_millis(20));
     eventually("all is swept", async || sweeper.removed() == 12).await;
     assert_eq!(sweeper.errors(), 0);
-    sqlx::query("DROP TABLE idempotency_keys").execute(store.pool()).await.unwrap();
+    sqlx::query("DROP TABLE idempotency_keys")
+        .execute(store.pool())
+        .await
+        .unwrap();
     eventually("errors are counted", async || sweeper.errors() >= 2).await;
     store.migrate().await.unwrap();
-    let brief = Begin { lease: Duration::ZERO, ttl: Duration::ZERO, ..begin(1, 1) };
+    let brief = Begin {
+        lease: Duration::ZERO,
+        ttl: Duration::ZERO,
+        ..begin(1, 1)
+    };
     store.begin(&brief).await.unwrap();
     eventually("it goes on", async || sweeper.removed() == 13).await;
 }

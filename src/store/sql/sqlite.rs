@@ -468,10 +468,15 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
             Unavailable,
             "the table is missing; run `SqliteStore::migrate` or the SQL file, and check the table's name",
         ),
-        1 if ["column", "ON CONFLICT"].iter().any(|word| error.message().contains(word)) => (
-            Unavailable,
-            "the table has another layout than this release knows; compare it with the SQL file of the store",
-        ),
+        1 if ["column", "ON CONFLICT"]
+            .iter()
+            .any(|word| error.message().contains(word)) =>
+        {
+            (
+                Unavailable,
+                "the table has another layout than this release knows; compare it with the SQL file of the store",
+            )
+        }
         // A column that must be given and is not known.
         19 if code == 1299 => (
             Unavailable,
