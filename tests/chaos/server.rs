@@ -42,7 +42,7 @@ impl Shared {
 
 impl Server {
     pub fn start(options: &[&str], environment: &[(&str, &str)]) -> Self {
-        let directory = process::scratch("idempotency-chaos-server", None);
+        let directory = process::scratch(&process::on_disk(), "idempotency-chaos-server", None);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 child: None,

@@ -90,7 +90,7 @@ impl Store {
     pub async fn create(engines: &Engines) -> Self {
         match engines {
             Engines::Sqlite => {
-                let directory: PathBuf = process::scratch("idempotency-chaos", None);
+                let directory: PathBuf = process::scratch(&process::on_disk(), "idempotency-chaos", None);
                 let url = format!("sqlite:{}", directory.join("database").display());
                 Self {
                     proxies: None,
