@@ -5,14 +5,14 @@
 #[path = "../tests/directory/mod.rs"]
 mod directory;
 #[allow(dead_code, reason = "each test crate uses a part of it")]
-mod servers {
-    #[path = "../../tests/servers/postgres.rs"]
-    pub mod postgres;
-    #[path = "../../tests/servers/process.rs"]
-    pub mod process;
-    #[path = "../../tests/servers/redis.rs"]
-    pub mod redis;
-}
+#[path = "../tests/servers/postgres.rs"]
+mod postgres_server;
+#[allow(dead_code, reason = "each test crate uses a part of it")]
+#[path = "../tests/servers/process.rs"]
+mod process;
+#[allow(dead_code, reason = "each test crate uses a part of it")]
+#[path = "../tests/servers/redis.rs"]
+mod redis_server;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,8 +24,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use directory::Directory;
 use http::{Request, Response};
-use servers::postgres::Postgres;
-use servers::redis::Redis;
+use postgres_server::Postgres;
+use redis_server::Redis;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::sqlite::SqlitePool;
 use tower::{Layer, ServiceExt, service_fn};

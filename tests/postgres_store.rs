@@ -137,7 +137,8 @@ async fn the_store_conforms() {
     }
     let harness = Arc::new(Pools(pools, AtomicUsize::default(), Duration::from_millis(500)));
     let mut running = tokio::task::JoinSet::new();
-    for check in conformance::checks() {
+    let checks = conformance::checks().into_iter();
+    for check in checks.chain(conformance::inspection_checks()) {
         let harness = Arc::clone(&harness);
         running.spawn(async move { check.run(&*harness).await });
     }
@@ -672,4 +673,22 @@ async fn connections_that_nobody_answers_on_leave_the_pool() {
     assert!(a.is_err() && b.is_err() && c.is_err());
     // The network is never healed.
     eventually("their places are free", async || store.pool().size() == 0).await;
+}
+
+/// A lease of a second and a half lets a claim take half a second. Making a connection may take longer.
+#[tokio::test]
+async fn a_connection_is_made_although_no_caller_waits_for_it() {
+    let Some((server, url)) = database().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let name = url.rsplit('/').next().unwrap();
+    let store = open(&server.url_through(proxy.port(), name), 2).await;
+    // A round trip takes 100 ms: making a connection some 500, a claim on it some 200.
+    proxy.delay(Duration::from_millis(50));
+    proxy.cut_all();
+    eventually("a claim is made", async || {
+        let patience = Duration::from_millis(350);
+        let claimed = tokio::time::timeout(patience, store.begin(&begin(1, 1))).await;
+        matches!(claimed, Ok(Ok(Begun::Started { attempt: 1 })))
+    })
+    .await;
 }

@@ -138,38 +138,3 @@ async fn postgres_cut_at_each_step() {
 async fn redis_cut_at_each_step() {
     cut_at_each_step(Engine::Redis).await;
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn adhoc_livelock() {
-    let Some(engines) = Engines::start(Engine::Postgres) else {
-        return;
-    };
-    let world = World::start(&engines, Duration::from_millis(1500), [&[], &[]]).await;
-    let ops: Vec<Operation> = (0..4)
-        .map(|n| Operation {
-            account: Account::Acme,
-            key: format!("key-{n}"),
-            kind: Kind::Status,
-            subject: format!("s{n}"),
-        })
-        .collect();
-    let mut rng = Rng::new(0);
-    let delay = Duration::from_millis(std::env::var("DELAY").unwrap().parse().unwrap());
-    world.store.proxy(0).delay(delay);
-    let t = std::time::Instant::now();
-    let o = world.attempt(&ops, 0, 0, PATIENCE, &mut rng).await;
-    eprintln!("warm, delayed: {:?} {o:?}", t.elapsed());
-    world.store.proxy(0).cut_all();
-    for _ in 0..30 {
-        let t = std::time::Instant::now();
-        let o = world.attempt(&ops, 1, 0, PATIENCE, &mut rng).await;
-        let crate::client::Outcome::Answer(a) = o else {
-            panic!("{o:?}")
-        };
-        eprintln!("cold, delayed: {:?} {}", t.elapsed(), a.status);
-    }
-    eprintln!(
-        "{}",
-        &world.servers[0].log()[world.servers[0].log().len().saturating_sub(1200)..]
-    );
-}

@@ -15,7 +15,7 @@ pub(super) struct Asking<DB: Database>(Option<PoolConnection<DB>>);
 
 impl<DB: Database> Asking<DB> {
     pub(super) async fn acquire(pool: &Pool<DB>) -> Result<Self, sqlx::Error> {
-        Ok(Self(Some(pool.acquire().await?)))
+        Ok(Self(Some(acquire(pool).await?)))
     }
 
     pub(super) fn answered(mut self) {
@@ -50,6 +50,21 @@ impl<DB: Database> Drop for Asking<DB> {
         if let Some(connection) = self.0.take() {
             close(connection);
         }
+    }
+}
+
+/// A connection of the pool. One that has to be made is made by a task of its own: a caller that
+/// gives up would otherwise take the connection along, and where making one takes longer than
+/// callers wait, none would ever be made.
+async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnection<DB>, sqlx::Error> {
+    let to_be_made = pool.num_idle() == 0 && pool.size() < pool.options().get_max_connections();
+    match Handle::try_current() {
+        Ok(runtime) if to_be_made => {
+            let pool = pool.clone();
+            let making = runtime.spawn(async move { pool.acquire().await });
+            making.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+        }
+        _ => pool.acquire().await,
     }
 }
 
@@ -88,7 +103,7 @@ pub(super) struct Open<DB: Database> {
 impl<DB: Database> Open<DB> {
     pub(super) async fn begin(pool: &Pool<DB>, statement: impl SqlSafeStr) -> Result<Self, sqlx::Error> {
         let mut open = Self {
-            connection: Some(pool.acquire().await?),
+            connection: Some(acquire(pool).await?),
             asking: false,
         };
         let begun = DB::TransactionManager::begin(open.ask(), Some(statement.into_sql_str())).await;
