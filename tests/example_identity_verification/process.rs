@@ -57,6 +57,11 @@ impl Drop for Server {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking()
+            && let Some(Ok(log)) = self.log.take().map(JoinHandle::join)
+        {
+            eprintln!("the server at {} said:\n{log}", self.origin);
+        }
     }
 }
 
