@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row};
 
 use super::error::store_error;
-use super::open::Asking;
+use super::open::{Asking, Open};
 use super::table::Table;
 use super::transaction::Unit;
 use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, fingerprint, left, millis, signed, trial};
@@ -227,7 +227,7 @@ impl PostgresStore {
     async fn try_out(&self) -> Result<(), sqlx::Error> {
         let begin = trial();
         let claim = ClaimId::of(&begin);
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = Open::begin(&self.pool, Self::BEGIN).await?;
         self.claim(&begin).fetch_one(&mut *transaction).await?;
         self.complete_in(&mut transaction, &claim, b"trial", begin.ttl).await?;
         let retry = Begin {
@@ -259,7 +259,7 @@ impl PostgresStore {
     }
 
     async fn migrate_in_turn(&self) -> Result<(), sqlx::Error> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = Open::begin(&self.pool, Self::BEGIN).await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
             .bind(MIGRATION_LOCK)
             .execute(&mut *transaction)
