@@ -2,7 +2,7 @@
 //! killed and halted, the store fails, connections break and clocks are wrong: afterwards the books
 //! must balance.
 //!
-//! `rounds` is random, from a seed; `steps` and `clocks` are not. What must hold is in [`check`].
+//! `rounds` is random, from a seed; `steps`, `halts` and `clocks` are not. What must hold is in [`check`].
 //!
 //! | variable | meaning |
 //! |---|---|
@@ -25,6 +25,7 @@ mod servers {
 mod check;
 mod client;
 mod clocks;
+mod halts;
 mod operation;
 mod plan;
 mod rng;

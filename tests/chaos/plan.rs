@@ -74,8 +74,12 @@ impl Fault {
 
     fn draw(rng: &mut Rng, engine: Engine) -> Self {
         let server = rng.index(2);
-        // Up to more than a lease.
-        let time = rng.millis(50, 2200);
+        // Shorter than a lease, or long enough for another server to take over and be done.
+        let time = if rng.chance(50) {
+            rng.millis(50, 1400)
+        } else {
+            rng.millis(1600, 2600)
+        };
         let kinds = if engine == Engine::Sqlite { 5 } else { 13 };
         match rng.below(kinds) {
             0 => Self::Nothing,

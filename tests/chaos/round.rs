@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ use crate::store::{Engines, Store};
 
 pub const LEASE: Duration = Duration::from_millis(1500);
 
+/// Of the simulated provider.
+const LATENCY: Duration = Duration::from_millis(60);
+
 /// Of an answer, on a busy machine; more than the servers' own patience with their store.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -36,11 +40,14 @@ pub struct World {
     pub store: Store,
     epoch: Instant,
     attempts: Mutex<Vec<Attempt>>,
+    /// Attempts that each server has not answered.
+    open: [AtomicU32; 2],
 }
 
 impl World {
     pub async fn start(engines: &Engines, lease: Duration, environments: [&[(&str, &str)]; 2]) -> Arc<Self> {
         let store = Store::create(engines).await;
+        let latency = format!("{}ms", LATENCY.as_millis());
         let lease = format!("{}ms", lease.as_millis());
         let servers = [0, 1].map(|server: usize| {
             let options = [
@@ -49,7 +56,7 @@ impl World {
                 "--lease",
                 &lease,
                 "--provider-latency",
-                "60ms",
+                &latency,
             ];
             Server::start(&options, environments[server])
         });
@@ -61,6 +68,7 @@ impl World {
             store,
             epoch: Instant::now(),
             attempts: Mutex::default(),
+            open: Default::default(),
         })
     }
 
@@ -80,7 +88,9 @@ impl World {
         let operation = &operations[number];
         let request = operation.request(rng.pick(operation.account.credentials()));
         let began = self.now();
+        self.open[server].fetch_add(1, Ordering::Relaxed);
         let outcome = send(self.servers[server].address(), &request, patience).await;
+        self.open[server].fetch_sub(1, Ordering::Relaxed);
         self.attempts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -115,12 +125,27 @@ impl World {
         }
     }
 
+    /// Waits until a server has something to do, and most likely is not done; but not for ever.
+    async fn amid_an_operation(&self, server: usize) {
+        for _ in 0..100 {
+            if self.open[server].load(Ordering::Relaxed) > 0 {
+                break;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        sleep(LATENCY / 3).await;
+    }
+
     /// Lets something go wrong, and returns when it is over.
     async fn strike(self: &Arc<Self>, fault: Fault) {
         match fault {
             Fault::Nothing => {}
-            Fault::KillServer { server } => self.servers[server].kill(),
+            Fault::KillServer { server } => {
+                self.amid_an_operation(server).await;
+                self.servers[server].kill();
+            }
             Fault::HaltServer { server, time } => {
+                self.amid_an_operation(server).await;
                 self.servers[server].halt();
                 sleep(time).await;
                 self.servers[server].resume();
