@@ -4,10 +4,8 @@
 
 #[path = "../tests/directory/mod.rs"]
 mod directory;
-#[allow(dead_code, reason = "each test crate uses a part of it")]
 #[path = "../tests/servers/postgres.rs"]
 mod postgres_server;
-#[allow(dead_code, reason = "each test crate uses a part of it")]
 #[path = "../tests/servers/process.rs"]
 mod process;
 #[allow(dead_code, reason = "each test crate uses a part of it")]
