@@ -11,7 +11,7 @@ use crate::check::{Promise, violations};
 use crate::client::Outcome;
 use crate::operation::{ACCOUNTS, Kind, Operation};
 use crate::rng::Rng;
-use crate::round::{LEASE, SETTLES, World};
+use crate::round::{SETTLES, World};
 use crate::rounds::left_out;
 use crate::servers::process;
 use crate::store::{Engine, Engines};
@@ -54,7 +54,7 @@ async fn an_hour_off(engine: Engine, kill: bool) {
             ("DONT_FAKE_MONOTONIC", "1"),
         ]
     };
-    let world = World::start(&engines, LEASE, [&environment("+1h"), &environment("-1h")]).await;
+    let world = World::start(&engines, engine.lease(), [&environment("+1h"), &environment("-1h")]).await;
     let operations: Arc<[Operation]> = (0..12)
         .map(|number| Operation {
             account: ACCOUNTS[number % 2],

@@ -11,7 +11,7 @@ use crate::check::{Promise, violations};
 use crate::client::Outcome;
 use crate::operation::{Account, Kind, Operation};
 use crate::rng::Rng;
-use crate::round::{LEASE, SETTLES, World};
+use crate::round::{SETTLES, World};
 use crate::rounds::left_out;
 use crate::store::{Engine, Engines};
 
@@ -22,7 +22,7 @@ async fn overtaken(engine: Engine) {
         return;
     }
     let Some(engines) = Engines::start(engine) else { return };
-    let world = World::start(&engines, LEASE, [&[], &[]]).await;
+    let world = World::start(&engines, engine.lease(), [&[], &[]]).await;
     let operations: Arc<[Operation]> = Arc::new([Operation {
         account: Account::Acme,
         key: "key".to_owned(),

@@ -78,7 +78,7 @@ impl Fault {
         let time = if rng.chance(50) {
             rng.millis(50, 1400)
         } else {
-            rng.millis(1600, 2600)
+            engine.lease() + rng.millis(100, 1100)
         };
         let kinds = if engine == Engine::Sqlite { 5 } else { 13 };
         match rng.below(kinds) {

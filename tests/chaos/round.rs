@@ -19,17 +19,15 @@ use crate::rng::Rng;
 use crate::server::Server;
 use crate::store::{Engines, Store};
 
-pub const LEASE: Duration = Duration::from_millis(1500);
-
 /// Of the simulated provider.
 const LATENCY: Duration = Duration::from_millis(60);
 
 /// Of an answer, on a busy machine; more than the servers' own patience with their store.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// After all is healed: the rest of a lease, what is left of the servers' patience with a store that
-/// did not answer, and room on a busy machine.
-pub const SETTLES: Duration = Duration::from_secs(10);
+/// After all is healed: the rest of a lease, and time for the servers to get their connections back on
+/// a busy machine. What is stuck is so for ever, or for a time to live.
+pub const SETTLES: Duration = Duration::from_secs(25);
 
 /// Time enough for a server to notice what befell it.
 const AFTERMATH: Duration = Duration::from_millis(500);
@@ -108,6 +106,7 @@ impl World {
     async fn insist(&self, operations: &[Operation], client: &Client) {
         let mut rng = Rng::new(client.seed);
         sleep_until((self.epoch + client.starts).into()).await;
+        let mut pause = 60;
         loop {
             let patience = if rng.chance(15) {
                 rng.millis(1, 80)
@@ -121,7 +120,8 @@ impl World {
             if succeeded(&operations[client.operation], &outcome) {
                 return;
             }
-            sleep(rng.millis(20, 120)).await;
+            sleep(rng.millis(pause / 3, pause)).await;
+            pause = (pause * 3 / 2).min(800);
         }
     }
 
@@ -319,7 +319,7 @@ fn succeeded(operation: &Operation, outcome: &Outcome) -> bool {
 /// What is wrong after a round, and what it was like.
 pub async fn run(engines: &Engines, seed: u64, leave_in: &Path) -> (Vec<String>, String) {
     let plan = Plan::draw(seed, engines.engine());
-    let world = World::start(engines, LEASE, [&[], &[]]).await;
+    let world = World::start(engines, engines.engine().lease(), [&[], &[]]).await;
     let operations: Arc<[Operation]> = plan.operations.clone().into();
     let mut clients = JoinSet::new();
     let planned = format!("{plan:#?}");

@@ -25,6 +25,15 @@ impl Engine {
         }
     }
 
+    /// Short, since a round waits for it. A server may take a third of it to claim a key, and must have
+    /// made a new connection by then, which on a busy machine takes PostgreSQL a while.
+    pub fn lease(self) -> Duration {
+        match self {
+            Self::Postgres => Duration::from_secs(3),
+            Self::Sqlite | Self::Redis => Duration::from_millis(1500),
+        }
+    }
+
     /// Whether effect and record are committed in one transaction.
     pub fn atomic(self) -> bool {
         self != Self::Redis
