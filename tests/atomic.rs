@@ -1091,3 +1091,32 @@ impl Big {
         eventually("the others are idle", async || self.busy() == busy).await;
     }
 }
+
+/// The connection is lost while the server is at work on COMMIT: reading back waits until it is
+/// decided.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_is_still_being_made_is_waited_for() {
+    let Some(base) = Big::new().await else { return };
+    for sql in [
+        "INSERT INTO parents VALUES (77)",
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END'",
+        "CREATE CONSTRAINT TRIGGER dawdles AFTER INSERT ON children DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    ] {
+        base.execute(sql).await;
+    }
+    let shop = shop_with::<Big, _>(base.store(), |builder| builder.store_timeout(Duration::from_secs(20)));
+    let asked = spawn(&shop.bank, post("/refer", "k", "{}"));
+    let committing = "SELECT count(*) FROM pg_stat_activity \
+                      WHERE datname = current_database() AND query = 'COMMIT' AND state = 'active'";
+    eventually("COMMIT is heard", async || {
+        let count: i64 = sqlx::query_scalar(committing).fetch_one(&base.direct).await.unwrap();
+        count == 1
+    })
+    .await;
+    base.proxy.cut_all();
+    let first = asked.await.unwrap();
+    assert_eq!((first.status.as_u16(), first.outcome()), (200, "executed"), "{first:?}");
+    assert_eq!(base.charges("k").await, 1);
+    shop.send("/refer", "k").await.assert_replay_of(&first);
+}

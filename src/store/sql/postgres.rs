@@ -314,6 +314,18 @@ impl PostgresStore {
         row
     }
 
+    async fn ask_whether_done(&self, claim: &ClaimId) -> Result<bool, sqlx::Error> {
+        let mut connection = self.connection().await?;
+        let done = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.is_done)))
+            .bind(claim.slot.as_bytes().as_slice())
+            .bind(signed(claim.token))
+            .fetch_optional(&mut *connection)
+            .await;
+        connection.answered();
+        let done: Option<bool> = done?;
+        Ok(done == Some(true))
+    }
+
     /// Runs a statement that changes the claim of that token, and says whether it did.
     async fn change<'q>(
         &self,
@@ -501,18 +513,14 @@ impl SqlStore for PostgresStore {
     }
 
     async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {
-        let ask = async {
-            let mut connection = self.connection().await?;
-            let done = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.is_done)))
-                .bind(claim.slot.as_bytes().as_slice())
-                .bind(signed(claim.token))
-                .fetch_optional(&mut *connection)
-                .await;
-            connection.answered();
-            done
-        };
-        let done: Option<bool> = ask.await.map_err(|error| Self::error("read back", error))?;
-        Ok(done == Some(true))
+        // What broke one connection has probably broken the others in the pool.
+        let mut dead = self.pool.size();
+        loop {
+            match self.ask_whether_done(claim).await {
+                Err(error) if is_broken(&error) && dead > 0 => dead -= 1,
+                done => return done.map_err(|error| Self::error("read back", error)),
+            }
+        }
     }
 
     async fn sweep_some(&self, batch: u32) -> Result<u64, StoreError> {
