@@ -6,6 +6,7 @@
 //! client's transaction.
 
 mod error;
+#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite is in this process"))]
 mod open;
 mod sweeper;
 mod table;

@@ -14,7 +14,9 @@ use super::table::Table;
 use super::transaction::Unit;
 use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, fingerprint, left, millis, signed, trial};
 use crate::error::{ConfigError, StoreError, StoreErrorKind};
-use crate::store::{Begin, Begun, Census, Entry, Held, Inspect, Phase, Record, Slot, Store, Token, UnitOfWork};
+use crate::store::{
+    Begin, Begun, Census, Entry, Held, Inspect, OnLapse, Phase, Record, Slot, Store, Token, UnitOfWork,
+};
 
 /// The SQL that [`PostgresStore::migrate`] runs.
 const LAYOUT: &str = include_str!("postgres.sql");
@@ -26,7 +28,8 @@ const MIGRATION_LOCK: i64 = 0x6964_656d_706b_6579;
 /// committed together with the record of its response.
 ///
 /// Needs PostgreSQL 12 or later. One statement, so one round trip, for each of claim, renewal, record
-/// and release; a replay or refusal is one, a first request two. Nothing waits for a lock: a slot
+/// and release; a replay or refusal is one, a first request two. Taking over a claim that lapsed, or a
+/// row that expired and is not swept yet, is one more. Nothing waits for a lock: a slot
 /// whose row another transaction is writing is in flight. Leases and expiry go by the database's
 /// clock. Clones share the pool.
 ///
@@ -75,6 +78,7 @@ pub struct PostgresStore {
 
 struct Statements {
     begin: Arc<str>,
+    take_over: Arc<str>,
     renew: Arc<str>,
     complete: Arc<str>,
     complete_in: Arc<str>,
@@ -91,6 +95,7 @@ impl Statements {
         let sql = |template| table.sql(template);
         Self {
             begin: sql(BEGIN),
+            take_over: sql(TAKE_OVER),
             renew: sql("UPDATE idempotency_keys SET \
                  lease_until = statement_timestamp() + $3 * interval '1 millisecond', \
                  forget_at = statement_timestamp() + $3 * interval '1 millisecond' + (forget_at - lease_until) \
@@ -126,15 +131,13 @@ impl Statements {
     }
 }
 
-/// `$1` slot, `$2` fingerprint, `$3` token, `$4` lease, `$5` ttl, `$6` refuse a lapsed claim.
+/// `$1` slot, `$2` fingerprint, `$3` token, `$4` lease, `$5` ttl.
 ///
-/// One snapshot (`seen`) decides what is answered; whether the slot is free is decided by the row as
-/// it is when it is written. A row that is being written is skipped, not waited for. If neither was
-/// written nor answers, another statement came in between, and it is asked again.
+/// Answers what is in the slot, and claims it if nothing is. If it did neither, the row is not swept
+/// yet, or another statement came in between.
 const BEGIN: &str = "\
 WITH seen AS MATERIALIZED (
     SELECT fingerprint, token, attempt, record,
-           lease_until <= statement_timestamp() AS lapsed,
            (extract(epoch FROM lease_until - statement_timestamp()) * 1000)::bigint AS lease_left
     FROM idempotency_keys WHERE slot = $1 AND forget_at > statement_timestamp()
 ), inserted AS (
@@ -145,29 +148,30 @@ WITH seen AS MATERIALIZED (
     WHERE NOT EXISTS (SELECT FROM seen)
     ON CONFLICT (slot) DO NOTHING
     RETURNING attempt
-), taken AS (
-    UPDATE idempotency_keys AS claimed SET
-        attempt = CASE WHEN claimed.forget_at <= statement_timestamp() THEN 1
-                       ELSE LEAST(claimed.attempt, 2147483646) + 1 END,
-        fingerprint = $2, token = $3, record = NULL,
-        lease_until = statement_timestamp() + $4 * interval '1 millisecond',
-        forget_at = statement_timestamp() + ($4 + $5) * interval '1 millisecond'
-    WHERE claimed.slot = $1
-      AND NOT EXISTS (SELECT FROM seen WHERE record IS NOT NULL OR NOT lapsed OR fingerprint <> $2 OR $6)
-      AND claimed.slot IN (
-        SELECT slot FROM idempotency_keys
-        WHERE slot = $1
-          AND (forget_at <= statement_timestamp()
-            OR (record IS NULL AND fingerprint = $2 AND token <> $3
-                AND lease_until <= statement_timestamp() AND NOT $6))
-        FOR UPDATE SKIP LOCKED)
-    RETURNING attempt
 )
-SELECT (SELECT attempt FROM inserted UNION ALL SELECT attempt FROM taken) AS started,
+SELECT (SELECT attempt FROM inserted) AS started,
        seen.fingerprint, seen.token, seen.attempt, seen.lease_left,
        seen.record IS NOT NULL AS done,
        CASE WHEN seen.fingerprint = $2 THEN seen.record END AS record
 FROM (SELECT 1) AS one LEFT JOIN seen ON true";
+
+/// As `BEGIN`, for a row that is forgotten or whose lease has lapsed. It is apart because it is rare,
+/// and makes the other one dearer. A row that is being written is skipped, not waited for.
+const TAKE_OVER: &str = "\
+UPDATE idempotency_keys AS claimed SET
+    attempt = CASE WHEN claimed.forget_at <= statement_timestamp() THEN 1
+                   ELSE LEAST(claimed.attempt, 2147483646) + 1 END,
+    fingerprint = $2, token = $3, record = NULL,
+    lease_until = statement_timestamp() + $4 * interval '1 millisecond',
+    forget_at = statement_timestamp() + ($4 + $5) * interval '1 millisecond'
+WHERE claimed.slot IN (
+    SELECT slot FROM idempotency_keys
+    WHERE slot = $1
+      AND (forget_at <= statement_timestamp()
+        OR (record IS NULL AND fingerprint = $2 AND token <> $3
+            AND lease_until <= statement_timestamp() AND NOT $6))
+    FOR UPDATE SKIP LOCKED)
+RETURNING attempt AS started";
 
 impl PostgresStore {
     /// A store in the table `idempotency_keys` of the connection's search path.
@@ -239,6 +243,7 @@ impl PostgresStore {
         if kept.as_deref() != Some(b"trial") {
             return Err(sqlx::Error::Decode("the record did not come back".into()));
         }
+        self.take_over(&retry).execute(&mut *transaction).await?;
         for sql in [&self.sql.look_up, &self.sql.forget] {
             sqlx::query(AssertSqlSafe(Arc::clone(sql)))
                 .bind(begin.slot.as_bytes().as_slice())
@@ -249,13 +254,20 @@ impl PostgresStore {
     }
 
     fn claim<'q>(&self, begin: &'q Begin) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
-        sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.begin)))
+        Self::claiming(&self.sql.begin, begin)
+    }
+
+    fn take_over<'q>(&self, begin: &'q Begin) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+        Self::claiming(&self.sql.take_over, begin).bind(begin.on_lapse == OnLapse::Refuse)
+    }
+
+    fn claiming<'q>(sql: &Arc<str>, begin: &'q Begin) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+        sqlx::query(AssertSqlSafe(Arc::clone(sql)))
             .bind(begin.slot.as_bytes().as_slice())
             .bind(begin.fingerprint.as_bytes().as_slice())
             .bind(signed(begin.token))
             .bind(as_float(begin.lease))
             .bind(as_float(begin.ttl))
-            .bind(begin.on_lapse == crate::state::OnLapse::Refuse)
     }
 
     async fn migrate_in_turn(&self) -> Result<(), sqlx::Error> {
@@ -312,6 +324,13 @@ impl PostgresStore {
         let row = self.claim(begin).fetch_one(&mut *connection).await;
         connection.answered();
         row
+    }
+
+    async fn ask_to_take_over(&self, begin: &Begin) -> Result<Option<i32>, sqlx::Error> {
+        let mut connection = self.connection().await?;
+        let row = self.take_over(begin).fetch_optional(&mut *connection).await;
+        connection.answered();
+        row?.map(|row| row.try_get("started")).transpose()
     }
 
     async fn ask_whether_done(&self, claim: &ClaimId) -> Result<bool, sqlx::Error> {
@@ -381,19 +400,23 @@ impl Store for PostgresStore {
                     attempt: attempts(attempt),
                 });
             }
-            let Some(fingerprint) = row.try_get("fingerprint").map_err(failed)? else {
-                continue;
-            };
-            let seen = Seen {
-                fingerprint,
-                token: row.try_get("token").map_err(failed)?,
-                attempt: row.try_get("attempt").map_err(failed)?,
-                lease_left: row.try_get("lease_left").map_err(failed)?,
-                done: row.try_get("done").map_err(failed)?,
-                record: row.try_get("record").map_err(failed)?,
-            };
-            if let Some(begun) = seen.decide(begin)? {
-                return Ok(begun);
+            if let Some(fingerprint) = row.try_get("fingerprint").map_err(failed)? {
+                let seen = Seen {
+                    fingerprint,
+                    token: row.try_get("token").map_err(failed)?,
+                    attempt: row.try_get("attempt").map_err(failed)?,
+                    lease_left: row.try_get("lease_left").map_err(failed)?,
+                    done: row.try_get("done").map_err(failed)?,
+                    record: row.try_get("record").map_err(failed)?,
+                };
+                if let Some(begun) = seen.decide(begin)? {
+                    return Ok(begun);
+                }
+            }
+            if let Some(attempt) = self.ask_to_take_over(begin).await.map_err(failed)? {
+                return Ok(Begun::Started {
+                    attempt: attempts(attempt),
+                });
             }
         }
         Ok(BUSY)
