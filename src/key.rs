@@ -179,9 +179,7 @@ impl KeyRules {
             },
         };
         let Some(key) = key else { return Ok(None) };
-        if !key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return Err(not_visible());
-        }
+        check_text(&key, self.max_length)?;
         self.check(Cow::Owned(key)).map(|key| Some(key.into_owned()))
     }
 
@@ -210,16 +208,7 @@ impl KeyRules {
 
     /// Length and, if asked for, the form of a UUID; the characters are allowed ones.
     fn check<'k>(&self, key: Cow<'k, str>) -> Result<Cow<'k, str>, InvalidKey> {
-        if key.is_empty() {
-            return Err(InvalidKey::new("the key is empty"));
-        }
-        if key.len() > self.max_length {
-            return Err(InvalidKey::new(format!(
-                "the key is {} bytes long; at most {} are allowed",
-                key.len(),
-                self.max_length
-            )));
-        }
+        check_length(&key, self.max_length)?;
         if self.format != KeyFormat::Uuid {
             return Ok(key);
         }
@@ -237,6 +226,27 @@ impl KeyRules {
             )),
         }
     }
+}
+
+/// The characters and the length of a key, wherever it stands.
+pub(crate) fn check_text(key: &str, max_length: usize) -> Result<(), InvalidKey> {
+    if !key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Err(not_visible());
+    }
+    check_length(key, max_length)
+}
+
+fn check_length(key: &str, max_length: usize) -> Result<(), InvalidKey> {
+    if key.is_empty() {
+        return Err(InvalidKey::new("the key is empty"));
+    }
+    if key.len() > max_length {
+        return Err(InvalidKey::new(format!(
+            "the key is {} bytes long; at most {max_length} are allowed",
+            key.len(),
+        )));
+    }
+    Ok(())
 }
 
 fn not_visible() -> InvalidKey {

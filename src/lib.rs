@@ -82,6 +82,8 @@
 //! |---|---|---|
 //! | `axum` | yes | the extractor of [`IdempotencyKey`]; fingerprints over the original URI of nested routers |
 //! | `metrics` | no | counters by outcome, store latency, entries and bytes, through the `metrics` facade |
+//! | `client` | no | [`client`]: Tower layers that make keys and retry |
+//! | `reqwest` | no | `client::reqwest`: the same as a middleware of `reqwest-middleware` |
 //! | `redis` | no | `store::RedisStore` |
 //! | `postgres` | no | `store::sql::PostgresStore`, and the atomic mode on it |
 //! | `sqlite` | no | `store::sql::SqliteStore`, and the atomic mode on it; builds SQLite, which needs a C compiler |
@@ -95,6 +97,9 @@
 
 mod body;
 mod builder;
+#[cfg(feature = "client")]
+#[cfg_attr(docsrs, doc(cfg(feature = "client")))]
+pub mod client;
 mod collect;
 mod config;
 mod detach;

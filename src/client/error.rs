@@ -1,0 +1,175 @@
+//! Why a call has no final answer.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Full;
+
+use super::attempt::AttemptError;
+use super::operation::{Operation, Stopped};
+use super::retry::Call;
+use crate::error::BoxError;
+
+/// A call without a final answer: what its last attempt came to, why there was no further one, and
+/// the last response that was had at all.
+///
+/// The operation may have happened all the same. Asked again under the same
+/// [`operation`](Self::operation), later or by another process, the server says; a new operation
+/// could do it twice.
+///
+/// ```
+/// use tower_idempotency::client::{CallError, Stopped};
+///
+/// fn report(error: &CallError) -> String {
+///     match (error.stopped(), error.last_response()) {
+///         (Some(Stopped::RetryAfter(wait)), _) => format!("try again in {wait:?}"),
+///         (_, Some(response)) => format!("the server says {}", response.status()),
+///         (_, None) => error.to_string(),
+///     }
+/// }
+/// # let _ = report;
+/// ```
+#[derive(Debug)]
+pub struct CallError(Box<Inner>);
+
+struct Inner {
+    operation: Operation,
+    attempts: u32,
+    elapsed: Duration,
+    stopped: Option<Stopped>,
+    last_response: Option<Response<Full<Bytes>>>,
+    /// What the last attempt failed with; none if it had a response.
+    failure: Option<String>,
+    timed_out: bool,
+    source: Option<BoxError>,
+}
+
+impl CallError {
+    pub(super) fn new<E: Into<BoxError>>(
+        operation: &Operation,
+        call: Call,
+        stopped: Option<Stopped>,
+        last_response: Option<Response<Full<Bytes>>>,
+        cause: Option<AttemptError<E>>,
+    ) -> Self {
+        let failure = cause.as_ref().map(ToString::to_string);
+        let timed_out = matches!(cause, Some(AttemptError::NoResponse(_) | AttemptError::Endless(..)));
+        let source = match cause {
+            Some(AttemptError::Client(error)) => Some(error.into()),
+            Some(AttemptError::BrokenOff(_, error)) => Some(error),
+            Some(AttemptError::NoResponse(_) | AttemptError::Endless(..) | AttemptError::TooLarge(..)) | None => None,
+        };
+        Self(Box::new(Inner {
+            operation: operation.clone(),
+            attempts: call.ended(),
+            elapsed: call.elapsed(),
+            stopped,
+            last_response,
+            failure,
+            timed_out,
+            source,
+        }))
+    }
+
+    /// The client was not ready for a call.
+    pub(super) fn not_ready(error: impl Into<BoxError>) -> Self {
+        let cause = AttemptError::Client(error);
+        Self::new(&Operation::new(), Call::new(), None, None, Some(cause))
+    }
+
+    /// The operation, whose key is the one to ask again under.
+    #[must_use]
+    pub fn operation(&self) -> &Operation {
+        &self.0.operation
+    }
+
+    /// How often this call was sent.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// How long the call took, pauses included.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed
+    }
+
+    /// Why there was no further attempt; `None` if another could not have helped, as for a response
+    /// that is too large, or an error that is not transient.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Stopped> {
+        self.0.stopped
+    }
+
+    /// Whether the last attempt ran out of its time.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        self.0.timed_out
+    }
+
+    /// The last response that was had whole, of whichever attempt.
+    #[must_use]
+    pub fn last_response(&self) -> Option<&Response<Full<Bytes>>> {
+        self.0.last_response.as_ref()
+    }
+
+    /// That response, to be handed on.
+    #[must_use]
+    pub fn into_last_response(self) -> Option<Response<Full<Bytes>>> {
+        self.0.last_response
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner {
+            attempts,
+            elapsed,
+            stopped,
+            last_response,
+            failure,
+            ..
+        } = &*self.0;
+        let attempts_word = if *attempts == 1 { "attempt" } else { "attempts" };
+        write!(
+            f,
+            "no final answer after {attempts} {attempts_word} in {:.1} s",
+            elapsed.as_secs_f64()
+        )?;
+        if let Some(stopped) = stopped {
+            write!(f, ": {stopped}")?;
+        }
+        if let Some(failure) = failure {
+            write!(f, "; the last attempt: {failure}")?;
+        }
+        if let Some(response) = last_response {
+            write!(f, "; the last response: {}", response.status())?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for CallError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the response: its body and headers may hold what must not be in a log.
+        f.debug_struct("Inner")
+            .field("operation", &self.operation)
+            .field("attempts", &self.attempts)
+            .field("elapsed", &self.elapsed)
+            .field("stopped", &self.stopped)
+            .field("last_status", &self.last_response.as_ref().map(Response::status))
+            .field("failure", &self.failure)
+            .field("source", &self.source)
+            .finish_non_exhaustive()
+    }
+}

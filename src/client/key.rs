@@ -1,0 +1,224 @@
+//! The layer that gives each operation its key.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+use uuid::Uuid;
+
+use super::operation::Operation;
+use crate::key::IDEMPOTENCY_KEY;
+
+/// Gives each unsafe request that has none a key: once for each logical operation, so that it stands
+/// **outside** whatever retries.
+///
+/// The key is, in this order: the one already in the request's header; that of the request's
+/// [`Operation`], if the caller put one into its extensions; a new UUID. The response bears the
+/// [`Operation`] as an extension.
+///
+/// ```
+/// use tower_idempotency::client::IdempotencyKeyLayer;
+///
+/// let stripe = IdempotencyKeyLayer::new();
+/// let draft = IdempotencyKeyLayer::new().quoted();
+/// let paypal = IdempotencyKeyLayer::new()
+///     .header(http::HeaderName::from_static("paypal-request-id"))
+///     .time_ordered();
+/// # let _ = (stripe, draft, paypal);
+/// ```
+#[derive(Clone, Debug)]
+pub struct IdempotencyKeyLayer(Arc<KeyRules>);
+
+#[derive(Clone)]
+struct KeyRules {
+    header: HeaderName,
+    quoted: bool,
+    time_ordered: bool,
+    methods: Option<Vec<Method>>,
+}
+
+impl fmt::Debug for KeyRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyRules")
+            .field("header", &self.header)
+            .field("quoted", &self.quoted)
+            .field("time_ordered", &self.time_ordered)
+            .field("methods", &self.methods)
+            .finish()
+    }
+}
+
+impl Default for IdempotencyKeyLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl IdempotencyKeyLayer {
+    /// Random UUIDs (version 4, RFC 9562), bare, in `Idempotency-Key`, for every method that is not
+    /// safe (RFC 9110, section 9.2.1).
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(KeyRules {
+            header: IDEMPOTENCY_KEY,
+            quoted: false,
+            time_ordered: false,
+            methods: None,
+        }))
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut KeyRules)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// Sends keys as the draft's structured-field String, in quotes. Bare by default, as every SDK
+    /// in the field does; servers that follow the draft to the letter want quotes. A key with a
+    /// space, a comma or a quotation mark is always quoted.
+    #[must_use]
+    pub fn quoted(self) -> Self {
+        self.change(|rules| rules.quoted = true)
+    }
+
+    /// Makes UUIDs of version 7, which sort by their time, for servers that keep keys in an index.
+    /// They tell when the operation began.
+    #[must_use]
+    pub fn time_ordered(self) -> Self {
+        self.change(|rules| rules.time_ordered = true)
+    }
+
+    /// The header that carries the key. `Idempotency-Key` by default.
+    #[must_use]
+    pub fn header(self, name: HeaderName) -> Self {
+        self.change(|rules| rules.header = name)
+    }
+
+    /// The methods whose requests get a key. By default all but the safe ones: `GET`, `HEAD`,
+    /// `OPTIONS` and `TRACE`.
+    #[must_use]
+    pub fn methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
+        self.change(|rules| rules.methods = Some(methods.into_iter().collect()))
+    }
+
+    /// The request's operation, its key in the header if it is to have one.
+    pub(super) fn begin(&self, method: &Method, headers: &mut HeaderMap, extensions: &Extensions) -> Operation {
+        let operation = extensions.get::<Operation>().cloned().unwrap_or_default();
+        if let Some(present) = headers.get(&self.0.header) {
+            if let Ok(text) = present.to_str() {
+                operation.key_or_else(|| text.to_owned());
+            }
+        } else if self.0.wants_key(method) || operation.key().is_some() {
+            let key = operation.key_or_else(|| self.0.make_key());
+            if let Some(line) = self.0.line(key) {
+                headers.insert(self.0.header.clone(), line);
+            }
+        }
+        operation
+    }
+}
+
+impl KeyRules {
+    fn wants_key(&self, method: &Method) -> bool {
+        match &self.methods {
+            Some(methods) => methods.contains(method),
+            None => !method.is_safe(),
+        }
+    }
+
+    fn make_key(&self) -> String {
+        let uuid = if self.time_ordered {
+            Uuid::now_v7()
+        } else {
+            Uuid::new_v4()
+        };
+        uuid.to_string()
+    }
+
+    /// Operations hold printable ASCII only, so that there always is one.
+    fn line(&self, key: &str) -> Option<HeaderValue> {
+        let bare = key
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b',' | b'"'));
+        let mut line = if bare && !self.quoted {
+            HeaderValue::from_str(key).ok()?
+        } else {
+            let text = sfv::StringRef::from_str(key).ok()?;
+            HeaderValue::from_str(&sfv::ItemSerializer::new().bare_item(text).finish()).ok()?
+        };
+        // Who knows the key can ask for the answer.
+        line.set_sensitive(true);
+        Some(line)
+    }
+}
+
+impl<S> Layer<S> for IdempotencyKeyLayer {
+    type Service = IdempotencyKeyService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        IdempotencyKeyService {
+            inner,
+            keys: self.clone(),
+        }
+    }
+}
+
+/// The service of [`IdempotencyKeyLayer`].
+#[derive(Clone, Debug)]
+pub struct IdempotencyKeyService<S> {
+    inner: S,
+    keys: IdempotencyKeyLayer,
+}
+
+impl<S, B, R> Service<Request<B>> for IdempotencyKeyService<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = KeyFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        let operation = self.keys.begin(&parts.method, &mut parts.headers, &parts.extensions);
+        parts.extensions.insert(operation.clone());
+        KeyFuture {
+            inner: self.inner.call(Request::from_parts(parts, body)),
+            operation,
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`IdempotencyKeyService`].
+    #[derive(Debug)]
+    pub struct KeyFuture<F> {
+        #[pin]
+        inner: F,
+        operation: Operation,
+    }
+}
+
+impl<F, R, E> Future for KeyFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let mut result = ready!(this.inner.poll(cx));
+        if let Ok(response) = &mut result {
+            this.operation.answered(response.headers());
+            response.extensions_mut().insert(this.operation.clone());
+        }
+        Poll::Ready(result)
+    }
+}

@@ -1,0 +1,207 @@
+//! The whole client side in one layer.
+
+use std::fmt;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use http_body_util::Full;
+use tower::util::Oneshot;
+use tower::{Layer, Service};
+
+use super::call::{self, Limits};
+use super::error::CallError;
+use super::key::IdempotencyKeyLayer;
+use super::replay::ReplayableBody;
+use super::retry::{EveryError, RetryPolicy, Transient, replay};
+use crate::error::{BoxError, ConfigError};
+
+/// Keys, retries and bounds around a Tower HTTP client, such as `hyper_util`'s.
+///
+/// Each call is one logical operation: it gets a key ([`IdempotencyKeyLayer`]), is tried until its
+/// answer is final or a bound of the [`RetryPolicy`] is reached, and yields a whole response, its
+/// body read (trailers are not kept). The response bears the [`Operation`](super::Operation) as an
+/// extension; a [`CallError`] holds it, and the last response.
+///
+/// An answer is final if the [policy](super) would not try it again: `404` and `422` are, and a
+/// redirect is (put a layer that follows redirects inside, where each attempt follows them).
+///
+/// Dropping the call's future cancels it on this side; what the server has begun it may finish.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::client::{ClientLayer, IdempotencyKeyLayer, RetryPolicy};
+///
+/// let layer = ClientLayer::builder(RetryPolicy::builder().attempts(5).build()?)
+///     .keys(IdempotencyKeyLayer::new().time_ordered())
+///     .attempt_time(Duration::from_secs(5))
+///     .max_response_body(64 * 1024)
+///     .build()?;
+/// # let _ = layer;
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct ClientLayer<C = EveryError> {
+    limits: Arc<Limits<C>>,
+    keys: IdempotencyKeyLayer,
+}
+
+impl ClientLayer {
+    /// All defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            limits: Arc::new(Limits::new(RetryPolicy::new())),
+            keys: IdempotencyKeyLayer::new(),
+        }
+    }
+}
+
+impl<C> ClientLayer<C> {
+    /// Settings of your own.
+    pub fn builder(policy: RetryPolicy<C>) -> ClientLayerBuilder<C> {
+        ClientLayerBuilder {
+            limits: Limits::new(policy),
+            keys: IdempotencyKeyLayer::new(),
+        }
+    }
+}
+
+impl Default for ClientLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Settings of a [`ClientLayer`]; what cannot work is an error of [`build`](Self::build).
+#[derive(Debug)]
+#[must_use]
+pub struct ClientLayerBuilder<C> {
+    limits: Limits<C>,
+    keys: IdempotencyKeyLayer,
+}
+
+impl<C> ClientLayerBuilder<C> {
+    /// How keys are made and sent. [`IdempotencyKeyLayer::new`] by default.
+    pub fn keys(mut self, keys: IdempotencyKeyLayer) -> Self {
+        self.keys = keys;
+        self
+    }
+
+    /// How long one attempt may take, to the last byte of its response. 20 s by default; zero is an
+    /// error. What is left of the policy's total time bounds it too.
+    pub fn attempt_time(mut self, attempt_time: Duration) -> Self {
+        self.limits.attempt_time = attempt_time;
+        self
+    }
+
+    /// The largest response body, in bytes. 2 MiB by default. A larger one is an error at once: it
+    /// would be as large the next time.
+    pub fn max_response_body(mut self, bytes: usize) -> Self {
+        self.limits.max_response_body = bytes;
+        self
+    }
+
+    /// The layer.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the setting that cannot work.
+    pub fn build(self) -> Result<ClientLayer<C>, ConfigError> {
+        Ok(ClientLayer {
+            limits: Arc::new(self.limits.validated()?),
+            keys: self.keys,
+        })
+    }
+}
+
+impl<S, C> Layer<S> for ClientLayer<C> {
+    type Service = ClientService<S, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ClientService {
+            inner,
+            limits: Arc::clone(&self.limits),
+            keys: self.keys.clone(),
+        }
+    }
+}
+
+/// The service of [`ClientLayer`].
+#[derive(Debug)]
+pub struct ClientService<S, C = EveryError> {
+    inner: S,
+    limits: Arc<Limits<C>>,
+    keys: IdempotencyKeyLayer,
+}
+
+impl<S: Clone, C> Clone for ClientService<S, C> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            limits: Arc::clone(&self.limits),
+            keys: self.keys.clone(),
+        }
+    }
+}
+
+impl<S, C, B, R> Service<Request<B>> for ClientService<S, C>
+where
+    S: Service<Request<B>, Response = Response<R>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+    S::Error: Send,
+    C: Transient<S::Error> + Send + Sync + 'static,
+    B: ReplayableBody + Send + 'static,
+    R: Body<Data: Send, Error: Into<BoxError>> + Send,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = CallError;
+    type Future = ClientFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        self.inner.poll_ready(cx).map_err(CallError::not_ready)
+    }
+
+    fn call(&mut self, request: Request<B>) -> ClientFuture {
+        let (mut parts, body) = request.into_parts();
+        let operation = self.keys.begin(&parts.method, &mut parts.headers, &parts.extensions);
+        parts.extensions.insert(operation.clone());
+        let repeatable = self
+            .limits
+            .policy
+            .repeatable(&parts.method, &parts.headers, Some(&operation));
+        let request = Request::from_parts(parts, body);
+
+        // The one that is ready is for the first attempt.
+        let clone = self.inner.clone();
+        let mut ready = Some(mem::replace(&mut self.inner, clone.clone()));
+        let limits = Arc::clone(&self.limits);
+        ClientFuture(Box::pin(async move {
+            let send = move |request| Oneshot::new(ready.take().unwrap_or_else(|| clone.clone()), request);
+            call::call(&limits, &operation, repeatable, request, replay, send).await
+        }))
+    }
+}
+
+/// The future of [`ClientService`].
+#[must_use = "futures do nothing unless polled"]
+pub struct ClientFuture(Pin<Box<dyn Future<Output = Called> + Send>>);
+
+type Called = Result<Response<Full<Bytes>>, CallError>;
+
+impl Future for ClientFuture {
+    type Output = Called;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for ClientFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,243 @@
+//! One logical operation, as its client sees it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use http::HeaderMap;
+use uuid::Uuid;
+
+use crate::digest::Digest;
+use crate::key::{self, InvalidKey};
+
+/// What servers accept at most, by default of this crate and by most providers' documentation.
+const MAX_KEY_LENGTH: usize = 255;
+
+/// One logical operation: its key, and what became of it.
+///
+/// Put it into a request's extensions to choose the key; clones are the same operation, so that the
+/// one kept tells how many attempts there were, also when the call failed. Without one in the
+/// request, [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) makes one. Either is in the
+/// response's extensions.
+///
+/// A new intent is a new operation; a second try of the same intent is not, even after a restart of
+/// the program: keep the key with the order, or derive it from what the order is known by.
+///
+/// ```
+/// use tower_idempotency::client::Operation;
+///
+/// let order = Operation::with_key("order-17")?;
+/// assert_eq!((order.key(), order.attempts()), (Some("order-17"), 0));
+///
+/// // A UUID that is the same wherever and whenever it is derived from the same parts.
+/// let charge = Operation::derived(["order-17", "charge"]);
+/// assert_eq!(charge.key(), Operation::derived(["order-17", "charge"]).key());
+/// assert_ne!(charge.key(), Operation::derived(["order-17", "refund"]).key());
+/// # Ok::<(), tower_idempotency::InvalidKey>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Operation(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    key: OnceLock<String>,
+    attempts: AtomicU32,
+    replayed: AtomicBool,
+    stopped: Mutex<Option<Stopped>>,
+}
+
+/// Why there was no further attempt, although the last one's result called for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stopped {
+    /// The attempts of [`RetryPolicyBuilder::attempts`](super::RetryPolicyBuilder::attempts) are used up.
+    Attempts,
+    /// The next attempt would have been after
+    /// [`RetryPolicyBuilder::total_time`](super::RetryPolicyBuilder::total_time), or the last one ran into it.
+    TotalTime,
+    /// The server's `Retry-After` is longer than what is left of the total time.
+    RetryAfter(Duration),
+    /// The retry budget is used up: too much of what this client sends are retries already.
+    Budget,
+    /// The request has no key, and its method is not idempotent.
+    NoKey,
+    /// The request's body can be sent only once. Where the policy is used with
+    /// [`tower::retry`] itself, this is said from the start, whatever the result.
+    BodyNotReplayable,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attempts => f.write_str("the attempts are used up"),
+            Self::TotalTime => f.write_str("the total time is used up"),
+            Self::RetryAfter(wait) => write!(
+                f,
+                "the server asks to wait {} s, longer than what is left of the total time",
+                wait.as_secs()
+            ),
+            Self::Budget => f.write_str("the retry budget is used up"),
+            Self::NoKey => f.write_str("without a key this method must not be repeated"),
+            Self::BodyNotReplayable => f.write_str("the request's body can be sent only once"),
+        }
+    }
+}
+
+impl Operation {
+    /// An operation whose key is made when its first request is sent. Keep it (a clone of it) for
+    /// all requests of this intent.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An operation with that key: 1 to 255 bytes, visible ASCII and space.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] says which rule the key breaks.
+    pub fn with_key(key: impl Into<String>) -> Result<Self, InvalidKey> {
+        let key = key.into();
+        key::check_text(&key, MAX_KEY_LENGTH)?;
+        Ok(Self::keyed(key))
+    }
+
+    /// An operation whose key is a UUID (version 8, RFC 9562) made of these parts: the same for the
+    /// same parts in the same order, in every process and release.
+    ///
+    /// The parts must tell this intent from every other, such as the order's number and the step,
+    /// not merely what the request says: two orders of the same goods are two operations.
+    #[must_use]
+    pub fn derived<I>(parts: I) -> Self
+    where
+        I: IntoIterator<Item: AsRef<[u8]>>,
+    {
+        let mut digest = Digest::new(b"ti.ckey1");
+        for part in parts {
+            digest.field(1, part.as_ref());
+        }
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest.finish()[..16]);
+        Self::keyed(Uuid::new_v8(bytes).to_string())
+    }
+
+    fn keyed(key: String) -> Self {
+        let operation = Self::new();
+        operation.key_or_else(|| key);
+        operation
+    }
+
+    /// The key; `None` before the first request was sent, or if that needs none.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.0.key.get().map(String::as_str)
+    }
+
+    /// How often it was sent: over all calls with this operation or a clone of it.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts.load(Ordering::Relaxed)
+    }
+
+    /// Whether the answer was a replay: an earlier attempt had been executed, whose answer got lost.
+    /// Told by `Idempotency-Replayed: true`, or Stripe's `Idempotent-Replayed`.
+    #[must_use]
+    pub fn replayed(&self) -> bool {
+        self.0.replayed.load(Ordering::Relaxed)
+    }
+
+    /// Why the last call was not tried again, although its result called for it; `None` if its
+    /// answer was final.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Stopped> {
+        *self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key, which is made now if there is none. Of two requests at once with one operation, one
+    /// makes it.
+    pub(super) fn key_or_else(&self, make: impl FnOnce() -> String) -> &str {
+        self.0.key.get_or_init(make)
+    }
+
+    pub(super) fn attempt_begins(&self) {
+        self.0.attempts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn answered(&self, headers: &HeaderMap) {
+        let marked = |name| headers.get(name).is_some_and(|value| value == "true");
+        let replayed = marked("idempotency-replayed") || marked("idempotent-replayed");
+        self.0.replayed.store(replayed, Ordering::Relaxed);
+    }
+
+    pub(super) fn stop(&self, stopped: Option<Stopped>) {
+        *self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stopped;
+    }
+}
+
+impl fmt::Debug for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the key: who knows it, and the credentials' scope, can read the answer.
+        f.debug_struct("Operation")
+            .field("has_key", &self.key().is_some())
+            .field("attempts", &self.attempts())
+            .field("replayed", &self.replayed())
+            .field("stopped", &self.stopped())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_keys_are_stable_and_apart() {
+        let key = |parts: &[&str]| Operation::derived(parts).key().unwrap().to_owned();
+        // Servers remember keys: this value must never change.
+        assert_eq!(key(&["order-17", "charge"]), "80af2aac-a236-8b84-b633-5ffb24e7e760");
+        assert_ne!(key(&["order-17", "charge"]), key(&["order-17charge"]));
+        assert_ne!(key(&["order-17", "charge"]), key(&["charge", "order-17"]));
+        assert_eq!(
+            Uuid::parse_str(&key(&[])).unwrap().get_version_num(),
+            8,
+            "of no parts too"
+        );
+    }
+
+    #[test]
+    fn keys_that_no_server_takes_are_refused_here() {
+        for (key, reason) in [
+            ("", "empty"),
+            ("caf\u{e9}", "visible ASCII"),
+            ("a\nb", "visible ASCII"),
+            ("k".repeat(256).as_str(), "256 bytes"),
+        ] {
+            let error = Operation::with_key(key).unwrap_err();
+            assert!(error.to_string().contains(reason), "{key:?}: {error}");
+        }
+        assert!(Operation::with_key("k".repeat(255)).is_ok());
+        assert!(Operation::with_key("order 17, \"red\"").is_ok(), "sent in quotes");
+    }
+
+    #[test]
+    fn debug_does_not_show_the_key() {
+        let shown = format!("{:?}", Operation::with_key("secret").unwrap());
+        assert!(!shown.contains("secret") && shown.contains("attempts"), "{shown}");
+    }
+
+    #[test]
+    fn replays_are_told_by_either_marker() {
+        for (name, value, replayed) in [
+            ("idempotency-replayed", "true", true),
+            ("idempotent-replayed", "true", true),
+            ("idempotent-replayed", "false", false),
+            ("x-other", "true", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, http::HeaderValue::from_static(value));
+            let operation = Operation::new();
+            operation.answered(&headers);
+            assert_eq!(operation.replayed(), replayed, "{name}: {value}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Request bodies that can be sent again, and those that cannot.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Buf;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{Either, Empty, Full};
+use pin_project_lite::pin_project;
+
+/// A request body of which a second, identical one may be had, before it is sent.
+///
+/// `None` says that this body can be sent only once; its request is then not retried, and the error
+/// (or [`Operation::stopped`](super::Operation::stopped)) says so. [`Full`], [`Empty`] and `String`
+/// are replayable, [`Once`] is not, and [`Either`] is what its two sides are.
+pub trait ReplayableBody: Sized {
+    /// The same body once more.
+    fn replay(&self) -> Option<Self>;
+}
+
+impl<D: Buf + Clone> ReplayableBody for Full<D> {
+    fn replay(&self) -> Option<Self> {
+        Some(self.clone())
+    }
+}
+
+impl<D> ReplayableBody for Empty<D> {
+    fn replay(&self) -> Option<Self> {
+        Some(Self::new())
+    }
+}
+
+impl ReplayableBody for String {
+    fn replay(&self) -> Option<Self> {
+        Some(self.clone())
+    }
+}
+
+impl<L: ReplayableBody, R: ReplayableBody> ReplayableBody for Either<L, R> {
+    fn replay(&self) -> Option<Self> {
+        match self {
+            Self::Left(left) => left.replay().map(Self::Left),
+            Self::Right(right) => right.replay().map(Self::Right),
+        }
+    }
+}
+
+pin_project! {
+    /// A body that is sent once and cannot be repeated, such as a stream: its request is not
+    /// retried.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http_body_util::{Either, Full};
+    /// use tower_idempotency::client::{Once, ReplayableBody};
+    ///
+    /// # fn example<Stream: http_body::Body>(stream: Stream) {
+    /// // One client for both sorts.
+    /// type Body<Stream> = Either<Full<Bytes>, Once<Stream>>;
+    /// let small: Body<Stream> = Either::Left(Full::from("EUR 10"));
+    /// let upload: Body<Stream> = Either::Right(Once::new(stream));
+    /// assert!(small.replay().is_some() && upload.replay().is_none());
+    /// # }
+    /// ```
+    #[derive(Debug, Clone, Copy, Default)]
+    pub struct Once<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B> Once<B> {
+    /// That body, once.
+    pub fn new(body: B) -> Self {
+        Self { body }
+    }
+}
+
+impl<B> ReplayableBody for Once<B> {
+    fn replay(&self) -> Option<Self> {
+        None
+    }
+}
+
+impl<B: Body> Body for Once<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

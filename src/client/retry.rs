@@ -1,0 +1,479 @@
+//! The policy: what is tried again, and when.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
+use tokio::time::{Instant, Sleep, sleep};
+use tower::retry::Policy;
+use tower::retry::budget::{Budget, TpsBudget};
+
+use super::backoff::Backoff;
+use super::operation::{Operation, Stopped};
+use super::replay::ReplayableBody;
+use super::retry_after::retry_after;
+use crate::error::ConfigError;
+use crate::key::IDEMPOTENCY_KEY;
+
+/// What is tried again, and when: exponential backoff with full jitter, within bounds.
+///
+/// It is the policy of [`ClientLayer`](super::ClientLayer), and one for [`tower::retry`] as it is;
+/// [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) then stands outside the retries. The
+/// [module](super) says which results are tried again.
+///
+/// A server's `Retry-After` (seconds or a date) is waited out, and the jittered pause on top of it,
+/// so that clients sent away together do not return together. If it is longer than what is left of
+/// the total time, there is no further attempt and no waiting.
+///
+/// Clones share one budget. Clone the policy, or the client that has it, rather than making another.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::client::RetryPolicy;
+///
+/// let policy = RetryPolicy::builder()
+///     .attempts(5)
+///     .total_time(Duration::from_secs(30))
+///     .backoff(Duration::from_millis(100), Duration::from_secs(5))
+///     .build()?;
+/// # let _ = policy;
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
+#[derive(Clone)]
+pub struct RetryPolicy<C = EveryError> {
+    rules: Arc<Rules>,
+    transient: C,
+    /// Of the call that this clone is for; [`tower::retry`] makes one for each.
+    call: Call,
+}
+
+struct Rules {
+    attempts: u32,
+    total_time: Duration,
+    backoff: Backoff,
+    budget: Option<Arc<dyn Budget + Send + Sync>>,
+    key_header: HeaderName,
+    every_conflict: bool,
+}
+
+/// How far a call has come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call {
+    started: Instant,
+    /// Attempts that have ended.
+    ended: u32,
+}
+
+/// What an attempt came to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Seen<'a> {
+    Response(StatusCode, &'a HeaderMap),
+    /// No response. `transient` says whether another attempt may end otherwise.
+    Error {
+        transient: bool,
+    },
+}
+
+/// What follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing: the result is the call's.
+    Final,
+    /// Another attempt, after that pause.
+    Retry(Duration),
+    /// Nothing, although the result calls for another attempt.
+    Stop(Stopped),
+}
+
+/// Whether a request may be repeated without asking what its first attempt did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeatable {
+    Yes,
+    No(Stopped),
+}
+
+/// Which errors of a client are worth another attempt. See [`RetryPolicyBuilder::retry_if`].
+pub trait Transient<E> {
+    /// Whether another attempt may end otherwise.
+    fn is_transient(&self, error: &E) -> bool;
+}
+
+/// Every error is worth another attempt: with a key it is safe, and it is bounded.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EveryError;
+
+impl<E> Transient<E> for EveryError {
+    fn is_transient(&self, _: &E) -> bool {
+        true
+    }
+}
+
+impl<E, F: Fn(&E) -> bool> Transient<E> for F {
+    fn is_transient(&self, error: &E) -> bool {
+        self(error)
+    }
+}
+
+impl RetryPolicy {
+    /// The policy with all defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        RetryPolicyBuilder::new().finish()
+    }
+
+    /// A policy with settings of your own.
+    pub fn builder() -> RetryPolicyBuilder {
+        RetryPolicyBuilder::new()
+    }
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<C> RetryPolicy<C> {
+    #[cfg(feature = "reqwest")]
+    pub(super) fn map_transient<D>(self, map: impl FnOnce(C) -> D) -> RetryPolicy<D> {
+        RetryPolicy {
+            rules: self.rules,
+            transient: map(self.transient),
+            call: self.call,
+        }
+    }
+
+    pub(super) fn total_time(&self) -> Duration {
+        self.rules.total_time
+    }
+
+    pub(super) fn is_transient<E>(&self, error: &E) -> bool
+    where
+        C: Transient<E>,
+    {
+        self.transient.is_transient(error)
+    }
+
+    /// A call begins; what it may cost in retries is added to the budget.
+    pub(super) fn begin(&self) -> Call {
+        if let Some(budget) = &self.rules.budget {
+            budget.deposit();
+        }
+        Call::new()
+    }
+
+    /// By its key or its method.
+    pub(super) fn repeatable(&self, method: &Method, headers: &HeaderMap, operation: Option<&Operation>) -> Repeatable {
+        let has_key = operation.is_some_and(|operation| operation.key().is_some())
+            || headers.contains_key(&self.rules.key_header);
+        if has_key || method.is_idempotent() {
+            Repeatable::Yes
+        } else {
+            Repeatable::No(Stopped::NoKey)
+        }
+    }
+
+    /// The decision. Counts the attempt as ended, and takes a retry from the budget.
+    pub(super) fn judge(&self, call: &mut Call, repeatable: Repeatable, seen: Seen<'_>) -> Next {
+        call.ended = call.ended.saturating_add(1);
+        let asked = match seen {
+            Seen::Error { transient: false } => return Next::Final,
+            Seen::Error { transient: true } => None,
+            Seen::Response(status, headers) if self.rules.calls_for_retry(status, headers) => retry_after(headers),
+            Seen::Response(..) => return Next::Final,
+        };
+        if let Repeatable::No(reason) = repeatable {
+            return Next::Stop(reason);
+        }
+        if call.ended >= self.rules.attempts {
+            return Next::Stop(Stopped::Attempts);
+        }
+        let left = self.rules.total_time.saturating_sub(call.started.elapsed());
+        if let Some(wait) = asked
+            && wait >= left
+        {
+            return Next::Stop(Stopped::RetryAfter(wait));
+        }
+        let pause = asked.unwrap_or_default() + self.rules.backoff.pause(call.ended);
+        if pause >= left {
+            return Next::Stop(Stopped::TotalTime);
+        }
+        // Last, so that nothing is taken for a retry that will not be.
+        match &self.rules.budget {
+            Some(budget) if !budget.withdraw() => Next::Stop(Stopped::Budget),
+            _ => Next::Retry(pause),
+        }
+    }
+}
+
+impl Rules {
+    fn calls_for_retry(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        if status == StatusCode::UNPROCESSABLE_ENTITY || !(status.is_client_error() || status.is_server_error()) {
+            return false;
+        }
+        should_retry(headers).unwrap_or(match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => true,
+            // An application's own conflicts do not pass, and nor do tombstones. Who says when to
+            // come back says that it does.
+            StatusCode::CONFLICT => self.every_conflict || headers.contains_key(http::header::RETRY_AFTER),
+            other => other.is_server_error(),
+        })
+    }
+}
+
+/// What the server says itself, in the header of SDKs made with Stainless or in Stripe's.
+fn should_retry(headers: &HeaderMap) -> Option<bool> {
+    let said = headers
+        .get("x-should-retry")
+        .or_else(|| headers.get("stripe-should-retry"))?;
+    match said.as_bytes() {
+        b"true" => Some(true),
+        b"false" => Some(false),
+        _ => None,
+    }
+}
+
+impl<C, B, R, E> Policy<Request<B>, Response<R>, E> for RetryPolicy<C>
+where
+    B: ReplayableBody,
+    C: Transient<E>,
+{
+    type Future = Sleep;
+
+    fn retry(&mut self, request: &mut Request<B>, result: &mut Result<Response<R>, E>) -> Option<Sleep> {
+        let operation = request.extensions().get::<Operation>();
+        let repeatable = self.repeatable(request.method(), request.headers(), operation);
+        let seen = match result {
+            Ok(response) => Seen::Response(response.status(), response.headers()),
+            Err(error) => Seen::Error {
+                transient: self.transient.is_transient(error),
+            },
+        };
+        let mut call = self.call;
+        let next = self.judge(&mut call, repeatable, seen);
+        self.call = call;
+        next.observe(operation, call);
+        match next {
+            Next::Retry(pause) => Some(sleep(pause)),
+            Next::Final | Next::Stop(_) => None,
+        }
+    }
+
+    /// Called before each attempt: by the client's own policy before the first, which begins a call
+    /// of every clone that follows; by that clone from then on.
+    fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
+        if self.call.ended == 0 {
+            self.call = self.begin();
+        }
+        let again = replay(request);
+        if let Some(operation) = request.extensions().get::<Operation>() {
+            operation.attempt_begins();
+            operation.stop(again.is_none().then_some(Stopped::BodyNotReplayable));
+        }
+        again
+    }
+}
+
+/// The same request once more, if its body can be had again.
+pub(super) fn replay<B: ReplayableBody>(request: &Request<B>) -> Option<Request<B>> {
+    let mut again = Request::new(request.body().replay()?);
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.version_mut() = request.version();
+    *again.headers_mut() = request.headers().clone();
+    *again.extensions_mut() = request.extensions().clone();
+    Some(again)
+}
+
+impl Next {
+    /// Says it, to the log and to who holds the operation.
+    pub(super) fn observe(self, operation: Option<&Operation>, call: Call) {
+        let stopped = match self {
+            Self::Stop(reason) => Some(reason),
+            Self::Final | Self::Retry(_) => None,
+        };
+        if let Some(operation) = operation {
+            operation.stop(stopped);
+        }
+        match self {
+            Self::Final => {}
+            Self::Retry(pause) => {
+                tracing::debug!(target: "tower_idempotency", attempt = call.ended, ?pause, "trying again");
+            }
+            Self::Stop(reason) => {
+                tracing::debug!(target: "tower_idempotency", attempts = call.ended, %reason, "not tried again");
+            }
+        }
+    }
+}
+
+impl Call {
+    pub(super) fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            ended: 0,
+        }
+    }
+
+    pub(super) fn ended(&self) -> u32 {
+        self.ended
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+impl<C> fmt::Debug for RetryPolicy<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryPolicy")
+            .field("attempts", &self.rules.attempts)
+            .field("total_time", &self.rules.total_time)
+            .field("backoff", &self.rules.backoff)
+            .field("has_budget", &self.rules.budget.is_some())
+            .field("key_header", &self.rules.key_header)
+            .field("every_conflict", &self.rules.every_conflict)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Settings of a [`RetryPolicy`]; what cannot work is an error of [`build`](Self::build).
+#[must_use]
+pub struct RetryPolicyBuilder<C = EveryError> {
+    rules: Rules,
+    transient: C,
+}
+
+impl RetryPolicyBuilder {
+    fn new() -> Self {
+        Self {
+            rules: Rules {
+                attempts: 8,
+                total_time: Duration::from_secs(60),
+                backoff: Backoff {
+                    base: Duration::from_millis(200),
+                    cap: Duration::from_secs(10),
+                },
+                // Ten retries a second, and one for each five calls, over the last ten seconds.
+                budget: Some(Arc::new(TpsBudget::default())),
+                key_header: IDEMPOTENCY_KEY,
+                every_conflict: false,
+            },
+            transient: EveryError,
+        }
+    }
+}
+
+impl<C> RetryPolicyBuilder<C> {
+    /// How often a request is sent at most in one call, the first time included. 8 by default; 1 is
+    /// no retry; 0 is an error.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.rules.attempts = attempts;
+        self
+    }
+
+    /// How long a call may take in all, pauses included. 60 s by default; zero is an error.
+    ///
+    /// After a crash a key stays `409` until the server's lease has lapsed (30 s by this crate's
+    /// default): with less time than that, the call ends before.
+    /// [`ClientLayer`](super::ClientLayer) also ends an attempt that runs into it; with
+    /// [`tower::retry`] itself, no attempt begins later.
+    pub fn total_time(mut self, total_time: Duration) -> Self {
+        self.rules.total_time = total_time;
+        self
+    }
+
+    /// The bounds of the first pause and of every pause; between them the bound doubles with each
+    /// attempt, and the pause is drawn evenly from below it ("full jitter"). 200 ms and 10 s by
+    /// default. A `base` of zero, or above `cap`, is an error.
+    pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
+        self.rules.backoff = Backoff { base, cap };
+        self
+    }
+
+    /// What limits the retries of all calls together, so that an outage is not made worse. Each call
+    /// deposits, each retry withdraws. By default [`TpsBudget::default`]: 20 % of the calls of the
+    /// last ten seconds, and ten a second besides. One may serve several policies.
+    pub fn budget<B: Budget + Send + Sync + 'static>(mut self, budget: Arc<B>) -> Self {
+        self.rules.budget = Some(budget);
+        self
+    }
+
+    /// Retries whatever the share of them. **In an outage every call is then sent as often as
+    /// [`attempts`](Self::attempts) allows**: for batch jobs and tests.
+    pub fn without_budget(mut self) -> Self {
+        self.rules.budget = None;
+        self
+    }
+
+    /// The header that carries keys which were not set through an
+    /// [`Operation`] or an [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer). `Idempotency-Key` by
+    /// default.
+    pub fn key_header(mut self, name: HeaderName) -> Self {
+        self.rules.key_header = name;
+        self
+    }
+
+    /// Takes every `409` for an operation in flight, for servers that send neither `Retry-After` nor
+    /// `x-should-retry` with it. By default only a `409` with one of them is tried again, since an
+    /// application's own conflicts do not pass by waiting.
+    pub fn retry_every_conflict(mut self) -> Self {
+        self.rules.every_conflict = true;
+        self
+    }
+
+    /// Which errors are worth another attempt: all of them by default. Narrow it for errors that
+    /// cannot pass, such as a certificate that is not trusted.
+    ///
+    /// [`ClientLayer`](super::ClientLayer) asks with the client's error as a
+    /// [`BoxError`](crate::BoxError), and [`tower::retry`] with the error of the service inside.
+    pub fn retry_if<E, F: Fn(&E) -> bool>(self, transient: F) -> RetryPolicyBuilder<F> {
+        RetryPolicyBuilder {
+            rules: self.rules,
+            transient,
+        }
+    }
+
+    /// The policy.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the setting that cannot work.
+    pub fn build(self) -> Result<RetryPolicy<C>, ConfigError> {
+        let Rules {
+            attempts,
+            total_time,
+            backoff: Backoff { base, cap },
+            ..
+        } = self.rules;
+        if attempts == 0 {
+            return Err(ConfigError::new("attempts", "0 would send nothing; 1 is no retry"));
+        }
+        if total_time.is_zero() {
+            return Err(ConfigError::new("total_time", "it must be longer than nothing"));
+        }
+        if base.is_zero() || base > cap {
+            return Err(ConfigError::new(
+                "backoff",
+                format!(
+                    "the first pause's bound ({base:?}) must be longer than nothing, and not above the cap ({cap:?})"
+                ),
+            ));
+        }
+        Ok(self.finish())
+    }
+
+    fn finish(self) -> RetryPolicy<C> {
+        RetryPolicy {
+            rules: Arc::new(self.rules),
+            transient: self.transient,
+            call: Call::new(),
+        }
+    }
+}
+
+impl<C> fmt::Debug for RetryPolicyBuilder<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryPolicyBuilder").finish_non_exhaustive()
+    }
+}
