@@ -111,7 +111,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
     ///
     /// let standard_webhooks = IdempotencyLayer::builder(MemoryStore::new())
-    ///     .webhooks("acme", KeySource::header("webhook-id"))
+    ///     .webhooks("acme", KeySource::webhook_id())
     ///     .build()?;
     /// # let _ = standard_webhooks;
     /// # Ok::<(), tower_idempotency::ConfigError>(())

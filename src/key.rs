@@ -95,6 +95,14 @@ impl KeySource {
         Self(Source::Header(parsed))
     }
 
+    /// The header `webhook-id` of [Standard Webhooks](https://www.standardwebhooks.com): the event's
+    /// id, the same at each delivery. Short for `header("webhook-id")`; see
+    /// [`webhooks`](crate::IdempotencyLayerBuilder::webhooks).
+    #[must_use]
+    pub fn webhook_id() -> Self {
+        Self::header("webhook-id")
+    }
+
     /// The string, or integer taken by its digits, at a JSON pointer (RFC 6901) into the body.
     ///
     /// Nothing there, or a body that is not JSON, is a missing key. To look, every request of a

@@ -1,0 +1,48 @@
+//! The client: keys, retries and bounds around hyper's.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request};
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use tower::ServiceBuilder;
+use tower::util::{BoxCloneSyncService, MapRequestLayer, option_layer};
+use tower_idempotency::ConfigError;
+use tower_idempotency::client::{CallError, ClientLayer, RetryPolicy};
+use uuid::Uuid;
+
+pub(crate) type Body = Full<Bytes>;
+pub(crate) type ResilientClient = BoxCloneSyncService<Request<Body>, http::Response<Body>, CallError>;
+
+pub(crate) fn new(new_key_each_attempt: bool) -> Result<ResilientClient, ConfigError> {
+    let policy = RetryPolicy::builder()
+        // A batch that must get through: about half of its attempts fail, so that a budget (a fifth
+        // of the calls) would end most of them. A service that serves users keeps its budget.
+        .attempts(100)
+        .total_time(Duration::from_secs(180))
+        .backoff(Duration::from_millis(10), Duration::from_millis(500))
+        .without_budget()
+        .build()?;
+    let layer = ClientLayer::builder(policy)
+        // The provider takes a fraction of a second; what is not there then got lost.
+        .attempt_time(Duration::from_secs(2))
+        .build()?;
+    let client = ServiceBuilder::new()
+        .layer(layer)
+        .layer(option_layer(
+            new_key_each_attempt.then(|| MapRequestLayer::new(with_new_key)),
+        ))
+        .service(Client::builder(TokioExecutor::new()).build_http::<Body>());
+    Ok(BoxCloneSyncService::new(client))
+}
+
+/// The mistake. It stands inside the retries, so that each attempt is an operation of its own.
+fn with_new_key(mut request: Request<Body>) -> Request<Body> {
+    let key = HeaderValue::from_str(&Uuid::new_v4().to_string());
+    if let Ok(key) = key {
+        request.headers_mut().insert("idempotency-key", key);
+    }
+    request
+}

@@ -1,0 +1,114 @@
+//! The server's bill, and how it compares with what was ordered.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+
+use bytes::Bytes;
+use http::{Request, Uri};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
+
+use super::network::Losses;
+use super::orders::Ordered;
+
+/// The charges of each session.
+pub(crate) struct Bill(BTreeMap<String, Charges>);
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Charges {
+    count: usize,
+    cents: u64,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    charges: Vec<Charge>,
+}
+
+#[derive(Deserialize)]
+struct Charge {
+    reference: String,
+    amount_cents: u64,
+}
+
+/// Asked of the server itself, past the bad network.
+pub(crate) async fn bill(server: &Uri) -> Result<Bill, Box<dyn Error + Send + Sync>> {
+    let request = Request::get(format!("{server}v1/billing"))
+        .header("authorization", "Bearer sk_test_acme")
+        .body(Empty::<Bytes>::new())?;
+    let response = Client::builder(TokioExecutor::new())
+        .build_http()
+        .request(request)
+        .await?;
+    let body = response.into_body().collect().await?.to_bytes();
+    let mut bill: BTreeMap<String, Charges> = BTreeMap::new();
+    for charge in serde_json::from_slice::<Answer>(&body)?.charges {
+        let charges = bill.entry(charge.reference).or_default();
+        charges.count += 1;
+        charges.cents += charge.amount_cents;
+    }
+    Ok(Bill(bill))
+}
+
+impl Bill {
+    /// What was charged since then.
+    pub(crate) fn since(mut self, before: &Self) -> Self {
+        self.0.retain(|session, charges| before.0.get(session) != Some(charges));
+        self
+    }
+}
+
+/// Prints all figures; returns whether each operation was charged once, and nothing besides.
+pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill) -> bool {
+    let Ordered {
+        operations,
+        sessions,
+        attempts,
+        replays,
+        failures,
+        took,
+    } = ordered;
+    let charges: usize = bill.0.values().map(|charges| charges.count).sum();
+    let cents: u64 = bill.0.values().map(|charges| charges.cents).sum();
+    let each = *attempts as f64 / (*operations).max(1) as f64;
+
+    println!("seed        {seed}");
+    println!(
+        "operations  {operations}, of which {} have their answer",
+        sessions.len()
+    );
+    println!("attempts    {attempts}, {each:.2} for each operation");
+    println!(
+        "lost        {} requests, {} responses ({} of them cut in the middle)",
+        losses.requests, losses.responses, losses.cut
+    );
+    println!("replays     {replays}");
+    println!("took        {:.1} s", took.as_secs_f64());
+    println!(
+        "bill        {charges} charges, {}.{:02} in all",
+        cents / 100,
+        cents % 100
+    );
+    for failure in failures.iter().take(5) {
+        println!("failed      {failure}");
+    }
+
+    let charged_once = |session: &String| bill.0.get(session).is_some_and(|charges| charges.count == 1);
+    let right = sessions.iter().all(charged_once) && sessions.len() == *operations && charges == *operations;
+    if right {
+        println!("The bill equals the operations.");
+    } else if charges > *operations {
+        println!(
+            "The bill does not equal the operations: {} too many.",
+            charges - operations
+        );
+    } else {
+        println!(
+            "The bill does not equal the operations: {} are missing.",
+            operations - charges
+        );
+    }
+    right
+}
