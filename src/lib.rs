@@ -148,3 +148,8 @@ pub use store::{MemoryStore, Store};
 #[cfg(all(doctest, feature = "axum"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// And those of the guide.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../docs/guide.md")]
+struct Guide;

@@ -386,6 +386,15 @@ mod tests {
     }
 
     #[test]
+    fn the_guide_names_every_problem_to_clients() {
+        let guide = include_str!("../docs/guide.md");
+        for kind in ProblemKind::ALL.iter().copied() {
+            let listed = format!("\n            - {}\n", kind.slug());
+            assert!(guide.contains(&listed), "the OpenAPI fragment lacks {}", kind.slug());
+        }
+    }
+
+    #[test]
     fn contract_7_every_problem_has_the_members_of_rfc_9457() {
         let documented = Rendering::documented("https://example.com/idempotency").unwrap();
         for kind in ProblemKind::ALL.iter().copied() {

@@ -379,10 +379,7 @@ async fn contract_2_5_rule_2_3_holds_for_every_source() {
 
 #[tokio::test(start_paused = true)]
 async fn contract_2_5_the_preset_for_webhooks_takes_the_id_and_no_fingerprint() {
-    let layer = builder()
-        .webhooks("webhooks", KeySource::webhook_id())
-        .build()
-        .unwrap();
+    let layer = builder().webhooks("webhooks", KeySource::webhook_id()).build().unwrap();
     let runs = Count::default();
     let counter = runs.clone();
     let service = layer.layer(inner(move |_| ready(ok(format!("run {}", counter.up())))));
