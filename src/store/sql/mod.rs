@@ -24,6 +24,7 @@ use sqlx::{Database, Pool};
 
 use super::{Begin, Begun, Record, Slot, StoreError, Token};
 use crate::fingerprint::Fingerprint;
+use crate::state::Millis;
 
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
@@ -109,9 +110,8 @@ fn signed(token: Token) -> i64 {
 /// A duration for the database: milliseconds, rounded up, ten thousand years at most, which every
 /// date type can add.
 fn millis(duration: Duration) -> i64 {
-    const MOST: u128 = 10_000 * 366 * 24 * 60 * 60 * 1000;
-    let millis = duration.as_nanos().div_ceil(1_000_000).min(MOST);
-    i64::try_from(millis).unwrap_or(i64::MAX)
+    const MOST: i64 = 10_000 * 366 * 24 * 60 * 60 * 1000;
+    i64::try_from(Millis(0).after(duration).0).map_or(MOST, |millis| millis.min(MOST))
 }
 
 /// Milliseconds of the database that are left, none if they are over.
