@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use sqlx::{Database, Pool};
 
-use super::{Begin, Begun, Record, Slot, StoreError, Token};
+use super::{Begin, Begun, Census, Entry, Held, Phase, Record, Slot, StoreError, Token};
 use crate::fingerprint::Fingerprint;
 use crate::state::Millis;
 
@@ -167,6 +167,33 @@ const ROUNDS: u32 = 3;
 const BUSY: Begun = Begun::InFlight {
     lease_left: Duration::ZERO,
 };
+
+/// Whether a statement that is to change one claim did.
+fn held(rows: u64) -> Held {
+    if rows == 1 { Held::Yes } else { Held::Lost }
+}
+
+/// A row of `look_up`: fingerprint, attempt, length of the record, milliseconds that are left of the
+/// lease and of the row.
+fn entry(
+    (print, attempt, bytes, lease_left, forgotten_in): (Vec<u8>, i32, Option<i64>, i64, i64),
+) -> Result<Entry, StoreError> {
+    let phase = match bytes {
+        Some(bytes) => Phase::Done {
+            bytes: usize::try_from(bytes).unwrap_or_default(),
+        },
+        None => Phase::Running {
+            attempt: attempts(attempt),
+            lease_left: left(lease_left),
+        },
+    };
+    Ok(Entry::new(fingerprint(&print)?, phase, left(forgotten_in)))
+}
+
+/// The row of `count`.
+fn census((running, lapsed, done): (i64, i64, i64)) -> Census {
+    Census::new(running.unsigned_abs(), lapsed.unsigned_abs(), done.unsigned_abs())
+}
 
 /// The fingerprint in a row that is looked up.
 fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, StoreError> {

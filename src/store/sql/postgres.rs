@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::error::DatabaseError;
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgPool, Postgres, Row};
 
 use super::error::store_error;
 use super::open::{Asking, Open};
 use super::table::Table;
 use super::transaction::Unit;
-use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, fingerprint, left, millis, signed, trial};
+use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, census, entry, held, millis, signed, trial};
 use crate::error::{ConfigError, StoreError, StoreErrorKind};
-use crate::store::{
-    Begin, Begun, Census, Entry, Held, Inspect, OnLapse, Phase, Record, Slot, Store, Token, UnitOfWork,
-};
+use crate::store::{Begin, Begun, Census, Entry, Held, Inspect, OnLapse, Record, Slot, Store, Token, UnitOfWork};
+
+type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 
 /// The SQL that [`PostgresStore::migrate`] runs.
 const LAYOUT: &str = include_str!("postgres.sql");
@@ -113,9 +113,9 @@ impl Statements {
                  WHERE slot = $1 AND token = $2 AND record IS NULL AND forget_at > statement_timestamp()"),
             // The lock waits for a transaction that may still commit.
             is_done: sql("SELECT token = $2 AND record IS NOT NULL FROM idempotency_keys WHERE slot = $1 FOR UPDATE"),
-            look_up: sql("SELECT fingerprint, attempt, length(record) AS bytes, \
-                 (extract(epoch FROM lease_until - statement_timestamp()) * 1000)::bigint AS lease_left, \
-                 (extract(epoch FROM forget_at - statement_timestamp()) * 1000)::bigint AS forgotten_in \
+            look_up: sql("SELECT fingerprint, attempt, length(record)::bigint, \
+                 (extract(epoch FROM lease_until - statement_timestamp()) * 1000)::bigint, \
+                 (extract(epoch FROM forget_at - statement_timestamp()) * 1000)::bigint \
                  FROM idempotency_keys WHERE slot = $1 AND forget_at > statement_timestamp()"),
             forget: sql("DELETE FROM idempotency_keys WHERE slot = $1 RETURNING forget_at > statement_timestamp()"),
             count: sql(
@@ -253,15 +253,15 @@ impl PostgresStore {
         transaction.rollback().await
     }
 
-    fn claim<'q>(&self, begin: &'q Begin) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+    fn claim<'q>(&self, begin: &'q Begin) -> Query<'q> {
         Self::claiming(&self.sql.begin, begin)
     }
 
-    fn take_over<'q>(&self, begin: &'q Begin) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+    fn take_over<'q>(&self, begin: &'q Begin) -> Query<'q> {
         Self::claiming(&self.sql.take_over, begin).bind(begin.on_lapse == OnLapse::Refuse)
     }
 
-    fn claiming<'q>(sql: &Arc<str>, begin: &'q Begin) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+    fn claiming<'q>(sql: &Arc<str>, begin: &'q Begin) -> Query<'q> {
         sqlx::query(AssertSqlSafe(Arc::clone(sql)))
             .bind(begin.slot.as_bytes().as_slice())
             .bind(begin.fingerprint.as_bytes().as_slice())
@@ -315,54 +315,54 @@ impl PostgresStore {
         Sweeper::start(self.clone(), every)
     }
 
-    async fn connection(&self) -> Result<Asking<Postgres>, sqlx::Error> {
-        Asking::acquire(&self.pool).await
+    /// Runs a statement that answers with one row at most.
+    async fn ask<T>(&self, query: Query<'_>) -> Result<Option<T>, sqlx::Error>
+    where
+        T: for<'r> FromRow<'r, PgRow>,
+    {
+        let mut connection = Asking::acquire(&self.pool).await?;
+        let row = query.fetch_optional(&mut *connection).await;
+        connection.answered();
+        row?.map(|row| T::from_row(&row)).transpose()
     }
 
-    async fn ask_to_begin(&self, begin: &Begin) -> Result<PgRow, sqlx::Error> {
-        let mut connection = self.connection().await?;
-        let row = self.claim(begin).fetch_one(&mut *connection).await;
+    /// Runs a statement that answers with no row, and says how many it changed.
+    async fn execute(&self, query: Query<'_>) -> Result<u64, sqlx::Error> {
+        let mut connection = Asking::acquire(&self.pool).await?;
+        let result = query.execute(&mut *connection).await;
         connection.answered();
-        row
-    }
-
-    async fn ask_to_take_over(&self, begin: &Begin) -> Result<Option<i32>, sqlx::Error> {
-        let mut connection = self.connection().await?;
-        let row = self.take_over(begin).fetch_optional(&mut *connection).await;
-        connection.answered();
-        row?.map(|row| row.try_get("started")).transpose()
-    }
-
-    async fn ask_whether_done(&self, claim: &ClaimId) -> Result<bool, sqlx::Error> {
-        let mut connection = self.connection().await?;
-        let done = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.is_done)))
-            .bind(claim.slot.as_bytes().as_slice())
-            .bind(signed(claim.token))
-            .fetch_optional(&mut *connection)
-            .await;
-        connection.answered();
-        let done: Option<bool> = done?;
-        Ok(done == Some(true))
+        Ok(result?.rows_affected())
     }
 
     /// Runs a statement that changes the claim of that token, and says whether it did.
-    async fn change<'q>(
-        &self,
-        operation: &'static str,
-        query: sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments>,
-    ) -> Result<Held, StoreError> {
-        let change = async {
-            let mut connection = self.connection().await?;
-            let result = query.execute(&mut *connection).await;
-            connection.answered();
-            result
+    async fn change(&self, operation: &'static str, query: Query<'_>) -> Result<Held, StoreError> {
+        let changed = self.execute(query).await;
+        changed.map(held).map_err(|error| Self::error(operation, error))
+    }
+}
+
+/// What the statement `BEGIN` answers.
+struct Found {
+    /// The attempt, if it claimed the slot.
+    started: Option<i32>,
+    seen: Option<Seen>,
+}
+
+impl FromRow<'_, PgRow> for Found {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let seen = match row.try_get("fingerprint")? {
+            Some(fingerprint) => Some(Seen {
+                fingerprint,
+                token: row.try_get("token")?,
+                attempt: row.try_get("attempt")?,
+                lease_left: row.try_get("lease_left")?,
+                done: row.try_get("done")?,
+                record: row.try_get("record")?,
+            }),
+            None => None,
         };
-        let result = change.await.map_err(|error| Self::error(operation, error))?;
-        Ok(if result.rows_affected() == 1 {
-            Held::Yes
-        } else {
-            Held::Lost
-        })
+        let started = row.try_get("started")?;
+        Ok(Self { started, seen })
     }
 }
 
@@ -370,6 +370,11 @@ impl PostgresStore {
 #[allow(clippy::cast_precision_loss, reason = "exact up to three hundred thousand years")]
 fn as_float(duration: Duration) -> f64 {
     millis(duration) as f64
+}
+
+/// The row of a statement that always answers with one.
+fn one<T>(row: Option<T>) -> Result<T, sqlx::Error> {
+    row.ok_or(sqlx::Error::RowNotFound)
 }
 
 fn is_broken(error: &sqlx::Error) -> bool {
@@ -388,32 +393,25 @@ impl Store for PostgresStore {
         // to ask again.
         let mut dead = None;
         for _ in 0..ROUNDS {
-            let row = loop {
+            let found: Found = loop {
                 let left = dead.get_or_insert_with(|| self.pool.size() + 1);
-                match self.ask_to_begin(begin).await {
+                match self.ask(self.claim(begin)).await {
                     Err(error) if is_broken(&error) && *left > 0 => *left -= 1,
-                    row => break row.map_err(failed)?,
+                    found => break found.and_then(one).map_err(failed)?,
                 }
             };
-            if let Some(attempt) = row.try_get("started").map_err(failed)? {
+            if let Some(attempt) = found.started {
                 return Ok(Begun::Started {
                     attempt: attempts(attempt),
                 });
             }
-            if let Some(fingerprint) = row.try_get("fingerprint").map_err(failed)? {
-                let seen = Seen {
-                    fingerprint,
-                    token: row.try_get("token").map_err(failed)?,
-                    attempt: row.try_get("attempt").map_err(failed)?,
-                    lease_left: row.try_get("lease_left").map_err(failed)?,
-                    done: row.try_get("done").map_err(failed)?,
-                    record: row.try_get("record").map_err(failed)?,
-                };
-                if let Some(begun) = seen.decide(begin)? {
-                    return Ok(begun);
-                }
+            if let Some(seen) = found.seen
+                && let Some(begun) = seen.decide(begin)?
+            {
+                return Ok(begun);
             }
-            if let Some(attempt) = self.ask_to_take_over(begin).await.map_err(failed)? {
+            let taken_over = self.ask(self.take_over(begin)).await.map_err(failed)?;
+            if let Some((attempt,)) = taken_over {
                 return Ok(Begun::Started {
                     attempt: attempts(attempt),
                 });
@@ -453,56 +451,21 @@ impl Store for PostgresStore {
 
 impl Inspect for PostgresStore {
     async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
-        let failed = |error| Self::error("look up", error);
-        let mut connection = self.connection().await.map_err(failed)?;
-        let row = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.look_up)))
-            .bind(slot.as_bytes().as_slice())
-            .fetch_optional(&mut *connection)
-            .await;
-        connection.answered();
-        let Some(row) = row.map_err(failed)? else {
-            return Ok(None);
-        };
-        let print: Vec<u8> = row.try_get("fingerprint").map_err(failed)?;
-        let bytes: Option<i32> = row.try_get("bytes").map_err(failed)?;
-        let phase = match bytes {
-            Some(bytes) => Phase::Done {
-                bytes: usize::try_from(bytes).unwrap_or_default(),
-            },
-            None => Phase::Running {
-                attempt: attempts(row.try_get("attempt").map_err(failed)?),
-                lease_left: left(row.try_get("lease_left").map_err(failed)?),
-            },
-        };
-        let forgotten_in = left(row.try_get("forgotten_in").map_err(failed)?);
-        Ok(Some(Entry::new(fingerprint(&print)?, phase, forgotten_in)))
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.look_up))).bind(slot.as_bytes().as_slice());
+        let row = self.ask(query).await.map_err(|error| Self::error("look up", error))?;
+        row.map(entry).transpose()
     }
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
-        let failed = |error| Self::error("forget", error);
-        let mut connection = self.connection().await.map_err(failed)?;
-        let known = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.forget)))
-            .bind(slot.as_bytes().as_slice())
-            .fetch_optional(&mut *connection)
-            .await;
-        connection.answered();
-        let known: Option<bool> = known.map_err(failed)?;
-        Ok(known == Some(true))
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.forget))).bind(slot.as_bytes().as_slice());
+        let known = self.ask(query).await.map_err(|error| Self::error("forget", error))?;
+        Ok(known == Some((true,)))
     }
 
     async fn count(&self) -> Result<Census, StoreError> {
-        let failed = |error| Self::error("count", error);
-        let mut connection = self.connection().await.map_err(failed)?;
-        let counted = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.count)))
-            .fetch_one(&mut *connection)
-            .await;
-        connection.answered();
-        let (running, lapsed, done): (i64, i64, i64) = counted.map_err(failed)?;
-        Ok(Census::new(
-            running.unsigned_abs(),
-            lapsed.unsigned_abs(),
-            done.unsigned_abs(),
-        ))
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.count)));
+        let counted = self.ask(query).await.and_then(one);
+        counted.map(census).map_err(|error| Self::error("count", error))
     }
 }
 
@@ -539,22 +502,21 @@ impl SqlStore for PostgresStore {
         // What broke one connection has probably broken the others in the pool.
         let mut dead = self.pool.size();
         loop {
-            match self.ask_whether_done(claim).await {
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.is_done)))
+                .bind(claim.slot.as_bytes().as_slice())
+                .bind(signed(claim.token));
+            match self.ask(query).await {
                 Err(error) if is_broken(&error) && dead > 0 => dead -= 1,
-                done => return done.map_err(|error| Self::error("read back", error)),
+                Err(error) => return Err(Self::error("read back", error)),
+                Ok(done) => return Ok(done == Some((true,))),
             }
         }
     }
 
     async fn sweep_some(&self, batch: u32) -> Result<u64, StoreError> {
-        let failed = |error| Self::error("sweep", error);
-        let mut connection = self.connection().await.map_err(failed)?;
-        let result = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.sweep)))
-            .bind(i64::from(batch))
-            .execute(&mut *connection)
-            .await;
-        connection.answered();
-        Ok(result.map_err(failed)?.rows_affected())
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.sweep))).bind(i64::from(batch));
+        let removed = self.execute(query).await;
+        removed.map_err(|error| Self::error("sweep", error))
     }
 
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError {

@@ -12,9 +12,9 @@ use sqlx::{AssertSqlSafe, Row, Sqlite, SqliteConnection, SqlitePool};
 use super::error::store_error;
 use super::table::Table;
 use super::transaction::Unit;
-use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, fingerprint, left, millis, signed, trial};
+use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, census, entry, held, millis, signed, trial};
 use crate::error::{ConfigError, StoreError, StoreErrorKind};
-use crate::store::{Begin, Begun, Census, Entry, Held, Inspect, Phase, Record, Slot, Store, Token, UnitOfWork};
+use crate::store::{Begin, Begun, Census, Entry, Held, Inspect, Record, Slot, Store, Token, UnitOfWork};
 
 /// The SQL that [`SqliteStore::migrate`] runs.
 const LAYOUT: &str = include_str!("sqlite.sql");
@@ -114,10 +114,8 @@ impl Statements {
             release: sql("DELETE FROM idempotency_keys \
                  WHERE slot = ?1 AND token = ?2 AND record IS NULL AND forget_at > {now}"),
             is_done: sql("SELECT token = ?2 AND record IS NOT NULL FROM idempotency_keys WHERE slot = ?1"),
-            look_up: sql(
-                "SELECT fingerprint, attempt, length(record) AS bytes, lease_until - {now} AS lease_left, \
-                 forget_at - {now} AS forgotten_in FROM idempotency_keys WHERE slot = ?1 AND forget_at > {now}",
-            ),
+            look_up: sql("SELECT fingerprint, attempt, length(record), lease_until - {now}, \
+                 forget_at - {now} FROM idempotency_keys WHERE slot = ?1 AND forget_at > {now}"),
             forget: sql("DELETE FROM idempotency_keys WHERE slot = ?1 RETURNING forget_at > {now}"),
             count: sql(
                 "SELECT count(*) FILTER (WHERE record IS NULL AND lease_until > {now}), \
@@ -289,11 +287,7 @@ impl SqliteStore {
             .execute(&self.pool)
             .await
             .map_err(|error| Self::error(operation, error))?;
-        Ok(if result.rows_affected() == 1 {
-            Held::Yes
-        } else {
-            Held::Lost
-        })
+        Ok(held(result.rows_affected()))
     }
 
     fn completion<'q>(
@@ -359,26 +353,12 @@ impl Store for SqliteStore {
 
 impl Inspect for SqliteStore {
     async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
-        let failed = |error| Self::error("look up", error);
-        let row = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.look_up)))
+        let row = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.look_up)))
             .bind(slot.as_bytes().as_slice())
             .fetch_optional(&self.pool)
             .await
-            .map_err(failed)?;
-        let Some(row) = row else { return Ok(None) };
-        let print: Vec<u8> = row.try_get("fingerprint").map_err(failed)?;
-        let bytes: Option<i64> = row.try_get("bytes").map_err(failed)?;
-        let phase = match bytes {
-            Some(bytes) => Phase::Done {
-                bytes: usize::try_from(bytes).unwrap_or_default(),
-            },
-            None => Phase::Running {
-                attempt: attempts(row.try_get("attempt").map_err(failed)?),
-                lease_left: left(row.try_get("lease_left").map_err(failed)?),
-            },
-        };
-        let forgotten_in = left(row.try_get("forgotten_in").map_err(failed)?);
-        Ok(Some(Entry::new(fingerprint(&print)?, phase, forgotten_in)))
+            .map_err(|error| Self::error("look up", error))?;
+        row.map(entry).transpose()
     }
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
@@ -391,15 +371,10 @@ impl Inspect for SqliteStore {
     }
 
     async fn count(&self) -> Result<Census, StoreError> {
-        let (running, lapsed, done): (i64, i64, i64) = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.count)))
+        let counted = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.count)))
             .fetch_one(&self.pool)
-            .await
-            .map_err(|error| Self::error("count", error))?;
-        Ok(Census::new(
-            running.unsigned_abs(),
-            lapsed.unsigned_abs(),
-            done.unsigned_abs(),
-        ))
+            .await;
+        counted.map(census).map_err(|error| Self::error("count", error))
     }
 }
 
