@@ -2,8 +2,10 @@
 //!
 //! Both keep one row for each slot; their tables differ in column types only, and are in
 //! `postgres.sql` and `sqlite.sql` beside this file. Every decision is one statement on the
-//! database's clock, so that clocks of processes do not matter and no statement waits for another
-//! client's transaction.
+//! database's clock: it says itself what it needs of the row, so that neither the clocks of processes
+//! matter nor what happened since an earlier statement. A `begin` may come to several: SQLite reads
+//! before it claims, and PostgreSQL takes a row over by a statement of its own. On PostgreSQL that one
+//! skips a row that a transaction is writing.
 
 mod error;
 #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite is in this process"))]
@@ -44,8 +46,8 @@ pub(crate) trait SqlStore: Clone + Send + Sync + 'static {
 
     fn pool(&self) -> &Pool<Self::Db>;
 
-    /// Writes the record in an open transaction, if the token still holds the claim. `patience` is
-    /// how long a client that falls silent then may keep the row locked.
+    /// Writes the record in an open transaction, if the token still holds the claim. On PostgreSQL a
+    /// client that falls silent then keeps the row locked for the claim's lease at most.
     fn complete_in(
         &self,
         connection: &mut <Self::Db as Database>::Connection,
