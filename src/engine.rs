@@ -307,24 +307,7 @@ where
         let outcome = match settled {
             Settled::Yes | Settled::Later => outcome,
             Settled::Lost => Outcome::Released,
-            Settled::Undone(why) => {
-                // The handler's answer would be a lie: what it speaks of is not there.
-                let problem = undone(why);
-                let config = &claim.shared.config;
-                let rendered = match request {
-                    Some(request) => config.rendering.render(&problem, &request),
-                    None => config.rendering.render(&problem, &Request::new(()).into_parts().0),
-                };
-                let outcome = Outcome::Refused(problem.kind());
-                let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
-                claim
-                    .shared
-                    .tally
-                    .report(outcome, slot, attempt, Some(rendered.status()));
-                let mut response = rendered.map(|body| ResponseBody::kept(body, None));
-                response.extensions_mut().insert(outcome);
-                return response;
-            }
+            Settled::Undone(why) => return refuse_undone(claim, why, request),
         };
         let tally = &claim.shared.tally;
         tally.report(outcome, Some(&claim.slot), Some(claim.attempt), Some(head.status));
@@ -390,6 +373,24 @@ where
             .answer(Begun::Done(record))
             .unwrap_or_else(|error| exchange.refuse_for_store(&error)),
     )
+}
+
+/// Takes the place of a response that would be a lie: what it speaks of is not there.
+fn refuse_undone<RB, St>(claim: &Claim<St>, why: Undone, request: Option<Box<Parts>>) -> Response<ResponseBody<RB>>
+where
+    RB: Body<Data = Bytes>,
+    St: Store,
+{
+    let shared = &claim.shared;
+    let problem = undone(why);
+    let request = request.map_or_else(|| Request::new(()).into_parts().0, |request| *request);
+    let rendered = shared.config.rendering.render(&problem, &request);
+    let outcome = Outcome::Refused(problem.kind());
+    let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
+    shared.tally.report(outcome, slot, attempt, Some(rendered.status()));
+    let mut response = rendered.map(|body| ResponseBody::kept(body, None));
+    response.extensions_mut().insert(outcome);
+    response
 }
 
 fn undone(why: Undone) -> Problem {
