@@ -31,6 +31,17 @@ impl Digest {
     }
 }
 
+/// Bytes in hexadecimal, as slots and names of keys are shown.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut hex = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        hex.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        hex.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    hex
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +68,14 @@ mod tests {
         crafted.extend(1u64.to_le_bytes());
         crafted.push(b'b');
         assert_ne!(of(&[&crafted]), of(&[b"a", b"b"]));
+    }
+
+    #[test]
+    fn hexadecimal_is_two_digits_for_each_byte() {
+        for byte in 0..=u8::MAX {
+            assert_eq!(hex(&[byte]), format!("{byte:02x}"));
+        }
+        assert_eq!(hex(&[]), "");
+        assert_eq!(hex(b"\x00\x7f\xff"), "007fff");
     }
 }

@@ -8,7 +8,7 @@ use http::header;
 use http::request::Parts;
 use http::{Extensions, HeaderName};
 
-use crate::digest::Digest;
+use crate::digest::{Digest, hex};
 use crate::error::{BoxError, ConfigError};
 
 /// A SHA-256 of scope and key, each length-prefixed: the name under which a store keeps an
@@ -29,7 +29,7 @@ impl Slot {
     /// The slot in hexadecimal, whole, as the stores show it.
     #[must_use]
     pub fn to_hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.0)
     }
 
     /// The bytes to store it under.

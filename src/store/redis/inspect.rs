@@ -30,7 +30,7 @@ where
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
         let (_, mut connection) = self.link.get();
         let removed: u64 = redis::cmd("UNLINK")
-            .arg(self.key_of(slot))
+            .arg(self.key(slot))
             .query_async(&mut connection)
             .await
             .map_err(|error| failed(Op::Forget, error))?;

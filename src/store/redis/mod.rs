@@ -222,19 +222,12 @@ where
         format!("{}{}", self.prefix, slot.to_hex())
     }
 
-    fn key_of(&self, slot: &Slot) -> Vec<u8> {
-        let mut key = Vec::with_capacity(self.prefix.len() + 2 * Slot::LEN);
-        key.extend_from_slice(self.prefix.as_bytes());
-        scripts::put_hex(&mut key, slot.as_bytes());
-        key
-    }
-
     /// Calls a script; once more if the connection broke and `op` may be repeated.
     async fn ask(&self, op: Op, script: &Script, slot: &Slot, args: &[&[u8]]) -> Result<Value, StoreError> {
-        let key = self.key_of(slot);
+        let key = self.key(slot);
         let call = Call {
             script,
-            keys: &[&key],
+            keys: &[key.as_bytes()],
             args,
         };
         let mut answer = self.send(&call).await;
@@ -262,10 +255,10 @@ where
         let Some(replicas) = &self.replicas else {
             return Ok((self.ask(op, script, slot, args).await?, Acknowledged::Enough));
         };
-        let key = self.key_of(slot);
+        let key = self.key(slot);
         let call = Call {
             script,
-            keys: &[&key],
+            keys: &[key.as_bytes()],
             args,
         };
         let mut answer = replicas.send(&call).await;

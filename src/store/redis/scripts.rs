@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
+use crate::digest;
 use crate::state::Millis;
 
 /// A script and the hash that the server knows it by.
@@ -95,19 +96,8 @@ pub(super) fn millis(duration: Duration) -> u64 {
     Millis(0).after(duration).0.min(LONGEST)
 }
 
-/// Appends bytes in hexadecimal.
-pub(super) fn put_hex(out: &mut Vec<u8>, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
-    }
-}
-
 pub(super) fn hex(bytes: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(2 * bytes.len());
-    put_hex(&mut out, bytes);
-    out
+    digest::hex(bytes).into_bytes()
 }
 
 pub(super) fn decimal(number: u64) -> Vec<u8> {
@@ -124,11 +114,5 @@ mod tests {
         assert_eq!(millis(Duration::from_nanos(1)), 1);
         assert_eq!(millis(Duration::from_millis(7)), 7);
         assert_eq!(millis(Duration::MAX), LONGEST);
-    }
-
-    #[test]
-    fn hexadecimal_is_that_of_slots() {
-        let slot = crate::Slot::from_bytes(std::array::from_fn(|at| (at * 37) as u8));
-        assert_eq!(hex(slot.as_bytes()), slot.to_hex().as_bytes());
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use chacha20poly1305::aead::{Aead, Generate, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 
-use crate::digest::Digest;
+use crate::digest::{Digest, hex};
 use crate::error::{BoxError, ConfigError, StoreError, StoreErrorKind};
 use crate::fingerprint::Fingerprint;
 use crate::record::{Envelope, KEY_ID, NONCE, Record};
@@ -181,10 +181,6 @@ impl KeyRing {
 /// What a seal is bound to: all of fixed length, so that no two lists give the same bytes.
 fn bound_to(slot: &Slot, fingerprint: Fingerprint, key_id: &[u8; KEY_ID]) -> Vec<u8> {
     [&DOMAIN[..], slot.as_bytes(), fingerprint.as_bytes(), key_id].concat()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Names, no keys.
