@@ -8,7 +8,6 @@ mod directory;
 mod postgres_server;
 #[path = "../tests/servers/process.rs"]
 mod process;
-#[allow(dead_code, reason = "each test crate uses a part of it")]
 #[path = "../tests/servers/redis.rs"]
 mod redis_server;
 

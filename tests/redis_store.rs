@@ -1,8 +1,11 @@
 //! The Redis store on real servers: its rules, its round trips, and what it says when they fail.
+#![cfg(unix)]
 
 mod common;
-#[path = "servers/redis.rs"]
-mod redis_server;
+mod servers {
+    pub mod process;
+    pub mod redis;
+}
 
 use std::error::Error as _;
 use std::future::Future;
@@ -19,7 +22,8 @@ use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, cmd};
-use redis_server::{Redis, free_port};
+use servers::process::free_port;
+use servers::redis::Redis;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;

@@ -5,6 +5,7 @@ mod servers {
     pub mod postgres;
     pub mod process;
     pub mod proxy;
+    pub mod redis;
 }
 
 use std::collections::HashSet;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use servers::postgres::{PASSWORD, Postgres};
 use servers::process;
 use servers::proxy::Proxy;
+use servers::redis::Redis;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -169,29 +171,32 @@ fn postgres_leaves_nothing_when_dropped() {
 /// Run by the test below in a process of its own.
 #[test]
 #[ignore = "holds two servers until it is killed"]
-fn holds_servers() {
+fn holds_postgres() {
     if Postgres::shared().is_none() {
         return;
     }
     let paused = Postgres::start().unwrap();
     paused.pause();
-    for postgres in [Postgres::shared().unwrap(), &paused] {
-        println!(
-            "\nserver {} {}",
-            postgres.process().unwrap(),
-            postgres.directory().display()
-        );
+    hold([Postgres::shared().unwrap(), &paused].map(|postgres| (postgres.process(), postgres.directory())));
+}
+
+fn hold(servers: [(Option<u32>, &Path); 2]) {
+    for (process, directory) in servers {
+        println!("\nserver {} {}", process.unwrap(), directory.display());
     }
     std::thread::sleep(process::PATIENCE);
 }
 
 #[test]
 fn postgres_leaves_nothing_when_the_test_process_is_killed() {
-    if Postgres::shared().is_none() {
-        return;
+    if Postgres::shared().is_some() {
+        leaves_nothing_when_killed("holds_postgres");
     }
+}
+
+fn leaves_nothing_when_killed(test: &str) {
     let mut holder = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "holds_servers", "--ignored", "--nocapture"])
+        .args(["--exact", test, "--ignored", "--nocapture"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -211,6 +216,41 @@ fn postgres_leaves_nothing_when_the_test_process_is_killed() {
     for (process, directory) in servers {
         process::wait_until("the server ends", || !process::alive(process));
         process::wait_until("its directory is gone", || !Path::new(&directory).exists());
+    }
+}
+
+// --- Redis
+
+#[test]
+fn redis_leaves_nothing_when_dropped() {
+    for paused in [false, true] {
+        let Some(redis) = Redis::start() else { return };
+        let process = redis.process().unwrap();
+        let directory = redis.directory().to_owned();
+        assert!(process::alive(process) && directory.exists());
+        if paused {
+            redis.pause();
+        }
+        drop(redis);
+        assert!(!process::alive(process));
+        assert!(!directory.exists());
+    }
+}
+
+/// Run by the test below in a process of its own.
+#[test]
+#[ignore = "holds two servers until it is killed"]
+fn holds_redis() {
+    let Some(running) = Redis::start() else { return };
+    let paused = Redis::start().unwrap();
+    paused.pause();
+    hold([&running, &paused].map(|redis| (redis.process(), redis.directory())));
+}
+
+#[test]
+fn redis_leaves_nothing_when_the_test_process_is_killed() {
+    if Redis::start().is_some() {
+        leaves_nothing_when_killed("holds_redis");
     }
 }
 

@@ -278,7 +278,8 @@ fn programs() -> Option<PathBuf> {
             .iter()
             .all(|program| programs.join(program).is_file())
     };
-    let in_path = process::in_path("initdb").and_then(|initdb| Some(initdb.parent()?.to_owned()));
+    // A link in `PATH` may lead to it alone.
+    let in_path = process::in_path("initdb").and_then(|initdb| Some(initdb.canonicalize().ok()?.parent()?.to_owned()));
     in_path.filter(has_all).or_else(|| {
         // Where Debian puts them, which is not in `PATH`.
         let versions = fs::read_dir("/usr/lib/postgresql").ok()?;

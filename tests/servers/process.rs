@@ -32,17 +32,19 @@ pub fn missing(server: &str) {
     eprintln!("{server} is not installed: what needs it is skipped");
 }
 
-/// The path of a program in `PATH`, its symbolic links resolved.
+/// The path of a program in `PATH`. Its symbolic links are not followed: some programs are many, and
+/// do what the name says that they are called by.
 pub fn in_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).find_map(|directory| {
-        let path = directory.join(program).canonicalize().ok()?;
+        let path = directory.join(program);
         let metadata = path.metadata().ok()?;
         (metadata.is_file() && metadata.mode() & 0o111 != 0).then_some(path)
     })
 }
 
 /// A port that is free now. It lies below those the kernel gives to outgoing connections, so that it
-/// is likely to be still free when a server that was killed returns to it.
+/// is likely to be still free when a server that was killed returns to it. 10000 above it, where a node
+/// of a Redis cluster has its bus, is a port, too.
 pub fn free_port() -> u16 {
     for attempt in 0..1000 {
         let port = 15_000 + u16::try_from(RandomState::new().hash_one(attempt) % 17_000).unwrap();
@@ -266,12 +268,13 @@ pub struct Watchdog {
 
 /// `$0` is the directory, `$1` the signal that ends the server at once. The lines of the input are
 /// the server's process number, or nothing while it does not run; it is signalled only if its
-/// command line names the directory.
+/// command line names the directory, or if that is where it works.
 const WATCH: &str = r#"
 trap '' HUP INT TERM
 pid=
 while read -r line; do pid=$line; done
-runs() { [ -n "$pid" ] && grep -qF -- "$0" "/proc/$pid/cmdline" 2>/dev/null; }
+names() { grep -qF -- "$0" "/proc/$pid/cmdline" 2>/dev/null; }
+runs() { [ -n "$pid" ] && { names || [ "/proc/$pid/cwd" -ef "$0" ]; }; }
 if runs; then
     kill -"$1" "$pid"
     # It and its children may be stopped.
@@ -305,7 +308,7 @@ impl Watchdog {
 
     /// The server runs now as this process, or not at all.
     ///
-    /// Its command line must name the directory.
+    /// Its command line must name the directory, or that be its working directory.
     pub fn watch(&mut self, server: Option<&Child>) {
         let line = server.map_or_else(String::new, |server| server.id().to_string());
         writeln!(self.pipe.as_mut().unwrap(), "{line}").unwrap();

@@ -1,62 +1,84 @@
 //! A Redis server of a test's own.
+#![allow(dead_code, reason = "each test crate uses a part of it")]
 
-use std::ffi::OsStr;
-use std::net::{Ipv4Addr, TcpListener};
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
+use super::process::{self, Watchdog};
+
 /// A private `redis-server` or `valkey-server` on a free port of 127.0.0.1, with a directory of its
-/// own. It keeps nothing on disk unless it is told to, and ends with this value.
+/// own. It keeps nothing on disk unless it is told to, and ends with this value or this process.
 pub struct Redis {
     binary: PathBuf,
     directory: PathBuf,
     port: u16,
     args: Vec<String>,
-    child: Child,
+    child: Option<Child>,
+    watchdog: Watchdog,
 }
 
-#[allow(dead_code, reason = "each test file uses some of it")]
 impl Redis {
-    /// `None` if there is no such program, which is said; a panic instead if
-    /// `IDEMPOTENCY_REQUIRE_SERVERS` is 1.
+    /// A server, or none if there is no such program. Then this says so, and panics if
+    /// `IDEMPOTENCY_REQUIRE_SERVERS=1`.
     pub fn start() -> Option<Self> {
         Self::start_with::<&str>(&[])
     }
 
     /// With further arguments, which count more than the usual ones.
     pub fn start_with<S: AsRef<str>>(args: &[S]) -> Option<Self> {
-        let Some(binary) = binary() else {
-            let required = std::env::var_os("IDEMPOTENCY_REQUIRE_SERVERS").is_some_and(|value| value == "1");
-            assert!(!required, "neither redis-server nor valkey-server is on the PATH");
-            eprintln!("skipped: neither redis-server nor valkey-server is on the PATH");
+        let Some(binary) = ["redis-server", "valkey-server"].into_iter().find_map(process::in_path) else {
+            process::missing("Redis or Valkey");
             return None;
         };
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "idempotency-redis-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&directory).unwrap();
-        let args: Vec<String> = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let directory = process::scratch(&process::on_disk(), "idempotency-redis", None);
+        let watchdog = Watchdog::new(&directory, "KILL");
+        let mut redis = Self {
+            binary,
+            directory,
+            port: 0,
+            args: args.iter().map(|arg| arg.as_ref().to_owned()).collect(),
+            child: None,
+            watchdog,
+        };
         // Another process may take the port between its choice and its use.
         for _ in 0..10 {
-            let port = free_port();
-            let mut child = spawn(&binary, &directory, port, &args);
-            if answers(&mut child, port) {
-                return Some(Self {
-                    binary,
-                    directory,
-                    port,
-                    args,
-                    child,
-                });
+            redis.port = process::free_port();
+            if redis.launch() {
+                return Some(redis);
             }
         }
-        panic!("the Redis server does not start; see {}", directory.display());
+        panic!("the Redis server does not start:\n{}", redis.log());
+    }
+
+    /// Starts the process and waits until it answers; `false` if it ends instead.
+    fn launch(&mut self) -> bool {
+        let log = File::create(self.directory.join("log")).unwrap();
+        let mut child = process::command(&self.binary, None)
+            .args(["--port", &self.port.to_string()])
+            .args(["--bind", "127.0.0.1"])
+            .args(["--save", ""])
+            .args(["--appendonly", "no"])
+            .args(["--daemonize", "no"])
+            .arg("--dir")
+            .arg(&self.directory)
+            .args(&self.args)
+            // What the watchdog knows it by, as its title takes the place of its command line.
+            .current_dir(&self.directory)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.watchdog.watch(Some(&child));
+        let answers = answers(&mut child, self.port);
+        if answers {
+            self.child = Some(child);
+        } else {
+            self.watchdog.watch(None);
+        }
+        answers
     }
 
     /// `redis://127.0.0.1:PORT`.
@@ -68,87 +90,59 @@ impl Redis {
         self.port
     }
 
+    /// The process number of the server, while it runs.
+    pub fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Where the server keeps all it has; gone when the server is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Stops it from doing anything, its connections staying open.
     pub fn pause(&self) {
-        self.signal("-STOP");
+        self.signal("STOP");
     }
 
     pub fn resume(&self) {
-        self.signal("-CONT");
+        self.signal("CONT");
     }
 
-    fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        let status = Command::new("kill").args([signal, &pid]).status().unwrap();
-        assert!(status.success());
+    fn signal(&self, name: &str) {
+        process::signal(name, &[self.process().expect("the server was killed")]);
     }
 
     /// As a crash.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(mut child) = self.child.take() {
+            end(&mut child);
+            self.watchdog.watch(None);
+        }
     }
 
     /// Starts it again on the same port, in the same directory. Data is kept if it was started
     /// with `--appendonly yes`.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = spawn(&self.binary, &self.directory, self.port, &self.args);
-        assert!(
-            answers(&mut self.child, self.port),
-            "the Redis server does not start again"
-        );
+        assert!(self.launch(), "the Redis server does not start again:\n{}", self.log());
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 }
 
 impl Drop for Redis {
     fn drop(&mut self) {
         self.kill();
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
-fn binary() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    ["redis-server", "valkey-server"]
-        .iter()
-        .flat_map(|name| std::env::split_paths(&path).map(move |folder| folder.join(name)))
-        .find(|file| file.is_file())
-}
-
-/// One that nothing listens on now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    // A cluster node's bus takes the port 10000 above.
-    let port = listener.local_addr().unwrap().port();
-    if port > 55_000 { free_port() } else { port }
-}
-
-fn spawn(binary: &Path, directory: &Path, port: u16, args: &[String]) -> Child {
-    let log = std::fs::File::create(directory.join("log")).unwrap();
-    let port = port.to_string();
-    let usual = [
-        "--port",
-        &port,
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        "--daemonize",
-        "no",
-        "--dir",
-    ];
-    Command::new(binary)
-        .args(usual)
-        .arg(directory)
-        .args(args.iter().map(OsStr::new))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
+/// By `SIGKILL`, paused or not. What it met with, there is nothing more to do.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// Waits until it answers in any way; `false` if it ends before.
@@ -174,7 +168,6 @@ fn answers(child: &mut Child, port: u16) -> bool {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let _ = child.kill();
-    let _ = child.wait();
+    end(child);
     false
 }
