@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use common::{Answer, Count, Gate, ScriptedBody, Step, counted, drain, post, send, spawn};
+use common::{Answer, Count, Gate, ScriptedBody, Step, counted, drain, eventually, post, send, spawn};
 use directory::Directory;
 use http::{Request, Response, StatusCode};
 use servers::postgres::Postgres;
@@ -259,15 +259,6 @@ on_both![
     a_reconciler_may_use_the_transaction,
     the_extractor,
 ];
-
-/// Waits until it is so.
-async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
-    let started = Instant::now();
-    while !so().await {
-        assert!(started.elapsed() < Duration::from_secs(60), "too late: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 #[derive(Debug)]
 struct Broken;

@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+mod conforming;
 mod servers {
     pub mod postgres;
     pub mod process;
@@ -10,17 +11,17 @@ mod servers {
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{inner, ok, post, send, spawn};
+use common::{eventually, inner, ok, post, send, spawn};
+use conforming::{InTurn, all_checks, conforms};
 use http::Response;
 use servers::postgres::{PASSWORD, Postgres};
 use servers::proxy::Proxy;
 use sqlx::postgres::PgPoolOptions;
 use tower::Layer;
-use tower_idempotency::store::conformance::{self, Harness};
 use tower_idempotency::store::sql::PostgresStore;
 use tower_idempotency::store::{
     Begin, Begun, Held, Inspect, OnLapse, Phase, Record, Slot, StoreError, StoreErrorKind, Token,
@@ -29,21 +30,6 @@ use tower_idempotency::{Fingerprint, IdempotencyLayer, Store};
 
 const LEASE: Duration = Duration::from_secs(30);
 const TTL: Duration = Duration::from_secs(3600);
-
-struct Pools(Vec<PostgresStore>, AtomicUsize, Duration);
-
-impl Harness for Pools {
-    type Store = PostgresStore;
-
-    fn store(&self) -> PostgresStore {
-        let next = self.1.fetch_add(1, Ordering::Relaxed);
-        self.0[next % self.0.len()].clone()
-    }
-
-    fn unit(&self) -> Duration {
-        self.2
-    }
-}
 
 /// A new database on the shared server.
 async fn database() -> Option<(&'static Postgres, String)> {
@@ -70,14 +56,6 @@ async fn open(url: &str, connections: u32) -> PostgresStore {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
-}
-
-async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
-    let started = Instant::now();
-    while !so().await {
-        assert!(started.elapsed() < Duration::from_secs(60), "too late: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 async fn idle(store: &PostgresStore) {
@@ -135,16 +113,8 @@ async fn the_store_conforms() {
     for _ in 0..3 {
         pools.push(open(&url, 8).await);
     }
-    let harness = Arc::new(Pools(pools, AtomicUsize::default(), Duration::from_millis(500)));
-    let mut running = tokio::task::JoinSet::new();
-    let checks = conformance::checks().into_iter();
-    for check in checks.chain(conformance::inspection_checks()) {
-        let harness = Arc::clone(&harness);
-        running.spawn(async move { check.run(&*harness).await });
-    }
-    while let Some(joined) = running.join_next().await {
-        joined.unwrap();
-    }
+    let harness = InTurn::new(pools, Duration::from_millis(500));
+    conforms(harness, all_checks(), []).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -152,15 +122,8 @@ async fn histories_are_answered_as_by_the_machine() {
     let Some((_, url)) = database().await else { return };
     let pools = vec![open(&url, 4).await, open(&url, 4).await];
     // Many histories at once, and the other tests besides: a unit that bears a busy machine.
-    let harness = Arc::new(Pools(pools, AtomicUsize::default(), Duration::from_secs(1)));
-    let mut running = tokio::task::JoinSet::new();
-    for seed in 0..6 {
-        let harness = Arc::clone(&harness);
-        running.spawn(async move { conformance::check_history(&*harness, seed).await });
-    }
-    while let Some(joined) = running.join_next().await {
-        joined.unwrap();
-    }
+    let harness = InTurn::new(pools, Duration::from_secs(1));
+    conforms(harness, vec![], 0..6).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

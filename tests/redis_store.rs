@@ -2,6 +2,7 @@
 #![cfg(unix)]
 
 mod common;
+mod conforming;
 mod servers {
     pub mod process;
     pub mod redis;
@@ -17,18 +18,17 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use bytes::Bytes;
 use common::{Count, capture, inner, ok, post, send};
+use conforming::{InTurn, all_checks, conforms};
 use http::{Request, Response, StatusCode};
 use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClient;
-use redis::cluster_async::ClusterConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, cmd};
 use servers::process::free_port;
 use servers::redis::Redis;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tower::Layer;
-use tower_idempotency::store::conformance::{self, Harness};
+use tower_idempotency::store::conformance;
 use tower_idempotency::store::{
     Begin, Begun, Census, Held, Inspect, OnLapse, Phase, Record, RedisStore, Slot, Store, StoreError, StoreErrorKind,
     Token,
@@ -37,7 +37,8 @@ use tower_idempotency::{Fingerprint, IdempotencyLayer};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const PRINT: Fingerprint = Fingerprint::from_bytes([0xAB; 16]);
-/// Of the conformance suite. A call has to take less than a third of it.
+/// Of the conformance suite. A call has to take less than a third of it, and other tests share the
+/// machine.
 const UNIT: Duration = Duration::from_millis(600);
 const PASSWORD: &str = "HUSH-password";
 
@@ -119,59 +120,25 @@ fn assert_fails<T: std::fmt::Debug>(result: Result<T, StoreError>, kind: StoreEr
 
 // The rules.
 
-struct Handles(Vec<RedisStore>, AtomicUsize);
-
-impl Handles {
-    fn new(handles: Vec<RedisStore>) -> &'static Self {
-        Box::leak(Box::new(Self(handles, AtomicUsize::new(0))))
+async fn handles(url: &str) -> Arc<InTurn<RedisStore>> {
+    let mut handles = Vec::new();
+    for _ in 0..4 {
+        handles.push(RedisStore::connect(url).await.unwrap());
     }
-
-    async fn to(url: &str) -> &'static Self {
-        let mut handles = Vec::new();
-        for _ in 0..4 {
-            handles.push(RedisStore::connect(url).await.unwrap());
-        }
-        Self::new(handles)
-    }
-}
-
-impl Harness for Handles {
-    type Store = RedisStore;
-
-    fn store(&self) -> RedisStore {
-        self.0[self.1.fetch_add(1, Ordering::Relaxed) % self.0.len()].clone()
-    }
-
-    /// Other tests share the machine.
-    fn unit(&self) -> Duration {
-        UNIT
-    }
-}
-
-async fn conforms<H: Harness>(harness: &'static H, checks: Vec<conformance::Check<H>>) {
-    let mut running = JoinSet::new();
-    for check in checks {
-        running.spawn(async move { check.run(harness).await });
-    }
-    while let Some(joined) = running.join_next().await {
-        joined.unwrap();
-    }
+    InTurn::new(handles, UNIT)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_store_conforms() {
     let Some(server) = Redis::start() else { return };
-    let checks = conformance::checks()
-        .into_iter()
-        .chain(conformance::inspection_checks());
-    conforms(Handles::to(&server.url()).await, checks.collect()).await;
+    conforms(handles(&server.url()).await, all_checks(), []).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_store_conforms_on_resp3_and_a_numbered_database() {
     let Some(server) = Redis::start() else { return };
-    let handles = Handles::to(&format!("{}/3?protocol=resp3", server.url())).await;
-    conforms(handles, conformance::checks()).await;
+    let harness = handles(&format!("{}/3?protocol=resp3", server.url())).await;
+    conforms(harness, conformance::checks(), []).await;
     let mut connection = raw(&server.url()).await;
     let keyspace: String = query(&mut connection, "INFO keyspace").await;
     assert!(keyspace.contains("db3:") && !keyspace.contains("db0:"), "{keyspace}");
@@ -180,16 +147,10 @@ async fn the_store_conforms_on_resp3_and_a_numbered_database() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_follow_the_machine() {
     let Some(server) = Redis::start() else { return };
-    let harness = Handles::to(&server.url()).await;
     let random = Token::random().0;
     println!("the random seeds begin at {random:#x}");
-    let mut running = JoinSet::new();
-    for seed in (0..8).chain(random..random.saturating_add(8)) {
-        running.spawn(conformance::check_history(harness, seed));
-    }
-    while let Some(joined) = running.join_next().await {
-        joined.unwrap();
-    }
+    let seeds = (0..8).chain(random..random.saturating_add(8));
+    conforms(handles(&server.url()).await, vec![], seeds).await;
 }
 
 /// What others read: a change of it needs a new word than `claim`, or a new version of the record.
@@ -1184,21 +1145,6 @@ async fn a_node_of_a_cluster() {
     assert_fails(store.count().await, StoreErrorKind::Unavailable, "each primary");
 }
 
-struct Clustered(RedisStore<ClusterConnection>);
-
-impl Harness for Clustered {
-    type Store = RedisStore<ClusterConnection>;
-
-    fn store(&self) -> Self::Store {
-        self.0.clone()
-    }
-
-    /// Other tests share the machine.
-    fn unit(&self) -> Duration {
-        UNIT
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_store_conforms_on_a_cluster() {
     let mut nodes = Vec::new();
@@ -1228,7 +1174,8 @@ async fn the_store_conforms_on_a_cluster() {
     }
     let client = ClusterClient::new(nodes.iter().map(Redis::url)).unwrap();
     let store = RedisStore::new(client.get_async_connection().await.unwrap());
-    conforms(Box::leak(Box::new(Clustered(store.clone()))), conformance::checks()).await;
+    let harness = InTurn::new(vec![store.clone()], UNIT);
+    conforms(harness, conformance::checks(), []).await;
     for node in &nodes {
         let keys: u32 = query(&mut raw(&node.url()).await, "DBSIZE").await;
         assert!(keys > 0, "every node was used");

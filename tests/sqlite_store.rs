@@ -1,31 +1,23 @@
 //! The SQLite store.
 
+mod common;
+mod conforming;
 mod directory;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::eventually;
+use conforming::{InTurn, all_checks, conforms};
 use directory::Directory;
 use http::Response;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
-use tower_idempotency::store::conformance::{self, Harness};
 use tower_idempotency::store::sql::SqliteStore;
 use tower_idempotency::store::{
     Begin, Begun, Held, Inspect, OnLapse, Phase, Record, Slot, StoreError, StoreErrorKind, Token,
 };
 use tower_idempotency::{Fingerprint, Store};
-
-struct Sqlite(Vec<SqliteStore>, std::sync::atomic::AtomicUsize);
-
-impl Harness for Sqlite {
-    type Store = SqliteStore;
-
-    fn store(&self) -> SqliteStore {
-        let next = self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.0[next % self.0.len()].clone()
-    }
-}
 
 async fn open(directory: &Directory) -> SqliteStore {
     let store = SqliteStore::open(directory.path("keys.db")).await.unwrap();
@@ -38,22 +30,8 @@ async fn the_store_conforms() {
     let directory = Directory::new();
     // Two pools, as two processes have.
     let stores = vec![open(&directory).await, open(&directory).await];
-    let harness = Arc::new(Sqlite(stores, Default::default()));
-    let mut running = tokio::task::JoinSet::new();
-    let checks = conformance::checks()
-        .into_iter()
-        .chain(conformance::inspection_checks());
-    for check in checks {
-        let harness = Arc::clone(&harness);
-        running.spawn(async move { check.run(&*harness).await });
-    }
-    for seed in 0..8 {
-        let harness = Arc::clone(&harness);
-        running.spawn(async move { conformance::check_history(&*harness, seed).await });
-    }
-    while let Some(joined) = running.join_next().await {
-        joined.unwrap();
-    }
+    let harness = InTurn::new(stores, Duration::from_millis(300));
+    conforms(harness, all_checks(), 0..8).await;
 }
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -93,14 +71,6 @@ fn assert_told(error: &StoreError, kind: StoreErrorKind, parts: &[&str]) {
     assert!(told.starts_with("sqlite: "), "{told}");
     for part in parts {
         assert!(told.contains(part), "{part:?} in {told}: {error:?}");
-    }
-}
-
-async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
-    let started = Instant::now();
-    while !so().await {
-        assert!(started.elapsed() < Duration::from_secs(60), "too late: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -206,6 +206,15 @@ pub(crate) async fn yields(times: usize) {
         Poll::Pending
     })
     .await;
+}
+
+/// Waits until it is so, by the clock of the machine.
+pub(crate) async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !so().await {
+        assert!(started.elapsed() < Duration::from_secs(60), "too late: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Lets every task of a current-thread runtime go as far as it can without time passing.
