@@ -199,6 +199,36 @@ async fn throughput<S: Store + Clone>(title: &str, widths: &[usize], make: impl 
     }
 }
 
+/// The bare statements, the same on either database: two writes, and one read, of a table `bare`. A
+/// function would have to list all that `sqlx` implements for both.
+macro_rules! bare {
+    ($pool:expr) => {{
+        let (writer, reader) = ($pool.clone(), $pool);
+        vec![
+            Case::new("bare: INSERT and UPDATE", move |_| {
+                let pool = writer.clone();
+                async move {
+                    let key = fresh();
+                    for sql in [
+                        "INSERT INTO bare VALUES ($1, $2)",
+                        "UPDATE bare SET v = $2 WHERE k = $1",
+                    ] {
+                        let query = sqlx::query(sql).bind(key.as_bytes().as_slice()).bind(ANSWER);
+                        query.execute(&pool).await.expect("a write");
+                    }
+                }
+            }),
+            Case::new("bare: SELECT", move |_| {
+                let pool = reader.clone();
+                async move {
+                    let query = sqlx::query_scalar::<_, Vec<u8>>("SELECT v FROM bare WHERE k = $1");
+                    query.bind(&[0_u8][..]).fetch_one(&pool).await.expect("a row");
+                }
+            }),
+        ]
+    }};
+}
+
 async fn postgres(server: &Postgres) {
     let url = server.create_database();
     let connect = async |width: usize| -> PgPool {
@@ -217,30 +247,7 @@ async fn postgres(server: &Postgres) {
         .expect("a table");
     let store = PostgresStore::new(pool.clone());
     store.migrate().await.expect("a table");
-    let (writer, reader) = (pool.clone(), pool);
-    let bare = vec![
-        Case::new("bare: INSERT and UPDATE", move |_| {
-            let pool = writer.clone();
-            async move {
-                let key = fresh();
-                for sql in [
-                    "INSERT INTO bare VALUES ($1, $2)",
-                    "UPDATE bare SET v = $2 WHERE k = $1",
-                ] {
-                    let query = sqlx::query(sql).bind(key.as_bytes().as_slice()).bind(ANSWER);
-                    query.execute(&pool).await.expect("a write");
-                }
-            }
-        }),
-        Case::new("bare: SELECT", move |_| {
-            let pool = reader.clone();
-            async move {
-                let query = sqlx::query_scalar::<_, Vec<u8>>("SELECT v FROM bare WHERE k = $1");
-                query.bind(&[0_u8][..]).fetch_one(&pool).await.expect("a row");
-            }
-        }),
-    ];
-    compare("PostgreSQL", bare, cases(store).await).await;
+    compare("PostgreSQL", bare!(pool), cases(store).await).await;
     throughput("PostgreSQL", &[1, 2, 4, 8], async |width| {
         PostgresStore::new(connect(width).await)
     })
@@ -256,30 +263,7 @@ async fn sqlite() {
         .execute(&pool)
         .await
         .expect("a table");
-    let (writer, reader) = (pool.clone(), pool);
-    let bare = vec![
-        Case::new("bare: INSERT and UPDATE", move |_| {
-            let pool = writer.clone();
-            async move {
-                let key = fresh();
-                for sql in [
-                    "INSERT INTO bare VALUES ($1, $2)",
-                    "UPDATE bare SET v = $2 WHERE k = $1",
-                ] {
-                    let query = sqlx::query(sql).bind(key.as_bytes().as_slice()).bind(ANSWER);
-                    query.execute(&pool).await.expect("a write");
-                }
-            }
-        }),
-        Case::new("bare: SELECT", move |_| {
-            let pool = reader.clone();
-            async move {
-                let query = sqlx::query_scalar::<_, Vec<u8>>("SELECT v FROM bare WHERE k = $1");
-                query.bind(&[0_u8][..]).fetch_one(&pool).await.expect("a row");
-            }
-        }),
-    ];
-    compare("SQLite", bare, cases(store.clone()).await).await;
+    compare("SQLite", bare!(pool), cases(store.clone()).await).await;
     throughput("SQLite", &[1, 2, 4], async |_| store.clone()).await;
 }
 
