@@ -30,7 +30,7 @@ async fn the_store_conforms() {
     let directory = Directory::new();
     // Two pools, as two processes have.
     let stores = vec![open(&directory).await, open(&directory).await];
-    let harness = InTurn::new(stores, Duration::from_millis(300));
+    let harness = InTurn::new(stores, Duration::from_secs(1));
     conforms(harness, all_checks(), 0..8).await;
 }
 
