@@ -27,7 +27,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::sqlite::SqlitePool;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::store::sql::{PostgresStore, SqliteStore};
-use tower_idempotency::store::{Begin, Begun, OnLapse, RedisStore, Token};
+use tower_idempotency::store::{Begin, Begun, OnLapse, RedisStore, ScopeTag, Token};
 use tower_idempotency::{Fingerprint, IdempotencyLayer, Slot, Store};
 use uuid::Uuid;
 
@@ -73,6 +73,7 @@ fn fresh() -> Slot {
 fn begin(slot: Slot) -> Begin {
     Begin {
         slot,
+        scope: ScopeTag::default(),
         fingerprint: Fingerprint::from_bytes([7; 16]),
         token: Token::random(),
         lease: Duration::from_secs(30),

@@ -18,7 +18,7 @@ use crate::operation::{IdempotencyKey, KeyText};
 use crate::outcome::Outcome;
 use crate::problem::{Problem, ProblemKind};
 use crate::record::Opened;
-use crate::scope::{Scoped, Slot};
+use crate::scope::{ScopeTag, Scoped, Slot};
 use crate::shared::{Shared, warn_of};
 use crate::state::{Begin, Begun};
 use crate::store::Store;
@@ -36,6 +36,7 @@ pub(crate) struct Exchange<S, St> {
 pub(crate) struct Identity {
     pub(crate) key: KeyText,
     pub(crate) slot: Slot,
+    pub(crate) scope: ScopeTag,
 }
 
 impl<S, St: Store> Exchange<S, St> {
@@ -53,7 +54,11 @@ impl<S, St: Store> Exchange<S, St> {
     /// Says whose key it is.
     pub(crate) fn identify(&mut self, key: KeyText) -> Result<(), Problem> {
         let scoped = self.shared.config.scope.slot(&self.parts, key.as_bytes());
-        let Scoped { slot, overlooks_cookie } = scoped.map_err(|unavailable| {
+        let Scoped {
+            slot,
+            tag,
+            overlooks_cookie,
+        } = scoped.map_err(|unavailable| {
             tracing::error!(
                 target: "tower_idempotency",
                 error = &*unavailable.0 as &(dyn std::error::Error + 'static),
@@ -71,7 +76,7 @@ impl<S, St: Store> Exchange<S, St> {
                  keys; set a scope that tells your sessions apart"
             );
         }
-        self.identity = Some(Identity { key, slot });
+        self.identity = Some(Identity { key, slot, scope: tag });
         Ok(())
     }
 
@@ -84,7 +89,7 @@ impl<S, St: Store> Exchange<S, St> {
 
     /// Puts the key where the handler finds it.
     pub(crate) fn tell_handler(&mut self, attempt: u32) {
-        if let Some(Identity { key, slot }) = self.identity.take() {
+        if let Some(Identity { key, slot, .. }) = self.identity.take() {
             self.parts.extensions.insert(IdempotencyKey::new(key, slot, attempt));
         }
     }
@@ -92,8 +97,10 @@ impl<S, St: Store> Exchange<S, St> {
     /// The claim to ask for. `None` if the request was not identified.
     pub(crate) fn claim(&self, body: &Bytes) -> Option<Begin> {
         let config = &self.shared.config;
+        let identity = self.identity.as_ref()?;
         Some(Begin {
-            slot: self.identity.as_ref()?.slot,
+            slot: identity.slot,
+            scope: identity.scope,
             fingerprint: config.fingerprint.of(&self.parts, body),
             token: self.shared.token(),
             // The holder of a claim in this process's memory cannot die without it: such a claim

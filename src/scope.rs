@@ -2,7 +2,8 @@
 //! of scope and key.
 
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
+use std::sync::{Arc, LazyLock};
 
 use http::header;
 use http::request::Parts;
@@ -53,6 +54,19 @@ impl fmt::Debug for Slot {
     }
 }
 
+/// Whose slot it is, for a store that shares out its room: the same for all slots of one scope, and,
+/// but for chance, for those alone. It means nothing in another process.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct ScopeTag(u32);
+
+impl ScopeTag {
+    /// A tag of your choice, for the tests of a store.
+    #[must_use]
+    pub const fn new(tag: u32) -> Self {
+        Self(tag)
+    }
+}
+
 type ExtensionFn = dyn Fn(&Extensions) -> Option<String> + Send + Sync;
 type ScopeFn = dyn Fn(&Parts) -> Result<String, BoxError> + Send + Sync;
 
@@ -99,6 +113,7 @@ const SHARED: u8 = 4;
 #[derive(Debug)]
 pub(crate) struct Scoped {
     pub(crate) slot: Slot,
+    pub(crate) tag: ScopeTag,
     /// The request fell into the anonymous scope although a cookie says who sent it.
     pub(crate) overlooks_cookie: bool,
 }
@@ -180,7 +195,7 @@ impl ScopeSource {
     }
 
     pub(crate) fn slot(&self, parts: &Parts, key: &[u8]) -> Result<Scoped, ScopeUnavailable> {
-        let mut digest = Digest::new(b"ti.slot1");
+        let mut digest = ScopeDigest::new();
         let mut overlooks_cookie = false;
         match &self.0 {
             Source::Header(Err(error)) => return Err(ScopeUnavailable(error.clone().into())),
@@ -209,11 +224,40 @@ impl ScopeSource {
             }
             Source::Shared(name) => digest.field(SHARED, name.as_bytes()),
         }
-        digest.field(KEY, key);
+        let (slot, tag) = digest.finish(key);
         Ok(Scoped {
-            slot: Slot(digest.finish()),
+            slot,
+            tag,
             overlooks_cookie,
         })
+    }
+}
+
+/// The slot's digest and the scope's tag, made of the same fields.
+struct ScopeDigest {
+    digest: Digest,
+    tag: DefaultHasher,
+}
+
+impl ScopeDigest {
+    fn new() -> Self {
+        // By a seed of this process, so that no client can make scopes that share a tag.
+        static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self {
+            digest: Digest::new(b"ti.slot1"),
+            tag: SEED.build_hasher(),
+        }
+    }
+
+    fn field(&mut self, tag: u8, bytes: &[u8]) {
+        self.digest.field(tag, bytes);
+        self.tag.write(bytes);
+        self.tag.write_u8(tag);
+    }
+
+    fn finish(mut self, key: &[u8]) -> (Slot, ScopeTag) {
+        self.digest.field(KEY, key);
+        (Slot(self.digest.finish()), ScopeTag(self.tag.finish() as u32))
     }
 }
 
@@ -294,6 +338,16 @@ mod tests {
             slot(&own, &[("x-account", "a")], "k"),
             slot(&own, &[("x-account", "b")], "k")
         );
+    }
+
+    #[test]
+    fn the_tag_is_of_the_scope_and_not_of_the_key() {
+        let scope = ScopeSource::default();
+        let tag = |headers: &[(&str, &str)], key: &str| scope.slot(&parts(headers), key.as_bytes()).unwrap().tag;
+        let acme = tag(&[("authorization", "acme")], "k");
+        assert_eq!(acme, tag(&[("authorization", "acme")], "other"));
+        assert_ne!(acme, tag(&[("authorization", "globex")], "k"));
+        assert_ne!(acme, tag(&[], "k"));
     }
 
     #[test]

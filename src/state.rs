@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::fingerprint::Fingerprint;
 use crate::record::Record;
-use crate::scope::Slot;
+use crate::scope::{ScopeTag, Slot};
 
 /// Milliseconds on a store's own clock, from an origin of the store's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -62,6 +62,8 @@ pub enum OnLapse {
 pub struct Begin {
     /// Which operation.
     pub slot: Slot,
+    /// Whose it is. Two slots of one scope have one tag; a store may share out its room by it.
+    pub scope: ScopeTag,
     /// What the request is; another fingerprint under the same slot is a mismatch.
     pub fingerprint: Fingerprint,
     /// The claim's name if it is granted.
@@ -204,11 +206,12 @@ impl<X> Occupant<X> {
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_idempotency::store::{Begin, Begun, Held, Machine, Millis, OnLapse, Record, Token};
+/// use tower_idempotency::store::{Begin, Begun, Held, Machine, Millis, OnLapse, Record, ScopeTag, Token};
 /// use tower_idempotency::{Fingerprint, Slot};
 ///
 /// let begin = Begin {
 ///     slot: Slot::from_bytes([0; 32]),
+///     scope: ScopeTag::default(),
 ///     fingerprint: Fingerprint::from_bytes([0; 16]),
 ///     token: Token(1),
 ///     lease: Duration::from_secs(30),
@@ -287,6 +290,7 @@ mod tests {
     fn begin(token: u64, print: u8) -> Begin {
         Begin {
             slot: Slot::from_bytes([0; 32]),
+            scope: ScopeTag::default(),
             fingerprint: Fingerprint::from_bytes([print; 16]),
             token: Token(token),
             lease: LEASE,

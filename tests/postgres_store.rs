@@ -24,7 +24,7 @@ use sqlx::postgres::PgPoolOptions;
 use tower::Layer;
 use tower_idempotency::store::sql::PostgresStore;
 use tower_idempotency::store::{
-    Begin, Begun, Held, Inspect, OnLapse, Phase, Record, Slot, StoreError, StoreErrorKind, Token,
+    Begin, Begun, Held, Inspect, OnLapse, Phase, Record, ScopeTag, Slot, StoreError, StoreErrorKind, Token,
 };
 use tower_idempotency::{Fingerprint, IdempotencyLayer, Store};
 
@@ -69,6 +69,7 @@ async fn idle(store: &PostgresStore) {
 fn begin(slot: u8, token: u64) -> Begin {
     Begin {
         slot: Slot::from_bytes([slot; 32]),
+        scope: ScopeTag::default(),
         fingerprint: Fingerprint::from_bytes([7; 16]),
         token: Token(token),
         lease: LEASE,

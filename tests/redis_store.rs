@@ -30,8 +30,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::Layer;
 use tower_idempotency::store::conformance;
 use tower_idempotency::store::{
-    Begin, Begun, Census, Held, Inspect, OnLapse, Phase, Record, RedisStore, Slot, Store, StoreError, StoreErrorKind,
-    Token,
+    Begin, Begun, Census, Held, Inspect, OnLapse, Phase, Record, RedisStore, ScopeTag, Slot, Store, StoreError,
+    StoreErrorKind, Token,
 };
 use tower_idempotency::{Fingerprint, IdempotencyLayer};
 
@@ -49,6 +49,7 @@ fn slot(n: u8) -> Slot {
 fn claim(n: u8) -> Begin {
     Begin {
         slot: slot(n),
+        scope: ScopeTag::default(),
         fingerprint: PRINT,
         token: Token::random(),
         lease: HOUR,

@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 use tower::Layer;
 use tower_idempotency::store::conformance::{self, Harness};
 use tower_idempotency::store::{
-    Begin, Begun, Census, Commit, DynStore, Entry, Held, Inspect, KeyRing, OnLapse, Record, Sealed, StoreError,
-    StoreErrorKind, Tiered, Token, UnitOfWork, Working,
+    Begin, Begun, Census, Commit, DynStore, Entry, Held, Inspect, KeyRing, OnLapse, Record, ScopeTag, Sealed,
+    StoreError, StoreErrorKind, Tiered, Token, UnitOfWork, Working,
 };
 use tower_idempotency::{Fingerprint, IdempotencyLayer, IdempotencyService, MemoryStore, Slot, Store};
 
@@ -141,6 +141,7 @@ fn print(byte: u8) -> Fingerprint {
 fn claim(at: u8, of: u8) -> Begin {
     Begin {
         slot: slot(at),
+        scope: ScopeTag::default(),
         fingerprint: print(of),
         token: Token::random(),
         lease: Duration::from_secs(30),

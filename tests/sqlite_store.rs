@@ -15,7 +15,7 @@ use http::Response;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use tower_idempotency::store::sql::SqliteStore;
 use tower_idempotency::store::{
-    Begin, Begun, Held, Inspect, OnLapse, Phase, Record, Slot, StoreError, StoreErrorKind, Token,
+    Begin, Begun, Held, Inspect, OnLapse, Phase, Record, ScopeTag, Slot, StoreError, StoreErrorKind, Token,
 };
 use tower_idempotency::{Fingerprint, Store};
 
@@ -40,6 +40,7 @@ const TTL: Duration = Duration::from_secs(3600);
 fn begin(slot: u8, token: u64) -> Begin {
     Begin {
         slot: Slot::from_bytes([slot; 32]),
+        scope: ScopeTag::default(),
         fingerprint: Fingerprint::from_bytes([7; 16]),
         token: Token(token),
         lease: LEASE,

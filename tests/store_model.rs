@@ -10,7 +10,9 @@ use proptest::test_runner::Config;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 use tokio::runtime::Runtime;
 use tower_idempotency::Fingerprint;
-use tower_idempotency::store::{Begin, Begun, Held, Machine, MemoryStore, Millis, OnLapse, Record, Slot, Store, Token};
+use tower_idempotency::store::{
+    Begin, Begun, Held, Machine, MemoryStore, Millis, OnLapse, Record, ScopeTag, Slot, Store, Token,
+};
 
 /// What is asked of a store. Names are small numbers, times milliseconds.
 #[derive(Debug, Clone)]
@@ -255,6 +257,7 @@ fn token_of(token: u16) -> Token {
 fn begin_of(wish: Wish) -> Begin {
     Begin {
         slot: slot_of(wish.slot),
+        scope: ScopeTag::default(),
         fingerprint: print_of(wish.print),
         token: token_of(wish.token),
         lease: Duration::from_millis(wish.lease),

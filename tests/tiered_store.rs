@@ -14,8 +14,8 @@ use http::{Extensions, Request, Response};
 use tower::Layer;
 use tower_idempotency::store::conformance::{self, Harness};
 use tower_idempotency::store::{
-    Begin, Begun, Census, Commit, Entry, Held, Inspect, KeyRing, OnLapse, Record, Sealed, StoreError, StoreErrorKind,
-    Tiered, Token, UnitOfWork, Working,
+    Begin, Begun, Census, Commit, Entry, Held, Inspect, KeyRing, OnLapse, Record, ScopeTag, Sealed, StoreError,
+    StoreErrorKind, Tiered, Token, UnitOfWork, Working,
 };
 use tower_idempotency::{Fingerprint, IdempotencyLayer, MemoryStore, Slot, Store};
 
@@ -195,6 +195,7 @@ fn claim(at: u32, of: u8) -> Begin {
     slot[..4].copy_from_slice(&at.to_be_bytes());
     Begin {
         slot: Slot::from_bytes(slot),
+        scope: ScopeTag::default(),
         fingerprint: Fingerprint::from_bytes([of; 16]),
         token: Token::random(),
         lease: Duration::from_secs(30),

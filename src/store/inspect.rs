@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 
-use super::{Begin, Begun, Held, OnLapse, Record, Slot, Store, StoreError, Token};
+use super::{Begin, Begun, Held, OnLapse, Record, ScopeTag, Slot, Store, StoreError, Token};
 use crate::fingerprint::Fingerprint;
 
 /// What a slot holds. No body, no header, no key.
@@ -161,6 +161,7 @@ pub trait Inspect: Store {
             };
             let claim = Begin {
                 slot: *slot,
+                scope: ScopeTag::default(),
                 fingerprint: lapsed.fingerprint,
                 token: Token::random(),
                 lease: Duration::from_secs(60),

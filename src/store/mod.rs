@@ -54,7 +54,7 @@ pub use work::{Commit, UnitOfWork, Working};
 
 pub use crate::error::{StoreError, StoreErrorKind};
 pub use crate::record::Record;
-pub use crate::scope::Slot;
+pub use crate::scope::{ScopeTag, Slot};
 pub use crate::state::{Begin, Begun, Held, Machine, Millis, OnLapse, Token};
 
 /// Keeps claims and records. Implementers write `async fn`.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Harness;
 use super::probe::{Probe, alike, named, random_slot, random_token, response};
 use crate::fingerprint::Fingerprint;
-use crate::scope::Slot;
+use crate::scope::{ScopeTag, Slot};
 use crate::state::{Begin, Begun, Held, Machine, Millis, OnLapse, Token};
 use crate::store::Store;
 
@@ -211,6 +211,7 @@ impl Followed {
             _ => {
                 let begin = Begin {
                     slot: self.slot,
+                    scope: ScopeTag::default(),
                     fingerprint: self.prints[usize::from(dice.below(5) == 0)],
                     token: random_token(),
                     lease: halves(dice),

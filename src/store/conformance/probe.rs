@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::Harness;
 use crate::fingerprint::Fingerprint;
 use crate::record::Record;
-use crate::scope::Slot;
+use crate::scope::{ScopeTag, Slot};
 use crate::state::{Begin, Begun, Held, OnLapse, Token};
 use crate::store::{Store, StoreError};
 
@@ -64,6 +64,7 @@ impl<'a, H: Harness> Probe<'a, H> {
     pub(super) fn claim(&self) -> Begin {
         Begin {
             slot: self.slot,
+            scope: ScopeTag::default(),
             fingerprint: self.fingerprint,
             token: random_token(),
             lease: self.long,

@@ -24,6 +24,9 @@ pub enum WhenFull {
     /// Makes room: the completed records nearest to expiry go first. **An evicted key runs again
     /// if its client retries after that.** [`MemoryStats::evicted`] counts them; alert on it.
     /// Running claims are never evicted.
+    ///
+    /// No tenant evicts another by a flood of keys: a scope that takes less than half of an equal
+    /// share (of all records' room, by the number of scopes that have any) loses none.
     #[default]
     EvictNearestExpiry,
     /// Refuses new keys with `503` problem `store-unavailable` until records have expired. Known

@@ -11,11 +11,11 @@ use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
 use super::hash::SlotState;
-use super::ledger::{Ledger, tick};
+use super::ledger::{Evictable, Ledger, Line, tick};
 use super::{Census, Entry, MemoryStats, Phase, WhenFull};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::record::Record;
-use crate::scope::Slot;
+use crate::scope::{ScopeTag, Slot};
 use crate::state::{Begin, Begun, Held, Millis, Occupant, Token};
 
 /// Lock shards of the map. Many, so that growing one, which moves all its entries under its lock,
@@ -50,6 +50,8 @@ pub(super) struct Slots {
 struct Hold {
     /// The claim's place in the ledger.
     index: usize,
+    /// Whose room its record will take.
+    scope: ScopeTag,
     /// Made by the first who waits.
     waiters: Option<Arc<Notify>>,
 }
@@ -164,7 +166,12 @@ impl Slots {
             ledger.remove_claim(lapsed.extra.index);
         }
         let index = ledger.add_claim(begin.slot, now.after(begin.lease).after(begin.ttl));
-        (Hold { index, waiters: None }, due(&mut ledger, now))
+        let hold = Hold {
+            index,
+            scope: begin.scope,
+            waiters: None,
+        };
+        (hold, due(&mut ledger, now))
     }
 
     pub(super) fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Held {
@@ -192,7 +199,7 @@ impl Slots {
     pub(super) fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Held {
         let now = self.now();
         let expires_at = now.after(ttl);
-        let Hold { index, waiters } = {
+        let Hold { index, scope, waiters } = {
             let Some(mut occupant) = self.map.get_mut(slot) else {
                 return Held::Lost;
             };
@@ -217,7 +224,12 @@ impl Slots {
         let due = {
             let mut ledger = self.ledger();
             ledger.remove_claim(index);
-            ledger.add_record(*slot, expires_at);
+            let line = Line {
+                slot: *slot,
+                scope,
+                bytes: u32::try_from(ENTRY_BYTES + record.len()).unwrap_or(u32::MAX),
+            };
+            ledger.add_record(line, expires_at);
             due(&mut ledger, now)
         };
         wake(waiters);
@@ -322,8 +334,11 @@ impl Slots {
             let (next, claim) = {
                 let mut ledger = self.ledger();
                 let next = match self.when_full {
-                    WhenFull::EvictNearestExpiry => ledger.pop_nearest(),
-                    WhenFull::RefuseNew => ledger.pop_due(now),
+                    WhenFull::EvictNearestExpiry => ledger.pop_evictable(),
+                    WhenFull::RefuseNew => match ledger.pop_due(now) {
+                        Some((at, slot)) => Evictable::Record(at, slot),
+                        None => Evictable::Nothing,
+                    },
                 };
                 (next, ledger.inspect_claim(now, now.after(LOOK_AGAIN)))
             };
@@ -331,10 +346,11 @@ impl Slots {
                 self.sweep_claim(claim, now);
             }
             match next {
-                Some((at, slot)) => self.evict(&slot, at, now),
+                Evictable::Record(at, slot) => self.evict(&slot, at, now),
+                Evictable::NotYetFound => {}
                 // Only the claims can make room now; the hand passes them in the writes to come.
-                None if !self.is_over(needed) => return Room::Enough,
-                None => return Room::None,
+                Evictable::Nothing if !self.is_over(needed) => return Room::Enough,
+                Evictable::Nothing => return Room::None,
             }
         }
         // Far over, as after a large record: the next writes go on.

@@ -212,6 +212,7 @@ impl<S: Inspect> Inspect for Sealed<S> {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use crate::scope::ScopeTag;
     use http::Extensions;
 
     use super::*;
@@ -223,6 +224,7 @@ mod tests {
     fn begin() -> Begin {
         Begin {
             slot: Slot::from_bytes([5; 32]),
+            scope: ScopeTag::default(),
             fingerprint: Fingerprint::from_bytes([1; 16]),
             token: Token(1),
             lease: TTL,

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use sqlx::{Database, Pool};
 
-use super::{Begin, Begun, Census, Entry, Held, Phase, Record, Slot, StoreError, Token};
+use super::{Begin, Begun, Census, Entry, Held, Phase, Record, ScopeTag, Slot, StoreError, Token};
 use crate::fingerprint::Fingerprint;
 use crate::state::Millis;
 
@@ -96,6 +96,7 @@ fn trial() -> Begin {
     slot[8..16].copy_from_slice(&Token::random().0.to_ne_bytes());
     Begin {
         slot: Slot::from_bytes(slot),
+        scope: ScopeTag::default(),
         fingerprint: Fingerprint::from_bytes([0; Fingerprint::LEN]),
         token: Token::random(),
         lease: minute,
