@@ -1,6 +1,6 @@
 //! The clock of one server is an hour ahead, the other's an hour behind.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,30 +9,12 @@ use tokio::time::sleep;
 
 use crate::check::{Promise, violations};
 use crate::client::Outcome;
+use crate::faketime::Faketime;
 use crate::operation::{ACCOUNTS, Kind, Operation};
 use crate::rng::Rng;
 use crate::round::{SETTLES, World};
 use crate::rounds::left_out;
-use crate::servers::process;
 use crate::store::{Engine, Engines};
-
-/// The library that shifts a process's clock. It is not in the linker's path.
-fn faketime() -> Option<PathBuf> {
-    let architecture = std::env::consts::ARCH;
-    let found = [
-        format!("/usr/lib/{architecture}-linux-gnu/faketime/libfaketimeMT.so.1"),
-        "/usr/lib64/faketime/libfaketimeMT.so.1".to_owned(),
-        "/usr/lib/faketime/libfaketimeMT.so.1".to_owned(),
-        "/usr/local/lib/faketime/libfaketimeMT.so.1".to_owned(),
-    ]
-    .into_iter()
-    .map(PathBuf::from)
-    .find(|path| path.is_file());
-    if found.is_none() {
-        process::missing("libfaketime (Debian: apt-get install faketime)");
-    }
-    found
-}
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -41,20 +23,10 @@ async fn an_hour_off(engine: Engine, kill: bool) {
     if left_out(engine) {
         return;
     }
-    let (Some(library), Some(engines)) = (faketime(), Engines::start(engine)) else {
+    let (Some(clock), Some(engines)) = (Faketime::installed(), Engines::start(engine)) else {
         return;
     };
-    let library = library.to_str().unwrap();
-    let environment = |shift| {
-        [
-            ("LD_PRELOAD", library),
-            ("FAKETIME", shift),
-            // Time spans are measured rightly.
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-            ("DONT_FAKE_MONOTONIC", "1"),
-        ]
-    };
-    let world = World::start(&engines, engine.lease(), [&environment("+1h"), &environment("-1h")]).await;
+    let world = World::start(&engines, engine.lease(), [&clock.shifted("+1h"), &clock.shifted("-1h")]).await;
     let operations: Arc<[Operation]> = (0..12)
         .map(|number| Operation {
             account: ACCOUNTS[number % 2],

@@ -7,6 +7,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `CHAOS_ROUNDS` | random rounds on each store |
+//! | `CHAOS_MINUTES` | rounds for that long, instead of a number of them |
 //! | `CHAOS_SEED` | seed of the first of them; the next have the numbers that follow |
 //! | `CHAOS_STORE` | `sqlite`, `postgres` or `redis`: that one alone |
 //!
@@ -25,6 +26,7 @@ mod servers {
 mod check;
 mod client;
 mod clocks;
+mod faketime;
 mod halts;
 mod operation;
 mod plan;

@@ -11,6 +11,8 @@ pub struct Plan {
     pub operations: Vec<Operation>,
     pub clients: Vec<Client>,
     pub faults: Vec<(Duration, Fault)>,
+    /// How far the second server's clock is off.
+    pub shift: Option<&'static str>,
 }
 
 /// One of those that want the same operation done.
@@ -156,10 +158,17 @@ impl Plan {
         let faults = (0..1 + rng.below(3))
             .map(|_| (rng.millis(20, 500), Fault::draw(&mut rng, engine)))
             .collect();
+        let shift = rng.chance(25).then(|| match engine {
+            // Its leases are by the clocks of those who use it: with more than a lease between them
+            // each would take the other's claims for lapsed all the time.
+            Engine::Sqlite => rng.pick(&["+0.4s", "-0.4s"]),
+            Engine::Postgres | Engine::Redis => rng.pick(&["+1h", "-1h", "+0.7s", "-0.7s", "-400d"]),
+        });
         Self {
             operations,
             clients,
             faults,
+            shift,
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::check::{Attempt, Books, Charge, Observed, Promise, violations};
 use crate::client::{Answer, Outcome, send};
+use crate::faketime::Faketime;
 use crate::operation::{ACCOUNTS, Kind, Operation, get};
 use crate::plan::{Client, Fault, Plan};
 use crate::rng::Rng;
@@ -319,7 +320,10 @@ fn succeeded(operation: &Operation, outcome: &Outcome) -> bool {
 /// What is wrong after a round, and what it was like.
 pub async fn run(engines: &Engines, seed: u64, leave_in: &Path) -> (Vec<String>, String) {
     let plan = Plan::draw(seed, engines.engine());
-    let world = World::start(engines, engines.engine().lease(), [&[], &[]]).await;
+    let clock = plan.shift.and_then(|_| Faketime::installed());
+    let shifted = clock.as_ref().zip(plan.shift).map(|(clock, by)| clock.shifted(by));
+    let environments: [&[_]; 2] = [&[], shifted.as_ref().map_or(&[], |shifted| shifted)];
+    let world = World::start(engines, engines.engine().lease(), environments).await;
     let operations: Arc<[Operation]> = plan.operations.clone().into();
     let mut clients = JoinSet::new();
     let planned = format!("{plan:#?}");
@@ -367,7 +371,8 @@ pub async fn run(engines: &Engines, seed: u64, leave_in: &Path) -> (Vec<String>,
         .filter_map(|operation| observed.first_success(operation))
         .max();
     let settled = settled.unwrap_or(Duration::MAX).saturating_sub(healed);
-    let summary = format!("{}, {deaths} deaths, settled in {settled:.1?}", tally(&observed));
+    let clock = plan.shift.map(|by| format!(", a clock {by}")).unwrap_or_default();
+    let summary = format!("{}, {deaths} deaths{clock}, settled in {settled:.1?}", tally(&observed));
     (wrong, summary)
 }
 

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
 
@@ -26,12 +26,34 @@ pub fn left_out(engine: Engine) -> bool {
     variable::<String>("CHAOS_STORE").is_some_and(|store| store != engine.name())
 }
 
+/// When to stop.
+enum Enough {
+    Rounds(u64),
+    Until(Instant),
+}
+
+impl Enough {
+    fn asked_for() -> Self {
+        match variable::<u64>("CHAOS_MINUTES") {
+            Some(minutes) => Self::Until(Instant::now() + Duration::from_secs(minutes * 60)),
+            None => Self::Rounds(variable("CHAOS_ROUNDS").unwrap_or(ROUNDS)),
+        }
+    }
+
+    fn is_reached(&self, rounds: u64) -> bool {
+        match *self {
+            Self::Rounds(enough) => rounds >= enough,
+            Self::Until(end) => Instant::now() >= end,
+        }
+    }
+}
+
 fn rounds_on(engine: Engine) {
     if left_out(engine) {
         return;
     }
     let Some(engines) = Engines::start(engine) else { return };
-    let rounds = variable("CHAOS_ROUNDS").unwrap_or(ROUNDS);
+    let enough = Enough::asked_for();
     let first: u64 = variable("CHAOS_SEED").unwrap_or_else(|| RandomState::new().hash_one(()) % 1_000_000_000);
     let mut failures = Vec::new();
     let runtime = Builder::new_multi_thread()
@@ -39,7 +61,10 @@ fn rounds_on(engine: Engine) {
         .enable_all()
         .build()
         .unwrap();
-    for seed in first..first + rounds {
+    let mut rounds = 0;
+    while !enough.is_reached(rounds) {
+        let seed = first + rounds;
+        rounds += 1;
         let name = engine.name();
         // Printed before, in case this does not end.
         let again = format!(
@@ -56,6 +81,7 @@ fn rounds_on(engine: Engine) {
             failures.push(format!("{again}\n  {wrong}\n  traces: {}", traces.display()));
         }
     }
+    eprintln!("{}: {rounds} rounds, {} of them failed", engine.name(), failures.len());
     assert!(
         failures.is_empty(),
         "{} of {rounds} rounds failed\n{}",
