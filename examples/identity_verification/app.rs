@@ -5,7 +5,7 @@ use std::error::Error;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
 use serde_json::json;
@@ -23,7 +23,7 @@ use super::error::ApiError;
 use super::metrics::Metrics;
 use super::options::{Options, StoreKind};
 use super::provider::Provider;
-use super::{billing, operations, screenings, sessions, storage, users, webhooks};
+use super::{billing, operations, page, screenings, sessions, storage, users, webhooks};
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -118,7 +118,7 @@ impl App {
         let router = Router::new()
             .merge(accounts)
             .merge(webhooks)
-            .route("/", get(|| async { Html(include_str!("index.html")) }))
+            .route("/", get(page::show))
             .route("/healthz", get(|| async { Json(json!({ "status": "ok" })) }))
             .route("/metrics", get(async move || metrics.show()))
             .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path") })

@@ -20,6 +20,7 @@ mod json;
 mod metrics;
 mod operations;
 mod options;
+mod page;
 mod provider;
 mod screenings;
 mod serve;

@@ -558,13 +558,39 @@ async fn metrics_count_both_layers() {
 async fn the_rest_of_the_routes() {
     let sandbox = Sandbox::new(&[]).await;
     sandbox.send(Call::get("/healthz")).await.expect(200);
-    let index = sandbox.send(Call::get("/")).await.expect(200);
-    assert!(index.header("content-type").unwrap().starts_with("text/html"));
-    assert!(index.text().contains(SESSIONS) && !index.text().contains("<script"));
     sandbox.send(Call::get("/nowhere")).await.expect_error(404);
     sandbox.send(Call::post("/healthz", "")).await.expect(405);
     let delete = Call::new(Method::DELETE, BILLING, "").from("sk_test_acme");
     sandbox.send(delete).await.expect(405);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_page_may_run_what_it_was_served_with_and_nothing_else() {
+    let sandbox = Sandbox::new(&[]).await;
+    let page = sandbox.send(Call::get("/")).await.expect(200);
+    assert!(page.header("content-type").unwrap().starts_with("text/html"));
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(page.header("referrer-policy"), Some("no-referrer"));
+    assert_eq!(page.header("cache-control"), Some("no-store"));
+
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'; "), "{policy}");
+    assert!(!policy.contains("unsafe"), "{policy}");
+    let nonce = policy
+        .split_once("script-src 'nonce-")
+        .unwrap()
+        .1
+        .split('\'')
+        .next()
+        .unwrap();
+    assert_eq!(nonce.len(), 32, "{policy}");
+    let text = page.text();
+    assert_eq!(text.matches(&format!(" nonce=\"{nonce}\">")).count(), 2);
+    assert_eq!(text.matches("<script").count() + text.matches("<style").count(), 2);
+    assert!(!text.contains("{nonce}") && !text.contains(" style=\"") && !text.contains("innerHTML"));
+
+    let again = sandbox.send(Call::get("/")).await.expect(200);
+    assert!(!again.text().contains(nonce), "a nonce is for one answer");
 }
 
 #[tokio::test]

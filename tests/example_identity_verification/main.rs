@@ -30,6 +30,7 @@ mod server {
     mod metrics;
     mod operations;
     pub(crate) mod options;
+    mod page;
     mod provider;
     mod screenings;
     mod sessions;

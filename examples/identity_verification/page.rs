@@ -1,0 +1,26 @@
+//! The demonstration page: one file, in the binary, that asks nothing of any other host.
+
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
+use axum::response::{Html, IntoResponse};
+use uuid::Uuid;
+
+const PAGE: &str = include_str!("index.html");
+
+/// The page may run and show what it was served with, and talk to this server; nothing else. Trusted
+/// types make sure that what answers and people say never becomes markup.
+pub(crate) async fn show() -> impl IntoResponse {
+    let nonce = Uuid::new_v4().simple().to_string();
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+         require-trusted-types-for 'script'; trusted-types 'none'"
+    );
+    let headers = [
+        (CONTENT_SECURITY_POLICY, policy),
+        // A kept copy would have a nonce that was used before.
+        (CACHE_CONTROL, "no-store".to_owned()),
+        (REFERRER_POLICY, "no-referrer".to_owned()),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+    ];
+    (headers, Html(PAGE.replace("{nonce}", &nonce)))
+}
