@@ -31,6 +31,7 @@ mod server {
     mod metrics;
     mod operations;
     pub(crate) mod options;
+    mod page;
     mod provider;
     mod screenings;
     pub(crate) mod serve;
