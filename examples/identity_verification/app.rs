@@ -20,6 +20,8 @@ use tower_idempotency::{
 use super::accounts::{self, Account};
 use super::data::{Data, MemoryData};
 use super::error::ApiError;
+use super::events::send::{self, HttpClient, Sender};
+use super::events::{self, Deliveries};
 use super::metrics::Metrics;
 use super::options::{Options, StoreKind};
 use super::provider::Provider;
@@ -30,6 +32,8 @@ use super::{billing, operations, page, screenings, sessions, storage, users, web
 pub(crate) struct AppState {
     pub(crate) data: Data,
     pub(crate) provider: Provider,
+    /// Each decision appends an event to the outbox.
+    pub(crate) sends_events: bool,
 }
 
 /// The application, and what must be awaited before the process may end.
@@ -42,22 +46,30 @@ pub(crate) struct App {
     pub(crate) background: [Background; 2],
     /// Removes expired keys, if the store needs that.
     pub(crate) sweeper: Option<Sweeper>,
+    /// What sends events, to be started; if they are to be sent.
+    pub(crate) deliveries: Option<Deliveries>,
 }
 
 impl App {
     /// The application on the store that the options name.
     pub(crate) async fn open(options: &Options) -> Result<Self, Box<dyn Error>> {
+        Self::open_with(options, send::http_client()).await
+    }
+
+    /// `client` carries the events to their subscriber.
+    pub(crate) async fn open_with(options: &Options, client: HttpClient) -> Result<Self, Box<dyn Error>> {
+        let sender = options.events.sender(client)?;
         let shared = match options.store()? {
             StoreKind::Memory => {
                 let store = MemoryStore::new();
                 let data = Data::Memory(MemoryData::default());
-                return Self::new(store.clone(), Some(store), data, options);
+                return Self::new(store.clone(), Some(store), data, options, sender);
             }
             StoreKind::Sqlite(path) => storage::sqlite(path).await?,
             StoreKind::Postgres(url) => storage::postgres(url).await?,
             StoreKind::Redis(url) => storage::redis(url).await?,
         };
-        let app = Self::new(shared.keys, None, shared.data, options)?;
+        let app = Self::new(shared.keys, None, shared.data, options, sender)?;
         Ok(Self {
             sweeper: shared.sweeper,
             ..app
@@ -70,6 +82,7 @@ impl App {
         memory: Option<MemoryStore>,
         data: Data,
         options: &Options,
+        sender: Option<Sender>,
     ) -> Result<Self, Box<dyn Error>> {
         // Two layers, which keep their keys in one store: what the accounts do, and what webhook
         // senders report.
@@ -83,26 +96,36 @@ impl App {
             .build()?;
 
         let provider = Provider::new(options.provider_latency, data.clone());
-        let metrics = Metrics::new([&accounts_layer, &webhooks_layer], memory, provider.clone());
+        let deliveries = sender.map(|sender| Deliveries::new(data.clone(), sender));
+        let metrics = Metrics::new(
+            [&accounts_layer, &webhooks_layer],
+            memory,
+            provider.clone(),
+            deliveries.clone(),
+        );
         let background = [accounts_layer.background(), webhooks_layer.background()];
         let state = AppState {
             provider,
             data: data.clone(),
+            sends_events: deliveries.is_some(),
         };
         let operations = TaskTracker::new();
 
         // Of several layers on a router, the last one is the outermost.
-        let accounts = Router::new()
+        let mut accounts = Router::new()
             .route("/v1/verification/sessions", post(sessions::create).get(sessions::list))
             .route("/v1/verification/sessions/{id}", get(sessions::show))
             .route("/v1/aml/screenings", post(screenings::create))
             .route("/v1/users/{id}/status", patch(users::set_status))
             .route("/v1/billing", get(billing::show))
             .route_layer(from_fn_with_state(operations.clone(), operations::track))
-            .route_layer(accounts_layer)
-            // Outside the idempotency layer: it needs the account, and a replay is for those only
-            // who may see it.
-            .route_layer(from_fn(accounts::authenticate));
+            .route_layer(accounts_layer);
+        if let Some(deliveries) = &deliveries {
+            accounts = accounts.route_layer(from_fn_with_state(deliveries.wake.clone(), events::wake_after));
+        }
+        // Outside the idempotency layer: it needs the account, and a replay is for those only who
+        // may see it.
+        let accounts = accounts.route_layer(from_fn(accounts::authenticate));
 
         // A real service verifies the sender's signature in a layer outside this one.
         let webhooks = Router::new()
@@ -120,7 +143,7 @@ impl App {
             .merge(webhooks)
             .route("/", get(page::show))
             .route("/healthz", get(|| async { Json(json!({ "status": "ok" })) }))
-            .route("/metrics", get(async move || metrics.show()))
+            .route("/metrics", get(async move || metrics.show().await))
             .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
             .layer(body_limit)
             .layer(CatchPanicLayer::custom(internal_error))
@@ -133,6 +156,7 @@ impl App {
             operations,
             background,
             sweeper: None,
+            deliveries,
         })
     }
 }

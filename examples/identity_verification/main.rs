@@ -8,7 +8,8 @@
 //! What concerns idempotency is in `app.rs`: two layers, and where they stand; and the store that
 //! they keep their keys in, in `storage.rs`. The handlers know nothing of it, except those that hand
 //! their provider a key of its own. On a database what they write is in the transaction of their
-//! operation, which is in `data/`: charged and answered, or neither, whatever crashes.
+//! operation, which is in `data/`: charged and answered, or neither, whatever crashes. So are the
+//! webhooks that tell of decisions, which `events/` delivers.
 
 mod accounts;
 mod app;
@@ -16,6 +17,7 @@ mod billing;
 mod data;
 mod drain;
 mod error;
+mod events;
 mod json;
 mod metrics;
 mod operations;

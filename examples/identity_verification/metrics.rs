@@ -7,6 +7,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use tower_idempotency::{Background, IdempotencyLayer, MemoryStore, Store};
 
+use super::events::Deliveries;
 use super::provider::Provider;
 
 type Counts = Vec<(&'static str, u64)>;
@@ -19,6 +20,7 @@ pub(crate) struct Metrics {
     /// The store, if it is in this process: others are measured where they are.
     memory: Option<MemoryStore>,
     provider: Provider,
+    deliveries: Option<Deliveries>,
 }
 
 impl Metrics {
@@ -26,6 +28,7 @@ impl Metrics {
         layers: [&IdempotencyLayer<S>; 2],
         memory: Option<MemoryStore>,
         provider: Provider,
+        deliveries: Option<Deliveries>,
     ) -> Self {
         let background = layers.map(IdempotencyLayer::background);
         let layers = layers.map(IdempotencyLayer::clone);
@@ -34,14 +37,16 @@ impl Metrics {
             background,
             memory,
             provider,
+            deliveries,
         }
     }
 
-    pub(crate) fn show(&self) -> impl IntoResponse + use<> {
-        (
-            [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-            render(self),
-        )
+    pub(crate) async fn show(&self) -> impl IntoResponse + use<> {
+        let mut text = render(self);
+        if let Some(deliveries) = &self.deliveries {
+            text.push_str(&render_events(deliveries).await);
+        }
+        ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
     }
 }
 
@@ -92,6 +97,35 @@ fn render(metrics: &Metrics) -> String {
         "Calls of the identity provider.",
         metrics.provider.calls(),
     );
+    text.0
+}
+
+async fn render_events(deliveries: &Deliveries) -> String {
+    let mut text = Exposition::default();
+    for (name, help, count) in [
+        (
+            "delivered",
+            "Events that the subscriber has taken.",
+            deliveries.counts.delivered(),
+        ),
+        (
+            "delivery_failures",
+            "Attempts to deliver an event that failed.",
+            deliveries.counts.failures(),
+        ),
+        (
+            "given_up",
+            "Events that the subscriber has refused for too long.",
+            deliveries.counts.given_up(),
+        ),
+    ] {
+        text.metric(&format!("idv_events_{name}_total"), "counter", help, count);
+    }
+    // Not known while the store is away, and no reason to keep the other metrics back.
+    if let Some(pending) = deliveries.pending().await {
+        let help = "Events that are still to be delivered, by whichever server.";
+        text.metric("idv_events_pending", "gauge", help, pending);
+    }
     text.0
 }
 

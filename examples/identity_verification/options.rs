@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use super::events::EventOptions;
+
 /// An identity-verification API that is safe to retry.
 #[derive(Parser)]
 #[command(name = "identity_verification")]
@@ -61,6 +63,9 @@ pub(crate) struct Options {
     /// Bytes of a response's body that are kept at most; a larger one is delivered once.
     #[arg(long, env = "IDV_MAX_RESPONSE_BODY", value_name = "BYTES", default_value_t = 1024 * 1024)]
     pub(crate) max_response_body: usize,
+
+    #[command(flatten)]
+    pub(crate) events: EventOptions,
 }
 
 /// What `--store` names.

@@ -17,6 +17,7 @@ use tower::ServiceExt;
 
 use super::app::App;
 use super::drain::Drained;
+use super::events::{Deliveries, Running};
 
 /// How long running operations are waited for.
 const GRACE: Duration = Duration::from_secs(10);
@@ -32,7 +33,8 @@ pub(crate) enum Stopped {
 }
 
 /// Serves the application until `signal`, then lets what runs come to its end.
-pub(crate) async fn serve(listener: TcpListener, app: App, signal: impl Future<Output = ()>) -> Stopped {
+pub(crate) async fn serve(listener: TcpListener, mut app: App, signal: impl Future<Output = ()>) -> Stopped {
+    let deliveries = app.deliveries.take().map(Deliveries::start);
     let http = Builder::new(TokioExecutor::new());
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -63,11 +65,19 @@ pub(crate) async fn serve(listener: TcpListener, app: App, signal: impl Future<O
     }
     drop(listener);
     tracing::info!("stopping");
-    stop(app, graceful, connections).await
+    stop(app, graceful, connections, deliveries).await
 }
 
-async fn stop(app: App, graceful: GracefulShutdown, mut connections: JoinSet<()>) -> Stopped {
+async fn stop(
+    app: App,
+    graceful: GracefulShutdown,
+    mut connections: JoinSet<()>,
+    deliveries: Option<Running>,
+) -> Stopped {
     let deadline = Instant::now() + GRACE;
+    if let Some(deliveries) = &deliveries {
+        deliveries.take_no_more();
+    }
 
     // First the connections: the idle ones end at once, the others after the answer in progress.
     let in_time = timeout_at(deadline, async {
@@ -94,6 +104,12 @@ async fn stop(app: App, graceful: GracefulShutdown, mut connections: JoinSet<()>
         Ok(()) => abandoned,
         Err(_) => abandoned.max(app.background.iter().map(|layer| layer.len()).sum()),
     };
+
+    // Then the events that are being sent. They are in the outbox until they are delivered: to stop
+    // in the middle abandons nothing.
+    if let Some(deliveries) = deliveries {
+        deliveries.end(deadline).await;
+    }
 
     // Last the store: nothing uses it any more, but for what is abandoned.
     drop(app.sweeper);

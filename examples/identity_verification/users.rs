@@ -1,13 +1,15 @@
 //! Decisions on users.
 
-use axum::extract::Path;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::accounts::Account;
+use super::app::AppState;
 use super::data::Data;
 use super::error::ApiError;
+use super::events::Draft;
 use super::json::{JsonBody, NonEmpty};
 
 /// A user as the account last decided.
@@ -41,6 +43,7 @@ pub(crate) struct Decision {
 }
 
 pub(crate) async fn set_status(
+    State(state): State<AppState>,
     data: Data,
     Extension(account): Extension<Account>,
     Path(user_id): Path<String>,
@@ -48,5 +51,9 @@ pub(crate) async fn set_status(
 ) -> Result<Json<User>, ApiError> {
     let invalid = |reason| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, reason);
     let user_id = NonEmpty::try_from(user_id).map_err(invalid)?.into_inner();
-    Ok(Json(data.set_user_status(account, user_id, decision.status).await?))
+    let status = decision.status;
+    let event = state
+        .sends_events
+        .then(|| Draft::of_decision(account, &user_id, status));
+    Ok(Json(data.set_user_status(account, user_id, status, event).await?))
 }

@@ -326,11 +326,11 @@ fn bad_options_end_it_with_an_error() {
         );
     }
     let help = program()
-        .env("IDV_STORE", "postgres://user:secret@host/db")
+        .env("IDV_STORE", "postgres://user:hidden@host/db")
         .arg("--help")
         .output()
         .unwrap();
-    assert!(!String::from_utf8_lossy(&help.stdout).contains("secret"));
+    assert!(!String::from_utf8_lossy(&help.stdout).contains("hidden"));
     let bad_variable = program().env("IDV_REQUIRE_KEY", "perhaps").output().unwrap();
     assert_eq!(bad_variable.status.code(), Some(2));
 }

@@ -26,6 +26,7 @@ mod server {
     mod billing;
     mod data;
     mod error;
+    pub(crate) mod events;
     mod json;
     mod metrics;
     mod operations;

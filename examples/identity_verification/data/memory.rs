@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::accounts::Account;
 use super::super::billing::Charge;
+use super::super::events::Draft;
 use super::super::sessions::Session;
 use super::super::users::UserStatus;
 use super::super::webhooks::Event;
+use super::outbox::memory::Outbox;
 
 #[derive(Clone, Default)]
 pub(crate) struct MemoryData {
@@ -15,9 +17,10 @@ pub(crate) struct MemoryData {
 }
 
 #[derive(Default)]
-struct Tables {
+pub(super) struct Tables {
     accounts: HashMap<Account, AccountTables>,
     events: Vec<Event>,
+    pub(super) outbox: Outbox,
 }
 
 /// What belongs to one account. Nothing is looked up across accounts.
@@ -58,13 +61,23 @@ impl MemoryData {
         self.lock().of(account).charges.clone()
     }
 
-    pub(super) async fn set_user_status(&self, account: Account, user_id: &str, status: UserStatus) -> u64 {
+    pub(super) async fn set_user_status(
+        &self,
+        account: Account,
+        user_id: &str,
+        status: UserStatus,
+        event: Option<&Draft>,
+    ) -> u64 {
         let mut tables = self.lock();
         let user = tables.of(account).users.entry(user_id.to_owned());
         let (now, version) = user.or_insert((status, 0));
         *now = status;
         *version += 1;
-        *version
+        let version = *version;
+        if let Some(event) = event {
+            tables.outbox.append(event.complete(version));
+        }
+        version
     }
 
     pub(super) async fn is_first_time(&self, account: Account, workflow: &'static str, user_id: &str) -> bool {
@@ -82,7 +95,7 @@ impl MemoryData {
 
     /// The lock is never held across an await. Should its holder ever panic, the tables are whole:
     /// nothing in the methods above can panic halfway.
-    fn lock(&self) -> MutexGuard<'_, Tables> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,6 +2,7 @@
 //! idempotency keys are, one file for each kind of store.
 
 mod memory;
+mod outbox;
 mod postgres;
 mod redis;
 mod sql;
@@ -22,6 +23,7 @@ use super::accounts::Account;
 use super::app::AppState;
 use super::billing::Charge;
 use super::error::ApiError;
+use super::events::Draft;
 use super::sessions::Session;
 use super::users::{User, UserStatus};
 use super::webhooks::Event;
@@ -72,6 +74,7 @@ macro_rules! each {
         }
     };
 }
+use each;
 
 impl Data {
     /// Adds a session together with its charge.
@@ -104,14 +107,17 @@ impl Data {
         Ok(each!(self, data => data.charges(account).await))
     }
 
-    /// Sets a user's status; each call makes a new version.
+    /// Sets a user's status; each call makes a new version. The event, if there is one, is in the
+    /// outbox with the same write.
     pub(crate) async fn set_user_status(
         &self,
         account: Account,
         user_id: String,
         status: UserStatus,
+        event: Option<Draft>,
     ) -> Result<User, DataError> {
-        let version = each!(self, data => data.set_user_status(account, &user_id, status).await);
+        let event = event.as_ref();
+        let version = each!(self, data => data.set_user_status(account, &user_id, status, event).await);
         Ok(User {
             user_id,
             status,
@@ -166,9 +172,16 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for DataError {
     }
 }
 
+/// All its causes, for the log.
+impl fmt::Display for DataError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Causes(&*self.0).fmt(f)
+    }
+}
+
 impl From<DataError> for ApiError {
     fn from(error: DataError) -> Self {
-        tracing::error!(error = %Causes(&*error.0), "the application's data cannot be reached");
+        tracing::error!(%error, "the application's data cannot be reached");
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "the database is unavailable; try again with the same key",

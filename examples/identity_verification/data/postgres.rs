@@ -5,10 +5,12 @@ use tower_idempotency::store::sql::Transaction;
 
 use super::super::accounts::Account;
 use super::super::billing::Charge;
+use super::super::events::Draft;
 use super::super::sessions::Session;
 use super::super::users::UserStatus;
 use super::super::webhooks::Event;
 use super::DataError;
+use super::outbox::postgres as outbox;
 use super::sql::{self, Writing, signed};
 
 const BEGIN: &str = "BEGIN";
@@ -57,7 +59,7 @@ CREATE TABLE IF NOT EXISTS idv_events (
 
 #[derive(Clone)]
 pub(crate) struct PostgresData {
-    pool: PgPool,
+    pub(super) pool: PgPool,
     operation: Option<Transaction<Postgres>>,
 }
 
@@ -70,6 +72,7 @@ impl PostgresData {
             .execute(&mut *transaction)
             .await?;
         sqlx::raw_sql(LAYOUT).execute(&mut *transaction).await?;
+        sqlx::raw_sql(outbox::LAYOUT).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(Self { pool, operation: None })
     }
@@ -155,6 +158,7 @@ impl PostgresData {
         account: Account,
         user_id: &str,
         status: UserStatus,
+        event: Option<&Draft>,
     ) -> Result<u64, DataError> {
         let mut writing = self.write().await?;
         let version: i64 = sqlx::query_scalar(
@@ -167,8 +171,12 @@ impl PostgresData {
         .bind(status.as_str())
         .fetch_one(&mut *writing)
         .await?;
+        let version = version.unsigned_abs();
+        if let Some(event) = event {
+            outbox::append(&mut writing, &event.complete(version)).await?;
+        }
         writing.done().await?;
-        Ok(version.unsigned_abs())
+        Ok(version)
     }
 
     pub(super) async fn is_first_time(

@@ -1,7 +1,7 @@
 //! The data in the Redis server that has the keys.
 //!
 //! There is no atomic mode: what an operation writes and the record of its response are two steps,
-//! and a process that dies in between leaves the first. Each write is one `MULTI`.
+//! and a process that dies in between leaves the first. Each write is one `MULTI` or one script.
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, Client, Pipeline, RedisError};
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::super::accounts::Account;
 use super::super::billing::Charge;
+use super::super::events::Draft;
 use super::super::sessions::Session;
 use super::super::users::UserStatus;
 use super::super::webhooks::Event;
@@ -20,11 +21,11 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub(crate) struct RedisData {
     /// One connection, which all requests share and which comes back when it broke.
-    connection: ConnectionManager,
+    pub(super) connection: ConnectionManager,
 }
 
 /// Of the account's, so that nothing is looked up across accounts.
-fn key(account: Account, what: &str) -> String {
+pub(super) fn key(account: Account, what: &str) -> String {
     format!("idv:{}:{what}", account.id())
 }
 
@@ -85,7 +86,11 @@ impl RedisData {
         account: Account,
         user_id: &str,
         status: UserStatus,
+        event: Option<&Draft>,
     ) -> Result<u64, DataError> {
+        if let Some(event) = event {
+            return self.decide(account, user_id, status, event).await;
+        }
         let (version,) = redis::pipe()
             .atomic()
             .hset(key(account, "user_status"), user_id, status.as_str())

@@ -5,10 +5,12 @@ use tower_idempotency::store::sql::Transaction;
 
 use super::super::accounts::Account;
 use super::super::billing::Charge;
+use super::super::events::Draft;
 use super::super::sessions::Session;
 use super::super::users::UserStatus;
 use super::super::webhooks::Event;
 use super::DataError;
+use super::outbox::sqlite as outbox;
 use super::sql::{self, Writing, signed};
 
 /// Whoever writes takes the writer's lock from the start, and waits for it.
@@ -55,7 +57,7 @@ CREATE TABLE IF NOT EXISTS idv_events (
 
 #[derive(Clone)]
 pub(crate) struct SqliteData {
-    pool: SqlitePool,
+    pub(super) pool: SqlitePool,
     operation: Option<Transaction<Sqlite>>,
 }
 
@@ -64,6 +66,7 @@ impl SqliteData {
     pub(crate) async fn open(pool: SqlitePool) -> Result<Self, sqlx::Error> {
         let mut transaction = pool.begin_with(BEGIN).await?;
         sqlx::raw_sql(LAYOUT).execute(&mut *transaction).await?;
+        sqlx::raw_sql(outbox::LAYOUT).execute(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(Self { pool, operation: None })
     }
@@ -149,6 +152,7 @@ impl SqliteData {
         account: Account,
         user_id: &str,
         status: UserStatus,
+        event: Option<&Draft>,
     ) -> Result<u64, DataError> {
         let mut writing = self.write().await?;
         let version: i64 = sqlx::query_scalar(
@@ -161,8 +165,12 @@ impl SqliteData {
         .bind(status.as_str())
         .fetch_one(&mut *writing)
         .await?;
+        let version = version.unsigned_abs();
+        if let Some(event) = event {
+            outbox::append(&mut writing, &event.complete(version)).await?;
+        }
         writing.done().await?;
-        Ok(version.unsigned_abs())
+        Ok(version)
     }
 
     pub(super) async fn is_first_time(

@@ -1,0 +1,164 @@
+//! The task that takes events from the outbox and sends them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::super::data::Data;
+use super::counts::Counts;
+use super::event::Claimed;
+use super::schedule::{Next, next, part_of};
+use super::send::Sender;
+
+/// Events that this server sends at the same time.
+const AT_ONCE: usize = 8;
+/// How often the outbox is looked at for what other servers left and what is due again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often if it cannot be looked at.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+
+/// What delivers events, not yet started. Clones are the same deliveries.
+#[derive(Clone)]
+pub(crate) struct Deliveries {
+    data: Data,
+    sender: Sender,
+    pub(crate) wake: Arc<Notify>,
+    pub(crate) counts: Arc<Counts>,
+}
+
+/// Deliveries that go on until they are stopped.
+pub(crate) struct Running {
+    data: Data,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Deliveries {
+    pub(crate) fn new(data: Data, sender: Sender) -> Self {
+        Self {
+            data,
+            sender,
+            wake: Arc::default(),
+            counts: Arc::default(),
+        }
+    }
+
+    /// Events that are still to be delivered, by whichever server.
+    pub(crate) async fn pending(&self) -> Option<u64> {
+        self.data.pending_events().await.ok()
+    }
+
+    /// Starts the task. Needs a runtime.
+    pub(crate) fn start(self) -> Running {
+        let stop = CancellationToken::new();
+        let data = self.data.clone();
+        tracing::info!(subscriber = self.sender.subscriber(), "decisions are sent as events");
+        let task = tokio::spawn(self.run(stop.clone()));
+        Running { data, stop, task }
+    }
+
+    async fn run(self, stop: CancellationToken) {
+        // Whoever dies or hangs while it sends loses its claim after that: the event is sent again.
+        // Twice as long as sending takes, so that nobody else loses it.
+        let claim_for = self.sender.timeout().saturating_mul(2);
+        let mut sending = JoinSet::new();
+        let mut look_again_in = LOOK_EVERY;
+        while !stop.is_cancelled() {
+            // No more than can be sent now: a claim that waits would lapse meanwhile.
+            let free = AT_ONCE - sending.len();
+            if free > 0 {
+                match self.data.claim_events(free, claim_for).await {
+                    Ok(claimed) => {
+                        look_again_in = LOOK_EVERY;
+                        for claimed in claimed {
+                            sending.spawn(self.clone().deliver(claimed));
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the outbox cannot be looked at");
+                        look_again_in = (look_again_in * 2).min(LOOK_AT_LEAST_EVERY);
+                    }
+                }
+            }
+            // Jittered, so that servers on one store do not all look at once.
+            let look_again = look_again_in / 2 + part_of(look_again_in);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.wake.notified() => {}
+                () = sleep(look_again) => {}
+                Some(ended) = sending.join_next() => report(ended),
+            }
+        }
+        while let Some(ended) = sending.join_next().await {
+            report(ended);
+        }
+    }
+
+    async fn deliver(self, claimed: Claimed) {
+        let (event_id, attempt) = (&claimed.event.id, claimed.attempt);
+        let settled = match self.sender.send(&claimed.event).await {
+            Ok(()) => {
+                self.counts.count_delivered();
+                tracing::debug!(event_id, attempt, "an event is delivered");
+                self.data.event_delivered(event_id).await
+            }
+            Err(failure) => {
+                self.counts.count_failure();
+                match next(attempt, claimed.refused_for, &failure) {
+                    Next::RetryIn(retry_in) => {
+                        tracing::warn!(event_id, attempt, cause = %failure, ?retry_in, "an event could not be delivered");
+                        let refused = failure.is_refusal();
+                        self.data.postpone_event(&claimed, retry_in, refused).await
+                    }
+                    Next::GiveUp => {
+                        self.counts.count_given_up();
+                        tracing::error!(event_id, attempt, cause = %failure, "an event is given up; it stays in the outbox, marked as failed");
+                        self.data.give_up_event(&claimed).await
+                    }
+                }
+            }
+        };
+        if let Err(error) = settled {
+            // Its claim lapses.
+            tracing::warn!(event_id, attempt, %error, "the outbox cannot be written to; the event will be sent again");
+        }
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "sending an event failed; it will be sent again");
+    }
+}
+
+impl Running {
+    /// From now on no event is taken from the outbox; those that are being sent still are.
+    pub(crate) fn take_no_more(&self) {
+        self.stop.cancel();
+    }
+
+    /// Lets what is being sent come to its end, until the deadline. What is not delivered stays in
+    /// the outbox, and is sent again after its claim has lapsed.
+    pub(crate) async fn end(mut self, deadline: Instant) {
+        self.take_no_more();
+        if timeout_at(deadline, &mut self.task).await.is_err() {
+            self.task.abort();
+            tracing::warn!("events that were being sent are left to be sent again");
+        }
+        match self.data.pending_events().await {
+            Ok(0) => {}
+            Ok(events) if matches!(self.data, Data::Memory(_)) => {
+                tracing::warn!(
+                    events,
+                    "events that were not delivered are lost with the memory of this process"
+                );
+            }
+            Ok(events) => tracing::info!(events, "events stay in the outbox"),
+            Err(error) => tracing::warn!(%error, "events may stay in the outbox"),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What is sent.
+
+use std::time::{Duration, SystemTime};
+
+use axum::body::Bytes;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::super::accounts::Account;
+use super::super::users::UserStatus;
+
+/// The event of a decision, but for the user's new version, which only the write of the decision
+/// tells.
+pub(crate) struct Draft {
+    pub(crate) id: String,
+    /// The body up to the version, and what comes after it: a script on the database's side can put
+    /// the version between them.
+    pub(crate) head: String,
+    pub(crate) tail: &'static str,
+}
+
+impl Draft {
+    pub(crate) fn of_decision(account: Account, user_id: &str, status: UserStatus) -> Self {
+        let id = format!("evt_{}", Uuid::new_v4().simple());
+        let (account, status) = (account.id(), status.as_str());
+        let timestamp = humantime::format_rfc3339_millis(SystemTime::now());
+        // The only text here that is not our own.
+        let user_id = Value::from(user_id);
+        let head = format!(
+            r#"{{"event_id":"{id}","type":"user.{status}","timestamp":"{timestamp}","data":{{"account":"{account}","user_id":{user_id},"status":"{status}","version":"#
+        );
+        Self { id, head, tail: "}}" }
+    }
+
+    pub(crate) fn complete(&self, version: u64) -> Outgoing {
+        Outgoing {
+            id: self.id.clone(),
+            body: format!("{}{version}{}", self.head, self.tail).into(),
+        }
+    }
+}
+
+/// An event as it is sent, the same bytes at each attempt.
+#[derive(Clone)]
+pub(crate) struct Outgoing {
+    pub(crate) id: String,
+    pub(crate) body: Bytes,
+}
+
+/// An event that this server has to deliver until its claim lapses.
+pub(crate) struct Claimed {
+    pub(crate) event: Outgoing,
+    /// The number of this attempt, from 1 on; what tells this claim from later ones, too.
+    pub(crate) attempt: u64,
+    /// For how long the subscriber has refused the event, attempt after attempt.
+    pub(crate) refused_for: Option<Duration>,
+}

@@ -1,0 +1,41 @@
+//! When an event that could not be delivered is tried again.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::send::NotDelivered;
+
+/// Between the first two attempts; doubled each time.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(60 * 60);
+/// For how long an event that the subscriber refuses is tried: Standard Webhooks advises days. One
+/// that cannot be delivered since the subscriber is down or broken is tried for ever.
+pub(crate) const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+/// What becomes of the event.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    RetryIn(Duration),
+    GiveUp,
+}
+
+/// After that attempt, if the subscriber had refused it for that long before.
+pub(super) fn next(attempt: u64, refused_for: Option<Duration>, failure: &NotDelivered) -> Next {
+    if failure.is_refusal() && refused_for.is_some_and(|refused| refused >= GIVE_UP_AFTER) {
+        return Next::GiveUp;
+    }
+    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
+    let delay = FIRST_DELAY.saturating_mul(1 << doublings).min(LONGEST_DELAY);
+    // Jittered, so that what failed together is not tried together.
+    let delay = delay / 2 + part_of(delay / 2);
+    let asked = failure.retry_after.unwrap_or_default().min(LONGEST_DELAY);
+    Next::RetryIn(delay.max(asked))
+}
+
+/// From none to all of it, at random.
+pub(super) fn part_of(whole: Duration) -> Duration {
+    // The first four bytes of a version 4 UUID are random.
+    let [a, b, c, d, ..] = *Uuid::new_v4().as_bytes();
+    whole.mul_f64(f64::from(u32::from_be_bytes([a, b, c, d])) / f64::from(u32::MAX))
+}
