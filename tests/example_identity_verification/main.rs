@@ -2,11 +2,16 @@
 //! the built program as a client meets it.
 
 mod black_box;
+mod deliveries;
+#[cfg(target_os = "linux")]
+mod events;
 mod in_process;
 mod process;
 mod request;
 #[cfg(target_os = "linux")]
 mod stores;
+#[cfg(unix)]
+mod subscriber;
 
 /// The servers that the example keeps its data on.
 #[cfg(target_os = "linux")]
@@ -14,6 +19,7 @@ mod stores;
 mod servers {
     pub(crate) mod postgres;
     pub(crate) mod process;
+    pub(crate) mod proxy;
     pub(crate) mod redis;
 }
 

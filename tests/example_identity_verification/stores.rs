@@ -15,8 +15,8 @@ use crate::servers::postgres::{PASSWORD, Postgres};
 use crate::servers::redis::Redis;
 
 /// A store of a test's own, empty.
-struct Store {
-    url: String,
+pub(crate) struct Store {
+    pub(crate) url: String,
     /// What it is on, to be removed in the end.
     _there: Box<dyn Any + Send + Sync>,
 }
@@ -30,14 +30,14 @@ impl Drop for Directory {
 }
 
 impl Store {
-    fn memory() -> Option<Self> {
+    pub(crate) fn memory() -> Option<Self> {
         Some(Self {
             url: "memory".into(),
             _there: Box::new(()),
         })
     }
 
-    fn sqlite() -> Option<Self> {
+    pub(crate) fn sqlite() -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("idv-sqlite-{}-{number}", std::process::id()));
@@ -48,14 +48,14 @@ impl Store {
         })
     }
 
-    fn postgres() -> Option<Self> {
+    pub(crate) fn postgres() -> Option<Self> {
         Postgres::shared().map(|server| Self {
             url: server.create_database(),
             _there: Box::new(()),
         })
     }
 
-    fn redis() -> Option<Self> {
+    pub(crate) fn redis() -> Option<Self> {
         Redis::start().map(|server| Self {
             url: server.url(),
             _there: Box::new(server),
@@ -66,7 +66,7 @@ impl Store {
         self.url.starts_with("sqlite:") || self.url.starts_with("postgres:")
     }
 
-    fn server(&self, options: &[&str]) -> Server {
+    pub(crate) fn server(&self, options: &[&str]) -> Server {
         let mut command = program();
         command.env("IDV_STORE", &self.url).args(options);
         if !options.contains(&"--provider-latency") {
@@ -91,6 +91,8 @@ macro_rules! tests {
         }
     };
 }
+
+pub(crate) use tests;
 
 /// One server.
 mod alone {
