@@ -27,6 +27,7 @@ mod server {
     mod data;
     mod drain;
     mod error;
+    mod events;
     mod json;
     mod metrics;
     mod operations;
