@@ -17,7 +17,8 @@ use crate::key::IDEMPOTENCY_KEY;
 /// **outside** whatever retries.
 ///
 /// The key is, in this order: the one already in the request's header; that of the request's
-/// [`Operation`], if the caller put one into its extensions; a new UUID. The response bears the
+/// [`Operation`], if the caller put one into its extensions; a new UUID. (Set one of the two: an
+/// operation that has a key does not learn of another in the header.) The response bears the
 /// [`Operation`] as an extension.
 ///
 /// ```

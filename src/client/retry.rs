@@ -426,8 +426,17 @@ impl<C> RetryPolicyBuilder<C> {
     /// Which errors are worth another attempt: all of them by default. Narrow it for errors that
     /// cannot pass, such as a certificate that is not trusted.
     ///
-    /// [`ClientLayer`](super::ClientLayer) asks with the client's error as a
-    /// [`BoxError`](crate::BoxError), and [`tower::retry`] with the error of the service inside.
+    /// It is asked with the error of the service inside, so that the closure names its type:
+    ///
+    /// ```
+    /// use hyper_util::client::legacy::Error;
+    /// use tower_idempotency::client::RetryPolicy;
+    ///
+    /// // Only where the request cannot have arrived; with a key there is no need for that.
+    /// let policy = RetryPolicy::builder().retry_if(|error: &Error| error.is_connect()).build()?;
+    /// # let _ = policy;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn retry_if<E, F: Fn(&E) -> bool>(self, transient: F) -> RetryPolicyBuilder<F> {
         RetryPolicyBuilder {
             rules: self.rules,
