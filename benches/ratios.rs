@@ -182,6 +182,48 @@ fn blocked_by_a_pending_request(runtime: &Runtime, layer: &IdempotencyLayer<Memo
     guarded(layer.clone())
 }
 
+/// Whether the time of a first request tells that another tenant has used the key.
+fn guesses(runtime: &Runtime) {
+    let by = |n: u64, tenant: &'static str| {
+        let mut request = post_session(Some(key(n)));
+        let tenant = http::HeaderValue::from_static(tenant);
+        request.headers_mut().insert(http::header::AUTHORIZATION, tenant);
+        request
+    };
+    let round = |first: u64, store_has: &'static str| {
+        let service = guarded(layer());
+        runtime.block_on(async {
+            for n in 0..2 * REQUESTS {
+                send(&service, by(n, store_has)).await;
+            }
+            let start = Instant::now();
+            for n in first..first + REQUESTS {
+                std::hint::black_box(send(&service, by(n, "guesser")).await);
+            }
+            start.elapsed().as_nanos() as f64 / REQUESTS as f64
+        })
+    };
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        times[0].push(round(0, "victim"));
+        times[1].push(round(2 * REQUESTS, "victim"));
+        // The same twice, for what the machine's noise alone makes.
+        times[2].push(round(2 * REQUESTS, "victim"));
+    }
+    let [used, unused, again] = times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    });
+    println!("\n| a guess at a key that | ns a request | multiple |");
+    println!("|---|---|---|");
+    println!("| nobody has used | {unused:.0} | 1 |");
+    println!("| another tenant has used | {used:.0} | {:.3} |", used / unused);
+    println!(
+        "| nobody has used, measured again | {again:.0} | {:.3} |",
+        again / unused
+    );
+}
+
 fn body_sizes(runtime: &Runtime) {
     println!("\n| body echoed | bare, µs | first request | replay |");
     println!("|---|---|---|---|");
@@ -326,6 +368,9 @@ fn main() {
     if wanted("small") {
         small_requests(&one, 1);
         small_requests(&two, 2);
+    }
+    if wanted("guesses") {
+        guesses(&one);
     }
     if wanted("bodies") {
         body_sizes(&one);
