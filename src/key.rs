@@ -261,6 +261,18 @@ fn not_visible() -> InvalidKey {
     InvalidKey::new("the key may hold visible ASCII characters only (and, inside quotes, space)")
 }
 
+/// The key in a header line, unquoted if it is quoted; whatever else the line says is taken as it
+/// stands. `None` if that is no text, or nothing.
+#[cfg(feature = "client")]
+pub(crate) fn text_of_line(line: &HeaderValue) -> Option<Cow<'_, str>> {
+    let text = line.to_str().ok()?;
+    let text = match text.as_bytes().first()? {
+        b'"' => unquote(text.as_bytes()).unwrap_or(Cow::Borrowed(text)),
+        _ => Cow::Borrowed(text),
+    };
+    (!text.is_empty()).then_some(text)
+}
+
 /// The string inside a structured-field Item; its parameters are checked and ignored.
 fn unquote(line: &[u8]) -> Result<Cow<'_, str>, InvalidKey> {
     // What nearly every client sends: quotes around text that needs no escapes.

@@ -65,6 +65,11 @@ impl ScopeTag {
     pub const fn new(tag: u32) -> Self {
         Self(tag)
     }
+
+    /// One of so many parts, evenly.
+    pub(crate) fn part_of(self, parts: usize) -> usize {
+        self.0 as usize % parts
+    }
 }
 
 type ExtensionFn = dyn Fn(&Extensions) -> Option<String> + Send + Sync;

@@ -4,26 +4,32 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::Response;
+use http::response::Parts;
 use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::BoxError;
 
-/// Why an attempt has no response.
+/// Why an attempt has no whole response.
 #[derive(Debug)]
 pub(super) enum AttemptError<E> {
     /// The client failed.
     Client(E),
     /// There was no response in time.
     NoResponse(Duration),
-    /// The response began, and its body did not end in time.
-    Endless(StatusCode, Duration),
-    /// The response began, and its body broke off.
-    BrokenOff(StatusCode, BoxError),
-    /// The response's body is larger than is allowed.
-    TooLarge(StatusCode, usize),
+    /// The response began, and its body was not to be had.
+    Body(Response<()>, BodyError),
+}
+
+#[derive(Debug)]
+pub(super) enum BodyError {
+    /// It did not end in time.
+    Endless(Duration),
+    BrokenOff(BoxError),
+    /// It is larger than is allowed.
+    TooLarge(usize),
 }
 
 /// The whole response, from the future that has its head.
@@ -46,10 +52,14 @@ where
     let collecting = std::pin::pin!(Limited::new(body, max_body).collect());
     match timeout_at(deadline, collecting).await {
         Ok(Ok(collected)) => Ok(Response::from_parts(parts, Full::new(collected.to_bytes()))),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(AttemptError::TooLarge(parts.status, max_body)),
-        Ok(Err(error)) => Err(AttemptError::BrokenOff(parts.status, error)),
-        Err(_) => Err(AttemptError::Endless(parts.status, time)),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(without_body(parts, BodyError::TooLarge(max_body))),
+        Ok(Err(error)) => Err(without_body(parts, BodyError::BrokenOff(error))),
+        Err(_) => Err(without_body(parts, BodyError::Endless(time))),
     }
+}
+
+fn without_body<E>(head: Parts, error: BodyError) -> AttemptError<E> {
+    AttemptError::Body(Response::from_parts(head, ()), error)
 }
 
 impl<E> fmt::Display for AttemptError<E> {
@@ -57,14 +67,17 @@ impl<E> fmt::Display for AttemptError<E> {
         match self {
             Self::Client(_) => f.write_str("the request failed"),
             Self::NoResponse(after) => write!(f, "no response within {after:?}"),
-            Self::Endless(status, after) => {
-                write!(f, "the body of the response ({status}) did not end within {after:?}")
-            }
-            Self::BrokenOff(status, _) => write!(f, "the body of the response ({status}) broke off"),
-            Self::TooLarge(status, limit) => write!(
-                f,
-                "the body of the response ({status}) is larger than the {limit} bytes of `max_response_body`"
-            ),
+            Self::Body(head, error) => write!(f, "the body of the response ({}) {error}", head.status()),
+        }
+    }
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endless(after) => write!(f, "did not end within {after:?}"),
+            Self::BrokenOff(_) => f.write_str("broke off"),
+            Self::TooLarge(limit) => write!(f, "is larger than the {limit} bytes of `max_response_body`"),
         }
     }
 }

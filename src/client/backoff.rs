@@ -70,7 +70,8 @@ mod tests {
             cap: 1000 * MS,
         };
         let pauses: Vec<_> = (0..2000).map(|_| backoff.pause(1)).collect();
-        assert!(pauses.iter().all(|pause| *pause < 100 * MS));
+        // By rounding it may be all of it.
+        assert!(pauses.iter().all(|pause| *pause <= 100 * MS));
         // Each tenth holds 200 of 2000 on average; fewer than 100 is 7 standard deviations away.
         for tenth in 0..10 {
             let range = 10 * MS * tenth..10 * MS * (tenth + 1);

@@ -1,5 +1,6 @@
 //! The story of one call: attempts, pauses, and the one result. Both clients tell it.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,14 +9,14 @@ use http_body::Body;
 use http_body_util::Full;
 use tokio::time::sleep;
 
-use super::attempt::{AttemptError, whole};
+use super::attempt::{AttemptError, BodyError, whole};
 use super::error::CallError;
 use super::operation::{Operation, Stopped};
 use super::retry::{Next, Repeatable, RetryPolicy, Seen, Transient};
 use crate::error::{BoxError, ConfigError};
 
 /// What bounds a call.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Limits<C> {
     pub(super) policy: RetryPolicy<C>,
     /// Of each attempt, to the last byte of its response.
@@ -58,16 +59,28 @@ where
     F: Future<Output = Result<Response<B>, E>>,
 {
     let mut call = limits.policy.begin();
-    let mut last_response = None;
+    operation.stop(None);
+    let mut last = Last::default();
     let mut request = request;
     loop {
+        let left = limits.policy.total_time().saturating_sub(call.elapsed());
+        if left.is_zero() {
+            // The pause took longer than it was to. What is sent now would be given up at once.
+            operation.stop(Some(Stopped::TotalTime));
+            return Err(CallError::new(
+                operation,
+                call,
+                Some(Stopped::TotalTime),
+                last,
+                None::<AttemptError<E>>,
+            ));
+        }
         let again = replay(&request);
         let repeatable = match again {
             Some(_) => repeatable,
             None => Repeatable::No(Stopped::BodyNotReplayable),
         };
         operation.attempt_begins();
-        let left = limits.policy.total_time().saturating_sub(call.elapsed());
         let time = limits.attempt_time.min(left);
         let mut result = whole(send(request), time, limits.max_response_body).await;
 
@@ -79,7 +92,7 @@ where
         next.observe(Some(operation), call);
         let stopped = match (next, again) {
             (Next::Retry(pause), Some(again)) => {
-                last_response = result.ok().or(last_response);
+                last.keep(result);
                 sleep(pause).await;
                 request = again;
                 continue;
@@ -89,15 +102,39 @@ where
         };
         return match result {
             Ok(response) if stopped.is_none() => Ok(response),
-            Ok(response) => Err(CallError::new(
-                operation,
-                call,
-                stopped,
-                Some(response),
-                None::<AttemptError<E>>,
-            )),
-            Err(error) => Err(CallError::new(operation, call, stopped, last_response, Some(error))),
+            result => {
+                let error = last.keep(result);
+                Err(CallError::new(operation, call, stopped, last, error))
+            }
         };
+    }
+}
+
+/// What was last seen of the server.
+#[derive(Default)]
+pub(super) struct Last {
+    /// The last whole response.
+    pub(super) response: Option<Response<Full<Bytes>>>,
+    /// The head of a later one, whose body was not to be had.
+    pub(super) head: Option<Response<()>>,
+}
+
+impl Last {
+    /// Returns the error, if it is one.
+    fn keep<E>(&mut self, result: Result<Response<Full<Bytes>>, AttemptError<E>>) -> Option<AttemptError<E>> {
+        match result {
+            Ok(response) => {
+                self.response = Some(response);
+                self.head = None;
+                None
+            }
+            Err(error) => {
+                if let AttemptError::Body(head, _) = &error {
+                    self.head = Some(head.clone());
+                }
+                Some(error)
+            }
+        }
     }
 }
 
@@ -106,13 +143,28 @@ impl<C> Limits<C> {
     where
         C: Transient<E>,
     {
-        let transient = match result {
-            Ok(response) => return Seen::Response(response.status(), response.headers()),
-            Err(AttemptError::Client(error)) => self.policy.is_transient(error),
-            Err(AttemptError::NoResponse(_) | AttemptError::Endless(..) | AttemptError::BrokenOff(..)) => true,
-            // The next one would be as large.
-            Err(AttemptError::TooLarge(..)) => false,
-        };
-        Seen::Error { transient }
+        match result {
+            Ok(response) => Seen::Response(response.status(), response.headers()),
+            Err(AttemptError::Client(error)) => Seen::Error {
+                transient: self.policy.is_transient(error),
+            },
+            Err(AttemptError::NoResponse(_)) => Seen::Error { transient: true },
+            Err(AttemptError::Body(head, error)) => Seen::HeadAlone {
+                status: head.status(),
+                headers: head.headers(),
+                // It would be as large the next time.
+                transient: !matches!(error, BodyError::TooLarge(_)),
+            },
+        }
+    }
+}
+
+impl<C> fmt::Debug for Limits<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limits")
+            .field("policy", &self.policy)
+            .field("attempt_time", &self.attempt_time)
+            .field("max_response_body", &self.max_response_body)
+            .finish()
     }
 }

@@ -5,10 +5,11 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{HeaderMap, Response, StatusCode};
 use http_body_util::Full;
 
-use super::attempt::AttemptError;
+use super::attempt::{AttemptError, BodyError};
+use super::call::Last;
 use super::operation::{Operation, Stopped};
 use super::retry::Call;
 use crate::error::BoxError;
@@ -40,7 +41,7 @@ struct Inner {
     attempts: u32,
     elapsed: Duration,
     stopped: Option<Stopped>,
-    last_response: Option<Response<Full<Bytes>>>,
+    last: Last,
     /// What the last attempt failed with; none if it had a response.
     failure: Option<String>,
     timed_out: bool,
@@ -52,22 +53,25 @@ impl CallError {
         operation: &Operation,
         call: Call,
         stopped: Option<Stopped>,
-        last_response: Option<Response<Full<Bytes>>>,
+        last: Last,
         cause: Option<AttemptError<E>>,
     ) -> Self {
         let failure = cause.as_ref().map(ToString::to_string);
-        let timed_out = matches!(cause, Some(AttemptError::NoResponse(_) | AttemptError::Endless(..)));
+        let timed_out = matches!(
+            cause,
+            Some(AttemptError::NoResponse(_) | AttemptError::Body(_, BodyError::Endless(_)))
+        );
         let source = match cause {
             Some(AttemptError::Client(error)) => Some(error.into()),
-            Some(AttemptError::BrokenOff(_, error)) => Some(error),
-            Some(AttemptError::NoResponse(_) | AttemptError::Endless(..) | AttemptError::TooLarge(..)) | None => None,
+            Some(AttemptError::Body(_, BodyError::BrokenOff(error))) => Some(error),
+            _ => None,
         };
         Self(Box::new(Inner {
             operation: operation.clone(),
             attempts: call.ended(),
             elapsed: call.elapsed(),
             stopped,
-            last_response,
+            last,
             failure,
             timed_out,
             source,
@@ -77,7 +81,7 @@ impl CallError {
     /// The client was not ready for a call.
     pub(super) fn not_ready(error: impl Into<BoxError>) -> Self {
         let cause = AttemptError::Client(error);
-        Self::new(&Operation::new(), Call::new(), None, None, Some(cause))
+        Self::new(&Operation::new(), Call::new(), None, Last::default(), Some(cause))
     }
 
     /// The operation, whose key is the one to ask again under.
@@ -114,13 +118,35 @@ impl CallError {
     /// The last response that was had whole, of whichever attempt.
     #[must_use]
     pub fn last_response(&self) -> Option<&Response<Full<Bytes>>> {
-        self.0.last_response.as_ref()
+        self.0.last.response.as_ref()
     }
 
     /// That response, to be handed on.
     #[must_use]
     pub fn into_last_response(self) -> Option<Response<Full<Bytes>>> {
-        self.0.last_response
+        self.0.last.response
+    }
+
+    /// The last status that was seen, also of a response whose body broke off, did not end or was too
+    /// large. With a success the operation has happened; its answer is not known.
+    #[must_use]
+    pub fn last_status(&self) -> Option<StatusCode> {
+        self.last_headers_and_status().map(|(status, _)| status)
+    }
+
+    /// The headers of the response of [`last_status`](Self::last_status), such as `Location`.
+    #[must_use]
+    pub fn last_headers(&self) -> Option<&HeaderMap> {
+        self.last_headers_and_status().map(|(_, headers)| headers)
+    }
+
+    fn last_headers_and_status(&self) -> Option<(StatusCode, &HeaderMap)> {
+        let Last { response, head } = &self.0.last;
+        match (head, response) {
+            (Some(head), _) => Some((head.status(), head.headers())),
+            (None, Some(response)) => Some((response.status(), response.headers())),
+            (None, None) => None,
+        }
     }
 }
 
@@ -130,7 +156,7 @@ impl fmt::Display for CallError {
             attempts,
             elapsed,
             stopped,
-            last_response,
+            last,
             failure,
             ..
         } = &*self.0;
@@ -146,7 +172,7 @@ impl fmt::Display for CallError {
         if let Some(failure) = failure {
             write!(f, "; the last attempt: {failure}")?;
         }
-        if let Some(response) = last_response {
+        if let Some(response) = &last.response {
             write!(f, "; the last response: {}", response.status())?;
         }
         Ok(())
@@ -167,7 +193,7 @@ impl fmt::Debug for Inner {
             .field("attempts", &self.attempts)
             .field("elapsed", &self.elapsed)
             .field("stopped", &self.stopped)
-            .field("last_status", &self.last_response.as_ref().map(Response::status))
+            .field("last_status", &self.last.response.as_ref().map(Response::status))
             .field("failure", &self.failure)
             .field("source", &self.source)
             .finish_non_exhaustive()

@@ -10,16 +10,16 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 use uuid::Uuid;
 
-use super::operation::Operation;
+use super::operation::{Key, Operation};
 use crate::key::IDEMPOTENCY_KEY;
 
 /// Gives each unsafe request that has none a key: once for each logical operation, so that it stands
 /// **outside** whatever retries.
 ///
 /// The key is, in this order: the one already in the request's header; that of the request's
-/// [`Operation`], if the caller put one into its extensions; a new UUID. (Set one of the two: an
-/// operation that has a key does not learn of another in the header.) The response bears the
-/// [`Operation`] as an extension.
+/// [`Operation`], if the caller put one into its extensions; a new UUID. The response bears
+/// the [`Operation`] as an extension. (An operation of the caller's whose key is not the header's is
+/// left alone: the response then bears another.)
 ///
 /// ```
 /// use tower_idempotency::client::IdempotencyKeyLayer;
@@ -106,21 +106,29 @@ impl IdempotencyKeyLayer {
     }
 
     /// The request's operation, its key in the header if it is to have one.
-    pub(super) fn begin(&self, method: &Method, headers: &mut HeaderMap, extensions: &Extensions) -> Operation {
+    pub(super) fn begin(&self, method: &Method, headers: &mut HeaderMap, extensions: &mut Extensions) -> Operation {
         let operation = extensions.get::<Operation>().cloned().unwrap_or_default();
-        if let Some(present) = headers.get(&self.0.header) {
-            if let Ok(text) = present.to_str() {
-                operation.key_or_else(|| text.to_owned());
+        let operation = match headers.get(&self.0.header) {
+            Some(line) => operation.written(line),
+            None => {
+                if self.0.wants_key(method) || operation.key().is_some() {
+                    let key = operation.key_or_else(|| self.0.make_key());
+                    if let Some(line) = self.0.line(key) {
+                        headers.insert(self.0.header.clone(), line);
+                    }
+                }
+                operation
             }
-        } else if self.0.wants_key(method) || operation.key().is_some() {
-            let key = operation.key_or_else(|| self.0.make_key());
-            if let Some(line) = self.0.line(key) {
-                headers.insert(self.0.header.clone(), line);
-            }
-        }
+        };
+        extensions.insert(operation.clone());
+        extensions.insert(KeyHeader(self.0.header.clone()));
         operation
     }
 }
+
+/// In a request's extensions: the header that its key is in, if it has one.
+#[derive(Clone)]
+pub(super) struct KeyHeader(pub(super) HeaderName);
 
 impl KeyRules {
     fn wants_key(&self, method: &Method) -> bool {
@@ -130,17 +138,24 @@ impl KeyRules {
         }
     }
 
-    fn make_key(&self) -> String {
+    fn make_key(&self) -> Key {
         let uuid = if self.time_ordered {
             Uuid::now_v7()
         } else {
             Uuid::new_v4()
         };
-        uuid.to_string()
+        Key {
+            text: uuid.to_string(),
+            as_written: None,
+        }
     }
 
     /// Operations hold printable ASCII only, so that there always is one.
-    fn line(&self, key: &str) -> Option<HeaderValue> {
+    fn line(&self, key: &Key) -> Option<HeaderValue> {
+        if let Some(line) = &key.as_written {
+            return Some(line.clone());
+        }
+        let key = &*key.text;
         let bare = key
             .bytes()
             .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b',' | b'"'));
@@ -188,8 +203,9 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let operation = self.keys.begin(&parts.method, &mut parts.headers, &parts.extensions);
-        parts.extensions.insert(operation.clone());
+        let operation = self
+            .keys
+            .begin(&parts.method, &mut parts.headers, &mut parts.extensions);
         KeyFuture {
             inner: self.inner.call(Request::from_parts(parts, body)),
             operation,

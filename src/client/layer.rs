@@ -45,7 +45,7 @@ use crate::error::{BoxError, ConfigError};
 /// # let _ = layer;
 /// # Ok::<(), tower_idempotency::ConfigError>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ClientLayer<C = EveryError> {
     limits: Arc<Limits<C>>,
     keys: IdempotencyKeyLayer,
@@ -79,7 +79,6 @@ impl Default for ClientLayer {
 }
 
 /// Settings of a [`ClientLayer`]; what cannot work is an error of [`build`](Self::build).
-#[derive(Debug)]
 #[must_use]
 pub struct ClientLayerBuilder<C> {
     limits: Limits<C>,
@@ -119,6 +118,24 @@ impl<C> ClientLayerBuilder<C> {
     }
 }
 
+impl<C> fmt::Debug for ClientLayer<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientLayer")
+            .field("limits", &self.limits)
+            .field("keys", &self.keys)
+            .finish()
+    }
+}
+
+impl<C> fmt::Debug for ClientLayerBuilder<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientLayerBuilder")
+            .field("limits", &self.limits)
+            .field("keys", &self.keys)
+            .finish()
+    }
+}
+
 impl<S, C> Layer<S> for ClientLayer<C> {
     type Service = ClientService<S, C>;
 
@@ -132,11 +149,20 @@ impl<S, C> Layer<S> for ClientLayer<C> {
 }
 
 /// The service of [`ClientLayer`].
-#[derive(Debug)]
 pub struct ClientService<S, C = EveryError> {
     inner: S,
     limits: Arc<Limits<C>>,
     keys: IdempotencyKeyLayer,
+}
+
+impl<S: fmt::Debug, C> fmt::Debug for ClientService<S, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientService")
+            .field("inner", &self.inner)
+            .field("limits", &self.limits)
+            .field("keys", &self.keys)
+            .finish()
+    }
 }
 
 impl<S: Clone, C> Clone for ClientService<S, C> {
@@ -167,12 +193,13 @@ where
 
     fn call(&mut self, request: Request<B>) -> ClientFuture {
         let (mut parts, body) = request.into_parts();
-        let operation = self.keys.begin(&parts.method, &mut parts.headers, &parts.extensions);
-        parts.extensions.insert(operation.clone());
+        let operation = self
+            .keys
+            .begin(&parts.method, &mut parts.headers, &mut parts.extensions);
         let repeatable = self
             .limits
             .policy
-            .repeatable(&parts.method, &parts.headers, Some(&operation));
+            .repeatable(&parts.method, &parts.headers, &parts.extensions);
         let request = Request::from_parts(parts, body);
 
         // The one that is ready is for the first attempt.

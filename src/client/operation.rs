@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use uuid::Uuid;
 
 use crate::digest::Digest;
@@ -41,10 +41,19 @@ pub struct Operation(Arc<State>);
 
 #[derive(Default)]
 struct State {
-    key: OnceLock<String>,
+    key: OnceLock<Key>,
     attempts: AtomicU32,
     replayed: AtomicBool,
     stopped: Mutex<Option<Stopped>>,
+}
+
+/// A key, and how it was written if that was not for us to say.
+#[derive(Clone)]
+pub(super) struct Key {
+    pub(super) text: String,
+    /// The line that the caller wrote. A server may take the quoted and the bare spelling for two
+    /// keys, so that it is sent again as it was.
+    pub(super) as_written: Option<HeaderValue>,
 }
 
 /// Why there was no further attempt, although the last one's result called for it.
@@ -121,19 +130,37 @@ impl Operation {
         Self::keyed(Uuid::new_v8(bytes).to_string())
     }
 
-    fn keyed(key: String) -> Self {
+    fn keyed(text: String) -> Self {
         let operation = Self::new();
-        operation.key_or_else(|| key);
+        operation.key_or_else(|| Key { text, as_written: None });
         operation
+    }
+
+    /// The operation of a request with that header: this one, if it has that key or none yet; else,
+    /// as the header is what the server sees, one of its own.
+    pub(super) fn written(self, line: &HeaderValue) -> Self {
+        let Some(text) = key::text_of_line(line) else {
+            return Self::new();
+        };
+        let key = self.key_or_else(|| Key {
+            text: text.clone().into_owned(),
+            as_written: Some(line.clone()),
+        });
+        if key.text == text {
+            return self;
+        }
+        Self::new().written(line)
     }
 
     /// The key; `None` before the first request was sent, or if that needs none.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
-        self.0.key.get().map(String::as_str)
+        self.0.key.get().map(|key| key.text.as_str())
     }
 
-    /// How often it was sent: over all calls with this operation or a clone of it.
+    /// How often it was sent, over all calls with this operation or a clone of it. Counted by what
+    /// retries: [`ClientLayer`](super::ClientLayer), the middleware and
+    /// [`RetryPolicy`](super::RetryPolicy).
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts.load(Ordering::Relaxed)
@@ -155,7 +182,7 @@ impl Operation {
 
     /// The key, which is made now if there is none. Of two requests at once with one operation, one
     /// makes it.
-    pub(super) fn key_or_else(&self, make: impl FnOnce() -> String) -> &str {
+    pub(super) fn key_or_else(&self, make: impl FnOnce() -> Key) -> &Key {
         self.0.key.get_or_init(make)
     }
 
@@ -164,14 +191,18 @@ impl Operation {
     }
 
     pub(super) fn answered(&self, headers: &HeaderMap) {
-        let marked = |name| headers.get(name).is_some_and(|value| value == "true");
-        let replayed = marked("idempotency-replayed") || marked("idempotent-replayed");
-        self.0.replayed.store(replayed, Ordering::Relaxed);
+        self.0.replayed.store(is_replay(headers), Ordering::Relaxed);
     }
 
     pub(super) fn stop(&self, stopped: Option<Stopped>) {
         *self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stopped;
     }
+}
+
+/// By the marker of this crate's default, or Stripe's.
+pub(super) fn is_replay(headers: &HeaderMap) -> bool {
+    let marked = |name| headers.get(name).is_some_and(|value| value == "true");
+    marked("idempotency-replayed") || marked("idempotent-replayed")
 }
 
 impl fmt::Debug for Operation {

@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -32,6 +33,7 @@ use tokio::sync::Mutex;
 
 use super::call::{self, Limits};
 use super::key::IdempotencyKeyLayer;
+use super::operation::Operation;
 use super::retry::{EveryError, RetryPolicy, Transient};
 use crate::error::ConfigError;
 
@@ -47,7 +49,7 @@ use crate::error::ConfigError;
 /// `reqwest` follows redirects itself, within each attempt, and with the key: `307` and `308` repeat
 /// the request; `301`, `302` and `303` turn a `POST` into a `GET`. Too many of them are an error
 /// that is not retried.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct IdempotencyMiddleware<C = EveryError> {
     limits: Limits<NotOfTheRequest<C>>,
     keys: IdempotencyKeyLayer,
@@ -81,7 +83,6 @@ impl<C> IdempotencyMiddleware<C> {
 }
 
 /// Settings of an [`IdempotencyMiddleware`]; what cannot work is an error of [`build`](Self::build).
-#[derive(Debug)]
 #[must_use]
 pub struct IdempotencyMiddlewareBuilder<C> {
     limits: Limits<NotOfTheRequest<C>>,
@@ -119,6 +120,24 @@ impl<C> IdempotencyMiddlewareBuilder<C> {
     }
 }
 
+impl<C> fmt::Debug for IdempotencyMiddleware<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotencyMiddleware")
+            .field("limits", &self.limits)
+            .field("keys", &self.keys)
+            .finish()
+    }
+}
+
+impl<C> fmt::Debug for IdempotencyMiddlewareBuilder<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotencyMiddlewareBuilder")
+            .field("limits", &self.limits)
+            .field("keys", &self.keys)
+            .finish()
+    }
+}
+
 /// Errors that lie in the request itself are the same the next time.
 #[derive(Debug, Clone)]
 struct NotOfTheRequest<C>(C);
@@ -141,12 +160,9 @@ where
         next: Next<'_>,
     ) -> reqwest_middleware::Result<Response> {
         let method = request.method().clone();
+        let callers = extensions.get::<Operation>().is_some();
         let operation = self.keys.begin(&method, request.headers_mut(), extensions);
-        extensions.insert(operation.clone());
-        let repeatable = self
-            .limits
-            .policy
-            .repeatable(&method, request.headers(), Some(&operation));
+        let repeatable = self.limits.policy.repeatable(&method, request.headers(), extensions);
 
         // One attempt after the other; the lock is never waited for.
         let extensions = Mutex::new(extensions);
@@ -154,13 +170,17 @@ where
             let next = next.clone();
             let extensions = &extensions;
             async move {
-                let response = next.run(request, *extensions.lock().await).await?;
-                Ok(with_url(response))
+                // Its query may hold what must not be in an error.
+                let response = next.run(request, *extensions.lock().await).await;
+                Ok(with_url(response.map_err(Error::without_url)?))
             }
         };
-        let response = call::call(&self.limits, &operation, repeatable, request, Request::try_clone, send)
-            .await
-            .map_err(Error::middleware)?;
+        let called = call::call(&self.limits, &operation, repeatable, request, Request::try_clone, send).await;
+        if !callers {
+            // The next request with these extensions is another operation.
+            extensions.into_inner().remove::<Operation>();
+        }
+        let response = called.map_err(Error::middleware)?;
         Ok(response.map(Body::wrap).into())
     }
 }

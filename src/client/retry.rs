@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
+use http::{Extensions, HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use tokio::time::{Instant, Sleep, sleep};
 use tower::retry::Policy;
 use tower::retry::budget::{Budget, TpsBudget};
 
 use super::backoff::Backoff;
-use super::operation::{Operation, Stopped};
+use super::key::KeyHeader;
+use super::operation::{Operation, Stopped, is_replay};
 use super::replay::ReplayableBody;
 use super::retry_after::retry_after;
 use crate::error::ConfigError;
@@ -55,7 +56,10 @@ struct Rules {
     budget: Option<Arc<dyn Budget + Send + Sync>>,
     key_header: HeaderName,
     every_conflict: bool,
+    response: Option<Arc<RetryResponse>>,
 }
+
+type RetryResponse = dyn Fn(StatusCode, &HeaderMap) -> Option<bool> + Send + Sync;
 
 /// How far a call has come.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +73,12 @@ pub(super) struct Call {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Seen<'a> {
     Response(StatusCode, &'a HeaderMap),
+    /// A response without its body. `transient` says whether that may be had the next time.
+    HeadAlone {
+        status: StatusCode,
+        headers: &'a HeaderMap,
+        transient: bool,
+    },
     /// No response. `transient` says whether another attempt may end otherwise.
     Error {
         transient: bool,
@@ -164,9 +174,15 @@ impl<C> RetryPolicy<C> {
     }
 
     /// By its key or its method.
-    pub(super) fn repeatable(&self, method: &Method, headers: &HeaderMap, operation: Option<&Operation>) -> Repeatable {
-        let has_key = operation.is_some_and(|operation| operation.key().is_some())
-            || headers.contains_key(&self.rules.key_header);
+    pub(super) fn repeatable(&self, method: &Method, headers: &HeaderMap, extensions: &Extensions) -> Repeatable {
+        // What is on the wire counts, not what was meant to be.
+        let has = |name: &HeaderName| {
+            headers
+                .get(name)
+                .is_some_and(|key| !key.as_bytes().trim_ascii().is_empty())
+        };
+        let layers = extensions.get::<KeyHeader>();
+        let has_key = has(&self.rules.key_header) || layers.is_some_and(|KeyHeader(name)| has(name));
         if has_key || method.is_idempotent() {
             Repeatable::Yes
         } else {
@@ -180,8 +196,18 @@ impl<C> RetryPolicy<C> {
         let asked = match seen {
             Seen::Error { transient: false } => return Next::Final,
             Seen::Error { transient: true } => None,
-            Seen::Response(status, headers) if self.rules.calls_for_retry(status, headers) => retry_after(headers),
-            Seen::Response(..) => return Next::Final,
+            Seen::Response(status, headers) | Seen::HeadAlone { status, headers, .. }
+                if self.rules.calls_for_retry(status, headers) =>
+            {
+                retry_after(headers)
+            }
+            // What was done, for want of the answer; a refusal needs none.
+            Seen::HeadAlone {
+                status,
+                transient: true,
+                ..
+            } if status.is_success() => None,
+            Seen::Response(..) | Seen::HeadAlone { .. } => return Next::Final,
         };
         if let Repeatable::No(reason) = repeatable {
             return Next::Stop(reason);
@@ -195,7 +221,9 @@ impl<C> RetryPolicy<C> {
         {
             return Next::Stop(Stopped::RetryAfter(wait));
         }
-        let pause = asked.unwrap_or_default() + self.rules.backoff.pause(call.ended);
+        let pause = asked
+            .unwrap_or_default()
+            .saturating_add(self.rules.backoff.pause(call.ended));
         if pause >= left {
             return Next::Stop(Stopped::TotalTime);
         }
@@ -212,7 +240,12 @@ impl Rules {
         if status == StatusCode::UNPROCESSABLE_ENTITY || !(status.is_client_error() || status.is_server_error()) {
             return false;
         }
-        should_retry(headers).unwrap_or(match status {
+        // It would be the same the next time: this server keeps failures too.
+        if is_replay(headers) {
+            return false;
+        }
+        let own = self.response.as_ref().and_then(|retry| retry(status, headers));
+        own.or_else(|| should_retry(headers)).unwrap_or(match status {
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => true,
             // An application's own conflicts do not pass, and nor do tombstones. Who says when to
             // come back says that it does.
@@ -224,14 +257,12 @@ impl Rules {
 
 /// What the server says itself, in the header of SDKs made with Stainless or in Stripe's.
 fn should_retry(headers: &HeaderMap) -> Option<bool> {
-    let said = headers
-        .get("x-should-retry")
-        .or_else(|| headers.get("stripe-should-retry"))?;
-    match said.as_bytes() {
+    let said = |name| match headers.get(name)?.as_bytes() {
         b"true" => Some(true),
         b"false" => Some(false),
         _ => None,
-    }
+    };
+    said("x-should-retry").or_else(|| said("stripe-should-retry"))
 }
 
 impl<C, B, R, E> Policy<Request<B>, Response<R>, E> for RetryPolicy<C>
@@ -243,7 +274,7 @@ where
 
     fn retry(&mut self, request: &mut Request<B>, result: &mut Result<Response<R>, E>) -> Option<Sleep> {
         let operation = request.extensions().get::<Operation>();
-        let repeatable = self.repeatable(request.method(), request.headers(), operation);
+        let repeatable = self.repeatable(request.method(), request.headers(), request.extensions());
         let seen = match result {
             Ok(response) => Seen::Response(response.status(), response.headers()),
             Err(error) => Seen::Error {
@@ -349,7 +380,7 @@ impl RetryPolicyBuilder {
     fn new() -> Self {
         Self {
             rules: Rules {
-                attempts: 8,
+                attempts: 16,
                 total_time: Duration::from_secs(60),
                 backoff: Backoff {
                     base: Duration::from_millis(200),
@@ -359,6 +390,7 @@ impl RetryPolicyBuilder {
                 budget: Some(Arc::new(TpsBudget::default())),
                 key_header: IDEMPOTENCY_KEY,
                 every_conflict: false,
+                response: None,
             },
             transient: EveryError,
         }
@@ -366,7 +398,7 @@ impl RetryPolicyBuilder {
 }
 
 impl<C> RetryPolicyBuilder<C> {
-    /// How often a request is sent at most in one call, the first time included. 8 by default; 1 is
+    /// How often a request is sent at most in one call, the first time included. 16 by default; 1 is
     /// no retry; 0 is an error.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.rules.attempts = attempts;
@@ -420,6 +452,33 @@ impl<C> RetryPolicyBuilder<C> {
     /// application's own conflicts do not pass by waiting.
     pub fn retry_every_conflict(mut self) -> Self {
         self.rules.every_conflict = true;
+        self
+    }
+
+    /// Which responses are worth another attempt, where you know better than their status, `Retry-After`
+    /// and `x-should-retry` tell: `None` leaves it to those. Not asked for successes, redirects, `422`
+    /// and replays, which are final.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_idempotency::client::RetryPolicy;
+    ///
+    /// let policy = RetryPolicy::builder()
+    ///     .retry_response_if(|status, _headers| match status {
+    ///         StatusCode::NOT_IMPLEMENTED => Some(false),
+    ///         // This provider's new customers are not there at once.
+    ///         StatusCode::NOT_FOUND => Some(true),
+    ///         _ => None,
+    ///     })
+    ///     .build()?;
+    /// # let _ = policy;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn retry_response_if<F>(mut self, retry: F) -> Self
+    where
+        F: Fn(StatusCode, &HeaderMap) -> Option<bool> + Send + Sync + 'static,
+    {
+        self.rules.response = Some(Arc::new(retry));
         self
     }
 

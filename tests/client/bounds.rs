@@ -40,7 +40,12 @@ async fn call(script: &Script) -> Result<http::Response<http_body_util::Full<byt
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_fails_on_the_way_is_made_again() {
-    for first in [Step::Lost, Step::Silence, Step::BrokenOff, Step::Endless] {
+    for first in [
+        Step::Lost,
+        Step::Silence,
+        Step::BrokenOff(200, vec![]),
+        Step::Endless(200),
+    ] {
         let script = Script::new([first.clone(), answer(201)]);
         let response = call(&script).await.unwrap();
         assert_eq!(response.status(), 201, "{first:?}");
@@ -57,13 +62,13 @@ async fn an_error_tells_what_the_last_attempt_came_to() {
         (Step::Lost, "the request failed", false, true),
         (Step::Silence, "no response within 5s", true, false),
         (
-            Step::BrokenOff,
+            Step::BrokenOff(200, vec![]),
             "the body of the response (200 OK) broke off",
             false,
             true,
         ),
         (
-            Step::Endless,
+            Step::Endless(200),
             "the body of the response (200 OK) did not end within 5s",
             true,
             false,
@@ -111,6 +116,47 @@ async fn an_error_keeps_the_last_response_there_was() {
     assert_eq!(error.last_response().unwrap().status(), 503);
     let text = error.to_string();
     assert!(text.contains("no response within 5s; the last response: 503"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_without_its_body_is_judged_by_its_head() {
+    const LARGE: &str = "0123456789012345678901234567890123456789012345678901234567890123456789";
+    let later = vec![("retry-after", "7".to_owned())];
+    let no = vec![("x-should-retry", "false".to_owned())];
+    for (first, attempts, waited) in [
+        // Refusals are final, whatever became of their bodies.
+        (Step::BrokenOff(422, vec![]), 1, 0),
+        (Step::BrokenOff(404, later.clone()), 1, 0),
+        (Step::Endless(400), 1, 0),
+        (Step::Endless(307), 1, 0),
+        (Step::BrokenOff(503, no), 1, 0),
+        (Step::Answer(201, vec![], LARGE), 1, 0),
+        (Step::Answer(404, vec![], LARGE), 1, 0),
+        // What is tried again is so without a body, too, and when the server says.
+        (Step::BrokenOff(503, later.clone()), 2, 7),
+        (Step::BrokenOff(409, later.clone()), 2, 7),
+        (Step::Answer(502, vec![], LARGE), 2, 0),
+        (Step::Endless(500), 2, 5),
+        (Step::BrokenOff(201, vec![]), 2, 0),
+        (Step::Endless(201), 2, 5),
+    ] {
+        let script = Script::new([first.clone(), answer(200)]);
+        let began = Instant::now();
+        let result = call(&script).await;
+        assert_eq!(script.seen().len(), attempts, "{first:?}");
+        assert!(began.elapsed() >= waited * SECOND, "{first:?}: {:?}", began.elapsed());
+        match result {
+            Ok(response) => assert_eq!((attempts, response.status().as_u16()), (2, 200)),
+            Err(error) => {
+                assert_eq!((attempts, error.stopped()), (1, None), "{first:?}");
+                let (Step::BrokenOff(status, _) | Step::Endless(status) | Step::Answer(status, ..)) = first else {
+                    panic!("{first:?} has no head")
+                };
+                assert_eq!(error.last_status().unwrap(), status);
+                assert!(error.last_response().is_none() && error.last_headers().is_some());
+            }
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -255,6 +301,59 @@ async fn neither_keys_nor_bodies_are_shown() {
     let error = client.oneshot(request).await.unwrap_err();
     let shown = format!("{error} {error:?} {:#?} {:?}", error.operation(), layer());
     assert!(!shown.contains("s3cret"), "{shown}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_defaults_outlast_the_lease_of_a_server_that_crashed() {
+    for _ in 0..50 {
+        // In flight until the lease of 30 s has lapsed.
+        let began = Instant::now();
+        let service = tower::service_fn(move |_: http::Request<Sent>| async move {
+            let mut response = http::Response::new(http_body_util::Full::<bytes::Bytes>::default());
+            if began.elapsed() < 30 * SECOND {
+                *response.status_mut() = http::StatusCode::CONFLICT;
+                response.headers_mut().insert("retry-after", "1".parse().unwrap());
+            }
+            Ok::<_, std::io::Error>(response)
+        });
+        let client = ServiceBuilder::new().layer(ClientLayer::new()).service(service);
+        let response = client.oneshot(post("")).await.unwrap();
+        assert_eq!(response.status(), 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_that_no_clock_holds_are_no_panic() {
+    let policy = RetryPolicy::builder()
+        .attempts(3)
+        .total_time(Duration::MAX)
+        .backoff(SECOND, Duration::MAX)
+        .build()
+        .unwrap();
+    let layer = ClientLayer::builder(policy)
+        .attempt_time(Duration::MAX)
+        .build()
+        .unwrap();
+    let endless = answer_with(503, &[("retry-after", "18446744073709551615")]);
+    let script = Script::new([endless]);
+    let client = ServiceBuilder::new().layer(layer).service(script.service());
+    let mut call = pin!(client.oneshot(post("")));
+    let waits = tokio::time::timeout(SECOND, call.as_mut()).await;
+    assert!(waits.is_err() || waits.unwrap().is_err(), "it waits, or says why not");
+    assert_eq!(script.seen().len(), 1);
+}
+
+#[test]
+fn everything_can_be_shown_whatever_the_closures() {
+    let policy = RetryPolicy::builder()
+        .retry_if(|_: &std::io::Error| true)
+        .retry_response_if(|_, _| None)
+        .build()
+        .unwrap();
+    let builder = ClientLayer::builder(policy);
+    assert!(format!("{builder:?}").contains("attempts: 16"));
+    let layer = builder.build().unwrap();
+    assert!(format!("{layer:?} {:?}", tower::Layer::layer(&layer, "inner")).contains("\"inner\""));
 }
 
 #[test]

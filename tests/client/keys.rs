@@ -102,6 +102,48 @@ async fn a_key_that_the_caller_set_is_sent() {
     );
 }
 
+#[tokio::test]
+async fn a_key_that_the_caller_wrote_is_sent_again_as_it_was_written() {
+    for (line, key) in [
+        ("\"order-17\"", "order-17"),
+        ("order-17", "order-17"),
+        ("\"a\\\"b\";v=1", "a\"b"),
+    ] {
+        for layer in [IdempotencyKeyLayer::new(), IdempotencyKeyLayer::new().quoted()] {
+            let operation = Operation::new();
+            let mut first = post("");
+            first.headers_mut().insert("idempotency-key", line.parse().unwrap());
+            first.extensions_mut().insert(operation.clone());
+            assert_eq!(sent_by(layer.clone(), first).await.key(), Some(line));
+            assert_eq!(operation.key(), Some(key));
+
+            let mut again = post("");
+            again.extensions_mut().insert(operation.clone());
+            assert_eq!(sent_by(layer, again).await.key(), Some(line), "not quoted twice");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_is_what_the_response_tells() {
+    let other = Operation::with_key("another").unwrap();
+    let mut request = post("");
+    request.headers_mut().insert("idempotency-key", "mine".parse().unwrap());
+    request.extensions_mut().insert(other.clone());
+    let script = Script::new([answer_with(200, &[("idempotency-replayed", "true")])]);
+    let client = ServiceBuilder::new()
+        .layer(ClientLayer::builder(patient()).build().unwrap())
+        .service(script.service());
+    let response = client.oneshot(request).await.unwrap();
+    let told = response.extensions().get::<Operation>().unwrap();
+    assert_eq!((told.key(), told.attempts(), told.replayed()), (Some("mine"), 1, true));
+    assert_eq!(script.keys(), [Some("mine".to_owned())]);
+    assert_eq!(
+        (other.key(), other.attempts(), other.replayed()),
+        (Some("another"), 0, false)
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn each_attempt_has_the_same_key_and_each_operation_its_own() {
     for stack in STACKS {

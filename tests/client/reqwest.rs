@@ -139,6 +139,42 @@ async fn a_response_without_an_end_is_bounded_and_a_bad_request_is_told_at_once(
 }
 
 #[tokio::test]
+async fn extensions_that_serve_two_requests_make_two_operations() {
+    let server = Server::start([]).await;
+    let client = client();
+    let mut extensions = http::Extensions::new();
+    for body in ["one", "two"] {
+        let request = reqwest::Client::new().post(server.url()).body(body).build().unwrap();
+        let response = client.execute_with_extensions(request, &mut extensions).await.unwrap();
+        assert_eq!(response.status(), 201);
+    }
+    assert_eq!(server.runs(), 2);
+
+    // But the caller's own stays.
+    let operation = Operation::new();
+    extensions.insert(operation.clone());
+    for _ in 0..2 {
+        let request = reqwest::Client::new().post(server.url()).body("three").build().unwrap();
+        client.execute_with_extensions(request, &mut extensions).await.unwrap();
+    }
+    assert_eq!(
+        (server.runs(), operation.attempts(), operation.replayed()),
+        (3, 2, true)
+    );
+}
+
+#[tokio::test]
+async fn an_error_does_not_show_the_query() {
+    let server = Server::start([]).await;
+    let url = format!("{}?api_key=s3cret", server.url());
+    drop(server);
+    let error = client().post(url).body(BODY).send().await.unwrap_err();
+    let shown = format!("{error} {error:?} {:?}", call_error(&error));
+    assert!(!shown.contains("s3cret"), "{shown}");
+    assert!(format!("{:?}", IdempotencyMiddleware::new()).contains("IdempotencyMiddleware"));
+}
+
+#[tokio::test]
 async fn settings_that_cannot_work_are_errors() {
     let zero = IdempotencyMiddleware::builder(RetryPolicy::new())
         .attempt_time(Duration::ZERO)

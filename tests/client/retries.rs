@@ -37,6 +37,14 @@ async fn the_status_and_what_the_server_says_decide() {
         (409, &[("stripe-should-retry", "true")], true),
         (409, &[("retry-after", "0"), ("x-should-retry", "false")], false),
         (409, &[("x-should-retry", "perhaps")], false),
+        (
+            409,
+            &[("x-should-retry", "perhaps"), ("stripe-should-retry", "true")],
+            true,
+        ),
+        // Kept, and so the same the next time.
+        (500, &[("idempotency-replayed", "true")], false),
+        (503, &[("idempotent-replayed", "true"), ("retry-after", "0")], false),
         (422, &[], false),
         (422, now, false),
         (422, yes, false),
@@ -128,6 +136,56 @@ async fn a_key_in_the_header_is_a_key_whoever_set_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_is_not_on_the_wire_is_none() {
+    // An operation that no layer has written down, and a header without a key.
+    let script = Script::new([Step::Lost, answer(200)]);
+    let mut unwritten = post("");
+    unwritten.extensions_mut().insert(Operation::with_key("meant").unwrap());
+    let client = tower::retry::Retry::new(patient(), script.service());
+    assert!(tower::ServiceExt::oneshot(client, unwritten).await.is_err());
+    assert_eq!(script.seen().len(), 1);
+
+    for stack in STACKS {
+        let script = Script::new([Step::Lost, answer(200)]);
+        let mut empty = post("");
+        empty.headers_mut().insert("idempotency-key", " ".parse().unwrap());
+        let came = stack.run(&script, empty).await;
+        assert_eq!(
+            (script.seen().len(), came.operation.stopped()),
+            (1, Some(Stopped::NoKey))
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_caller_may_know_better_of_responses() {
+    for (status, headers, again) in [
+        (501, &[][..], false),
+        (404, &[], true),
+        (404, &[("x-should-retry", "false")], true),
+        (500, &[], true),
+        (422, &[], false),
+        (200, &[], false),
+        (404, &[("idempotency-replayed", "true")], false),
+    ] {
+        for stack in STACKS {
+            let script = Script::new([answer_with(status, headers), answer(204)]);
+            let policy = RetryPolicy::builder()
+                .retry_response_if(|status, _| match status.as_u16() {
+                    501 => Some(false),
+                    404 | 422 | 200 => Some(true),
+                    _ => None,
+                })
+                .build()
+                .unwrap();
+            let came = stack.send(IdempotencyKeyLayer::new(), policy, &script, post("")).await;
+            let expected = if again { (2, Some(204)) } else { (1, Some(status)) };
+            assert_eq!((script.seen().len(), came.status), expected, "{stack:?} {status}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_can_be_sent_once_is_sent_once_and_that_is_said() {
     for stack in STACKS {
         for first in [Step::Lost, answer(503)] {
@@ -162,6 +220,8 @@ async fn attempts_are_bounded_and_pauses_are_within_their_bounds() {
                 // Tokio's clock ticks each millisecond.
                 assert!(pause <= Duration::from_millis(bound + 1), "{pause:?} of {bound} ms");
             }
+            // On average 775 ms; the chance of as little as this is less than one in a billion.
+            assert!(came.took > Duration::from_millis(10), "it does pause: {:?}", came.took);
         }
     }
 }
@@ -339,8 +399,10 @@ async fn one_policy_serves_many_calls_each_with_its_own_bounds() {
     let mut client = tower::retry::Retry::new(policy, script.service());
     for call in 1..=3 {
         let mut request = post("");
-        let operation = Operation::with_key(format!("order-{call}")).unwrap();
+        let operation = Operation::new();
         request.extensions_mut().insert(operation.clone());
+        let key = format!("order-{call}").parse().unwrap();
+        request.headers_mut().insert("idempotency-key", key);
         let response = tower::Service::call(&mut client, request).await.unwrap();
         assert_eq!(response.status(), 503);
         assert_eq!(operation.attempts(), 3);

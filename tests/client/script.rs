@@ -30,9 +30,9 @@ pub(crate) enum Step {
     /// No response, ever.
     Silence,
     /// A head, and a body that breaks off.
-    BrokenOff,
+    BrokenOff(u16, Vec<(&'static str, String)>),
     /// A head, and a body that goes on for ever, a byte each second.
-    Endless,
+    Endless(u16),
 }
 
 pub(crate) fn answer(status: u16) -> Step {
@@ -104,35 +104,23 @@ impl Script {
                 steps.front().expect("a script").clone()
             }
         };
-        let response = |status, body: Received| {
+        let response = |status, headers: Vec<(&'static str, String)>, body: Received| {
             let mut response = Response::new(body);
             *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            for (name, value) in headers {
+                response.headers_mut().append(name, value.parse().unwrap());
+            }
             response
         };
         Ok(match step {
             Step::Answer(status, headers, body) => {
-                let mut response = response(status, Full::from(body).map_err(|never| match never {}).boxed_unsync());
-                for (name, value) in headers {
-                    response.headers_mut().append(name, value.parse().unwrap());
-                }
-                response
+                let body = Full::from(body).map_err(|never| match never {});
+                response(status, headers, body.boxed_unsync())
             }
             Step::Lost => return Err("the connection was lost".into()),
             Step::Silence => std::future::pending().await,
-            Step::BrokenOff => response(
-                200,
-                BodyExt::boxed_unsync(Drip {
-                    then_break: true,
-                    tick: None,
-                }),
-            ),
-            Step::Endless => response(
-                200,
-                BodyExt::boxed_unsync(Drip {
-                    then_break: false,
-                    tick: None,
-                }),
-            ),
+            Step::BrokenOff(status, headers) => response(status, headers, Drip::until_it_breaks().boxed_unsync()),
+            Step::Endless(status) => response(status, Vec::new(), Drip::for_ever().boxed_unsync()),
         })
     }
 
@@ -156,6 +144,22 @@ impl Script {
 struct Drip {
     then_break: bool,
     tick: Option<(u32, Pin<Box<tokio::time::Sleep>>)>,
+}
+
+impl Drip {
+    fn until_it_breaks() -> Self {
+        Self {
+            then_break: true,
+            tick: None,
+        }
+    }
+
+    fn for_ever() -> Self {
+        Self {
+            then_break: false,
+            tick: None,
+        }
+    }
 }
 
 impl Body for Drip {

@@ -7,8 +7,8 @@
 //!
 //! Evicting takes the next to expire of those scopes that hold more than half of an equal share. The
 //! lines of others that stand before it are set aside, in order, and looked at again when the rest
-//! is used up: the scopes above that measure hold at least half of everything, so that a line is set
-//! aside about once for each that is evicted, at most.
+//! is used up. The scopes above that measure hold at least half of all bytes, so that there always is
+//! something to evict, and what is set aside stays so until as much as that is gone.
 
 use std::collections::btree_map::OccupiedEntry;
 use std::collections::{BTreeMap, HashMap, VecDeque, hash_map};
@@ -38,9 +38,7 @@ pub(super) struct Ledger {
     expiring: Lines,
     /// Those that eviction passed over.
     set_aside: Lines,
-    /// What the lines of each scope that has any say it takes, and the sum of that.
-    scopes: HashMap<ScopeTag, u64>,
-    total: u64,
+    takings: Takings,
     claims: Slab<Claim>,
     /// The next claim to look at: one step for each write, so that claims whose holders died are
     /// found without a scan.
@@ -135,10 +133,66 @@ impl Lines {
     }
 }
 
+/// What the lines of each scope that has any take.
+struct Takings {
+    /// In parts, so that growing one, which moves all its entries under the ledger's lock, is soon done.
+    parts: Box<[HashMap<ScopeTag, u64>]>,
+    scopes: u64,
+    total: u64,
+}
+
+/// Parts of [`Takings`].
+const PARTS: usize = 256;
+
+impl Default for Takings {
+    fn default() -> Self {
+        Self {
+            parts: (0..PARTS).map(|_| HashMap::new()).collect(),
+            scopes: 0,
+            total: 0,
+        }
+    }
+}
+
+impl Takings {
+    fn part(&mut self, scope: ScopeTag) -> &mut HashMap<ScopeTag, u64> {
+        &mut self.parts[scope.part_of(PARTS)]
+    }
+
+    fn add(&mut self, line: Line) {
+        self.total += u64::from(line.bytes);
+        match self.part(line.scope).entry(line.scope) {
+            hash_map::Entry::Occupied(mut taken) => *taken.get_mut() += u64::from(line.bytes),
+            hash_map::Entry::Vacant(entry) => {
+                entry.insert(u64::from(line.bytes));
+                self.scopes += 1;
+            }
+        }
+    }
+
+    fn subtract(&mut self, line: Line) {
+        self.total = self.total.saturating_sub(u64::from(line.bytes));
+        if let hash_map::Entry::Occupied(mut taken) = self.part(line.scope).entry(line.scope) {
+            *taken.get_mut() = taken.get().saturating_sub(u64::from(line.bytes));
+            if *taken.get() == 0 {
+                taken.remove();
+                self.scopes -= 1;
+            }
+        }
+    }
+
+    /// More than half of an equal share. There always is a scope that takes that: the one that takes
+    /// most.
+    fn are_a_share(&mut self, scope: ScopeTag) -> bool {
+        let (scopes, total) = (self.scopes, self.total);
+        let taken = self.part(scope).get(&scope).copied().unwrap_or_default();
+        taken.saturating_mul(2).saturating_mul(scopes) > total
+    }
+}
+
 impl Ledger {
     pub(super) fn add_record(&mut self, line: Line, expires_at: Millis) {
-        *self.scopes.entry(line.scope).or_default() += u64::from(line.bytes);
-        self.total += u64::from(line.bytes);
+        self.takings.add(line);
         self.expiring.push(tick(expires_at), line);
     }
 
@@ -160,7 +214,7 @@ impl Ledger {
                 std::mem::swap(&mut self.expiring, &mut self.set_aside);
                 continue;
             };
-            if self.takes_its_share(line.scope) {
+            if self.takings.are_a_share(line.scope) {
                 return Evictable::Record(at, self.strike(line));
             }
             self.set_aside.push(at, line);
@@ -168,22 +222,9 @@ impl Ledger {
         Evictable::NotYetFound
     }
 
-    /// There is always a scope that does: the one that takes most.
-    fn takes_its_share(&self, scope: ScopeTag) -> bool {
-        let taken = self.scopes.get(&scope).copied().unwrap_or_default();
-        taken.saturating_mul(2).saturating_mul(self.scopes.len() as u64) > self.total
-    }
-
     /// After a line was taken out.
     fn strike(&mut self, line: Line) -> Slot {
-        let bytes = u64::from(line.bytes);
-        self.total = self.total.saturating_sub(bytes);
-        if let hash_map::Entry::Occupied(mut taken) = self.scopes.entry(line.scope) {
-            *taken.get_mut() = taken.get().saturating_sub(bytes);
-            if *taken.get() == 0 {
-                taken.remove();
-            }
-        }
+        self.takings.subtract(line);
         line.slot
     }
 
@@ -262,7 +303,7 @@ mod tests {
             assert_eq!(ledger.pop_evictable(), Evictable::Record(4, slot(n)));
         }
         assert_eq!(ledger.pop_evictable(), Evictable::Nothing);
-        assert_eq!((ledger.lines(), ledger.total, ledger.scopes.len()), (0, 0, 0));
+        assert_eq!((ledger.lines(), ledger.takings.total, ledger.takings.scopes), (0, 0, 0));
     }
 
     /// Asks until there is something, or nothing.
@@ -317,7 +358,7 @@ mod tests {
         assert!(asked < 1100, "{asked}");
         out.sort_unstable();
         out.dedup();
-        assert_eq!((out.len(), ledger.total, ledger.scopes.len()), (1000, 0, 0));
+        assert_eq!((out.len(), ledger.takings.total, ledger.takings.scopes), (1000, 0, 0));
     }
 
     #[test]

@@ -333,12 +333,10 @@ impl Slots {
             }
             let (next, claim) = {
                 let mut ledger = self.ledger();
-                let next = match self.when_full {
-                    WhenFull::EvictNearestExpiry => ledger.pop_evictable(),
-                    WhenFull::RefuseNew => match ledger.pop_due(now) {
-                        Some((at, slot)) => Evictable::Record(at, slot),
-                        None => Evictable::Nothing,
-                    },
+                let next = match (ledger.pop_due(now), self.when_full) {
+                    (Some((at, slot)), _) => Evictable::Record(at, slot),
+                    (None, WhenFull::EvictNearestExpiry) => ledger.pop_evictable(),
+                    (None, WhenFull::RefuseNew) => Evictable::Nothing,
                 };
                 (next, ledger.inspect_claim(now, now.after(LOOK_AGAIN)))
             };
