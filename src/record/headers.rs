@@ -33,6 +33,9 @@ static PAIRS: [(HeaderName, &str); 4] = [
     (header::CONTENT_TYPE, "application/problem+json"),
 ];
 
+/// Names that room is made for before they are read; a map grows beyond that by itself.
+const MOST_RESERVED: usize = 1024;
+
 pub(super) fn corrupt(message: &'static str) -> StoreError {
     StoreError::new(StoreErrorKind::Corrupt, message)
 }
@@ -113,7 +116,9 @@ impl Reader {
         if count > self.blob.len() - self.at {
             return Err(cut());
         }
-        let mut headers = HeaderMap::try_with_capacity(count + 2).map_err(|_| invalid())?;
+        // The count is of lines, and a map is sized by names: more lines than it may have names are no
+        // reason to refuse.
+        let mut headers = HeaderMap::try_with_capacity(count.min(MOST_RESERVED) + 2).map_err(|_| invalid())?;
         for _ in 0..count {
             let code = usize::from(self.byte()?);
             let (name, value) = if code & 0x80 != 0 {
