@@ -1,0 +1,9 @@
+#![no_main]
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+// So that the target can see what decoding asks for.
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tower_idempotency_fuzz::record::run(data));

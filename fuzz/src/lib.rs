@@ -1,0 +1,14 @@
+//! The bodies of the fuzz targets, which `tests/fuzz_targets` runs as an ordinary test, too.
+
+#[path = "../../tests/fuzz_targets/body.rs"]
+mod body;
+#[path = "../../tests/fuzz_targets/input.rs"]
+mod input;
+#[path = "../../tests/fuzz_targets/key.rs"]
+pub mod key;
+#[path = "../../tests/fuzz_targets/record.rs"]
+pub mod record;
+#[path = "../../tests/fuzz_targets/service.rs"]
+pub mod service;
+#[path = "../../tests/fuzz_targets/stores.rs"]
+pub mod stores;
