@@ -9,7 +9,8 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::{Instant, advance};
 use tower_idempotency::store::{
-    Begin, Begun, Held, Inspect, Machine, MemoryStore, Millis, OnLapse, Phase, Record, StoreErrorKind, Token, WhenFull,
+    Begin, Begun, Held, Inspect, Machine, MemoryStore, Millis, OnLapse, Phase, Record, ScopeTag, StoreErrorKind, Token,
+    WhenFull,
 };
 use tower_idempotency::{Fingerprint, Slot, Store};
 
@@ -57,6 +58,8 @@ fn time(input: &mut Input<'_>) -> Duration {
 fn claim(slot: Slot, print: u8, token: u64, lease: Duration, ttl: Duration, refuse: bool) -> Begin {
     Begin {
         slot,
+        // A few tenants, who share the room.
+        scope: ScopeTag::new(u32::from(slot.as_bytes()[0] % 3)),
         fingerprint: print_of(print),
         token: Token(token),
         lease,
