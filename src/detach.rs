@@ -15,6 +15,7 @@ use tracing::{Instrument, Span};
 use crate::body::ResponseBody;
 use crate::engine::{self, Admission, Gone, Question, Run};
 use crate::error::StoreError;
+use crate::lease::take_back;
 use crate::shared::{Shared, adopt};
 use crate::state::Begin;
 use crate::store::Store;
@@ -72,9 +73,12 @@ impl<St: Store> Drop for Admitting<St> {
         let Some(answer) = self.answer.take() else { return };
         self.gone.store(true, Ordering::Relaxed);
         let home = self.home.take();
+        let (shared, begin) = (Arc::clone(&self.shared), self.begin);
         adopt(&self.shared, home.as_ref(), async move {
-            if let Ok(Admission::Started(mut claim)) = answer.await {
-                claim.give_back().await;
+            match answer.await {
+                Ok(Admission::Started(mut claim)) => claim.give_back().await,
+                Ok(Admission::Found(_)) => {}
+                Err(error) => take_back(&shared, begin, &error),
             }
         });
     }

@@ -304,7 +304,6 @@ fn contract_6_3_a_claim_whose_answer_was_lost_is_given_back() {
 }
 
 #[test]
-#[ignore = "fails: the claim is left to lapse if the client leaves before the store's failure is known"]
 fn contract_6_3_a_claim_whose_answer_was_lost_is_given_back_although_its_client_left() {
     remote(&Race { leavers: 1, ..LOSSY }, given_back);
 }
