@@ -947,7 +947,7 @@ fn a_million_keys_of_one_tenant_cost_the_others_nothing() {
     // that they are nearest to expiry, and go on while the flood lasts.
     let others: Vec<(u32, u64)> = (1..10).flat_map(|tenant| (0..100).map(move |n| (tenant, n))).collect();
     let number = |tenant: u32, n: u64| u64::from(tenant) << 48 | n;
-    let (early, late): (Vec<(u32, u64)>, Vec<(u32, u64)>) = others.iter().partition(|(_, n)| *n < 50);
+    let (early, late): (Vec<_>, Vec<_>) = others.iter().copied().partition(|(_, n)| *n < 50);
     for (tenant, n) in early {
         keep_for(&store, tenant, number(tenant, n), &record);
     }
