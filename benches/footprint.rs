@@ -1,5 +1,6 @@
 //! What requests and keys cost in memory, counted by a counting allocator: deterministic, so that a
-//! change shows at once. `cargo bench --bench footprint` prints a table in Markdown.
+//! change shows at once. `cargo bench --bench footprint` prints tables in Markdown; `-- 10000000` only
+//! the bytes of that many keys, which takes as much memory as it says.
 
 mod support;
 
@@ -36,6 +37,20 @@ macro_rules! allocations {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
+    let sizes: Vec<u64> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"))
+        .map(|keys| keys.parse().expect("a number of keys"))
+        .collect();
+    if sizes.is_empty() {
+        count_allocations().await;
+        bytes(&[1_000, 10_000, 100_000, 1_000_000]).await;
+    } else {
+        bytes(&sizes).await;
+    }
+}
+
+async fn count_allocations() {
     let layer = || IdempotencyLayer::new(MemoryStore::new());
     let same = key(7);
 
@@ -77,11 +92,13 @@ async fn main() {
         )),
         allocations!(router(), |key| post_session(Some(key))),
     );
+}
 
+async fn bytes(sizes: &[u64]) {
     println!("\n| keys | bytes kept per key | the store's own count |");
     println!("|---|---|---|");
-    for keys in [1_000, 10_000, 100_000, 1_000_000] {
-        let store = MemoryStore::builder().budget(4 << 30).build().expect("a valid budget");
+    for &keys in sizes {
+        let store = MemoryStore::builder().budget(16 << 30).build().expect("a valid budget");
         let service = guarded(IdempotencyLayer::new(store.clone()));
         let (_, answer) = send(&service, post_session(Some(key(u64::MAX)))).await;
         assert_eq!(answer.len(), 200, "the answer that the figures are about");

@@ -265,40 +265,86 @@ fn body_sizes(runtime: &Runtime) {
     }
 }
 
-fn store_sizes(runtime: &Runtime) {
-    println!("\n| keys in the store | first request, ns | replay, ns |");
-    println!("|---|---|---|");
-    for keys in [1_000u64, 100_000, 5_000_000] {
-        let store = MemoryStore::builder().budget(8 << 30).build().expect("a valid budget");
-        let service = guarded(IdempotencyLayer::new(store));
-        let mut next = 0;
+/// A store that holds so many keys, and what is timed on it.
+struct Sized {
+    keys: u64,
+    service: axum::Router,
+    next: u64,
+    firsts: Vec<f64>,
+    replays: Vec<f64>,
+}
+
+impl Sized {
+    fn new(runtime: &Runtime, keys: u64) -> Self {
+        let mut sized = Self {
+            keys,
+            service: router(),
+            next: 0,
+            firsts: Vec::new(),
+            replays: Vec::new(),
+        };
+        sized.fill(runtime);
+        sized
+    }
+
+    fn fill(&mut self, runtime: &Runtime) {
+        let store = MemoryStore::builder().budget(16 << 30).build().expect("a valid budget");
+        self.service = guarded(IdempotencyLayer::new(store));
+        self.next = self.keys;
         runtime.block_on(async {
-            while next < keys {
-                send(&service, post_session(Some(key(next)))).await;
-                next += 1;
+            for n in 0..self.keys {
+                send(&self.service, post_session(Some(key(n)))).await;
             }
-            let (mut firsts, mut replays) = (Vec::new(), Vec::new());
-            for round in 0..101 {
-                let start = Instant::now();
-                for _ in 0..REQUESTS {
-                    std::hint::black_box(send(&service, post_session(Some(key(next)))).await);
-                    next += 1;
-                }
-                firsts.push(start.elapsed().as_nanos() as f64 / REQUESTS as f64);
-                let start = Instant::now();
-                for n in 0..REQUESTS {
-                    // Spread over the whole store, as clients' retries are.
-                    let old = (round * REQUESTS + n) * 7_919 % keys;
-                    std::hint::black_box(send(&service, post_session(Some(key(old)))).await);
-                }
-                replays.push(start.elapsed().as_nanos() as f64 / REQUESTS as f64);
-            }
-            let median = |mut times: Vec<f64>| {
-                times.sort_by(f64::total_cmp);
-                times[times.len() / 2]
-            };
-            println!("| {keys} | {:.0} | {:.0} |", median(firsts), median(replays));
         });
+    }
+
+    fn round(&mut self, runtime: &Runtime, round: u64) {
+        const REQUESTS: u64 = 500;
+        // Otherwise a small store would not be small for long.
+        if self.keys <= 100_000 {
+            self.fill(runtime);
+        }
+        runtime.block_on(async {
+            let start = Instant::now();
+            for n in self.next..self.next + REQUESTS {
+                std::hint::black_box(send(&self.service, post_session(Some(key(n)))).await);
+            }
+            self.next += REQUESTS;
+            self.firsts.push(start.elapsed().as_nanos() as f64 / REQUESTS as f64);
+            let start = Instant::now();
+            for n in 0..REQUESTS {
+                // Spread over the whole store, as clients' retries are.
+                let old = (round * REQUESTS + n) * 7_919 % self.keys;
+                std::hint::black_box(send(&self.service, post_session(Some(key(old)))).await);
+            }
+            self.replays.push(start.elapsed().as_nanos() as f64 / REQUESTS as f64);
+        });
+    }
+}
+
+fn store_sizes(runtime: &Runtime, sizes: &[u64]) {
+    let mut stores: Vec<_> = sizes.iter().map(|&keys| Sized::new(runtime, keys)).collect();
+    for round in 0..101 {
+        for store in &mut stores {
+            store.round(runtime, round);
+        }
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let mut smallest = None;
+    println!("\n| keys in the store | first request, ns | of the smallest | replay, ns | of the smallest |");
+    println!("|---|---|---|---|---|");
+    for store in &mut stores {
+        let (first, replay) = (median(&mut store.firsts), median(&mut store.replays));
+        let (least_first, least_replay) = *smallest.get_or_insert((first, replay));
+        println!(
+            "| {} | {first:.0} | {:.2} | {replay:.0} | {:.2} |",
+            store.keys,
+            first / least_first,
+            replay / least_replay
+        );
     }
 }
 
@@ -363,7 +409,8 @@ fn main() {
         .enable_all()
         .build()
         .expect("a runtime");
-    let only = std::env::args().nth(1).filter(|arg| !arg.starts_with("--"));
+    let mut arguments = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
+    let only = arguments.next();
     let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
     if wanted("small") {
         small_requests(&one, 1);
@@ -376,7 +423,14 @@ fn main() {
         body_sizes(&one);
     }
     if wanted("sizes") {
-        store_sizes(&one);
+        // `-- sizes 1000 10000000`, for others than these.
+        let asked: Vec<u64> = arguments.map(|keys| keys.parse().expect("a number of keys")).collect();
+        let sizes = if asked.is_empty() {
+            vec![1_000, 100_000, 5_000_000]
+        } else {
+            asked
+        };
+        store_sizes(&one, &sizes);
     }
     if wanted("sweep") {
         sweeping(&one);
