@@ -1,0 +1,1 @@
+//! Nothing: Cargo wants more than a bench in a package.
