@@ -272,7 +272,7 @@ impl Drop for AtWork {
 
 fn handle(shared: Shared, request: Request<Script>) -> impl Future<Output = Result<Response<Script>, HandlerFailed>> {
     let plan = shared.world().plans.pop_front();
-    let plan = plan.unwrap_or_else(|| plan_of(&mut Input::new(&[])));
+    let plan = plan.unwrap_or_else(ordinary_plan);
     let (parts, body) = request.into_parts();
     let key = parts.extensions.get::<IdempotencyKey>().cloned();
     let at_work = AtWork::new(&shared, key.as_ref().map(|key| *key.slot()));
@@ -440,6 +440,22 @@ impl Millis for u64 {
     fn millis(self) -> Duration {
         Duration::from_millis(self)
     }
+}
+
+/// What the handler does when the input says no more: an answer with what is kept and what is not.
+fn ordinary_plan() -> Plan {
+    let mut plan = plan_of(&mut Input::new(&[]));
+    for (name, value) in [
+        ("set-cookie", "a=b"),
+        ("date", "now"),
+        ("connection", "x-a"),
+        ("x-a", "a"),
+        ("x-b", "b"),
+    ] {
+        plan.headers.insert(name, HeaderValue::from_static(value));
+    }
+    plan.steps = vec![Step::Data(Bytes::from_static(b"done"))];
+    plan
 }
 
 fn plan_of(input: &mut Input<'_>) -> Plan {
