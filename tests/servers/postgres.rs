@@ -281,6 +281,9 @@ fn programs() -> Option<PathBuf> {
     // A link in `PATH` may lead to it alone.
     let in_path = process::in_path("initdb").and_then(|initdb| Some(initdb.canonicalize().ok()?.parent()?.to_owned()));
     in_path.filter(has_all).or_else(|| {
+        if process::hidden() {
+            return None;
+        }
         // Where Debian puts them, which is not in `PATH`.
         let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
         versions

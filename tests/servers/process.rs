@@ -23,6 +23,11 @@ pub fn required() -> bool {
     std::env::var_os("IDEMPOTENCY_REQUIRE_SERVERS").is_some_and(|value| value == "1")
 }
 
+/// Whether what is installed must not be found: to test on any machine what holds on a bare one.
+pub fn hidden() -> bool {
+    std::env::var_os("IDEMPOTENCY_HIDE_SERVERS").is_some_and(|value| value == "1")
+}
+
 /// For a server that is not installed: says so, or panics where servers are required.
 pub fn missing(server: &str) {
     assert!(
@@ -35,6 +40,9 @@ pub fn missing(server: &str) {
 /// The path of a program in `PATH`. Its symbolic links are not followed: some programs are many, and
 /// do what the name says that they are called by.
 pub fn in_path(program: &str) -> Option<PathBuf> {
+    if hidden() {
+        return None;
+    }
     std::env::split_paths(&std::env::var_os("PATH")?).find_map(|directory| {
         let path = directory.join(program);
         let metadata = path.metadata().ok()?;
