@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::runtime::Handle;
-use tokio::time::{advance, timeout};
+use tokio::time::{Instant, advance, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_idempotency::{Fate, IdempotencyLayer, Outcome, ProblemKind};
 
@@ -135,6 +135,9 @@ struct Client {
     sent: Option<Pin<Box<dyn Future<Output = Got>>>>,
     woken: Arc<Flag>,
     got: Got,
+    asked: Option<Instant>,
+    /// It was looked at when it had waited for as long as it may, and waits on.
+    late: bool,
 }
 
 impl Client {
@@ -145,6 +148,8 @@ impl Client {
             sent: Some(Box::pin(sent)),
             woken,
             got: Got::Left,
+            asked: None,
+            late: false,
         }
     }
 
@@ -152,13 +157,17 @@ impl Client {
         self.sent.is_some() && self.woken.0.load(Ordering::Relaxed)
     }
 
-    fn poll(&mut self) {
+    fn poll(&mut self, wait: Duration) {
         let Some(mut sent) = self.sent.take() else { return };
+        let asked = *self.asked.get_or_insert_with(Instant::now);
         self.woken.0.store(false, Ordering::Relaxed);
         let waker = Waker::from(Arc::clone(&self.woken));
         let mut cx = Context::from_waker(&waker);
         match catch_unwind(AssertUnwindSafe(|| sent.as_mut().poll(&mut cx))) {
-            Ok(Poll::Pending) => self.sent = Some(sent),
+            Ok(Poll::Pending) => {
+                self.sent = Some(sent);
+                self.late = asked.elapsed() >= wait;
+            }
             Ok(Poll::Ready(got)) => self.got = got,
             Err(panic) if panic.is::<Failed>() => self.got = Got::Panic,
             Err(panic) => resume_unwind(panic),
@@ -199,7 +208,9 @@ impl Race {
         let works = Arc::new(Mutex::new(Works::default()));
         let service = layer.layer(self.handler(&works, &activity));
         let mut clients: Vec<Client> = (0..self.clients).map(|_| Client::new(send(service.clone()))).collect();
-        self.schedule(choices, &activity, &mut clients).await;
+        // A store that answers at once leaves nobody an excuse.
+        let prompt = IN_PROCESS && self.lag == Lag::NONE;
+        self.schedule(choices, &activity, &mut clients, prompt).await;
         let background = layer.background();
         timeout(Duration::from_secs(3600), background.wait())
             .await
@@ -220,7 +231,7 @@ impl Race {
         }
     }
 
-    async fn schedule(&self, choices: &mut Choices, activity: &Activity, clients: &mut [Client]) {
+    async fn schedule(&self, choices: &mut Choices, activity: &Activity, clients: &mut [Client], prompt: bool) {
         let mut ticks = self.ticks.iter();
         // Whether the background may have something to do, as far as can be seen.
         let mut stirs = true;
@@ -245,7 +256,12 @@ impl Race {
                 eprintln!("{next:?} of {options:?}");
             }
             match next {
-                Next::Poll(i) => clients[i].poll(),
+                Next::Poll(i) => {
+                    clients[i].poll(self.wait);
+                    let late = clients.iter().filter(|client| client.late && client.sent.is_some());
+                    // Who holds the claim takes as long as the handler does.
+                    assert!(!prompt || late.count() <= 1, "a waiter waits beyond its bound");
+                }
                 Next::Leave(i) => clients[i].sent = None,
                 Next::Tick => advance(Duration::from_secs(*ticks.next().expect("there is one"))).await,
                 Next::Background => {

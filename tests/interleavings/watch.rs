@@ -43,7 +43,7 @@ impl Activity {
 }
 
 /// How slow the store is, in polls, and what it does to its callers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Lag {
     /// Before a call has its effect, and between the effect and the answer.
     pub(crate) call: [usize; 2],
