@@ -59,7 +59,7 @@ fn replay(target: &str, run: fn(&[u8])) {
     check("empty", &[]);
     let mut random = fastrand::Rng::with_seed(0x1D37);
     for n in 0..RANDOM {
-        let length = random.usize(..if n % 8 == 0 { 1024 } else { 96 });
+        let length = random.usize(..if n % 8 == 0 { 1024 } else { 320 });
         let mut data = vec![0; length];
         random.fill(&mut data);
         // Small numbers decide more than large ones.
