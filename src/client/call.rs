@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::attempt::{AttemptError, BodyError, whole};
 use super::error::CallError;
 use super::operation::{Operation, Stopped};
-use super::retry::{Next, Repeatable, RetryPolicy, Seen, Transient};
+use super::retry::{Next, Repeatable, RetryPolicy, Seen};
 use crate::error::{BoxError, ConfigError};
 
 /// What bounds a call.
@@ -43,17 +43,18 @@ impl<C> Limits<C> {
 
 /// Sends the request until its result is final or a bound is reached.
 ///
-/// `replay` makes the same request once more, `send` sends one.
+/// `replay` makes the same request once more, `is_transient` tells whether another attempt may end
+/// otherwise than in that error, `send` sends a request.
 pub(super) async fn call<Req, C, B, E, F>(
     limits: &Limits<C>,
     operation: &Operation,
     repeatable: Repeatable,
     request: Req,
     replay: impl Fn(&Req) -> Option<Req>,
+    is_transient: impl Fn(&E) -> bool,
     mut send: impl FnMut(Req) -> F,
 ) -> Result<Response<Full<Bytes>>, CallError>
 where
-    C: Transient<E>,
     B: Body<Error: Into<BoxError>>,
     E: Into<BoxError>,
     F: Future<Output = Result<Response<B>, E>>,
@@ -88,7 +89,7 @@ where
             operation.answered(response.headers());
             response.extensions_mut().insert(operation.clone());
         }
-        let next = limits.policy.judge(&mut call, repeatable, limits.seen(&result));
+        let next = limits.policy.judge(&mut call, repeatable, seen(&result, &is_transient));
         next.observe(Some(operation), call);
         let stopped = match (next, again) {
             (Next::Retry(pause), Some(again)) => {
@@ -138,24 +139,22 @@ impl Last {
     }
 }
 
-impl<C> Limits<C> {
-    fn seen<'r, E>(&self, result: &'r Result<Response<Full<Bytes>>, AttemptError<E>>) -> Seen<'r>
-    where
-        C: Transient<E>,
-    {
-        match result {
-            Ok(response) => Seen::Response(response.status(), response.headers()),
-            Err(AttemptError::Client(error)) => Seen::Error {
-                transient: self.policy.is_transient(error),
-            },
-            Err(AttemptError::NoResponse(_)) => Seen::Error { transient: true },
-            Err(AttemptError::Body(head, error)) => Seen::HeadAlone {
-                status: head.status(),
-                headers: head.headers(),
-                // It would be as large the next time.
-                transient: !matches!(error, BodyError::TooLarge(_)),
-            },
-        }
+fn seen<'r, E>(
+    result: &'r Result<Response<Full<Bytes>>, AttemptError<E>>,
+    is_transient: impl Fn(&E) -> bool,
+) -> Seen<'r> {
+    match result {
+        Ok(response) => Seen::Response(response.status(), response.headers()),
+        Err(AttemptError::Client(error)) => Seen::Error {
+            transient: is_transient(error),
+        },
+        Err(AttemptError::NoResponse(_)) => Seen::Error { transient: true },
+        Err(AttemptError::Body(head, error)) => Seen::HeadAlone {
+            status: head.status(),
+            headers: head.headers(),
+            // It would be as large the next time.
+            transient: !matches!(error, BodyError::TooLarge(_)),
+        },
     }
 }
 

@@ -47,8 +47,8 @@ use crate::error::{BoxError, ConfigError};
 /// ```
 #[derive(Clone)]
 pub struct ClientLayer<C = EveryError> {
-    limits: Arc<Limits<C>>,
-    keys: IdempotencyKeyLayer,
+    pub(super) limits: Arc<Limits<C>>,
+    pub(super) keys: IdempotencyKeyLayer,
 }
 
 impl ClientLayer {
@@ -208,7 +208,8 @@ where
         let limits = Arc::clone(&self.limits);
         ClientFuture(Box::pin(async move {
             let send = move |request| Oneshot::new(ready.take().unwrap_or_else(|| clone.clone()), request);
-            call::call(&limits, &operation, repeatable, request, replay, send).await
+            let is_transient = |error: &_| limits.policy.is_transient(error);
+            call::call(&limits, &operation, repeatable, request, replay, is_transient, send).await
         }))
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = reqwest_middleware::ClientBuilder::new(reqwest::Client::new())
-//!     .with(IdempotencyMiddleware::new())
+//!     .with(IdempotencyMiddleware::default())
 //!     .build();
 //!
 //! let operation = Operation::derived(["order-17", "charge"]);
@@ -23,7 +23,6 @@
 //! ```
 
 use std::fmt;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use http::Extensions;
@@ -31,13 +30,12 @@ use reqwest::{Body, Request, Response, ResponseBuilderExt};
 use reqwest_middleware::{Error, Middleware, Next};
 use tokio::sync::Mutex;
 
-use super::call::{self, Limits};
-use super::key::IdempotencyKeyLayer;
+use super::call;
+use super::layer::ClientLayer;
 use super::operation::Operation;
-use super::retry::{EveryError, RetryPolicy, Transient};
-use crate::error::ConfigError;
+use super::retry::{EveryError, Transient};
 
-/// What [`ClientLayer`](super::ClientLayer) does, for `reqwest`: the same keys, retries and bounds.
+/// What a [`ClientLayer`] does, for `reqwest`: the same keys, retries and bounds, by its settings.
 ///
 /// Middlewares that stand after it see each attempt; put one that signs or authenticates there. The
 /// operation goes in by `RequestBuilder::with_extension` and is in the response's extensions. A
@@ -48,103 +46,41 @@ use crate::error::ConfigError;
 ///
 /// `reqwest` follows redirects itself, within each attempt, and with the key: `307` and `308` repeat
 /// the request; `301`, `302` and `303` turn a `POST` into a `GET`. Too many of them are an error
-/// that is not retried.
+/// that is not retried, and so is a request that `reqwest` cannot build.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::client::reqwest::IdempotencyMiddleware;
+/// use tower_idempotency::client::{ClientLayer, RetryPolicy};
+///
+/// let settings = ClientLayer::builder(RetryPolicy::builder().attempts(5).build()?)
+///     .attempt_time(Duration::from_secs(5))
+///     .build()?;
+/// let middleware = IdempotencyMiddleware::new(settings);
+/// # let _ = middleware;
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
 #[derive(Clone)]
-pub struct IdempotencyMiddleware<C = EveryError> {
-    limits: Limits<NotOfTheRequest<C>>,
-    keys: IdempotencyKeyLayer,
-}
-
-impl IdempotencyMiddleware {
-    /// All defaults.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            limits: Limits::new(RetryPolicy::new().map_transient(NotOfTheRequest)),
-            keys: IdempotencyKeyLayer::new(),
-        }
-    }
-}
-
-impl Default for IdempotencyMiddleware {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+pub struct IdempotencyMiddleware<C = EveryError>(ClientLayer<C>);
 
 impl<C> IdempotencyMiddleware<C> {
-    /// Settings of your own.
-    pub fn builder(policy: RetryPolicy<C>) -> IdempotencyMiddlewareBuilder<C> {
-        IdempotencyMiddlewareBuilder {
-            limits: Limits::new(policy.map_transient(NotOfTheRequest)),
-            keys: IdempotencyKeyLayer::new(),
-        }
+    /// With these settings.
+    #[must_use]
+    pub fn new(settings: ClientLayer<C>) -> Self {
+        Self(settings)
     }
 }
 
-/// Settings of an [`IdempotencyMiddleware`]; what cannot work is an error of [`build`](Self::build).
-#[must_use]
-pub struct IdempotencyMiddlewareBuilder<C> {
-    limits: Limits<NotOfTheRequest<C>>,
-    keys: IdempotencyKeyLayer,
-}
-
-impl<C> IdempotencyMiddlewareBuilder<C> {
-    /// As [`ClientLayerBuilder::keys`](super::ClientLayerBuilder::keys).
-    pub fn keys(mut self, keys: IdempotencyKeyLayer) -> Self {
-        self.keys = keys;
-        self
-    }
-
-    /// As [`ClientLayerBuilder::attempt_time`](super::ClientLayerBuilder::attempt_time).
-    pub fn attempt_time(mut self, attempt_time: Duration) -> Self {
-        self.limits.attempt_time = attempt_time;
-        self
-    }
-
-    /// As [`ClientLayerBuilder::max_response_body`](super::ClientLayerBuilder::max_response_body).
-    pub fn max_response_body(mut self, bytes: usize) -> Self {
-        self.limits.max_response_body = bytes;
-        self
-    }
-
-    /// The middleware.
-    ///
-    /// # Errors
-    /// [`ConfigError`] names the setting that cannot work.
-    pub fn build(self) -> Result<IdempotencyMiddleware<C>, ConfigError> {
-        Ok(IdempotencyMiddleware {
-            limits: self.limits.validated()?,
-            keys: self.keys,
-        })
+/// All defaults.
+impl Default for IdempotencyMiddleware {
+    fn default() -> Self {
+        Self::new(ClientLayer::new())
     }
 }
 
 impl<C> fmt::Debug for IdempotencyMiddleware<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdempotencyMiddleware")
-            .field("limits", &self.limits)
-            .field("keys", &self.keys)
-            .finish()
-    }
-}
-
-impl<C> fmt::Debug for IdempotencyMiddlewareBuilder<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdempotencyMiddlewareBuilder")
-            .field("limits", &self.limits)
-            .field("keys", &self.keys)
-            .finish()
-    }
-}
-
-/// Errors that lie in the request itself are the same the next time.
-#[derive(Debug, Clone)]
-struct NotOfTheRequest<C>(C);
-
-impl<C: Transient<Error>> Transient<Error> for NotOfTheRequest<C> {
-    fn is_transient(&self, error: &Error) -> bool {
-        !error.is_builder() && !error.is_redirect() && self.0.is_transient(error)
+        f.debug_tuple("IdempotencyMiddleware").field(&self.0).finish()
     }
 }
 
@@ -159,10 +95,11 @@ where
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> reqwest_middleware::Result<Response> {
+        let ClientLayer { limits, keys } = &self.0;
         let method = request.method().clone();
         let callers = extensions.get::<Operation>().is_some();
-        let operation = self.keys.begin(&method, request.headers_mut(), extensions);
-        let repeatable = self.limits.policy.repeatable(&method, request.headers(), extensions);
+        let operation = keys.begin(&method, request.headers_mut(), extensions);
+        let repeatable = limits.policy.repeatable(&method, request.headers(), extensions);
 
         // One attempt after the other; the lock is never waited for.
         let extensions = Mutex::new(extensions);
@@ -175,7 +112,19 @@ where
                 Ok(with_url(response.map_err(Error::without_url)?))
             }
         };
-        let called = call::call(&self.limits, &operation, repeatable, request, Request::try_clone, send).await;
+        // Errors that lie in the request itself are the same the next time.
+        let is_transient =
+            |error: &Error| !error.is_builder() && !error.is_redirect() && limits.policy.is_transient(error);
+        let called = call::call(
+            limits,
+            &operation,
+            repeatable,
+            request,
+            Request::try_clone,
+            is_transient,
+            send,
+        )
+        .await;
         if !callers {
             // The next request with these extensions is another operation.
             extensions.into_inner().remove::<Operation>();

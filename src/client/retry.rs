@@ -145,15 +145,6 @@ impl Default for RetryPolicy {
 }
 
 impl<C> RetryPolicy<C> {
-    #[cfg(feature = "reqwest")]
-    pub(super) fn map_transient<D>(self, map: impl FnOnce(C) -> D) -> RetryPolicy<D> {
-        RetryPolicy {
-            rules: self.rules,
-            transient: map(self.transient),
-            call: self.call,
-        }
-    }
-
     pub(super) fn total_time(&self) -> Duration {
         self.rules.total_time
     }
