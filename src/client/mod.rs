@@ -92,10 +92,12 @@ mod replay;
 pub mod reqwest;
 mod retry;
 mod retry_after;
+mod retry_builder;
 
 pub use error::CallError;
 pub use key::{IdempotencyKeyLayer, IdempotencyKeyService, KeyFuture};
 pub use layer::{ClientFuture, ClientLayer, ClientLayerBuilder, ClientService};
 pub use operation::{Operation, Stopped};
 pub use replay::{Once, ReplayableBody};
-pub use retry::{EveryError, RetryPolicy, RetryPolicyBuilder, Transient};
+pub use retry::{EveryError, RetryPolicy, Transient};
+pub use retry_builder::RetryPolicyBuilder;

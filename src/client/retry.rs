@@ -7,15 +7,13 @@ use std::time::Duration;
 use http::{Extensions, HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use tokio::time::{Instant, Sleep, sleep};
 use tower::retry::Policy;
-use tower::retry::budget::{Budget, TpsBudget};
+use tower::retry::budget::Budget;
 
 use super::backoff::Backoff;
 use super::key::KeyHeader;
 use super::operation::{Operation, Stopped, is_replay};
 use super::replay::ReplayableBody;
 use super::retry_after::retry_after;
-use crate::error::ConfigError;
-use crate::key::IDEMPOTENCY_KEY;
 
 /// What is tried again, and when: exponential backoff with full jitter, within bounds.
 ///
@@ -49,14 +47,14 @@ pub struct RetryPolicy<C = EveryError> {
     call: Call,
 }
 
-struct Rules {
-    attempts: u32,
-    total_time: Duration,
-    backoff: Backoff,
-    budget: Option<Arc<dyn Budget + Send + Sync>>,
-    key_header: HeaderName,
-    every_conflict: bool,
-    response: Option<Arc<RetryResponse>>,
+pub(super) struct Rules {
+    pub(super) attempts: u32,
+    pub(super) total_time: Duration,
+    pub(super) backoff: Backoff,
+    pub(super) budget: Option<Arc<dyn Budget + Send + Sync>>,
+    pub(super) key_header: HeaderName,
+    pub(super) every_conflict: bool,
+    pub(super) response: Option<Arc<RetryResponse>>,
 }
 
 type RetryResponse = dyn Fn(StatusCode, &HeaderMap) -> Option<bool> + Send + Sync;
@@ -103,7 +101,7 @@ pub(super) enum Repeatable {
     No(Stopped),
 }
 
-/// Which errors of a client are worth another attempt. See [`RetryPolicyBuilder::retry_if`].
+/// Which errors of a client are worth another attempt. See [`RetryPolicyBuilder::retry_if`](super::RetryPolicyBuilder::retry_if).
 pub trait Transient<E> {
     /// Whether another attempt may end otherwise.
     fn is_transient(&self, error: &E) -> bool;
@@ -125,26 +123,15 @@ impl<E, F: Fn(&E) -> bool> Transient<E> for F {
     }
 }
 
-impl RetryPolicy {
-    /// The policy with all defaults.
-    #[must_use]
-    pub fn new() -> Self {
-        RetryPolicyBuilder::new().finish()
-    }
-
-    /// A policy with settings of your own.
-    pub fn builder() -> RetryPolicyBuilder {
-        RetryPolicyBuilder::new()
-    }
-}
-
-impl Default for RetryPolicy {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl<C> RetryPolicy<C> {
+    pub(super) fn by(rules: Rules, transient: C) -> Self {
+        Self {
+            rules: Arc::new(rules),
+            transient,
+            call: Call::new(),
+        }
+    }
+
     pub(super) fn total_time(&self) -> Duration {
         self.rules.total_time
     }
@@ -357,182 +344,5 @@ impl<C> fmt::Debug for RetryPolicy<C> {
             .field("key_header", &self.rules.key_header)
             .field("every_conflict", &self.rules.every_conflict)
             .finish_non_exhaustive()
-    }
-}
-
-/// Settings of a [`RetryPolicy`]; what cannot work is an error of [`build`](Self::build).
-#[must_use]
-pub struct RetryPolicyBuilder<C = EveryError> {
-    rules: Rules,
-    transient: C,
-}
-
-impl RetryPolicyBuilder {
-    fn new() -> Self {
-        Self {
-            rules: Rules {
-                attempts: 16,
-                total_time: Duration::from_secs(60),
-                backoff: Backoff {
-                    base: Duration::from_millis(200),
-                    cap: Duration::from_secs(10),
-                },
-                // Ten retries a second, and one for each five calls, over the last ten seconds.
-                budget: Some(Arc::new(TpsBudget::default())),
-                key_header: IDEMPOTENCY_KEY,
-                every_conflict: false,
-                response: None,
-            },
-            transient: EveryError,
-        }
-    }
-}
-
-impl<C> RetryPolicyBuilder<C> {
-    /// How often a request is sent at most in one call, the first time included. 16 by default; 1 is
-    /// no retry; 0 is an error.
-    pub fn attempts(mut self, attempts: u32) -> Self {
-        self.rules.attempts = attempts;
-        self
-    }
-
-    /// How long a call may take in all, pauses included. 60 s by default; zero is an error.
-    ///
-    /// After a crash a key stays `409` until the server's lease has lapsed (30 s by this crate's
-    /// default): with less time than that, the call ends before.
-    /// [`ClientLayer`](super::ClientLayer) also ends an attempt that runs into it; with
-    /// [`tower::retry`] itself, no attempt begins later.
-    pub fn total_time(mut self, total_time: Duration) -> Self {
-        self.rules.total_time = total_time;
-        self
-    }
-
-    /// The bounds of the first pause and of every pause; between them the bound doubles with each
-    /// attempt, and the pause is drawn evenly from below it ("full jitter"). 200 ms and 10 s by
-    /// default. A `base` of zero, or above `cap`, is an error.
-    pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
-        self.rules.backoff = Backoff { base, cap };
-        self
-    }
-
-    /// What limits the retries of all calls together, so that an outage is not made worse. Each call
-    /// deposits, each retry withdraws. By default [`TpsBudget::default`]: 20 % of the calls of the
-    /// last ten seconds, and ten a second besides. One may serve several policies.
-    pub fn budget<B: Budget + Send + Sync + 'static>(mut self, budget: Arc<B>) -> Self {
-        self.rules.budget = Some(budget);
-        self
-    }
-
-    /// Retries whatever the share of them. **In an outage every call is then sent as often as
-    /// [`attempts`](Self::attempts) allows**: for batch jobs and tests.
-    pub fn without_budget(mut self) -> Self {
-        self.rules.budget = None;
-        self
-    }
-
-    /// The header that carries keys which were not set through an
-    /// [`Operation`] or an [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer). `Idempotency-Key` by
-    /// default.
-    pub fn key_header(mut self, name: HeaderName) -> Self {
-        self.rules.key_header = name;
-        self
-    }
-
-    /// Takes every `409` for an operation in flight, for servers that send neither `Retry-After` nor
-    /// `x-should-retry` with it. By default only a `409` with one of them is tried again, since an
-    /// application's own conflicts do not pass by waiting.
-    pub fn retry_every_conflict(mut self) -> Self {
-        self.rules.every_conflict = true;
-        self
-    }
-
-    /// Which responses are worth another attempt, where you know better than their status, `Retry-After`
-    /// and `x-should-retry` tell: `None` leaves it to those. Not asked for successes, redirects, `422`
-    /// and replays, which are final.
-    ///
-    /// ```
-    /// use http::StatusCode;
-    /// use tower_idempotency::client::RetryPolicy;
-    ///
-    /// let policy = RetryPolicy::builder()
-    ///     .retry_response_if(|status, _headers| match status {
-    ///         StatusCode::NOT_IMPLEMENTED => Some(false),
-    ///         // This provider's new customers are not there at once.
-    ///         StatusCode::NOT_FOUND => Some(true),
-    ///         _ => None,
-    ///     })
-    ///     .build()?;
-    /// # let _ = policy;
-    /// # Ok::<(), tower_idempotency::ConfigError>(())
-    /// ```
-    pub fn retry_response_if<F>(mut self, retry: F) -> Self
-    where
-        F: Fn(StatusCode, &HeaderMap) -> Option<bool> + Send + Sync + 'static,
-    {
-        self.rules.response = Some(Arc::new(retry));
-        self
-    }
-
-    /// Which errors are worth another attempt: all of them by default. Narrow it for errors that
-    /// cannot pass, such as a certificate that is not trusted.
-    ///
-    /// It is asked with the error of the service inside, so that the closure names its type:
-    ///
-    /// ```
-    /// use hyper_util::client::legacy::Error;
-    /// use tower_idempotency::client::RetryPolicy;
-    ///
-    /// // Only where the request cannot have arrived; with a key there is no need for that.
-    /// let policy = RetryPolicy::builder().retry_if(|error: &Error| error.is_connect()).build()?;
-    /// # let _ = policy;
-    /// # Ok::<(), tower_idempotency::ConfigError>(())
-    /// ```
-    pub fn retry_if<E, F: Fn(&E) -> bool>(self, transient: F) -> RetryPolicyBuilder<F> {
-        RetryPolicyBuilder {
-            rules: self.rules,
-            transient,
-        }
-    }
-
-    /// The policy.
-    ///
-    /// # Errors
-    /// [`ConfigError`] names the setting that cannot work.
-    pub fn build(self) -> Result<RetryPolicy<C>, ConfigError> {
-        let Rules {
-            attempts,
-            total_time,
-            backoff: Backoff { base, cap },
-            ..
-        } = self.rules;
-        if attempts == 0 {
-            return Err(ConfigError::new("attempts", "0 would send nothing; 1 is no retry"));
-        }
-        if total_time.is_zero() {
-            return Err(ConfigError::new("total_time", "it must be longer than nothing"));
-        }
-        if base.is_zero() || base > cap {
-            return Err(ConfigError::new(
-                "backoff",
-                format!(
-                    "the first pause's bound ({base:?}) must be longer than nothing, and not above the cap ({cap:?})"
-                ),
-            ));
-        }
-        Ok(self.finish())
-    }
-
-    fn finish(self) -> RetryPolicy<C> {
-        RetryPolicy {
-            rules: Arc::new(self.rules),
-            transient: self.transient,
-            call: Call::new(),
-        }
-    }
-}
-
-impl<C> fmt::Debug for RetryPolicyBuilder<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryPolicyBuilder").finish_non_exhaustive()
     }
 }
