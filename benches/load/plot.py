@@ -64,7 +64,8 @@ def ratio(slices, base):
 
 
 def throughput(results):
-    drawing = Drawing("Requests per second, as a share of those without a key", 300)
+    """Up or down from 1, each line the double of the one below: a replay may do without a slow disk."""
+    drawing = Drawing("Requests per second, as multiples of those without a key", 300)
     kinds = ["first", "replay"]
     drawing.legend(kinds)
     shares = {
@@ -72,18 +73,17 @@ def throughput(results):
         for store, result in results.items()
         for kind in kinds
     }
-    top = max(1.0, *shares.values()) * 1.1
+    low = min(-1, math.floor(math.log2(min(shares.values()))))
+    high = max(1, math.ceil(math.log2(max(shares.values()))))
     bottom = drawing.height - BOTTOM
 
-    def height(value):
-        return value / top * (bottom - TOP)
+    def y(value):
+        return bottom - (math.log2(value) - low) / (high - low) * (bottom - TOP)
 
-    step = 0.25 if top < 2 else 0.5 if top < 4 else 1 if top < 8 else math.ceil(top / 6)
-    for number in range(int(top / step) + 1):
-        value = number * step
-        drawing.line(LEFT, bottom - height(value), WIDTH - RIGHT, bottom - height(value))
-        drawing.text(LEFT - 6, bottom - height(value) + 4, f"{value:g}", "end")
-    drawing.line(LEFT, bottom - height(1), WIDTH - RIGHT, bottom - height(1), TEXT, 1.5)
+    for power in range(low, high + 1):
+        drawing.line(LEFT, y(2**power), WIDTH - RIGHT, y(2**power))
+        drawing.text(LEFT - 6, y(2**power) + 4, f"{2.0**power:g}", "end")
+    drawing.line(LEFT, y(1), WIDTH - RIGHT, y(1), TEXT, 1.5)
     group = (WIDTH - LEFT - RIGHT) / len(results)
     for place, store in enumerate(results):
         middle = LEFT + group * (place + 0.5)
@@ -91,8 +91,9 @@ def throughput(results):
         for offset, kind in zip((-1, 0), kinds):
             share = shares[store, kind]
             x = middle + offset * 50 + (2 if offset == 0 else -2)
-            drawing.bar(x, bottom - height(share), 50, height(share), COLOURS[kind])
-            drawing.text(x + 25, bottom - height(share) - 5, f"{share:.2f}", "middle")
+            drawing.bar(x, min(y(share), y(1)), 50, abs(y(share) - y(1)), COLOURS[kind])
+            above = share >= 1
+            drawing.text(x + 25, y(share) + (-5 if above else 14), f"{share:.2f}", "middle")
     return drawing
 
 
