@@ -28,7 +28,13 @@ impl<DB: Database> Writing<DB> {
     ) -> Result<Self, DataError> {
         Ok(match operation {
             Some(operation) => Self::Operation(operation.begin().await?),
-            None => Self::Own(pool.begin_with(begin).await?),
+            // In a task: a client that hangs up drops its handler, and `sqlx` 0.9 leaves the transaction
+            // open on a pooled connection if it is dropped while it begins one. What the pool's next
+            // user writes, a claim perhaps, would then be in a transaction that nobody commits.
+            None => {
+                let pool = pool.clone();
+                Self::Own(tokio::spawn(async move { pool.begin_with(begin).await }).await??)
+            }
         })
     }
 

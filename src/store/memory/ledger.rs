@@ -13,8 +13,11 @@
 use std::collections::btree_map::OccupiedEntry;
 use std::collections::{BTreeMap, HashMap, VecDeque, hash_map};
 
+use std::hash::BuildHasherDefault;
+
 use slab::Slab;
 
+use super::hash::TagHasher;
 use crate::scope::{ScopeTag, Slot};
 use crate::state::Millis;
 
@@ -136,10 +139,12 @@ impl Lines {
 /// What the lines of each scope that has any take.
 struct Takings {
     /// In parts, so that growing one, which moves all its entries under the ledger's lock, is soon done.
-    parts: Box<[HashMap<ScopeTag, u64>]>,
+    parts: Box<[Taken]>,
     scopes: u64,
     total: u64,
 }
+
+type Taken = HashMap<ScopeTag, u64, BuildHasherDefault<TagHasher>>;
 
 /// Parts of [`Takings`].
 const PARTS: usize = 256;
@@ -147,7 +152,7 @@ const PARTS: usize = 256;
 impl Default for Takings {
     fn default() -> Self {
         Self {
-            parts: (0..PARTS).map(|_| HashMap::new()).collect(),
+            parts: (0..PARTS).map(|_| Taken::default()).collect(),
             scopes: 0,
             total: 0,
         }
@@ -155,7 +160,7 @@ impl Default for Takings {
 }
 
 impl Takings {
-    fn part(&mut self, scope: ScopeTag) -> &mut HashMap<ScopeTag, u64> {
+    fn part(&mut self, scope: ScopeTag) -> &mut Taken {
         &mut self.parts[scope.part_of(PARTS)]
     }
 
