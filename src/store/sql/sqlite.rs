@@ -144,13 +144,23 @@ impl SqliteStore {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(8)
-            .test_before_acquire(false)
-            .connect_with(options)
-            .await
-            .map_err(|error| Self::error("open", error))?;
-        Ok(Self::new(pool))
+        let began = tokio::time::Instant::now();
+        loop {
+            let pool = SqlitePoolOptions::new()
+                .max_connections(8)
+                .test_before_acquire(false)
+                .connect_with(options.clone());
+            match pool.await {
+                Ok(pool) => return Ok(Self::new(pool)),
+                // When several switch a new file to WAL at once, SQLite does not wait, but says so.
+                Err(sqlx::Error::Database(error))
+                    if error.message() == "database is locked" && began.elapsed() < BUSY_TIMEOUT =>
+                {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => return Err(Self::error("open", error)),
+            }
+        }
     }
 
     /// A store in the table `idempotency_keys` of the application's database. Give the pool WAL
