@@ -11,7 +11,7 @@ mod servers {
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -263,10 +263,12 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
         };
         assert_eq!(store.begin(&print).await.unwrap(), Begun::Mismatch);
         // The sweeper passes it by.
-        sqlx::query("UPDATE idempotency_keys SET forget_at = now() - interval '1 day'")
-            .execute(&mut *lock)
-            .await
-            .unwrap();
+        sqlx::query(
+            "UPDATE idempotency_keys SET forget_at = now() - interval '1 day', sweep_at = now() - interval '1 day'",
+        )
+        .execute(&mut *lock)
+        .await
+        .unwrap();
         assert_eq!(store.sweep(10).await.unwrap(), 0);
         lock.rollback().await.unwrap();
         let again = store.begin(&begin(slot, 2)).await.unwrap();
@@ -316,10 +318,12 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
         );
     }
     let full = "slot bytea PRIMARY KEY, fingerprint bytea NOT NULL, token bigint NOT NULL, attempt integer NOT NULL, \
-                lease_until timestamptz NOT NULL, forget_at timestamptz NOT NULL, record bytea";
+                lease_until timestamptz NOT NULL, forget_at timestamptz NOT NULL, sweep_at timestamptz NOT NULL, \
+                record bytea";
     for (what, columns) in [
         ("another's", "id bigint".to_owned()),
         ("no token", full.replace("token bigint NOT NULL, ", "")),
+        ("no sweep_at", full.replace("sweep_at timestamptz NOT NULL, ", "")),
         ("no record", full.replace(", record bytea", "")),
         ("a text slot", full.replace("slot bytea", "slot text")),
         ("no primary key", full.replace("PRIMARY KEY", "NOT NULL")),
@@ -470,11 +474,42 @@ async fn what_is_in_a_slot_is_told_and_settled() {
     assert_eq!(store.begin(&other).await.unwrap(), Begun::Started { attempt: 1 });
 }
 
+/// The index that the sweeper reads is written by claims alone: what became of a row since is in it.
+#[tokio::test]
+async fn what_lives_longer_than_its_claim_said_is_put_off_and_swept_in_its_time() {
+    let Some((_, url)) = database().await else { return };
+    let store = open(&url, 2).await;
+    for (slot, ttl) in [(1, TTL), (2, Duration::ZERO), (3, Duration::ZERO)] {
+        let claim = begin(slot, 1);
+        store.begin(&claim).await.unwrap();
+        let held = store.complete(&claim.slot, Token(1), &record(), ttl).await.unwrap();
+        assert_eq!(held, Held::Yes);
+    }
+    sqlx::query("UPDATE idempotency_keys SET sweep_at = now() - interval '1 hour'")
+        .execute(store.pool())
+        .await
+        .unwrap();
+    let swept = AtomicU64::new(0);
+    let sweep = async || swept.fetch_add(store.sweep(1).await.unwrap(), Ordering::Relaxed);
+    eventually("both are swept, one by one", async || {
+        sweep().await;
+        swept.load(Ordering::Relaxed) == 2
+    })
+    .await;
+    let due: i64 = sqlx::query_scalar("SELECT count(*) FROM idempotency_keys WHERE sweep_at < forget_at")
+        .fetch_one(store.pool())
+        .await
+        .unwrap();
+    assert_eq!(due, 0, "the sweeper does not look at the one that lives each time");
+    assert_eq!(store.begin(&begin(1, 2)).await.unwrap(), Begun::Done(record()));
+    assert_eq!(store.sweep(10).await.unwrap(), 0);
+}
+
 #[tokio::test]
 async fn the_sweeper_removes_in_batches_and_survives() {
     let Some((_, url)) = database().await else { return };
     let store = open(&url, 2).await;
-    let fill = "INSERT INTO idempotency_keys SELECT sha256(i::text::bytea), '', 1, 1, now(), now() - interval '1 s' \
+    let fill = "INSERT INTO idempotency_keys SELECT sha256(i::text::bytea), '', 1, 1, now(), now() - interval '1 s', now() \
                 FROM generate_series(1, 1200) AS i";
     let rows = async || -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM idempotency_keys")

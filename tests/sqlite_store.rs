@@ -5,6 +5,7 @@ mod conforming;
 mod directory;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -95,6 +96,75 @@ async fn what_cannot_be_opened_is_told() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_committed_is_an_error() {
+    let directory = Directory::new();
+    open(&directory).await;
+    let pool = SqlitePoolOptions::new().max_connections(1);
+    let store = SqliteStore::new(pool.connect_with(options(&directory)).await.unwrap());
+    let commits = Arc::new(AtomicBool::new(true));
+    let mut connection = store.pool().acquire().await.unwrap();
+    let hook = Arc::clone(&commits);
+    let mut handle = connection.lock_handle().await.unwrap();
+    handle.set_commit_hook(move || hook.load(Ordering::Relaxed));
+    drop(handle);
+    drop(connection);
+
+    commits.store(false, Ordering::Relaxed);
+    store.begin(&begin(1, 1)).await.expect_err("a claim that is not there");
+    commits.store(true, Ordering::Relaxed);
+    assert_eq!(
+        store.begin(&begin(1, 2)).await.unwrap(),
+        Begun::Started { attempt: 1 },
+        "nothing was left of it"
+    );
+    let slot = begin(1, 2).slot;
+    commits.store(false, Ordering::Relaxed);
+    store.renew(&slot, Token(2), LEASE).await.expect_err("not renewed");
+    store
+        .complete(&slot, Token(2), &record(), TTL)
+        .await
+        .expect_err("not recorded");
+    store.release(&slot, Token(2)).await.expect_err("not released");
+    store.forget(&slot).await.expect_err("not forgotten");
+    commits.store(true, Ordering::Relaxed);
+    assert!(matches!(
+        store.begin(&begin(1, 3)).await.unwrap(),
+        Begun::InFlight { .. }
+    ));
+}
+
+/// The index that the sweeper reads is written by claims alone: what became of a row since is in it.
+#[tokio::test]
+async fn what_lives_longer_than_its_claim_said_is_put_off_and_swept_in_its_time() {
+    let directory = Directory::new();
+    let store = open(&directory).await;
+    for (slot, ttl) in [(1, TTL), (2, Duration::ZERO), (3, Duration::ZERO)] {
+        let claim = begin(slot, 1);
+        store.begin(&claim).await.unwrap();
+        let held = store.complete(&claim.slot, Token(1), &record(), ttl).await.unwrap();
+        assert_eq!(held, Held::Yes);
+    }
+    sqlx::query("UPDATE idempotency_keys SET sweep_at = 0")
+        .execute(store.pool())
+        .await
+        .unwrap();
+    let swept = AtomicU64::new(0);
+    let sweep = async || swept.fetch_add(store.sweep(1).await.unwrap(), Ordering::Relaxed);
+    eventually("both are swept, one by one", async || {
+        sweep().await;
+        swept.load(Ordering::Relaxed) == 2
+    })
+    .await;
+    let due: i64 = sqlx::query_scalar("SELECT count(*) FROM idempotency_keys WHERE sweep_at < forget_at")
+        .fetch_one(store.pool())
+        .await
+        .unwrap();
+    assert_eq!(due, 0, "the sweeper does not look at the one that lives each time");
+    assert_eq!(store.begin(&begin(1, 2)).await.unwrap(), Begun::Done(record()));
+    assert_eq!(store.sweep(10).await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn a_read_only_database_is_told_and_still_replays() {
     let directory = Directory::new();
     let store = open(&directory).await;
@@ -155,9 +225,10 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
         );
     }
     let full = "slot BLOB PRIMARY KEY, fingerprint BLOB, token INTEGER, attempt INTEGER, lease_until INTEGER, \
-                forget_at INTEGER, record BLOB";
+                forget_at INTEGER, sweep_at INTEGER, record BLOB";
     for (what, columns) in [
         ("another's", "id INTEGER".to_owned()),
+        ("no sweep_at", full.replace("sweep_at INTEGER, ", "")),
         ("no token", full.replace("token INTEGER, ", "")),
         ("no record", full.replace(", record BLOB", "")),
         ("no primary key", full.replace("PRIMARY KEY", "NOT NULL")),

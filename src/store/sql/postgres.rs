@@ -95,6 +95,7 @@ struct Statements {
     forget: Arc<str>,
     count: Arc<str>,
     sweep: Arc<str>,
+    put_off: Arc<str>,
 }
 
 impl Statements {
@@ -132,7 +133,13 @@ impl Statements {
             ),
             sweep: sql(
                 "DELETE FROM idempotency_keys WHERE slot IN (SELECT slot FROM idempotency_keys \
-                 WHERE forget_at <= statement_timestamp() ORDER BY forget_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
+                 WHERE sweep_at <= statement_timestamp() AND forget_at <= statement_timestamp() \
+                 ORDER BY sweep_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
+            ),
+            put_off: sql(
+                "UPDATE idempotency_keys SET sweep_at = forget_at WHERE slot IN (SELECT slot FROM idempotency_keys \
+                 WHERE sweep_at <= statement_timestamp() AND forget_at > statement_timestamp() \
+                 ORDER BY sweep_at LIMIT $1 FOR UPDATE SKIP LOCKED)",
             ),
         }
     }
@@ -148,9 +155,10 @@ WITH seen AS MATERIALIZED (
            (extract(epoch FROM lease_until - statement_timestamp()) * 1000)::bigint AS lease_left
     FROM idempotency_keys WHERE slot = $1 AND forget_at > statement_timestamp()
 ), inserted AS (
-    INSERT INTO idempotency_keys (slot, fingerprint, token, attempt, lease_until, forget_at)
+    INSERT INTO idempotency_keys (slot, fingerprint, token, attempt, lease_until, forget_at, sweep_at)
     SELECT $1, $2, $3, 1,
            statement_timestamp() + $4 * interval '1 millisecond',
+           statement_timestamp() + ($4 + $5) * interval '1 millisecond',
            statement_timestamp() + ($4 + $5) * interval '1 millisecond'
     WHERE NOT EXISTS (SELECT FROM seen)
     ON CONFLICT (slot) DO NOTHING
@@ -170,7 +178,8 @@ UPDATE idempotency_keys AS claimed SET
                    ELSE LEAST(claimed.attempt, 2147483646) + 1 END,
     fingerprint = $2, token = $3, record = NULL,
     lease_until = statement_timestamp() + $4 * interval '1 millisecond',
-    forget_at = statement_timestamp() + ($4 + $5) * interval '1 millisecond'
+    forget_at = statement_timestamp() + ($4 + $5) * interval '1 millisecond',
+    sweep_at = statement_timestamp() + ($4 + $5) * interval '1 millisecond'
 WHERE claimed.slot IN (
     SELECT slot FROM idempotency_keys
     WHERE slot = $1
@@ -521,9 +530,12 @@ impl SqlStore for PostgresStore {
     }
 
     async fn sweep_some(&self, batch: u32) -> Result<u64, StoreError> {
-        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.sweep))).bind(i64::from(batch));
-        let removed = self.execute(query).await;
-        removed.map_err(|error| Self::error("sweep", error))
+        let run = async |sql: &Arc<str>| {
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(sql))).bind(i64::from(batch));
+            self.execute(query).await.map_err(|error| Self::error("sweep", error))
+        };
+        run(&self.sql.put_off).await?;
+        run(&self.sql.sweep).await
     }
 
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError {

@@ -13,8 +13,11 @@ CREATE TABLE IF NOT EXISTS idempotency_keys (
     lease_until timestamptz NOT NULL,
     -- From when on the row counts as absent.
     forget_at   timestamptz NOT NULL,
+    -- From when on the sweeper looks at the row. Apart from `forget_at`, which changes more often, so that
+    -- renewing a claim and recording its outcome do not write the index.
+    sweep_at    timestamptz NOT NULL,
     -- The outcome; NULL while the operation runs.
     record      bytea
 );
 -- For the sweeper.
-CREATE INDEX IF NOT EXISTS idempotency_keys_forget_at ON idempotency_keys (forget_at);
+CREATE INDEX IF NOT EXISTS idempotency_keys_sweep_at ON idempotency_keys (sweep_at);

@@ -81,6 +81,7 @@ struct Statements {
     forget: Arc<str>,
     count: Arc<str>,
     sweep: Arc<str>,
+    put_off: Arc<str>,
 }
 
 /// The time, the same throughout a statement.
@@ -96,12 +97,12 @@ impl Statements {
                  FROM idempotency_keys WHERE slot = ?1 AND forget_at > {now}",
             ),
             claim: sql(
-                "INSERT INTO idempotency_keys AS held (slot, fingerprint, token, attempt, lease_until, forget_at) \
-                 VALUES (?1, ?2, ?3, 1, {now} + ?4, {now} + ?4 + ?5) \
+                "INSERT INTO idempotency_keys AS held (slot, fingerprint, token, attempt, lease_until, forget_at, sweep_at) \
+                 VALUES (?1, ?2, ?3, 1, {now} + ?4, {now} + ?4 + ?5, {now} + ?4 + ?5) \
                  ON CONFLICT (slot) DO UPDATE SET \
                  attempt = CASE WHEN held.forget_at <= {now} THEN 1 ELSE min(held.attempt, 2147483646) + 1 END, \
                  fingerprint = excluded.fingerprint, token = excluded.token, record = NULL, \
-                 lease_until = excluded.lease_until, forget_at = excluded.forget_at \
+                 lease_until = excluded.lease_until, forget_at = excluded.forget_at, sweep_at = excluded.sweep_at \
                  WHERE held.forget_at <= {now} OR (held.record IS NULL AND held.fingerprint = excluded.fingerprint \
                  AND held.token <> excluded.token AND held.lease_until <= {now} AND NOT ?6) \
                  RETURNING attempt",
@@ -124,7 +125,11 @@ impl Statements {
             ),
             sweep: sql(
                 "DELETE FROM idempotency_keys WHERE slot IN (SELECT slot FROM idempotency_keys \
-                 WHERE forget_at <= {now} ORDER BY forget_at LIMIT ?1)",
+                 WHERE sweep_at <= {now} AND forget_at <= {now} ORDER BY sweep_at LIMIT ?1)",
+            ),
+            put_off: sql(
+                "UPDATE idempotency_keys SET sweep_at = forget_at WHERE slot IN (SELECT slot FROM idempotency_keys \
+                 WHERE sweep_at <= {now} AND forget_at > {now} ORDER BY sweep_at LIMIT ?1)",
             ),
         }
     }
@@ -276,15 +281,18 @@ impl SqliteStore {
         begin: &Begin,
         connection: impl sqlx::SqliteExecutor<'_>,
     ) -> Result<Option<i32>, sqlx::Error> {
-        sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.claim)))
+        // All rows, although there is one at most: `fetch_optional` ends at the first, and would not
+        // tell that the commit after it failed.
+        let rows: Vec<i32> = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.claim)))
             .bind(begin.slot.as_bytes().as_slice())
             .bind(begin.fingerprint.as_bytes().as_slice())
             .bind(signed(begin.token))
             .bind(millis(begin.lease))
             .bind(millis(begin.ttl))
             .bind(begin.on_lapse == crate::state::OnLapse::Refuse)
-            .fetch_optional(connection)
-            .await
+            .fetch_all(connection)
+            .await?;
+        Ok(rows.first().copied())
     }
 
     /// Runs a statement that changes the claim of that token, and says whether it did.
@@ -372,12 +380,13 @@ impl Inspect for SqliteStore {
     }
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
-        let known: Option<bool> = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.forget)))
+        // All rows, as in `claim`.
+        let known: Vec<bool> = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.forget)))
             .bind(slot.as_bytes().as_slice())
-            .fetch_optional(&self.pool)
+            .fetch_all(&self.pool)
             .await
             .map_err(|error| Self::error("forget", error))?;
-        Ok(known == Some(true))
+        Ok(known == [true])
     }
 
     async fn count(&self) -> Result<Census, StoreError> {
@@ -426,12 +435,13 @@ impl SqlStore for SqliteStore {
     }
 
     async fn sweep_some(&self, batch: u32) -> Result<u64, StoreError> {
-        let result = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.sweep)))
-            .bind(i64::from(batch))
-            .execute(&self.pool)
-            .await
-            .map_err(|error| Self::error("sweep", error))?;
-        Ok(result.rows_affected())
+        let run = async |sql: &Arc<str>| {
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(sql))).bind(i64::from(batch));
+            let result = query.execute(&self.pool).await;
+            result.map_err(|error| Self::error("sweep", error))
+        };
+        run(&self.sql.put_off).await?;
+        Ok(run(&self.sql.sweep).await?.rows_affected())
     }
 
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError {

@@ -43,13 +43,13 @@ impl Table {
     /// The statement for this table. Statements are written with the default name.
     pub(super) fn sql(&self, template: &str) -> Arc<str> {
         // The index first: its name begins with the table's, and it takes no schema.
-        let index = format!("\"{}_forget_at\"", self.name);
+        let index = format!("\"{}_sweep_at\"", self.name);
         let table = match &self.schema {
             Some(schema) => format!("\"{schema}\".\"{}\"", self.name),
             None => format!("\"{}\"", self.name),
         };
         template
-            .replace(&format!("{DEFAULT}_forget_at"), "\u{0}")
+            .replace(&format!("{DEFAULT}_sweep_at"), "\u{0}")
             .replace(DEFAULT, &table)
             .replace('\u{0}', &index)
             .into()
@@ -92,8 +92,8 @@ mod tests {
         }
         let table = table.named("Keys").unwrap().in_schema("app").unwrap();
         assert_eq!(
-            &*table.sql("CREATE INDEX idempotency_keys_forget_at ON idempotency_keys"),
-            "CREATE INDEX \"Keys_forget_at\" ON \"app\".\"Keys\""
+            &*table.sql("CREATE INDEX idempotency_keys_sweep_at ON idempotency_keys"),
+            "CREATE INDEX \"Keys_sweep_at\" ON \"app\".\"Keys\""
         );
     }
 }
