@@ -36,8 +36,7 @@ impl<B: Body<Data = Bytes>> ResponseBody<B> {
         }
     }
 
-    pub(crate) fn kept(data: Bytes, trailers: Option<HeaderMap>) -> Self {
-        let trailers = trailers.map(Box::new);
+    pub(crate) fn kept(data: Bytes, trailers: Option<Box<HeaderMap>>) -> Self {
         Self {
             inner: Inner::Kept { data, trailers },
         }

@@ -17,7 +17,8 @@ pin_project! {
         body: B,
         limit: usize,
         read: Read,
-        trailers: Option<HeaderMap>,
+        // Boxed, being rare: this is a part of the future of each request.
+        trailers: Option<Box<HeaderMap>>,
     }
 }
 
@@ -72,7 +73,7 @@ impl Read {
 pub(crate) enum Collected<E> {
     Whole {
         data: Bytes,
-        trailers: Option<HeaderMap>,
+        trailers: Option<Box<HeaderMap>>,
     },
     /// Longer than the limit: `data` was read, and then the frame `next` came.
     TooLarge {
@@ -189,7 +190,7 @@ impl<B: Body<Data = Bytes>> Future for Collect<B> {
                     if let Ok(more) = frame.into_trailers() {
                         match this.trailers {
                             Some(trailers) => trailers.extend(more),
-                            None => *this.trailers = Some(more),
+                            None => *this.trailers = Some(Box::new(more)),
                         }
                     }
                 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, response};
 use http_body::Body;
 use tokio::time::Instant;
 use tower::Service;
@@ -28,13 +28,14 @@ use tower::util::Oneshot;
 
 use crate::body::ResponseBody;
 use crate::collect::{Collect, Collected, declares_more_than};
+use crate::config::Config;
 use crate::error::StoreError;
 use crate::exchange::{Exchange, outcome_unknown};
 use crate::fingerprint::Fingerprint;
 use crate::lease::{Claim, Settled, Settlement, Undone};
 use crate::operation::IdempotencyKey;
 use crate::outcome::Outcome;
-use crate::policy::{Fate, Lapsed, Reconciled, Reconciler, Verdict};
+use crate::policy::{Fate, Lapsed, Policy, Reconciled, Reconciler, Verdict};
 use crate::problem::{Problem, ProblemKind};
 use crate::record::Record;
 use crate::shared::{Shared, Watch, at_once, bounded, within};
@@ -126,10 +127,13 @@ pub(crate) async fn admit<St: Store>(
     unreachable!("the rounds do not end")
 }
 
+/// What a panic carries.
+type Panic = Box<dyn std::any::Any + Send>;
+
 /// How the inner service ended.
 enum Ended<T> {
     Returned(T),
-    Panicked(Box<dyn std::any::Any + Send>),
+    Panicked(Panic),
     Cancelled,
 }
 
@@ -179,34 +183,20 @@ where
             return Some(Ok(answer));
         }
         // Apart from the call: what ends here has not begun the operation.
-        let ready = {
-            let work = pin!(poll_fn(|cx| exchange.inner.poll_ready(cx)));
-            to_its_end(work, cancelled.as_ref()).await
-        };
-        if !matches!(ready, Ended::Returned(Ok(()))) {
-            claim.give_back().await;
-            let tally = &claim.shared.tally;
-            tally.report(Outcome::Released, Some(&claim.slot), Some(claim.attempt), None);
-            return match ready {
-                Ended::Returned(ready) => ready.err().map(Err),
-                Ended::Panicked(panic) => resume_unwind(panic),
-                Ended::Cancelled => None,
-            };
-        }
-        let ended = match catch_unwind(AssertUnwindSafe(|| exchange.call(body))) {
-            Ok(call) => {
-                let mut call = pin!(call);
-                let policy = &claim.shared.config.policy;
-                // What the policy says is part of the work: its closure may panic, too.
-                let work = pin!(poll_fn(|cx| call.as_mut().poll(cx).map_ok(|response| {
-                    let verdict = policy.verdict(response.status(), response.headers());
-                    (verdict, response)
-                })));
-                to_its_end(work, cancelled.as_ref()).await
+        match ready(&mut exchange.inner, cancelled.as_ref()).await {
+            Ended::Returned(Ok(())) => {}
+            ended => {
+                claim.give_back().await;
+                let tally = &claim.shared.tally;
+                tally.report(Outcome::Released, Some(&claim.slot), Some(claim.attempt), None);
+                return match ended {
+                    Ended::Returned(ready) => ready.err().map(Err),
+                    Ended::Panicked(panic) => resume_unwind(panic),
+                    Ended::Cancelled => None,
+                };
             }
-            Err(panic) => Ended::Panicked(panic),
-        };
-        match ended {
+        }
+        match call(exchange, body, &claim.shared.config.policy, cancelled.as_ref()).await {
             Ended::Returned(Ok((verdict, response))) => {
                 let response = keep(&mut claim, fingerprint, verdict, response, head, cancelled).await;
                 Some(Ok(response))
@@ -230,6 +220,40 @@ where
     }
 }
 
+/// Waits until the inner service is ready.
+async fn ready<S, B>(inner: &mut S, cancelled: Option<&Gone>) -> Ended<Result<(), S::Error>>
+where
+    S: Service<Request<B>>,
+{
+    let work = pin!(poll_fn(|cx| inner.poll_ready(cx)));
+    to_its_end(work, cancelled).await
+}
+
+/// Calls the inner service, and judges its response.
+async fn call<S, B, RB, St>(
+    exchange: Box<Exchange<S, St>>,
+    body: Bytes,
+    policy: &Policy,
+    cancelled: Option<&Gone>,
+) -> Ended<Result<(Verdict, Response<RB>), S::Error>>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+    B: From<Bytes>,
+    St: Store,
+{
+    // Pinned where it is made: as a local it would have two places in this future.
+    let mut call = pin!(match catch_unwind(AssertUnwindSafe(|| exchange.call(body))) {
+        Ok(call) => call,
+        Err(panic) => return Ended::Panicked(panic),
+    });
+    // What the policy says is part of the work: its closure may panic, too.
+    let work = pin!(poll_fn(|cx| call.as_mut().poll(cx).map_ok(|response| {
+        let verdict = policy.verdict(response.status(), response.headers());
+        (verdict, response)
+    })));
+    to_its_end(work, cancelled).await
+}
+
 /// Keeps of a response what the policy says, and settles the claim.
 fn keep<RB, St>(
     claim: &mut Claim<St>,
@@ -246,55 +270,8 @@ where
     let (mut head, body) = response.into_parts();
     async move {
         let config = &claim.shared.config;
-        let tombstone = || Settlement::Complete(Record::response_not_retained(fingerprint, head.status));
-        let settle_as = |fate| match fate {
-            Fate::Seal => tombstone(),
-            Fate::Release => Settlement::Release,
-        };
-        let lost = || settle_as(config.policy.on_lost_body);
-        let mut panicked = None;
-        let (settlement, body) = match verdict {
-            Verdict::Release => (Settlement::Release, ResponseBody::live(body)),
-            Verdict::Seal => (tombstone(), ResponseBody::live(body)),
-            Verdict::Store if declares_more_than(&body, config.max_response_body) => (
-                lost(),
-                ResponseBody::overflowed([Bytes::new(), Bytes::new()], Box::pin(body)),
-            ),
-            Verdict::Store => {
-                // Boxed, so that the rest can be handed on after it was polled.
-                let mut collect = Collect::new(Box::pin(body), config.max_response_body);
-                let collected = {
-                    let work = pin!(to_its_end(Pin::new(&mut collect), cancelled.as_ref()));
-                    within(config.response_body_within, work).await
-                };
-                match collected {
-                    Ok(Ended::Returned(Collected::Whole { data, trailers })) => {
-                        let skip = config.skips(&head.headers, trailers.is_some());
-                        let record =
-                            Record::response(fingerprint, head.status, &head.headers, skip, &data, trailers.as_ref());
-                        (Settlement::Complete(record), ResponseBody::kept(data, trailers))
-                    }
-                    Ok(Ended::Returned(Collected::TooLarge { data, next })) => {
-                        (lost(), ResponseBody::overflowed([data, next], collect.into_parts().1))
-                    }
-                    Ok(Ended::Returned(Collected::Failed { data, error })) => {
-                        (lost(), ResponseBody::failed(data, error))
-                    }
-                    Ok(Ended::Panicked(panic)) => {
-                        panicked = Some(panic);
-                        (lost(), ResponseBody::kept(Bytes::new(), None))
-                    }
-                    Err(_late) => {
-                        let (data, rest) = collect.into_parts();
-                        (lost(), ResponseBody::overflowed([data, Bytes::new()], rest))
-                    }
-                    Ok(Ended::Cancelled) => {
-                        let fate = config.cancel_on_disconnect.unwrap_or(Fate::Seal);
-                        (settle_as(fate), ResponseBody::kept(Bytes::new(), None))
-                    }
-                }
-            }
-        };
+        let cancelled = cancelled.as_ref();
+        let (settlement, body, panicked) = read_to_keep(config, fingerprint, verdict, &head, body, cancelled).await;
         let outcome = match &settlement {
             Settlement::Release | Settlement::Lapse => Outcome::Released,
             Settlement::Complete(record) if record.is_response() => Outcome::Executed,
@@ -317,6 +294,72 @@ where
         head.extensions.insert(outcome);
         Response::from_parts(head, body)
     }
+}
+
+/// Reads a response's body as far as it is to be kept: how the claim ends, the body to send, and the
+/// panic of a body that panicked.
+async fn read_to_keep<RB>(
+    config: &Config,
+    fingerprint: Fingerprint,
+    verdict: Verdict,
+    head: &response::Parts,
+    body: RB,
+    cancelled: Option<&Gone>,
+) -> (Settlement, ResponseBody<RB>, Option<Panic>)
+where
+    RB: Body<Data = Bytes>,
+{
+    let tombstone = || Settlement::Complete(Record::response_not_retained(fingerprint, head.status));
+    let settle_as = |fate| match fate {
+        Fate::Seal => tombstone(),
+        Fate::Release => Settlement::Release,
+    };
+    let lost = || settle_as(config.policy.on_lost_body);
+    match verdict {
+        Verdict::Release => return (Settlement::Release, ResponseBody::live(body), None),
+        Verdict::Seal => return (tombstone(), ResponseBody::live(body), None),
+        Verdict::Store => {}
+    }
+    if declares_more_than(&body, config.max_response_body) {
+        let body = ResponseBody::overflowed([Bytes::new(), Bytes::new()], Box::pin(body));
+        return (lost(), body, None);
+    }
+    // Boxed, so that the rest can be handed on after it was polled.
+    let mut collect = Collect::new(Box::pin(body), config.max_response_body);
+    let collected = {
+        let work = pin!(to_its_end(Pin::new(&mut collect), cancelled));
+        within(config.response_body_within, work).await
+    };
+    let (settlement, body) = match collected {
+        Ok(Ended::Returned(Collected::Whole { data, trailers })) => {
+            let skip = config.skips(&head.headers, trailers.is_some());
+            let record = Record::response(
+                fingerprint,
+                head.status,
+                &head.headers,
+                skip,
+                &data,
+                trailers.as_deref(),
+            );
+            (Settlement::Complete(record), ResponseBody::kept(data, trailers))
+        }
+        Ok(Ended::Returned(Collected::TooLarge { data, next })) => {
+            (lost(), ResponseBody::overflowed([data, next], collect.into_parts().1))
+        }
+        Ok(Ended::Returned(Collected::Failed { data, error })) => (lost(), ResponseBody::failed(data, error)),
+        Ok(Ended::Panicked(panic)) => {
+            return (lost(), ResponseBody::kept(Bytes::new(), None), Some(panic));
+        }
+        Err(_late) => {
+            let (data, rest) = collect.into_parts();
+            (lost(), ResponseBody::overflowed([data, Bytes::new()], rest))
+        }
+        Ok(Ended::Cancelled) => {
+            let fate = config.cancel_on_disconnect.unwrap_or(Fate::Seal);
+            (settle_as(fate), ResponseBody::kept(Bytes::new(), None))
+        }
+    };
+    (settlement, body, None)
 }
 
 /// Asks the application what became of an operation whose earlier attempt died. `None`: it is to

@@ -134,9 +134,14 @@ impl<St: Store> Claim<St> {
     /// Ends the claim of an operation whose answer is known. In atomic mode, and if the handler
     /// worked in the transaction, effect and record are committed together.
     pub(crate) async fn complete(&mut self, record: Record) -> Settled {
-        let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) else {
-            return self.settle(Settlement::Complete(record)).await;
-        };
+        match self.unit.take().filter(|unit| unit.is_begun()) {
+            // Boxed, so that a commit takes no place in the futures of requests that need none.
+            Some(unit) => Box::pin(self.commit(unit, record)).await,
+            None => self.settle(Settlement::Complete(record)).await,
+        }
+    }
+
+    async fn commit(&mut self, unit: Box<dyn UnitOfWork>, record: Record) -> Settled {
         self.is_being_settled();
         let Config { ttl, store_timeout, .. } = *self.shared.config;
         let watch = Watch::start("commit");
