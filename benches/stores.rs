@@ -33,8 +33,14 @@ use uuid::Uuid;
 
 const ROUNDS: usize = 41;
 const CALLS: usize = 50;
-/// What an answer is in the guarded service, and what the bare commands write.
+/// How often each case has its turn when many are under way at once, and for how long.
+const TURNS: usize = 5;
+const TURN: Duration = Duration::from_millis(500);
+/// What an answer is in the guarded service, and what the bare commands write last.
 const ANSWER: &[u8] = &[b'x'; 200];
+/// What the bare commands write first. Not the answer: SQLite leaves a page alone to which the same
+/// bytes are written again.
+const CLAIM: &[u8] = &[b'c'; 200];
 
 type Call = Box<dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
@@ -58,9 +64,13 @@ impl Case {
     }
 
     fn median(&mut self) -> f64 {
-        self.micros.sort_by(f64::total_cmp);
-        self.micros[self.micros.len() / 2]
+        median(&mut self.micros)
     }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn fresh() -> Slot {
@@ -145,10 +155,8 @@ async fn cases<S: Store + Clone>(store: S) -> Vec<Case> {
     ]
 }
 
-/// Interleaved rounds; `bare` are two cases: two writes, and one read.
-async fn compare(title: &str, mut bare: Vec<Case>, guarded: Vec<Case>) {
-    bare.extend(guarded);
-    let mut cases = bare;
+/// Interleaved rounds of cases of which the first two are bare: two writes, and one read.
+async fn compare(title: &str, mut cases: Vec<Case>) {
     let mut n = 0;
     for round in 0..=ROUNDS {
         for case in &mut cases {
@@ -172,32 +180,67 @@ async fn compare(title: &str, mut bare: Vec<Case>, guarded: Vec<Case>) {
     }
 }
 
-/// First requests each second, by how many are under way at once.
-async fn throughput<S: Store + Clone>(title: &str, widths: &[usize], make: impl AsyncFn(usize) -> S) {
-    println!("\n| {title}: connections | first requests/s | replays/s |\n|---|---|---|");
+/// How many of each are done in a second, by how many are under way at once; the cases take turns.
+async fn throughput(title: &str, widths: &[usize], make: impl AsyncFn(usize) -> Vec<Case>) {
+    println!(
+        "\n| {title} at once | bare writes/s | store | layer: first requests | bare reads/s | store | layer: replays |"
+    );
+    println!("|---|---|---|---|---|---|---|");
     for &width in widths {
-        let cases = Arc::new(cases(make(width).await).await);
-        let mut rates = Vec::new();
-        for index in [2, 3] {
-            let (stop, count) = (Instant::now() + Duration::from_secs(2), Arc::new(AtomicU64::new(0)));
-            let tasks: Vec<_> = (0..width)
-                .map(|_| {
-                    let (cases, count) = (Arc::clone(&cases), Arc::clone(&count));
-                    tokio::spawn(async move {
-                        while Instant::now() < stop {
-                            (cases[index].call)(0).await;
-                            count.fetch_add(1, Ordering::Relaxed);
-                        }
-                    })
-                })
-                .collect();
-            for task in tasks {
-                task.await.expect("no request fails");
+        let cases = Arc::new(make(width).await);
+        let mut rates = vec![Vec::new(); cases.len()];
+        for turn in 0..=TURNS {
+            for (index, rates) in rates.iter_mut().enumerate() {
+                let rate = rate(&cases, index, width).await;
+                // The first turn warms up.
+                if turn > 0 {
+                    rates.push(rate);
+                }
             }
-            rates.push(count.load(Ordering::Relaxed) / 2);
         }
-        println!("| {width} | {} | {} |", rates[0], rates[1]);
+        let [writes, read, claim, replay, first, again] = &mut rates[..] else {
+            unreachable!("two bare cases and four")
+        };
+        let shown = |rates: &mut Vec<f64>, bare: f64| {
+            let rate = median(rates);
+            format!("{rate:.0} ({:.2})", bare / rate)
+        };
+        let (writes, read) = (median(writes), median(read));
+        println!(
+            "| {width} | {writes:.0} | {} | {} | {read:.0} | {} | {} |",
+            shown(claim, writes),
+            shown(first, writes),
+            shown(replay, read),
+            shown(again, read)
+        );
     }
+}
+
+/// Calls each second, so many at once.
+async fn rate(cases: &Arc<Vec<Case>>, index: usize, width: usize) -> f64 {
+    let count = Arc::new(AtomicU64::new(0));
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..width)
+        .map(|_| {
+            let (cases, count) = (Arc::clone(cases), Arc::clone(&count));
+            tokio::spawn(async move {
+                while start.elapsed() < TURN {
+                    (cases[index].call)(0).await;
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no request fails");
+    }
+    count.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
+}
+
+/// The bare cases, then the guarded.
+fn both(mut bare: Vec<Case>, guarded: Vec<Case>) -> Vec<Case> {
+    bare.extend(guarded);
+    bare
 }
 
 /// The bare statements, the same on either database: two writes, and one read, of a table `bare`. A
@@ -210,11 +253,11 @@ macro_rules! bare {
                 let pool = writer.clone();
                 async move {
                     let key = fresh();
-                    for sql in [
-                        "INSERT INTO bare VALUES ($1, $2)",
-                        "UPDATE bare SET v = $2 WHERE k = $1",
+                    for (sql, value) in [
+                        ("INSERT INTO bare VALUES ($1, $2)", CLAIM),
+                        ("UPDATE bare SET v = $2 WHERE k = $1", ANSWER),
                     ] {
-                        let query = sqlx::query(sql).bind(key.as_bytes().as_slice()).bind(ANSWER);
+                        let query = sqlx::query(sql).bind(key.as_bytes().as_slice()).bind(value);
                         query.execute(&pool).await.expect("a write");
                     }
                 }
@@ -248,9 +291,10 @@ async fn postgres(server: &Postgres) {
         .expect("a table");
     let store = PostgresStore::new(pool.clone());
     store.migrate().await.expect("a table");
-    compare("PostgreSQL", bare!(pool), cases(store).await).await;
-    throughput("PostgreSQL", &[1, 2, 4, 8], async |width| {
-        PostgresStore::new(connect(width).await)
+    compare("PostgreSQL", both(bare!(pool), cases(store).await)).await;
+    throughput("PostgreSQL: connections", &[1, 2, 4, 8], async |width| {
+        let pool = connect(width).await;
+        both(bare!(pool.clone()), cases(PostgresStore::new(pool)).await)
     })
     .await;
 }
@@ -264,8 +308,11 @@ async fn sqlite() {
         .execute(&pool)
         .await
         .expect("a table");
-    compare("SQLite", bare!(pool), cases(store.clone()).await).await;
-    throughput("SQLite", &[1, 2, 4], async |_| store.clone()).await;
+    compare("SQLite", both(bare!(pool.clone()), cases(store.clone()).await)).await;
+    throughput("SQLite: calls", &[1, 2, 4], async |_| {
+        both(bare!(pool.clone()), cases(store.clone()).await)
+    })
+    .await;
 }
 
 async fn redis(server: &Redis) {
@@ -278,14 +325,22 @@ async fn redis(server: &Redis) {
         .query_async(&mut connection.clone())
         .await
         .expect("a write");
-    let (writer, reader) = (connection.clone(), connection);
-    let bare = vec![
+    compare("Redis", both(bare_redis(&connection), cases(store.clone()).await)).await;
+    throughput("Redis: calls, on one connection,", &[1, 8, 64], async |_| {
+        both(bare_redis(&connection), cases(store.clone()).await)
+    })
+    .await;
+}
+
+fn bare_redis(connection: &redis::aio::ConnectionManager) -> Vec<Case> {
+    let (writer, reader) = (connection.clone(), connection.clone());
+    vec![
         Case::new("bare: SET NX and SET", move |_| {
             let mut connection = writer.clone();
             async move {
                 let key = fresh().to_hex();
                 let mut claim = redis::cmd("SET");
-                claim.arg(&key).arg(ANSWER).arg("NX").arg("PX").arg(30_000);
+                claim.arg(&key).arg(CLAIM).arg("NX").arg("PX").arg(30_000);
                 let () = claim.query_async(&mut connection).await.expect("a write");
                 let mut record = redis::cmd("SET");
                 record.arg(&key).arg(ANSWER).arg("PX").arg(3_600_000);
@@ -302,12 +357,7 @@ async fn redis(server: &Redis) {
                     .expect("a read");
             }
         }),
-    ];
-    compare("Redis", bare, cases(store.clone()).await).await;
-    throughput("Redis (one connection), requests at once", &[1, 8, 64], async |_| {
-        store.clone()
-    })
-    .await;
+    ]
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
