@@ -21,6 +21,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CONNECTIONS = 32
+# For sessions, which wait for the provider: they come to some 850 a second.
+MANY_CONNECTIONS = 128
+# The example's default.
+PROVIDER_LATENCY = "150ms"
 # As many as in requests.lua.
 USERS = 1000
 KINDS = ["bare", "first", "replay"]
@@ -172,7 +176,8 @@ class Example:
     """The example server, release build."""
 
     def __init__(self, program, url, ttl, directory):
-        command = [program, "--listen", "127.0.0.1:0", "--store", url, "--ttl", ttl, "--provider-latency", "0s"]
+        command = [program, "--listen", "127.0.0.1:0", "--store", url, "--ttl", ttl]
+        command += ["--provider-latency", PROVIDER_LATENCY]
         environment = {**os.environ, "RUST_LOG": "warn"}
         self.server = Process(command, directory, stdout=subprocess.PIPE, text=True, env=environment)
         line = self.server.process.stdout.readline()
@@ -180,10 +185,12 @@ class Example:
             raise RuntimeError(f"the example server does not start:\n{self.server.log.read_text()}")
         self.url = line.split()[-1]
 
-    def load(self, kind, prefix, seconds=1):
+    def load(self, kind, prefix, seconds=1, session=False):
         """One slice."""
-        command = ["wrk", "-t", "1", "-c", str(CONNECTIONS), "-d", f"{seconds}s", "--timeout", "10s"]
+        connections = MANY_CONNECTIONS if session else CONNECTIONS
+        command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s"]
         command += ["-s", HERE / "requests.lua", self.url, "--", kind, prefix]
+        command += ["session"] if session else []
         before = self.server.cpu_seconds()
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         after = self.server.cpu_seconds()
@@ -224,13 +231,13 @@ class Example:
         return int(found[1]) if found else None
 
 
-def in_turns(example, kinds, seconds):
+def in_turns(example, kinds, seconds, session=False):
     """A slice of each, in turns; the slices of each."""
     slices = {kind: [] for kind in kinds}
     for number in range(seconds):
         for kind in kinds:
-            prefix = "keys" if kind == "replay" else f"keys-{number}"
-            slices[kind].append(example.load(kind, prefix))
+            prefix = "keys" if kind == "replay" else f"keys-{number}{'-session' if session else ''}"
+            slices[kind].append(example.load(kind, prefix, session=session))
     return slices
 
 
@@ -249,6 +256,8 @@ def measure(name, program, seconds, directory):
             # The first use of each connection, statement and page.
             kept.load(kind, "keys" if kind == "replay" else "warm", 2)
         result = {"kept": in_turns(kept, KINDS, seconds)}
+        kept.load("first", "warm-session", 2, session=True)
+        result["sessions"] = in_turns(kept, ["bare", "first"], seconds, session=True)
         examples.pop().server.end()
 
         # Records that expire while others are made, and are removed under load.
@@ -292,6 +301,7 @@ def table(results):
     yield "|---|---|---|---|---|---|---|---|"
     for store, result in results.items():
         lines = [(kind, kind, result["kept"]) for kind in KINDS]
+        lines += [("bare", "session, bare", result["sessions"]), ("first", "session, first", result["sessions"])]
         lines += [("bare", "bare, beside expiry", result["expiring"])]
         lines += [("first", "first, TTL 2 s", result["expiring"])]
         for kind, name, slices in lines:

@@ -1,7 +1,9 @@
 -- What wrk sends: a decision on one of a thousand users, which updates a row and adds none, so that
 -- bare and guarded requests do the same work for the application however long it goes on.
 --
---   wrk … -s requests.lua URL -- KIND PREFIX
+--   wrk … -s requests.lua URL -- KIND PREFIX [session]
+--
+-- With `session` it is what the server is for: a verification, which waits for a provider and adds rows.
 --
 -- KIND is `bare` (the key is in a header that means nothing), `first` (a new key each time) or
 -- `replay` (a thousand keys again and again). PREFIX tells the keys of this run from those of others.
@@ -15,7 +17,7 @@ function setup(thread)
 end
 
 function init(args)
-  kind, prefix = args[1], args[2]
+  kind, prefix, session = args[1], args[2], args[3] == "session"
   header = kind == "bare" and "X-No-Key" or "Idempotency-Key"
   count = number * 37
 end
@@ -29,11 +31,16 @@ function request()
   else
     key = string.format("%s-%02d-%09d", prefix, number, count)
   end
-  return wrk.format("PATCH", string.format("/v1/users/usr_%06d/status", user), {
+  local headers = {
     ["Authorization"] = "Bearer sk_test_acme",
     ["Content-Type"] = "application/json",
     [header] = key,
-  }, '{"status":"approved"}')
+  }
+  if session then
+    local body = string.format('{"user_id":"usr_%06d","workflow_id":"wkf_kyc_full"}', user)
+    return wrk.format("POST", "/v1/verification/sessions", headers, body)
+  end
+  return wrk.format("PATCH", string.format("/v1/users/usr_%06d/status", user), headers, '{"status":"approved"}')
 end
 
 -- One line for load.py; the times are in microseconds.
