@@ -1,12 +1,15 @@
 //! Multiples of the bare router, medians of interleaved rounds, so that a machine's noise falls on
 //! all alike. `cargo bench --bench ratios` prints tables in Markdown.
 
+#[path = "support/floor.rs"]
+mod floor;
 mod support;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use floor::Floor;
 use http::Method;
 use support::{around, get_session, guarded, key, post_session, request, router, send};
 use tokio::runtime::{Builder, Runtime};
@@ -92,6 +95,8 @@ fn small_requests(runtime: &Runtime, workers: usize) {
         send(&replay_inside, post_session(Some(same.clone()))).await;
         send(&replay_outside, post_session(Some(same.clone()))).await;
     });
+    let replay_floor = Floor::new(router());
+    runtime.block_on(send(&replay_floor, post_session(Some(same.clone()))));
     let replay = move |_| post_session(Some(same.clone()));
     let blocked = layer();
     let pending = blocked_by_a_pending_request(runtime, &blocked);
@@ -141,6 +146,18 @@ fn small_requests(runtime: &Runtime, workers: usize) {
         Case::new("in-flight refusal, `Router::layer`", |_| {
             timed!(runtime, workers, pending.clone(), |_| post_session(Some(key(1))))
         }),
+        Case::new("the least, first request", |_| {
+            let service = Floor::new(router());
+            runtime.block_on(async {
+                for n in 0..10_000 {
+                    send(&service, post_session(Some(key(1 << 40 | n)))).await;
+                }
+            });
+            timed!(runtime, workers, service, first)
+        }),
+        Case::new("the least, replay", |_| {
+            timed!(runtime, workers, replay_floor.clone(), replay.clone())
+        }),
         Case::new("identity layer, `POST` with key", |_| {
             timed!(
                 runtime,
@@ -159,7 +176,7 @@ fn small_requests(runtime: &Runtime, workers: usize) {
     }
     println!("\n| {workers} thread(s), small JSON | ns a request | multiple of bare |");
     println!("|---|---|---|");
-    let bases = [0, 0, 0, 3, 3, 3, 6, 6, 6, 6, 6, 6, 6];
+    let bases = [0, 0, 0, 3, 3, 3, 6, 6, 6, 6, 6, 6, 6, 6, 6];
     let medians: Vec<f64> = cases.iter_mut().map(Case::median).collect();
     for (case, (median, base)) in cases.iter().zip(medians.iter().zip(bases)) {
         println!("| {} | {median:.0} | {:.2} |", case.name, median / medians[base]);

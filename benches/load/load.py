@@ -340,7 +340,7 @@ def main():
                 print(f"{store}: skipped, {missing} is not installed", file=sys.stderr)
     failures = []
     for store, result in results.items():
-        for phase in ("kept", "expiring"):
+        for phase in ("kept", "sessions", "expiring"):
             for kind, slices in result[phase].items():
                 failed = sum(one["errors"] for one in slices)
                 if failed:

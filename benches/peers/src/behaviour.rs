@@ -18,12 +18,14 @@ use crate::support::{request, send};
 /// How long the slow handler takes.
 const SLOW: Duration = Duration::from_millis(100);
 /// Longer than it takes for what goes on without a client to end.
-const LATER: Duration = Duration::from_millis(500);
+const LATER: Duration = Duration::from_millis(1500);
 
 /// One case: its name, and what happens behind a guard.
 pub struct Case {
     pub name: &'static str,
     pub with_defaults: bool,
+    /// What this crate must be seen to do.
+    pub ours: &'static str,
     run: fn(Service) -> Observing,
 }
 
@@ -36,10 +38,11 @@ impl Case {
 }
 
 macro_rules! case {
-    ($name:literal, $run:ident) => {
+    ($name:literal, $run:ident, $ours:literal) => {
         Case {
             name: $name,
             with_defaults: false,
+            ours: $ours,
             run: |service| Box::pin($run(service)),
         }
     };
@@ -47,20 +50,20 @@ macro_rules! case {
 
 pub fn cases() -> Vec<Case> {
     vec![
-        case!("200 concurrent duplicates", duplicates),
-        case!("200 concurrent distinct keys", distinct_keys),
-        case!("client hangs up, then retries", hangs_up),
-        case!("handler panics, then a retry", panics),
-        case!("another body under the key", other_body),
-        case!("quoted and bare spelling of a key", quoted),
-        case!("a key with `/` and `:`", separators),
+        case!("200 concurrent duplicates", duplicates, "1 run"),
+        case!("200 concurrent distinct keys", distinct_keys, "all succeed"),
+        case!("client hangs up, then retries", hangs_up, "1 run, retry: 200"),
+        case!("handler panics, then a retry", panics, "panic, then 200"),
+        case!("another body under the key", other_body, "422"),
+        case!("quoted and bare spelling of a key", quoted, "1 run"),
+        case!("a key with `/` and `:`", separators, "200"),
         Case {
             with_defaults: true,
-            ..case!("another caller's key, by default", other_caller)
+            ..case!("another caller's key, by default", other_caller, "2 runs")
         },
-        case!("response with `no-store`, then a retry", no_store),
-        case!("response of 3 MiB, then a retry", large),
-        case!("headers of a replay", headers),
+        case!("response with `no-store`, then a retry", no_store, "1 run"),
+        case!("response of 3 MiB, then a retry", large, "200, then 409, 1 run"),
+        case!("headers of a replay", headers, "kept"),
     ]
 }
 

@@ -39,12 +39,24 @@ const MIGRATION_LOCK: i64 = 0x6964_656d_706b_6579;
 /// saves it, and a connection that turns out to be dead costs a claim one retry. Do not point it at a
 /// replica, or through a proxy that answers reads from one.
 ///
-/// **Share the pool with care.** `sqlx` 0.9 leaves a transaction open on a connection that goes back to
+/// **Share the pool with care.** `sqlx` 0.9.0 leaves a transaction open on a connection that goes back to
 /// the pool if the future of `pool.begin()` is dropped at the wrong moment, as a handler's is when its
-/// client hangs up. A claim that is then made on that connection is not committed, so that a duplicate
+/// client hangs up ([sqlx#4393](https://github.com/transact-rs/sqlx/issues/4393), mended upstream for the
+/// releases after it). A claim that is then made on that connection is not committed, so that a duplicate
 /// does not see it. Where handlers without a key (or outside this layer) begin transactions, begin them
-/// in a task (`tokio::spawn(async move { pool.begin().await })`), or give the store a pool of its own.
-/// [`Transaction::begin`](super::Transaction::begin) is safe in this way.
+/// in a task (`tokio::spawn(async move { pool.begin().await })`), or give the store a pool of its own:
+///
+/// ```no_run
+/// # use tower_idempotency::store::sql::PostgresStore;
+/// # async fn start(pool: sqlx::PgPool) -> Result<(), sqlx::Error> {
+/// let own = pool.options().clone().max_connections(8);
+/// let own = own.connect_with((*pool.connect_options()).clone()).await?;
+/// let store = PostgresStore::new(own);
+/// # drop(store); Ok(())
+/// # }
+/// ```
+///
+/// [`Transaction::begin`](super::Transaction::begin) is safe in this way, on either pool.
 ///
 /// **Durability** is the database's. With `synchronous_commit = off`, or when a replica that lags
 /// is promoted, the last claims and records can be lost, and a retry then runs again; in atomic
