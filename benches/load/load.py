@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CONNECTIONS = 32
-# For sessions, which wait for the provider: they come to some 850 a second.
+# For sessions, which wait for the provider: they can come to 850 a second at most.
 MANY_CONNECTIONS = 128
 # The example's default.
 PROVIDER_LATENCY = "150ms"

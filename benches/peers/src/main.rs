@@ -52,7 +52,7 @@ fn main() {
     heading("", "", &peers);
     let mut wrong = Vec::new();
     for case in behaviour::cases() {
-        let cells = peers.iter().map(|peer| {
+        let observed = peers.iter().map(|peer| {
             let guard = if case.with_defaults {
                 peer.with_defaults
             } else {
@@ -60,7 +60,7 @@ fn main() {
             };
             two.block_on(case.observe(guard))
         });
-        let cells: Vec<_> = cells.collect();
+        let cells: Vec<_> = observed.collect();
         // The first column is this crate.
         if cells[0] != case.ours {
             wrong.push(format!("{}: {}, not {}", case.name, cells[0], case.ours));
