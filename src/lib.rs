@@ -95,54 +95,34 @@
 #![warn(unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod answer;
+#[cfg(feature = "axum")]
+mod axum;
 mod body;
-mod builder;
+mod bounds;
 #[cfg(feature = "client")]
 #[cfg_attr(docsrs, doc(cfg(feature = "client")))]
 pub mod client;
-mod collect;
-mod config;
-mod detach;
 mod digest;
-mod engine;
 mod error;
-mod exchange;
-#[cfg(feature = "axum")]
-mod extract;
-mod fingerprint;
-mod future;
-mod json;
-mod key;
 mod layer;
-mod lease;
-mod operation;
-mod outcome;
-mod policy;
-pub mod problem;
-mod record;
-mod scope;
-mod service;
-mod shared;
-mod state;
+mod request;
+mod run;
 pub mod store;
 
-pub use body::{RequestBody, ResponseBody};
-pub use builder::IdempotencyLayerBuilder;
-pub use error::{BoxError, ConfigError};
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
-pub use extract::MissingIdempotencyLayer;
-pub use fingerprint::{Fingerprint, FingerprintSource};
-pub use future::ResponseFuture;
-pub use key::{InvalidKey, KeyFormat, KeySource};
-pub use layer::{Background, IdempotencyLayer};
-pub use operation::IdempotencyKey;
-pub use outcome::Outcome;
-pub use policy::{Fate, Lapsed, Policy, Reconciled, Verdict};
-pub use problem::{Problem, ProblemKind};
-pub use scope::{ScopeSource, Slot};
-pub use service::IdempotencyService;
-pub use store::{MemoryStore, Store};
+pub use self::axum::MissingIdempotencyLayer;
+pub use answer::problem::{self, Problem, ProblemKind};
+pub use answer::{Fate, Lapsed, Outcome, Policy, Reconciled, Verdict};
+pub use body::{RequestBody, ResponseBody};
+pub use bounds::{GuardedBody, GuardedService};
+pub use error::{BoxError, ConfigError};
+pub use layer::{Background, IdempotencyLayer, IdempotencyLayerBuilder, IdempotencyService, ResponseFuture};
+pub use request::{
+    Fingerprint, FingerprintSource, IdempotencyKey, InvalidKey, KeyFormat, KeySource, ScopeSource, Slot,
+};
+pub use store::{MemoryStore, OnLapse, Store};
 
 /// The README's examples compile.
 #[cfg(all(doctest, feature = "axum"))]

@@ -61,7 +61,7 @@ mod types {
         send_sync::<IdempotencyKey>();
         send_sync::<tower_idempotency::ConfigError>();
         send_sync::<tower_idempotency::store::StoreError>();
-        is_send::<ResponseFuture<Inner, Body, Full<Bytes>, MemoryStore>>();
+        is_send::<ResponseFuture<Inner, Body, MemoryStore>>();
         clone::<IdempotencyLayer>();
         clone::<IdempotencyLayer<DynStore>>();
         clone::<IdempotencyService<Inner>>();
@@ -69,7 +69,7 @@ mod types {
         clone::<tower_idempotency::Policy>();
         clone::<ScopeSource>();
         debug::<IdempotencyLayer>();
-        debug::<ResponseFuture<Inner, Body, Full<Bytes>, MemoryStore>>();
+        debug::<ResponseFuture<Inner, Body, MemoryStore>>();
         debug::<ResponseBody<Body>>();
         debug::<RequestBody<Body>>();
     }

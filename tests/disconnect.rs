@@ -716,6 +716,7 @@ async fn a_panic_after_the_client_left_frees_the_key_or_seals_it() {
         match fate {
             Fate::Release => assert_eq!(retry.text(), "run 2"),
             Fate::Seal => retry.assert_problem(409, "outcome-unknown"),
+            other => panic!("no test of {other:?}"),
         }
     }
 }

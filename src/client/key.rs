@@ -11,7 +11,7 @@ use tower::{Layer, Service};
 use uuid::Uuid;
 
 use super::operation::{Key, Operation};
-use crate::key::IDEMPOTENCY_KEY;
+use crate::request::key::IDEMPOTENCY_KEY;
 
 /// Gives each unsafe request that has none a key: once for each logical operation, so that it stands
 /// **outside** whatever retries.

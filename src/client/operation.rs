@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue};
 use uuid::Uuid;
 
 use crate::digest::Digest;
-use crate::key::{self, InvalidKey};
+use crate::request::key::{self, InvalidKey};
 
 /// What servers accept at most, by default of this crate and by most providers' documentation.
 const MAX_KEY_LENGTH: usize = 255;

@@ -10,7 +10,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 use super::backoff::Backoff;
 use super::retry::{EveryError, RetryPolicy, Rules};
 use crate::error::ConfigError;
-use crate::key::IDEMPOTENCY_KEY;
+use crate::request::key::IDEMPOTENCY_KEY;
 
 impl RetryPolicy {
     /// The policy with all defaults.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::Response;
 
 use super::{Begin, Begun, Held, OnLapse, Record, ScopeTag, Slot, Store, StoreError, Token};
-use crate::fingerprint::Fingerprint;
+use crate::request::Fingerprint;
 
 /// What a slot holds. No body, no header, no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,16 +15,20 @@
 //!
 //! [`Inspect`]: look a key up, forget it, settle it, count.
 
+mod claim;
 mod erased;
+mod error;
 mod inspect;
 mod memory;
+pub(crate) mod record;
 #[cfg(feature = "redis")]
 mod redis;
+pub(crate) mod rules;
 #[cfg(feature = "sealed")]
 mod sealed;
 #[cfg(feature = "tiered")]
 mod tiered;
-mod work;
+mod unit_of_work;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
@@ -41,21 +45,22 @@ use std::time::Duration;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
+pub use claim::{Begin, Begun, Held, Millis, OnLapse, Token};
 pub use erased::DynStore;
+pub use error::{StoreError, StoreErrorKind};
 pub use inspect::{Census, Entry, Inspect, Phase};
 pub use memory::{MemoryStats, MemoryStore, MemoryStoreBuilder, WhenFull};
+pub use record::Record;
+pub use rules::Machine;
 #[cfg(feature = "sealed")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sealed")))]
 pub use sealed::{KeyRing, Sealed, SealedBuilder};
 #[cfg(feature = "tiered")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tiered")))]
 pub use tiered::{Tiered, TieredBuilder, TieredStats};
-pub use work::{Commit, UnitOfWork, Working};
+pub use unit_of_work::{Commit, UnitOfWork, Working};
 
-pub use crate::error::{StoreError, StoreErrorKind};
-pub use crate::record::Record;
-pub use crate::scope::{ScopeTag, Slot};
-pub use crate::state::{Begin, Begun, Held, Machine, Millis, OnLapse, Token};
+pub use crate::request::{ScopeTag, Slot};
 
 /// Keeps claims and records. Implementers write `async fn`.
 ///

@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt, service_fn};
-use tower_idempotency::{IdempotencyLayer, Outcome, Store};
+use tower_idempotency::{GuardedBody, IdempotencyLayer, Outcome, Store};
 
 /// A `POST` with a key.
 pub(crate) fn post(path: &str, key: &str, body: impl Into<Body>) -> Request<Body> {
@@ -375,6 +375,12 @@ impl From<Bytes> for ScriptedBody {
     fn from(data: Bytes) -> Self {
         let length = data.len() as u64;
         Self::new([Step::Data(data)]).declaring(length)
+    }
+}
+
+impl GuardedBody for ScriptedBody {
+    fn from_buffered(data: Bytes) -> Self {
+        data.into()
     }
 }
 

@@ -56,8 +56,8 @@ impl Script {
     }
 }
 
-impl From<Bytes> for Script {
-    fn from(data: Bytes) -> Self {
+impl tower_idempotency::GuardedBody for Script {
+    fn from_buffered(data: Bytes) -> Self {
         let length = data.len() as u64;
         Self::new([Step::Data(data)], Some(length))
     }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::Harness;
 use super::probe::{IN_FLIGHT, Probe, random_token};
-use crate::fingerprint::Fingerprint;
-use crate::scope::Slot;
-use crate::state::{Begin, Begun, Held, Token};
+use crate::request::Fingerprint;
+use crate::request::Slot;
 use crate::store::Store;
+use crate::store::{Begin, Begun, Held, Token};
 
 const FIRST: Begun = Begun::Started { attempt: 1 };
 

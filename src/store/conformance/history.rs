@@ -7,10 +7,10 @@ use uuid::Uuid;
 
 use super::Harness;
 use super::probe::{Probe, alike, named, random_slot, random_token, response};
-use crate::fingerprint::Fingerprint;
-use crate::scope::{ScopeTag, Slot};
-use crate::state::{Begin, Begun, Held, Machine, Millis, OnLapse, Token};
+use crate::request::Fingerprint;
+use crate::request::{ScopeTag, Slot};
 use crate::store::Store;
+use crate::store::{Begin, Begun, Held, Machine, Millis, OnLapse, Token};
 
 const SLOTS: usize = 6;
 const STEPS: u32 = 40;

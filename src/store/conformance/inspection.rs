@@ -7,7 +7,7 @@ use http::Response;
 
 use super::Harness;
 use super::probe::{IN_FLIGHT, Probe};
-use crate::state::{Begin, Begun, Held, OnLapse};
+use crate::store::{Begin, Begun, Held, OnLapse};
 use crate::store::{Entry, Inspect, Phase, StoreError};
 
 impl<H: Harness<Store: Inspect>> Probe<'_, H> {
@@ -154,7 +154,7 @@ pub(super) async fn settle_ends_a_lapsed_claim_and_nothing_else<H: Harness<Store
         .await;
     let settled = probe.store.settle(&probe.slot, &answer, probe.long).await;
     probe.expect_bool("settle, of a lapsed claim", settled, true);
-    let record = crate::record::Record::of_response(claim.fingerprint, &answer);
+    let record = crate::store::Record::of_response(claim.fingerprint, &answer);
     probe
         .begin("a duplicate, after that", &duplicate, &Begun::Done(record.clone()))
         .await;

@@ -5,7 +5,7 @@
 
 use super::Harness;
 use super::probe::{IN_FLIGHT, Probe};
-use crate::state::{Begin, Begun, Held, OnLapse};
+use crate::store::{Begin, Begun, Held, OnLapse};
 
 const FIRST: Begun = Begun::Started { attempt: 1 };
 

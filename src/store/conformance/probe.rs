@@ -10,10 +10,10 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::Harness;
-use crate::fingerprint::Fingerprint;
-use crate::record::Record;
-use crate::scope::{ScopeTag, Slot};
-use crate::state::{Begin, Begun, Held, OnLapse, Token};
+use crate::request::Fingerprint;
+use crate::request::{ScopeTag, Slot};
+use crate::store::Record;
+use crate::store::{Begin, Begun, Held, OnLapse, Token};
 use crate::store::{Store, StoreError};
 
 /// Where an answer `InFlight` is expected; how much is left is not compared.

@@ -7,9 +7,9 @@ use std::task::Poll;
 
 use super::Harness;
 use super::probe::Probe;
-use crate::record::Record;
-use crate::state::{Begin, Begun, Held};
+use crate::store::Record;
 use crate::store::Store;
+use crate::store::{Begin, Begun, Held};
 
 /// How many ask for one slot at the same time.
 const CROWD: usize = 64;

@@ -4,8 +4,8 @@ use http::StatusCode;
 
 use super::Harness;
 use super::probe::Probe;
-use crate::record::Record;
-use crate::state::{Begun, Held};
+use crate::store::Record;
+use crate::store::{Begun, Held};
 
 pub(super) async fn a_record_comes_back_byte_for_byte<H: Harness>(slot: Probe<'_, H>) {
     let all: Vec<u8> = (0..=u8::MAX).collect();

@@ -7,9 +7,9 @@ use tokio::task::JoinSet;
 
 use super::Harness;
 use super::probe::Probe;
-use crate::record::Record;
-use crate::state::{Begin, Begun, Held};
+use crate::store::Record;
 use crate::store::Store;
+use crate::store::{Begin, Begun, Held};
 
 /// After so long, a claim that ended should have been noticed.
 const PATIENCE: Duration = Duration::from_secs(10);

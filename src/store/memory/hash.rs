@@ -77,7 +77,7 @@ impl Hasher for TagHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scope::Slot;
+    use crate::request::Slot;
 
     #[test]
     fn slots_that_begin_alike_do_not_hash_alike() {
@@ -101,7 +101,7 @@ mod tests {
         let state = std::hash::BuildHasherDefault::<TagHasher>::default();
         for bits in [0..8, 57..64] {
             let places: std::collections::HashSet<_> = (0..10_000)
-                .map(|n| state.hash_one(crate::scope::ScopeTag::new(n * 256)) >> bits.start)
+                .map(|n| state.hash_one(crate::request::ScopeTag::new(n * 256)) >> bits.start)
                 .map(|hash| hash & ((1 << (bits.end - bits.start)) - 1))
                 .collect();
             assert!(places.len() > 100, "{bits:?}: {}", places.len());

@@ -18,8 +18,8 @@ use std::hash::BuildHasherDefault;
 use slab::Slab;
 
 use super::hash::TagHasher;
-use crate::scope::{ScopeTag, Slot};
-use crate::state::Millis;
+use crate::request::{ScopeTag, Slot};
+use crate::store::Millis;
 
 /// A bucket spans 2¹⁰ ms. A record is swept up to one tick after it expired; until then, reading
 /// it finds it expired.

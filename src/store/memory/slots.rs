@@ -13,10 +13,11 @@ use tokio::time::Instant;
 use super::hash::SlotState;
 use super::ledger::{Evictable, Ledger, Line, tick};
 use super::{Census, Entry, MemoryStats, Phase, WhenFull};
-use crate::error::{StoreError, StoreErrorKind};
-use crate::record::Record;
-use crate::scope::{ScopeTag, Slot};
-use crate::state::{Begin, Begun, Held, Millis, Occupant, Token};
+use crate::request::{ScopeTag, Slot};
+use crate::store::Record;
+use crate::store::rules::Occupant;
+use crate::store::{Begin, Begun, Held, Millis, Token};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// Lock shards of the map. Many, so that growing one, which moves all its entries under its lock,
 /// stays below a millisecond with ten million keys.

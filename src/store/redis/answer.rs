@@ -5,10 +5,10 @@ use std::time::Duration;
 use redis::Value;
 
 use super::failure::{Op, corrupt, unexpected};
-use crate::error::StoreError;
-use crate::fingerprint::Fingerprint;
-use crate::record::Record;
-use crate::state::{Begun, Held};
+use crate::request::Fingerprint;
+use crate::store::Record;
+use crate::store::StoreError;
+use crate::store::{Begun, Held};
 use crate::store::{Census, Entry, Phase};
 
 pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, StoreError> {

@@ -8,7 +8,7 @@ use redis::{Client, IntoConnectionInfo, RedisResult, Value};
 
 use super::failure::{Op, failed};
 use super::link::Link;
-use crate::error::StoreError;
+use crate::store::StoreError;
 
 /// How long a command may take. The layer's `store_timeout` usually ends before.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);

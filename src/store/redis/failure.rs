@@ -4,7 +4,7 @@ use std::fmt;
 
 use redis::{ErrorKind, RedisError};
 
-use crate::error::{StoreError, StoreErrorKind};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// What was asked of the server.
 #[derive(Debug, Clone, Copy)]

@@ -5,9 +5,9 @@ use redis::{Value, from_redis_value};
 
 use super::failure::{Op, error, failed, unexpected};
 use super::{RedisStore, answer, scripts};
-use crate::error::{StoreError, StoreErrorKind};
-use crate::scope::Slot;
+use crate::request::Slot;
 use crate::store::{Census, Entry, Inspect};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// How many keys the server looks at in one step, during which it serves nobody else.
 const BATCH: usize = 500;

@@ -16,7 +16,8 @@ use redis::aio::{ConnectionLike, ConnectionManager};
 use redis::{Client, RedisError, RedisResult, Value};
 
 use super::{Begin, Begun, Held, OnLapse, Record, Slot, Store, StoreError, Token};
-use crate::error::{ConfigError, StoreErrorKind};
+use crate::error::ConfigError;
+use crate::store::StoreErrorKind;
 use failure::{Op, failed};
 use link::Link;
 use replicas::{Acknowledged, Replicas};

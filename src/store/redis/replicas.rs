@@ -9,7 +9,7 @@ use redis::{Client, RedisError, RedisResult, Value};
 use super::connect;
 use super::link::Link;
 use super::scripts::{By, Call, is_no_script};
-use crate::error::StoreError;
+use crate::store::StoreError;
 
 /// `WAIT` blocks its connection at the server. So many can wait side by side; more wait their turn.
 const CONNECTIONS: usize = 8;

@@ -7,7 +7,7 @@ use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
 use crate::digest;
-use crate::state::Millis;
+use crate::store::Millis;
 
 /// A script and the hash that the server knows it by.
 pub(super) struct Script {

@@ -6,10 +6,11 @@ use chacha20poly1305::aead::{Aead, Generate, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 
 use crate::digest::{Digest, hex};
-use crate::error::{BoxError, ConfigError, StoreError, StoreErrorKind};
-use crate::fingerprint::Fingerprint;
-use crate::record::{Envelope, KEY_ID, NONCE, Record};
-use crate::scope::Slot;
+use crate::error::{BoxError, ConfigError};
+use crate::request::Fingerprint;
+use crate::request::Slot;
+use crate::store::record::{Envelope, KEY_ID, NONCE, Record};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// Begins what a seal is bound to; part of the format, so never to be changed.
 const DOMAIN: &[u8; 8] = b"ti.seal1";

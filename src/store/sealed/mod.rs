@@ -212,11 +212,11 @@ impl<S: Inspect> Inspect for Sealed<S> {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use crate::scope::ScopeTag;
+    use crate::request::ScopeTag;
     use http::Extensions;
 
     use super::*;
-    use crate::fingerprint::Fingerprint;
+    use crate::request::Fingerprint;
     use crate::store::{Commit, MemoryStore, OnLapse, Working};
 
     const TTL: Duration = Duration::from_secs(60);

@@ -1,6 +1,6 @@
 //! What a database's errors mean to the person on call.
 
-use crate::error::{StoreError, StoreErrorKind};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// What both databases have in common. `advice` is for the errors that the database itself gave.
 pub(super) fn store_error(

@@ -25,8 +25,8 @@ use std::time::Duration;
 use sqlx::{Database, Pool};
 
 use super::{Begin, Begun, Census, Entry, Held, Phase, Record, ScopeTag, Slot, StoreError, Token};
-use crate::fingerprint::Fingerprint;
-use crate::state::Millis;
+use crate::request::Fingerprint;
+use crate::store::Millis;
 
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;

@@ -13,8 +13,9 @@ use super::open::{Asking, Open};
 use super::table::Table;
 use super::transaction::Unit;
 use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, census, entry, held, millis, signed, trial};
-use crate::error::{ConfigError, StoreError, StoreErrorKind};
+use crate::error::ConfigError;
 use crate::store::{Begin, Begun, Census, Entry, Held, Inspect, OnLapse, Record, Slot, Store, Token, UnitOfWork};
+use crate::store::{StoreError, StoreErrorKind};
 
 type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 

@@ -13,8 +13,9 @@ use super::error::store_error;
 use super::table::Table;
 use super::transaction::Unit;
 use super::{BUSY, ClaimId, ROUNDS, Seen, SqlStore, Sweeper, attempts, census, entry, held, millis, signed, trial};
-use crate::error::{ConfigError, StoreError, StoreErrorKind};
+use crate::error::ConfigError;
 use crate::store::{Begin, Begun, Census, Entry, Held, Inspect, Record, Slot, Store, Token, UnitOfWork};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// The SQL that [`SqliteStore::migrate`] runs.
 const LAYOUT: &str = include_str!("sqlite.sql");
@@ -289,7 +290,7 @@ impl SqliteStore {
             .bind(signed(begin.token))
             .bind(millis(begin.lease))
             .bind(millis(begin.ttl))
-            .bind(begin.on_lapse == crate::state::OnLapse::Refuse)
+            .bind(begin.on_lapse == crate::store::OnLapse::Refuse)
             .fetch_all(connection)
             .await?;
         Ok(rows.first().copied())

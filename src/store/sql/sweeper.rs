@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 use super::SqlStore;
-use crate::error::{StoreError, StoreErrorKind};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// Rows that one statement removes at most: its locks are held for milliseconds.
 const BATCH: u32 = 500;

@@ -13,9 +13,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::open::Open;
 use super::{ClaimId, SqlStore};
-use crate::error::{StoreError, StoreErrorKind};
-use crate::record::Record;
+use crate::store::Record;
 use crate::store::{Commit, UnitOfWork, Working};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// The transaction of the operation that a handler runs for: what is written in it is committed
 /// together with the record of the response, or not at all.

@@ -8,8 +8,8 @@ use quick_cache::sync::{Cache as Records, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::time::Instant;
 
-use crate::record::Record;
-use crate::scope::Slot;
+use crate::request::Slot;
+use crate::store::Record;
 
 /// What an entry takes beside the bytes of its record: slot, time, links, and the map's share.
 const OVERHEAD: u64 = 160;

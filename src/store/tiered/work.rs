@@ -6,8 +6,8 @@ use std::time::Duration;
 use http::Extensions;
 
 use super::cache::Cache;
-use crate::record::Record;
-use crate::scope::Slot;
+use crate::request::Slot;
+use crate::store::Record;
 use crate::store::{Commit, StoreError, UnitOfWork, Working};
 
 pub(super) struct TieredWork {

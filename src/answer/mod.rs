@@ -1,0 +1,18 @@
+//! What is decided and said about an operation: what is kept, what is refused, and how it is counted.
+
+mod outcome;
+mod policy;
+pub mod problem;
+mod reconcile;
+mod render;
+mod tally;
+mod verdict;
+
+pub use outcome::Outcome;
+pub use policy::Policy;
+pub(crate) use problem::Problem;
+pub(crate) use reconcile::Reconciler;
+pub use reconcile::{Lapsed, Reconciled};
+pub(crate) use render::Rendering;
+pub(crate) use tally::Tally;
+pub use verdict::{Fate, Verdict};

@@ -1,0 +1,54 @@
+//! Asking the application what became of an operation whose attempt died.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Response;
+
+use crate::error::BoxError;
+use crate::request::IdempotencyKey;
+
+/// An operation whose lease lapsed: an earlier attempt died, and how far it came is not known. What
+/// a reconciler is asked about.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Lapsed {
+    /// The key, with the attempt that would run now.
+    pub key: IdempotencyKey,
+    /// The head of the retry, which is the same request as the first.
+    pub request: http::request::Parts,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// What a reconciler found out.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Reconciled {
+    /// The operation was not done, or may be done again: the handler runs as the next attempt.
+    Run,
+    /// It was done: this is its answer, which is stored and sent to this and every later retry.
+    Done(Response<Bytes>),
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Reconciled, BoxError>> + Send>>;
+
+/// Asks what became of a lapsed operation.
+#[derive(Clone)]
+pub(crate) struct Reconciler(Arc<dyn Fn(Lapsed) -> Answer + Send + Sync>);
+
+impl Reconciler {
+    pub(super) fn new<F, Fut>(reconcile: F) -> Self
+    where
+        F: Fn(Lapsed) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Reconciled, BoxError>> + Send + 'static,
+    {
+        Self(Arc::new(move |lapsed| Box::pin(reconcile(lapsed))))
+    }
+
+    pub(crate) fn ask(&self, lapsed: Lapsed) -> Answer {
+        (self.0)(lapsed)
+    }
+}

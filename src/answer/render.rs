@@ -1,0 +1,223 @@
+//! How refusals are put into responses: RFC 9457, Stripe's error body, or the application's own.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LANGUAGE, CONTENT_TYPE, HeaderName, HeaderValue, LINK, RETRY_AFTER};
+use http::request::Parts;
+use http::{Response, StatusCode, Uri};
+use serde_json::json;
+
+use super::problem::{Problem, ProblemKind};
+use crate::error::ConfigError;
+
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const DOCUMENTATION: &str = "https://docs.rs/tower-idempotency/latest/tower_idempotency/problem/enum.ProblemKind.html";
+
+type ProblemFn = dyn Fn(&Problem, &Parts) -> Response<Bytes> + Send + Sync;
+
+/// How refusals are rendered.
+#[derive(Clone, Default)]
+pub(crate) enum Rendering {
+    #[default]
+    Standard,
+    Documented {
+        url: Arc<str>,
+        link: HeaderValue,
+    },
+    Stripe,
+    Closure(Arc<ProblemFn>),
+}
+
+impl Rendering {
+    /// RFC 9457 with `type` under that URL, which is also linked.
+    pub(crate) fn documented(url: &str) -> Result<Self, ConfigError> {
+        let invalid = |why: &str| ConfigError::new("problem_documentation", format!("{url:?} {why}"));
+        let parsed: Uri = url.parse().map_err(|_| invalid("is not a URL"))?;
+        if !matches!(parsed.scheme_str(), Some("http" | "https")) || parsed.host().is_none_or(str::is_empty) {
+            return Err(invalid("must be an absolute http or https URL"));
+        }
+        if url.contains(['#', '>', '"', '<']) {
+            return Err(invalid(
+                "must not have a fragment (each problem's slug becomes it) or any of <>\"",
+            ));
+        }
+        let link = HeaderValue::from_str(&format!("<{url}>; rel=\"describedby\"; type=\"text/html\""))
+            .map_err(|_| invalid("cannot stand in a header"))?;
+        Ok(Self::Documented { url: url.into(), link })
+    }
+
+    pub(crate) fn render(&self, problem: &Problem, parts: &Parts) -> Response<Bytes> {
+        match self {
+            Self::Standard => standard(problem, DOCUMENTATION),
+            Self::Documented { url, link } => {
+                let mut response = standard(problem, url);
+                response.headers_mut().insert(LINK, link.clone());
+                response
+            }
+            Self::Stripe => stripe(problem),
+            Self::Closure(render) => render(problem, parts),
+        }
+    }
+}
+
+impl fmt::Debug for Rendering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Standard => f.write_str("Standard"),
+            Self::Documented { url, .. } => write!(f, "Documented({url})"),
+            Self::Stripe => f.write_str("Stripe"),
+            Self::Closure(_) => f.write_str("Closure(..)"),
+        }
+    }
+}
+
+fn standard(problem: &Problem, documentation: &str) -> Response<Bytes> {
+    let kind = problem.kind();
+    let mut body = json!({
+        "type": format!("{documentation}#{}", kind.slug()),
+        "title": kind.title(),
+        "status": kind.status().as_u16(),
+        "detail": problem.detail(),
+        "code": kind.slug(),
+    });
+    if let Some(original) = problem.original_status() {
+        body["original_status"] = original.as_u16().into();
+    }
+    respond(kind, kind.status(), "application/problem+json", &body)
+}
+
+/// Stripe's error body: statuses, types and codes as Stripe's API reference lists them under
+/// "Errors" and "Idempotent requests".
+fn stripe(problem: &Problem) -> Response<Bytes> {
+    let kind = problem.kind();
+    let (status, r#type, code) = match kind {
+        ProblemKind::KeyReused => (StatusCode::BAD_REQUEST, "idempotency_error", None),
+        ProblemKind::InFlight => (kind.status(), "idempotency_error", Some("idempotency_key_in_use")),
+        ProblemKind::ResponseNotRetained | ProblemKind::OutcomeUnknown => {
+            (kind.status(), "idempotency_error", Some(kind.slug()))
+        }
+        _ if kind.status().is_server_error() => (kind.status(), "api_error", Some(kind.slug())),
+        _ => (kind.status(), "invalid_request_error", Some(kind.slug())),
+    };
+    let mut error = json!({ "type": r#type, "message": problem.detail() });
+    if let Some(code) = code {
+        error["code"] = code.replace('-', "_").into();
+    }
+    if let Some(original) = problem.original_status() {
+        error["original_status"] = original.as_u16().into();
+    }
+    respond(kind, status, "application/json", &json!({ "error": error }))
+}
+
+fn respond(
+    kind: ProblemKind,
+    status: StatusCode,
+    content_type: &'static str,
+    body: &serde_json::Value,
+) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(body.to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CONTENT_LANGUAGE, HeaderValue::from_static("en"));
+    if let Some(seconds) = kind.retry_after() {
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    if let Some(retry) = kind.should_retry() {
+        headers.insert(
+            SHOULD_RETRY,
+            HeaderValue::from_static(if retry { "true" } else { "false" }),
+        );
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(rendering: &Rendering, problem: &Problem) -> (Response<Bytes>, serde_json::Value) {
+        let (parts, ()) = http::Request::new(()).into_parts();
+        let response = rendering.render(problem, &parts);
+        let body = serde_json::from_slice(response.body()).unwrap();
+        (response, body)
+    }
+
+    #[test]
+    fn contract_7_every_problem_has_the_members_of_rfc_9457() {
+        let documented = Rendering::documented("https://example.com/idempotency").unwrap();
+        for kind in ProblemKind::ALL.iter().copied() {
+            let problem = Problem::new(kind, "why");
+            let (response, body) = render(&Rendering::Standard, &problem);
+            assert_eq!(response.status(), kind.status());
+            assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+            assert_eq!(response.headers()[CONTENT_LANGUAGE], "en");
+            assert!(!response.headers().contains_key(LINK));
+            assert_eq!(body["type"], format!("{DOCUMENTATION}#{}", kind.slug()));
+            assert_eq!(body["title"], kind.title());
+            assert_eq!(body["status"], kind.status().as_u16());
+            assert_eq!(body["detail"], "why");
+            assert_eq!(body["code"], kind.slug());
+            let (response, body) = render(&documented, &problem);
+            assert_eq!(body["type"], format!("https://example.com/idempotency#{}", kind.slug()));
+            let link = r#"<https://example.com/idempotency>; rel="describedby"; type="text/html""#;
+            assert_eq!(response.headers()[LINK], link);
+        }
+    }
+
+    #[test]
+    fn contract_4_7_5_3_and_5_4_what_clients_are_told_about_retrying() {
+        let told = |kind| {
+            let (response, _) = render(&Rendering::Standard, &Problem::new(kind, ""));
+            let text = |name: &str| {
+                response
+                    .headers()
+                    .get(name)
+                    .map(|value| value.to_str().unwrap().to_owned())
+            };
+            (text("retry-after"), text("x-should-retry"))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(told(ProblemKind::InFlight), (some("1"), some("true")));
+        assert_eq!(told(ProblemKind::KeyReused), (None, some("false")));
+        assert_eq!(told(ProblemKind::ResponseNotRetained), (None, some("false")));
+        assert_eq!(told(ProblemKind::OutcomeUnknown), (None, some("false")));
+        assert_eq!(told(ProblemKind::StoreUnavailable), (some("1"), None));
+        assert_eq!(told(ProblemKind::Overloaded), (some("1"), None));
+        assert_eq!(told(ProblemKind::InvalidKey), (None, None));
+        let (_, body) = render(&Rendering::Standard, &Problem::not_retained(StatusCode::CREATED));
+        assert_eq!(body["original_status"], 201);
+    }
+
+    #[test]
+    fn contract_7_stripe_answers_as_stripe_does() {
+        let (response, body) = render(&Rendering::Stripe, &Problem::new(ProblemKind::KeyReused, "why"));
+        assert_eq!(response.status(), 400);
+        assert_eq!(body, json!({"error": {"type": "idempotency_error", "message": "why"}}));
+        let (response, body) = render(&Rendering::Stripe, &Problem::new(ProblemKind::InFlight, "why"));
+        assert_eq!(response.status(), 409);
+        assert_eq!(body["error"]["code"], "idempotency_key_in_use");
+        let (_, body) = render(&Rendering::Stripe, &Problem::new(ProblemKind::StoreUnavailable, "why"));
+        assert_eq!(body["error"]["type"], "api_error");
+        let (_, body) = render(&Rendering::Stripe, &Problem::new(ProblemKind::MissingKey, "why"));
+        assert_eq!(body["error"]["type"], "invalid_request_error");
+        assert_eq!(body["error"]["code"], "missing_key");
+    }
+
+    #[test]
+    fn a_documentation_url_that_cannot_be_one_is_an_error() {
+        for url in [
+            "",
+            "idempotency",
+            "/docs",
+            "ftp://example.com/x",
+            "https://",
+            "https://example.com/#x",
+            "https://a b/",
+        ] {
+            assert!(Rendering::documented(url).is_err(), "{url:?}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! How often each outcome occurred, and the event that says so.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::StatusCode;
+
+use super::outcome::Outcome;
+use super::problem::ProblemKind;
+use crate::request::Slot;
+
+/// The name under which requests that pass through are counted.
+const UNGUARDED: &str = "unguarded";
+
+/// The outcomes that are no refusals; each problem kind follows in the order of [`ProblemKind::ALL`].
+const UNREFUSED: [Outcome; 6] = [
+    Outcome::Executed,
+    Outcome::Released,
+    Outcome::Sealed,
+    Outcome::Replayed,
+    Outcome::NotRetained,
+    Outcome::Unprotected,
+];
+
+const COUNTERS: usize = UNREFUSED.len() + ProblemKind::ALL.len();
+
+fn index(outcome: Outcome) -> usize {
+    match outcome {
+        Outcome::Executed => 0,
+        Outcome::Released => 1,
+        Outcome::Sealed => 2,
+        Outcome::Replayed => 3,
+        // Answers from a tombstone have an outcome of their own.
+        Outcome::NotRetained | Outcome::Refused(ProblemKind::ResponseNotRetained) => 4,
+        Outcome::Unprotected => 5,
+        Outcome::Refused(kind) => UNREFUSED.len() + kind as usize,
+    }
+}
+
+/// Every outcome with its own counter.
+fn outcomes() -> impl Iterator<Item = Outcome> {
+    let refusals = ProblemKind::ALL.iter().copied().map(Outcome::Refused);
+    let refusals = refusals.filter(|refusal| *refusal != Outcome::Refused(ProblemKind::ResponseNotRetained));
+    UNREFUSED.into_iter().chain(refusals)
+}
+
+/// How many requests had which outcome, since the layer was built.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    guarded: [AtomicU64; COUNTERS],
+    unguarded: AtomicU64,
+}
+
+impl Tally {
+    /// Counts and logs a guarded request. `status` is none when the inner service gave no response.
+    pub(crate) fn report(
+        &self,
+        outcome: Outcome,
+        slot: Option<&Slot>,
+        attempt: Option<u32>,
+        status: Option<StatusCode>,
+    ) {
+        self.guarded[index(outcome)].fetch_add(1, Ordering::Relaxed);
+        count(outcome.as_str());
+        tracing::event!(
+            target: "tower_idempotency",
+            tracing::Level::DEBUG,
+            outcome = outcome.as_str(),
+            slot = slot.map(tracing::field::display),
+            attempt,
+            status = status.map(|status| status.as_u16()),
+            "request guarded"
+        );
+    }
+
+    /// Counts and logs a request that passed through.
+    pub(crate) fn report_unguarded(&self) {
+        self.unguarded.fetch_add(1, Ordering::Relaxed);
+        count(UNGUARDED);
+        tracing::event!(
+            target: "tower_idempotency",
+            tracing::Level::TRACE,
+            outcome = UNGUARDED,
+            "request passed through"
+        );
+    }
+
+    /// Every outcome's name and count, those that did not occur included.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let guarded = outcomes().map(|outcome| (outcome.as_str(), &self.guarded[index(outcome)]));
+        guarded
+            .chain(std::iter::once((UNGUARDED, &self.unguarded)))
+            .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
+    }
+}
+
+#[cfg(feature = "metrics")]
+fn count(outcome: &'static str) {
+    metrics::counter!("idempotency_requests_total", "outcome" => outcome).increment(1);
+}
+
+#[cfg(not(feature = "metrics"))]
+fn count(_: &'static str) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contract_7_every_outcome_is_counted_under_its_own_name() {
+        let tally = Tally::default();
+        for (times, outcome) in (1..).zip(outcomes()) {
+            for _ in 0..times {
+                tally.report(outcome, None, None, None);
+            }
+        }
+        tally.report_unguarded();
+        let counts: Vec<_> = tally.counts().collect();
+        for (times, outcome) in (1..).zip(outcomes()) {
+            assert!(counts.contains(&(outcome.as_str(), times)), "{outcome} in {counts:?}");
+        }
+        assert!(counts.contains(&("unguarded", 1)));
+        let mut names: Vec<_> = counts.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), outcomes().count() + 1, "names differ");
+    }
+}

@@ -1,0 +1,99 @@
+//! The Axum extractor of [`IdempotencyKey`].
+
+use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::request::Parts;
+use std::convert::Infallible;
+use std::fmt;
+
+use crate::request::IdempotencyKey;
+
+/// The rejection of [`IdempotencyKey`]: no layer has put a key into the request. `500`, since it is
+/// a mistake of the server: the client cannot mend it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MissingIdempotencyLayer;
+
+impl fmt::Display for MissingIdempotencyLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "nothing of an idempotency layer in the request's extensions: either `IdempotencyLayer` is not around this route \
+             (or does not guard this method), or the request came without a key; then set `require_key(true)`, \
+             or take `Option<IdempotencyKey>`",
+        )
+    }
+}
+
+impl std::error::Error for MissingIdempotencyLayer {}
+
+impl IntoResponse for MissingIdempotencyLayer {
+    fn into_response(self) -> Response {
+        tracing::error!(target: "tower_idempotency", "{self}");
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = MissingIdempotencyLayer;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        parts.extensions.get::<Self>().cloned().ok_or(MissingIdempotencyLayer)
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyKey {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
+        Ok(parts.extensions.get::<Self>().cloned())
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod transaction {
+    use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+    use axum::response::{IntoResponse, Response};
+    use http::request::Parts;
+    use http::{StatusCode, header};
+    use std::convert::Infallible;
+
+    use super::MissingIdempotencyLayer;
+    use crate::store::sql::{Transaction, TransactionError};
+
+    impl<S, DB> FromRequestParts<S> for Transaction<DB>
+    where
+        S: Send + Sync,
+        DB: sqlx::Database,
+    {
+        type Rejection = MissingIdempotencyLayer;
+
+        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+            parts.extensions.get::<Self>().cloned().ok_or(MissingIdempotencyLayer)
+        }
+    }
+
+    impl<S, DB> OptionalFromRequestParts<S> for Transaction<DB>
+    where
+        S: Send + Sync,
+        DB: sqlx::Database,
+    {
+        type Rejection = Infallible;
+
+        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
+            Ok(parts.extensions.get::<Self>().cloned())
+        }
+    }
+
+    impl IntoResponse for TransactionError {
+        fn into_response(self) -> Response {
+            tracing::error!(
+                target: "tower_idempotency",
+                error = &self as &(dyn std::error::Error + 'static),
+                "the handler's transaction failed"
+            );
+            let retry = [(header::RETRY_AFTER, "1")];
+            (StatusCode::SERVICE_UNAVAILABLE, retry, self.to_string()).into_response()
+        }
+    }
+}

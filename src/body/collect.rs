@@ -1,0 +1,150 @@
+//! Reads a body to its end, up to a limit, without copying a body of one frame.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::Body;
+use pin_project_lite::pin_project;
+
+pin_project! {
+    /// Reads a body to its end.
+    pub(crate) struct Collect<B> {
+        #[pin]
+        body: B,
+        limit: usize,
+        read: Read,
+        // Boxed, being rare: this is a part of the future of each request.
+        trailers: Option<Box<HeaderMap>>,
+    }
+}
+
+/// What was read so far: a single frame as it came, or several copied together. Frames are not
+/// kept apart, since a body of a million one-byte frames must not cost thirty times its size.
+#[derive(Default)]
+enum Read {
+    #[default]
+    Nothing,
+    One(Bytes),
+    Many(BytesMut),
+}
+
+impl Read {
+    fn len(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::One(bytes) => bytes.len(),
+            Self::Many(bytes) => bytes.len(),
+        }
+    }
+
+    fn push(&mut self, more: Bytes) {
+        if more.is_empty() {
+            return;
+        }
+        *self = match std::mem::take(self) {
+            Self::Nothing => Self::One(more),
+            Self::One(first) => {
+                let mut both = BytesMut::with_capacity(first.len() + more.len());
+                both.extend_from_slice(&first);
+                both.extend_from_slice(&more);
+                Self::Many(both)
+            }
+            Self::Many(mut bytes) => {
+                bytes.extend_from_slice(&more);
+                Self::Many(bytes)
+            }
+        };
+    }
+
+    fn take(&mut self) -> Bytes {
+        match std::mem::take(self) {
+            Self::Nothing => Bytes::new(),
+            Self::One(bytes) => bytes,
+            Self::Many(bytes) => bytes.freeze(),
+        }
+    }
+}
+
+/// How reading ended. What was read is never lost.
+pub(crate) enum Collected<E> {
+    Whole {
+        data: Bytes,
+        trailers: Option<Box<HeaderMap>>,
+    },
+    /// Longer than the limit: `data` was read, and then the frame `next` came.
+    TooLarge {
+        data: Bytes,
+        next: Bytes,
+    },
+    Failed {
+        data: Bytes,
+        error: E,
+    },
+}
+
+impl<B: Body<Data = Bytes>> Collect<B> {
+    pub(crate) fn new(body: B, limit: usize) -> Self {
+        Self {
+            body,
+            limit,
+            read: Read::Nothing,
+            trailers: None,
+        }
+    }
+
+    /// What was read and not handed out yet, and the rest of the body.
+    pub(crate) fn into_parts(mut self) -> (Bytes, B) {
+        (self.read.take(), self.body)
+    }
+
+    /// The rest of the body, in place.
+    pub(crate) fn body_mut(self: Pin<&mut Self>) -> Pin<&mut B> {
+        self.project().body
+    }
+}
+
+impl<B: Body<Data = Bytes>> Future for Collect<B> {
+    type Output = Collected<B::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let left = this.limit.saturating_sub(this.read.len());
+            let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
+                None => {
+                    return Poll::Ready(Collected::Whole {
+                        data: this.read.take(),
+                        trailers: this.trailers.take(),
+                    });
+                }
+                Some(Err(error)) => {
+                    return Poll::Ready(Collected::Failed {
+                        data: this.read.take(),
+                        error,
+                    });
+                }
+                Some(Ok(frame)) => frame,
+            };
+            match frame.into_data() {
+                Ok(data) if data.len() > left => {
+                    return Poll::Ready(Collected::TooLarge {
+                        data: this.read.take(),
+                        next: data,
+                    });
+                }
+                Ok(data) => this.read.push(data),
+                Err(frame) => {
+                    if let Ok(more) = frame.into_trailers() {
+                        match this.trailers {
+                            Some(trailers) => trailers.extend(more),
+                            None => *this.trailers = Some(Box::new(more)),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

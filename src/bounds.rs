@@ -1,0 +1,120 @@
+//! What the layer asks of a service and of its request bodies, each under one name.
+//!
+//! The names exist for two reasons: a where-clause is written once, and the compiler can say what is
+//! missing and what to do about it.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use http_body_util::combinators::{BoxBody, UnsyncBoxBody};
+use http_body_util::{BodyExt, Full};
+use tower::Service;
+
+use crate::body::RequestBody;
+
+/// A request body that can be made from its bytes.
+///
+/// The layer reads the body of a request with a key, and hands a body of the same type on to the
+/// service. Axum's body, tonic's (feature `tonic`), [`Full`], [`BoxBody`] and [`UnsyncBoxBody`] are
+/// such bodies, and so is every body inside a [`RequestBody`], which is the way for hyper's `Incoming`.
+/// Implement the trait for a body type of your own:
+///
+/// ```
+/// # use std::pin::Pin;
+/// # use std::task::{Context, Poll};
+/// # use http_body::{Body, Frame};
+/// use bytes::Bytes;
+/// use tower_idempotency::GuardedBody;
+///
+/// struct OneChunk(Option<Bytes>);
+/// # impl Body for OneChunk {
+/// #     type Data = Bytes;
+/// #     type Error = std::convert::Infallible;
+/// #     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+/// #         Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+/// #     }
+/// # }
+///
+/// impl GuardedBody for OneChunk {
+///     fn from_buffered(data: Bytes) -> Self {
+///         Self(Some(data))
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the request body of a service inside an `IdempotencyLayer`",
+    label = "this body cannot be made from the bytes that the layer has read",
+    note = "map the request's body with `tower_idempotency::RequestBody::live` outside the layer, as for hyper's `Incoming`",
+    note = "for tonic's `Body` enable the feature `tonic`; for a body type of your own implement `GuardedBody`"
+)]
+pub trait GuardedBody: Body<Data = Bytes> + Send + 'static {
+    /// The body that yields `data` and then ends.
+    fn from_buffered(data: Bytes) -> Self;
+}
+
+impl GuardedBody for Full<Bytes> {
+    fn from_buffered(data: Bytes) -> Self {
+        Self::new(data)
+    }
+}
+
+impl<E: 'static> GuardedBody for BoxBody<Bytes, E> {
+    fn from_buffered(data: Bytes) -> Self {
+        Full::new(data).map_err(|never| match never {}).boxed()
+    }
+}
+
+impl<E: 'static> GuardedBody for UnsyncBoxBody<Bytes, E> {
+    fn from_buffered(data: Bytes) -> Self {
+        Full::new(data).map_err(|never| match never {}).boxed_unsync()
+    }
+}
+
+impl<B> GuardedBody for RequestBody<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+{
+    fn from_buffered(data: Bytes) -> Self {
+        data.into()
+    }
+}
+
+#[cfg(feature = "axum")]
+impl GuardedBody for axum::body::Body {
+    fn from_buffered(data: Bytes) -> Self {
+        data.into()
+    }
+}
+
+/// An HTTP service that an [`IdempotencyLayer`](crate::IdempotencyLayer) can guard.
+///
+/// It is implemented for every [`Service`] of [`http::Request`]s that is `Clone + Send + 'static`,
+/// answers with an [`http::Response`] whose body yields [`Bytes`], and whose future, error and body are
+/// `Send + 'static`. There is nothing to implement.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be guarded by an `IdempotencyLayer`",
+    label = "this service does not have all that the layer needs",
+    note = "it must be `Clone + Send + 'static` and a `tower::Service<http::Request<{B}>>` with an `http::Response`; its future and error must be `Send + 'static`, its response body `Send + 'static` with `Data = bytes::Bytes`",
+    note = "a service that is not `Clone`: put a `tower::buffer::BufferLayer` between it and the `IdempotencyLayer`"
+)]
+pub trait GuardedService<B>:
+    Service<Request<B>, Response = Response<Self::ResponseBody>, Future: Send + 'static, Error: Send + 'static>
+    + Clone
+    + Send
+    + 'static
+{
+    /// The body of its responses.
+    type ResponseBody: Body<Data = Bytes, Error: Send> + Send + 'static;
+}
+
+#[diagnostic::do_not_recommend]
+impl<S, B, RB> GuardedService<B> for S
+where
+    S: Service<Request<B>, Response = Response<RB>, Future: Send + 'static, Error: Send + 'static>
+        + Clone
+        + Send
+        + 'static,
+    RB: Body<Data = Bytes, Error: Send> + Send + 'static,
+{
+    type ResponseBody = RB;
+}

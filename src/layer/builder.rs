@@ -1,0 +1,309 @@
+//! The builder of a layer's configuration.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderName, Method, Response};
+
+use super::IdempotencyLayer;
+use crate::answer::{Fate, Policy, Problem, Rendering};
+use crate::error::ConfigError;
+use crate::request::{FingerprintSource, KeyFormat, KeySource, ScopeSource, header_name};
+use crate::run::config::Config;
+use crate::run::guard::Guard;
+use crate::store::{MemoryStore, Store};
+
+/// Configures an [`IdempotencyLayer`].
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::{IdempotencyLayer, KeyFormat, MemoryStore, Policy};
+///
+/// let layer = IdempotencyLayer::builder(MemoryStore::new())
+///     .require_key(true)
+///     .key_format(KeyFormat::Uuid)
+///     .wait(Duration::from_secs(2))
+///     .policy(Policy::everything())
+///     .build()?;
+/// # let _ = layer;
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct IdempotencyLayerBuilder<St = MemoryStore> {
+    store: St,
+    config: Config,
+    /// The first value that could not be parsed.
+    error: Option<ConfigError>,
+}
+
+impl<St> fmt::Debug for IdempotencyLayerBuilder<St> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotencyLayerBuilder")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<St: Store> IdempotencyLayer<St> {
+    /// Starts the configuration of a layer over `store`.
+    pub fn builder(store: St) -> IdempotencyLayerBuilder<St> {
+        IdempotencyLayerBuilder {
+            store,
+            config: Config::default(),
+            error: None,
+        }
+    }
+}
+
+impl<St: Store> IdempotencyLayerBuilder<St> {
+    /// The guarded methods. Default: `POST` and `PATCH`. Requests of other methods pass through.
+    pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
+        self.config.methods = methods.into_iter().collect();
+        self
+    }
+
+    /// Where the key comes from. Default: the header `Idempotency-Key`.
+    pub fn key(mut self, source: KeySource) -> Self {
+        self.config.key.source = source;
+        self
+    }
+
+    /// Which spellings of a key are accepted. Default: [`KeyFormat::Any`].
+    pub fn key_format(mut self, format: KeyFormat) -> Self {
+        self.config.key.format = format;
+        self
+    }
+
+    /// Bytes of a key at most, after unquoting. Default: 255.
+    pub fn max_key_length(mut self, bytes: usize) -> Self {
+        self.config.key.max_length = bytes;
+        self
+    }
+
+    /// Whether a request of a guarded method without a key is refused with `400` problem
+    /// `missing-key`. Default: no, it passes through.
+    pub fn require_key(mut self, required: bool) -> Self {
+        self.config.require_key = required;
+        self
+    }
+
+    /// Whose key it is. Default: the value of `Authorization`.
+    pub fn scope(mut self, scope: ScopeSource) -> Self {
+        self.config.scope = scope;
+        self
+    }
+
+    /// What makes two requests with one key the same. Default: method, path, query and body.
+    pub fn fingerprint(mut self, fingerprint: FingerprintSource) -> Self {
+        self.config.fingerprint = fingerprint;
+        self
+    }
+
+    /// What is kept of what the handler did. Default: responses with a status of 2xx.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.config.policy = policy;
+        self
+    }
+
+    /// For inbound webhooks of one sender: the event's id is the key and counts alone, whatever the
+    /// sender changed in the body of a later delivery. `sender` is the scope, and must differ from
+    /// that of every other sender on the same store: their ids may be the same.
+    ///
+    /// Signatures are to be verified by a layer outside this one, or anybody could block an event
+    /// by sending its id first.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
+    ///
+    /// let standard_webhooks = IdempotencyLayer::builder(MemoryStore::new())
+    ///     .webhooks("acme", KeySource::webhook_id())
+    ///     .build()?;
+    /// # let _ = standard_webhooks;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn webhooks(self, sender: &str, event_id: KeySource) -> Self {
+        self.key(event_id)
+            .scope(ScopeSource::shared_by_all(sender))
+            .fingerprint(FingerprintSource::none())
+    }
+
+    /// Answers as Stripe does: the marker `Idempotent-Replayed`, every response stored, a reused
+    /// key `400` `idempotency_error`, a key in flight `409` `idempotency_key_in_use`, and Stripe's
+    /// error body. A handler that panicked or failed is sealed, since Stripe keeps errors too.
+    pub fn stripe(mut self) -> Self {
+        self.config.policy = Policy::everything().on_panic(Fate::Seal).on_error(Fate::Seal);
+        self.config.replay_header = HeaderName::from_static("idempotent-replayed");
+        self.config.rendering = Rendering::Stripe;
+        self
+    }
+
+    /// How long an outcome is kept, from its completion. Default: 24 hours. From 1 ms to 10 years.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.config.ttl = ttl;
+        self
+    }
+
+    /// How long a claim holds without being renewed: after a crash, a key is blocked for this long.
+    /// It is renewed every third of it, by a task of its own, while the handler runs; claiming or
+    /// renewing may take a third of it at most. Default: 30 seconds. From 1 ms to 24 hours.
+    ///
+    /// A process that is frozen for longer than its lease, or whose runtime is blocked for as long,
+    /// may be overtaken by a second run; its own outcome is then not stored. A store in this
+    /// process's memory needs no lease: its claims last as long as their holders.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.config.lease = lease;
+        self
+    }
+
+    /// How long a duplicate waits for the outcome of the first request before it gets `409`
+    /// problem `in-flight`. Default: zero, it does not wait. At most 24 hours.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.config.wait = wait;
+        self
+    }
+
+    /// How long a store call may take. Default: 5 seconds. From 1 ms to 24 hours.
+    pub fn store_timeout(mut self, timeout: Duration) -> Self {
+        self.config.store_timeout = timeout;
+        self
+    }
+
+    /// How long it is tried again, in the background, to store an outcome when the store failed
+    /// after the handler ran. Default: 5 minutes. At most 24 hours.
+    pub fn settle_within(mut self, duration: Duration) -> Self {
+        self.config.settle_within = duration;
+        self
+    }
+
+    /// Runs requests **without any protection** while the store fails, instead of refusing them
+    /// with `503` problem `store-unavailable`. Each is logged and has the outcome `unprotected`. The
+    /// handler finds its key all the same, with attempt 1. That a stored record cannot be read, as
+    /// when a newer release wrote it, is a failure of the store, too.
+    pub fn run_unprotected_when_store_fails(mut self) -> Self {
+        self.config.fail_open = true;
+        self
+    }
+
+    /// Bytes of a request body at most; a larger one with a key is `413` problem `body-too-large`.
+    /// Where the key is in the body, all guarded requests are read, so that it holds for all.
+    /// Default: 2 MiB.
+    pub fn max_request_body(mut self, bytes: usize) -> Self {
+        self.config.max_request_body = bytes;
+        self
+    }
+
+    /// Bytes of a response body that are kept at most; a larger one is delivered and leaves a
+    /// tombstone. Default: 1 MiB.
+    pub fn max_response_body(mut self, bytes: usize) -> Self {
+        self.config.max_response_body = bytes;
+        self
+    }
+
+    /// How long a response's body may take to be read once the handler has answered. One that takes
+    /// longer is a stream: what there is of it goes out, the rest follows live, and it leaves a
+    /// tombstone. Default: 30 seconds. From 1 ms to 24 hours.
+    pub fn response_body_within(mut self, duration: Duration) -> Self {
+        self.config.response_body_within = duration;
+        self
+    }
+
+    /// How much work may go on without its client before new first requests get `503` problem
+    /// `overloaded`. Default: 1024. It is bounded in number, not in time: a handler that may hang
+    /// wants a time-out of its own, inside this layer.
+    pub fn max_detached(mut self, most: usize) -> Self {
+        self.config.max_detached = most;
+        self
+    }
+
+    /// **Cancels the handler when its client leaves**, wherever it is, as Axum alone does. `fate`
+    /// says what becomes of the key; after [`Fate::Release`] a retry repeats whatever the handler
+    /// had done before it was cancelled.
+    pub fn cancel_on_disconnect(mut self, fate: Fate) -> Self {
+        self.config.cancel_on_disconnect = Some(fate);
+        self
+    }
+
+    /// The header that marks a replay, with the value `true`. Default: `Idempotency-Replayed`.
+    pub fn replay_header(mut self, name: &str) -> Self {
+        match header_name::parse("replay_header", name) {
+            Ok(name) => self.config.replay_header = name,
+            Err(error) => self.fail(error),
+        }
+        self
+    }
+
+    /// The response headers that are not kept, beside those of the connection (RFC 9110, section
+    /// 7.6.1). Default: `Date` and `Set-Cookie`.
+    pub fn unreplayed_headers<I>(mut self, names: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        self.config.unreplayed.clear();
+        for name in names {
+            match header_name::parse("unreplayed_headers", name.as_ref()) {
+                Ok(name) => self.config.unreplayed.push(name),
+                Err(error) => self.fail(error),
+            }
+        }
+        self
+    }
+
+    /// Where you publish your idempotency policy, as the draft's section 2.2 demands: the `type` of
+    /// each problem is under this URL, and refusals link it. An absolute http or https URL without
+    /// a fragment. Default: this crate's documentation.
+    pub fn problem_documentation(mut self, url: &str) -> Self {
+        match Rendering::documented(url) {
+            Ok(rendering) => self.config.rendering = rendering,
+            Err(error) => self.fail(error),
+        }
+        self
+    }
+
+    /// Renders refusals in another format: an API's own errors, or gRPC statuses.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// let layer = IdempotencyLayer::builder(MemoryStore::new())
+    ///     .problem_response(|problem, _request| {
+    ///         let body = format!("{}: {}", problem.kind().slug(), problem.detail());
+    ///         let mut response = http::Response::new(body.into());
+    ///         *response.status_mut() = problem.kind().status();
+    ///         response
+    ///     })
+    ///     .build()?;
+    /// # let _ = layer;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn problem_response<F>(mut self, render: F) -> Self
+    where
+        F: Fn(&Problem, &Parts) -> Response<Bytes> + Send + Sync + 'static,
+    {
+        self.config.rendering = Rendering::Closure(Arc::new(render));
+        self
+    }
+
+    /// Builds the layer.
+    ///
+    /// # Errors
+    ///
+    /// The first option whose value cannot work; [`ConfigError::option`] names it.
+    pub fn build(self) -> Result<IdempotencyLayer<St>, ConfigError> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        self.config.validate()?;
+        Ok(IdempotencyLayer {
+            guard: Arc::new(Guard::new(self.store, self.config)),
+        })
+    }
+
+    /// Keeps the first error for `build`.
+    fn fail(&mut self, error: ConfigError) {
+        self.error.get_or_insert(error);
+    }
+}

@@ -1,0 +1,91 @@
+//! The future of [`IdempotencyService`](crate::IdempotencyService): it only polls.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http::Response;
+use pin_project_lite::pin_project;
+
+use crate::body::ResponseBody;
+use crate::bounds::{GuardedBody, GuardedService};
+use crate::run::stage::{Stage, StageProj};
+use crate::store::Store;
+
+pin_project! {
+    /// The future of a response of [`IdempotencyService`](crate::IdempotencyService).
+    ///
+    /// Dropping it while the handler runs does not cancel the handler: the rest is handed to the
+    /// runtime, unless `cancel_on_disconnect` says otherwise.
+    ///
+    /// # Panics
+    ///
+    /// If it is polled again after it was ready, as futures may. A panic of the inner service goes
+    /// through.
+    pub struct ResponseFuture<S, B, St>
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+        St: Store,
+    {
+        #[pin]
+        stage: Stage<S, B, St>,
+    }
+}
+
+impl<S, B, St> From<Stage<S, B, St>> for ResponseFuture<S, B, St>
+where
+    S: GuardedService<B>,
+    B: GuardedBody,
+    St: Store,
+{
+    fn from(stage: Stage<S, B, St>) -> Self {
+        Self { stage }
+    }
+}
+
+impl<S, B, St> Future for ResponseFuture<S, B, St>
+where
+    S: GuardedService<B>,
+    B: GuardedBody,
+    St: Store,
+{
+    type Output = Result<Response<ResponseBody<S::ResponseBody>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        const TWICE: &str = "`ResponseFuture` polled after it was ready";
+        let mut stage = self.project().stage;
+        loop {
+            let next = match stage.as_mut().project() {
+                StageProj::Through { future } => {
+                    return future.poll(cx).map_ok(|response| response.map(ResponseBody::live));
+                }
+                StageProj::Reading { mut body, exchange } => {
+                    let collected = ready!(body.as_mut().poll(cx));
+                    let rest = body.body_mut().take();
+                    exchange.take().expect(TWICE).body_read(collected, rest)
+                }
+                StageProj::Admitting { asked, exchange, body } => {
+                    let answer = ready!(asked.poll(cx));
+                    let exchange = exchange.take().expect(TWICE);
+                    exchange.store_answered(&asked.begin, answer, std::mem::take(body))
+                }
+                StageProj::Running { running } => return running.poll(cx),
+                StageProj::Answered { response } => return Poll::Ready(Ok(response.take().expect(TWICE))),
+            };
+            stage.set(next);
+        }
+    }
+}
+
+impl<S, B, St> fmt::Debug for ResponseFuture<S, B, St>
+where
+    S: GuardedService<B>,
+    B: GuardedBody,
+    St: Store,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ResponseFuture({})", self.stage.name())
+    }
+}

@@ -1,0 +1,132 @@
+//! What a handler is told of the operation that it runs.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::key::KeyText;
+use super::slot::Slot;
+use crate::digest::Digest;
+
+/// The idempotency key of the request that a handler runs for, and which attempt it is.
+///
+/// It is in the request's extensions whenever the layer runs a handler for a key. In Axum it is an
+/// extractor: `IdempotencyKey` where the handler cannot do without, and `Option<IdempotencyKey>`
+/// where requests without a key pass through.
+///
+/// ```
+/// use tower_idempotency::IdempotencyKey;
+///
+/// async fn charge(operation: IdempotencyKey) -> String {
+///     // The payment provider takes keys itself: give it one that is the same at each attempt.
+///     let downstream = operation.derive("charge");
+///     if operation.attempt() > 1 {
+///         // An earlier attempt died with its process; find out how far it came.
+///     }
+///     downstream.to_string()
+/// }
+/// # let _ = charge;
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    key: KeyText,
+    slot: Slot,
+    attempt: u32,
+}
+
+impl IdempotencyKey {
+    pub(crate) fn new(key: KeyText, slot: Slot, attempt: u32) -> Self {
+        Self { key, slot, attempt }
+    }
+
+    /// A key as a handler gets it, for the tests of a handler. Its slot is made from the key alone.
+    ///
+    /// ```
+    /// use tower_idempotency::IdempotencyKey;
+    ///
+    /// let second = IdempotencyKey::for_tests("order-17", 2);
+    /// assert_eq!((second.as_str(), second.attempt()), ("order-17", 2));
+    /// ```
+    #[must_use]
+    pub fn for_tests(key: &str, attempt: u32) -> Self {
+        let mut digest = Digest::new(b"ti.tests");
+        digest.field(1, key.as_bytes());
+        Self::new(key.into(), Slot::from_bytes(digest.finish()), attempt)
+    }
+
+    /// The key as the client meant it: unquoted, without parameters.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.key.as_str()
+    }
+
+    /// 1, and one more each time a lapsed lease was taken over: from 2 on, an earlier attempt ended
+    /// without saying how far it came (or, if its process was frozen, still runs). After an attempt that failed in an orderly way, the next is
+    /// 1 again.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// What the store keeps the operation under: a digest of scope and key.
+    #[must_use]
+    pub fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    /// A UUID (version 8, RFC 9562) for a provider that takes idempotency keys itself: the same for
+    /// each attempt of this operation, different for each label, scope and key.
+    ///
+    /// ```
+    /// # use tower_idempotency::IdempotencyKey;
+    /// # fn example(operation: IdempotencyKey) {
+    /// assert_eq!(operation.derive("charge"), operation.derive("charge"));
+    /// assert_ne!(operation.derive("charge"), operation.derive("receipt"));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn derive(&self, label: &str) -> Uuid {
+        let mut digest = Digest::new(b"ti.dkey1");
+        digest.field(1, self.slot.as_bytes());
+        digest.field(2, label.as_bytes());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest.finish()[..16]);
+        Uuid::new_v8(bytes)
+    }
+}
+
+impl fmt::Debug for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the key: who knows it, and the scope, can read the answer.
+        f.debug_struct("IdempotencyKey")
+            .field("slot", &self.slot)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_keys_are_stable_and_apart() {
+        let operation = |byte, attempt| IdempotencyKey::new("k".into(), Slot::from_bytes([byte; 32]), attempt);
+        let derived = operation(1, 1).derive("charge");
+        // Providers remember keys: this value must never change.
+        assert_eq!(derived.to_string(), "ab286900-93b1-8da3-8189-3468155ba995");
+        assert_eq!(derived.get_version_num(), 8);
+        assert_eq!(derived, operation(1, 2).derive("charge"), "the same at each attempt");
+        assert_ne!(derived, operation(2, 1).derive("charge"));
+        assert_ne!(derived, operation(1, 1).derive("refund"));
+    }
+
+    #[test]
+    fn debug_does_not_show_the_key() {
+        let shown = format!(
+            "{:?}",
+            IdempotencyKey::new("secret".into(), Slot::from_bytes([0; 32]), 1)
+        );
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}

@@ -1,0 +1,226 @@
+//! The value at a JSON pointer (RFC 6901).
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::error::ConfigError;
+
+/// A JSON pointer (RFC 6901), checked and split when the layer is built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pointer {
+    tokens: Vec<String>,
+}
+
+impl Pointer {
+    pub(crate) fn parse(option: &'static str, text: &str) -> Result<Self, ConfigError> {
+        let Some(rest) = text.strip_prefix('/') else {
+            return Err(ConfigError::new(
+                option,
+                format!("the JSON pointer {text:?} must begin with `/` (RFC 6901), as in `/event_id`"),
+            ));
+        };
+        let tokens = rest
+            .split('/')
+            .map(unescape)
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| {
+                ConfigError::new(
+                    option,
+                    format!("in the JSON pointer {text:?}, `~` must be followed by 0 or 1 (RFC 6901)"),
+                )
+            })?;
+        Ok(Self { tokens })
+    }
+
+    /// The raw text of the value at this pointer. Text that is not JSON holds nothing; an object
+    /// that has a member on the way twice is ambiguous, which is an error.
+    pub(crate) fn find<'a>(&self, body: &'a [u8]) -> Result<Option<&'a RawValue>, Ambiguous> {
+        let mut ambiguous = false;
+        let mut parser = serde_json::Deserializer::from_slice(body);
+        let seek = Seek {
+            tokens: &self.tokens,
+            ambiguous: &mut ambiguous,
+        };
+        let found = seek.deserialize(&mut parser);
+        let found = found.and_then(|found| parser.end().map(|()| found));
+        match found {
+            _ if ambiguous => Err(Ambiguous),
+            Ok(found) => Ok(found),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// `~1` is `/` and `~0` is `~`; anything else after `~` is not a pointer.
+fn unescape(token: &str) -> Option<String> {
+    let mut plain = String::with_capacity(token.len());
+    let mut rest = token.chars();
+    while let Some(c) = rest.next() {
+        plain.push(match c {
+            '~' => match rest.next()? {
+                '0' => '~',
+                '1' => '/',
+                _ => return None,
+            },
+            c => c,
+        });
+    }
+    Some(plain)
+}
+
+/// A member on the way to the value stands twice in its object.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ambiguous;
+
+/// Walks to the value without building what lies beside the way.
+struct Seek<'p> {
+    tokens: &'p [String],
+    ambiguous: &'p mut bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Seek<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        if self.tokens.is_empty() {
+            serde::Deserialize::deserialize(deserializer).map(Some)
+        } else {
+            deserializer.deserialize_any(self)
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Seek<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (token, deeper) = (&self.tokens[0], &self.tokens[1..]);
+        let (mut seen, mut found) = (false, None);
+        while let Some(name) = map.next_key::<String>()? {
+            if name != *token {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            if seen {
+                *self.ambiguous = true;
+                return Err(A::Error::custom("a member stands twice"));
+            }
+            seen = true;
+            found = map.next_value_seed(Seek {
+                tokens: deeper,
+                ambiguous: self.ambiguous,
+            })?;
+        }
+        Ok(found)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        // RFC 6901, section 4: no leading zeros; `-` names the element after the last, which is not there.
+        let canonical = |token: &String| token == "0" || !token.starts_with(['0', '+']);
+        let index = self
+            .tokens
+            .first()
+            .filter(|token| canonical(token))
+            .and_then(|t| t.parse().ok());
+        let (mut at, mut found) = (0usize, None);
+        loop {
+            if Some(at) == index {
+                let seed = Seek {
+                    tokens: &self.tokens[1..],
+                    ambiguous: self.ambiguous,
+                };
+                match seq.next_element_seed(seed)? {
+                    Some(value) => found = value,
+                    None => return Ok(found),
+                }
+            } else if seq.next_element::<IgnoredAny>()?.is_none() {
+                return Ok(found);
+            }
+            at += 1;
+        }
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(pointer: &str, body: &str) -> Result<Option<String>, Ambiguous> {
+        let pointer = Pointer::parse("key", pointer).unwrap();
+        pointer.find(body.as_bytes()).map(|v| v.map(|raw| raw.get().to_owned()))
+    }
+
+    #[test]
+    fn pointers_find_what_rfc_6901_says() {
+        let body = r#"{"a":{"b":[10,{"c/d":"x","m~n":"y"}]},"":"empty","big":123456789012345678901234567890}"#;
+        for (pointer, expected) in [
+            ("/a/b/0", Some("10")),
+            ("/a/b/1/c~1d", Some("\"x\"")),
+            ("/a/b/1/m~0n", Some("\"y\"")),
+            ("/", Some("\"empty\"")),
+            ("/big", Some("123456789012345678901234567890")),
+            ("/a/b/2", None),
+            ("/a/b/-", None),
+            ("/a/b/00", None),
+            ("/a/b/0/deeper", None),
+            ("/missing", None),
+        ] {
+            assert_eq!(find(pointer, body).unwrap().as_deref(), expected, "{pointer}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_holds_nothing() {
+        for body in ["", "{", "not json", "{\"id\":\"x\"} trailing", "\u{1F600}", "[1,2"] {
+            assert_eq!(find("/id", body), Ok(None), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_stands_twice_is_ambiguous() {
+        assert_eq!(find("/id", r#"{"id":"a","id":"b"}"#), Err(Ambiguous));
+        assert_eq!(find("/id", r#"{"id":"a","\u0069d":"b"}"#), Err(Ambiguous));
+        assert_eq!(find("/id", r#"{"x":1,"x":2,"id":"a"}"#), Ok(Some("\"a\"".into())));
+    }
+
+    #[test]
+    fn bad_pointers_are_configuration_errors() {
+        for text in ["", "event_id", "/a~", "/a~2b"] {
+            assert!(Pointer::parse("key", text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_beside_the_pointer_is_skipped_without_recursion() {
+        let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(
+            find("/id", &format!("{{\"x\":{nested},\"id\":\"a\"}}")),
+            Ok(Some("\"a\"".into()))
+        );
+    }
+}

@@ -1,0 +1,13 @@
+//! The key: where a request carries it, and which keys are valid (contract, section 2).
+
+mod source;
+mod text;
+
+#[cfg(feature = "client")]
+pub(crate) use source::IDEMPOTENCY_KEY;
+pub(crate) use source::KeyRules;
+pub use source::KeySource;
+pub(crate) use text::KeyText;
+pub use text::{InvalidKey, KeyFormat};
+#[cfg(feature = "client")]
+pub(crate) use text::{check_text, text_of_line};

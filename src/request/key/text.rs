@@ -1,0 +1,127 @@
+//! Which texts are keys, and how a header spells one.
+
+use std::borrow::Cow;
+use std::fmt;
+
+#[cfg(feature = "client")]
+use http::HeaderValue;
+use smallvec::SmallVec;
+
+/// Which spellings of a header's key are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum KeyFormat {
+    /// The quoted form of the draft and the bare form that SDKs send; both name the same key.
+    #[default]
+    Any,
+    /// Only a structured-field String (RFC 9651, section 3.3.3), as the draft's section 2.1 demands.
+    Structured,
+    /// Only UUIDs in the form of RFC 9562, section 4, bare or quoted, of any version. The case of
+    /// the digits does not count.
+    Uuid,
+}
+
+/// A key that breaks a rule; the text is the problem's `detail`. It never holds the key itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidKey(Cow<'static, str>);
+
+impl InvalidKey {
+    /// `reason` is sent to the client as the problem's `detail`.
+    #[must_use]
+    pub fn new(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self(reason.into())
+    }
+
+    pub(crate) fn into_detail(self) -> Cow<'static, str> {
+        self.0
+    }
+}
+
+impl fmt::Display for InvalidKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InvalidKey {}
+
+/// A key that was found valid. One of ordinary length, such as a UUID, takes no allocation.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct KeyText(SmallVec<[u8; 40]>);
+
+impl From<&str> for KeyText {
+    fn from(key: &str) -> Self {
+        Self(SmallVec::from_slice(key.as_bytes()))
+    }
+}
+
+impl KeyText {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        // It was made from a `str`.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+/// The characters and the length of a key, wherever it stands.
+pub(crate) fn check_text(key: &str, max_length: usize) -> Result<(), InvalidKey> {
+    if !key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Err(not_visible());
+    }
+    check_length(key, max_length)
+}
+
+pub(super) fn check_length(key: &str, max_length: usize) -> Result<(), InvalidKey> {
+    if key.is_empty() {
+        return Err(InvalidKey::new("the key is empty"));
+    }
+    if key.len() > max_length {
+        return Err(InvalidKey::new(format!(
+            "the key is {} bytes long; at most {max_length} are allowed",
+            key.len(),
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn not_visible() -> InvalidKey {
+    InvalidKey::new("the key may hold visible ASCII characters only (and, inside quotes, space)")
+}
+
+/// The key in a header line, unquoted if it is quoted; whatever else the line says is taken as it
+/// stands. `None` if that is no text, or nothing.
+#[cfg(feature = "client")]
+pub(crate) fn text_of_line(line: &HeaderValue) -> Option<Cow<'_, str>> {
+    let text = line.to_str().ok()?;
+    let text = match text.as_bytes().first()? {
+        b'"' => unquote(text.as_bytes()).unwrap_or(Cow::Borrowed(text)),
+        _ => Cow::Borrowed(text),
+    };
+    (!text.is_empty()).then_some(text)
+}
+
+/// The string inside a structured-field Item; its parameters are checked and ignored.
+pub(super) fn unquote(line: &[u8]) -> Result<Cow<'_, str>, InvalidKey> {
+    // What nearly every client sends: quotes around text that needs no escapes.
+    if let [b'"', inner @ .., b'"'] = line
+        && inner
+            .iter()
+            .all(|&byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
+    {
+        return std::str::from_utf8(inner).map(Cow::Borrowed).map_err(|_| not_visible());
+    }
+    let item: sfv::Item = sfv::Parser::new(line).parse().map_err(|error| {
+        InvalidKey::new(format!(
+            "not a structured-field String (RFC 9651, section 3.3.3): {error}"
+        ))
+    })?;
+    match item.bare_item {
+        sfv::BareItem::String(text) => Ok(Cow::Owned(text.into())),
+        _ => Err(InvalidKey::new(
+            "not a structured-field String (RFC 9651, section 3.3.3)",
+        )),
+    }
+}

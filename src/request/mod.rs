@@ -1,0 +1,15 @@
+//! What a request says: its key, whose key it is, and what makes it the same request as another. Pure.
+
+pub(crate) mod fingerprint;
+pub(crate) mod header_name;
+pub(crate) mod idempotency_key;
+pub(crate) mod json;
+pub(crate) mod key;
+pub(crate) mod scope;
+pub(crate) mod slot;
+
+pub use fingerprint::{Fingerprint, FingerprintSource};
+pub use idempotency_key::IdempotencyKey;
+pub use key::{InvalidKey, KeyFormat, KeySource};
+pub use scope::ScopeSource;
+pub use slot::{ScopeTag, Slot};

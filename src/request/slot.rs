@@ -1,0 +1,76 @@
+//! The slot: all that a store sees of scope and key.
+
+use std::fmt;
+
+use crate::digest::hex;
+
+/// A SHA-256 of scope and key, each length-prefixed: the name under which a store keeps an
+/// operation. Neither the key nor the credentials can be read from it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot([u8; Slot::LEN]);
+
+impl Slot {
+    /// Bytes of a slot.
+    pub const LEN: usize = 32;
+
+    /// A slot made elsewhere, as for a store's own tests.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// The slot in hexadecimal, whole, as the stores show it.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        hex(&self.0)
+    }
+
+    /// The bytes to store it under.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+}
+
+/// The first four bytes in hexadecimal: enough to find an operation in logs, and little to test
+/// guesses of a weak credential against.
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slot({self}..)")
+    }
+}
+
+/// Whose slot it is, for a store that shares out its room: the same for all slots of one scope, and,
+/// but for chance, for those alone. It means nothing in another process.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct ScopeTag(u32);
+
+impl ScopeTag {
+    /// A tag of your choice, for the tests of a store.
+    #[must_use]
+    pub const fn new(tag: u32) -> Self {
+        Self(tag)
+    }
+
+    /// One of so many parts, evenly.
+    pub(crate) fn part_of(self, parts: usize) -> usize {
+        self.0 as usize % parts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_display_nor_debug_shows_a_whole_slot() {
+        let slot = Slot::from_bytes([0xAB; 32]);
+        assert_eq!(format!("{slot} {slot:?}"), "abababab Slot(abababab..)");
+    }
+}

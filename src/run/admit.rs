@@ -1,0 +1,137 @@
+//! Asks the store for a claim, waits for another's outcome, and takes back a claim whose answer was lost.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::claim::Claim;
+use super::ended::Disconnected;
+use super::guard::Guard;
+use super::pauses::Pauses;
+use super::store_call::{Watch, at_once, bounded};
+use crate::store::{Begin, Begun, Store, StoreError, StoreErrorKind};
+
+/// What the store decided.
+pub(crate) enum Admission<St: Store> {
+    /// The handler is to run.
+    Started(Claim<St>),
+    /// It is not.
+    Found(Begun),
+}
+
+/// A question to the store.
+pub(crate) type Question<St> = Pin<Box<dyn Future<Output = Result<Admission<St>, StoreError>> + Send>>;
+
+fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &Begin, begun: Begun) -> Admission<St> {
+    match begun {
+        Begun::Started { attempt } => {
+            Admission::Started(Claim::new(Arc::clone(guard), begin.slot, begin.token, attempt))
+        }
+        begun => Admission::Found(begun),
+    }
+}
+
+/// Asks a store that answers at once, without a box for the wait.
+pub(crate) fn admit_now<St: Store>(guard: &Arc<Guard<St>>, begin: &Begin) -> Option<Result<Admission<St>, StoreError>> {
+    if !St::IN_PROCESS {
+        return None;
+    }
+    let watch = Watch::start("begin");
+    let Poll::Ready(answer) = at_once(guard.store.begin(begin)) else {
+        return None;
+    };
+    watch.stop(answer.is_ok());
+    match answer {
+        // The wait needs its box.
+        Ok(Begun::InFlight { .. }) if !guard.config.wait.is_zero() => None,
+        answer => Some(
+            answer
+                .inspect_err(|error| take_back(guard, *begin, error))
+                .map(|begun| admission(guard, begin, begun)),
+        ),
+    }
+}
+
+/// Asks the store; if it is told to wait, until the other's outcome is there or the wait is over.
+pub(crate) async fn admit<St: Store>(
+    guard: Arc<Guard<St>>,
+    begin: Begin,
+    disconnected: Disconnected,
+) -> Result<Admission<St>, StoreError> {
+    let config = &guard.config;
+    let mut deadline = None;
+    for round in 0.. {
+        let asked = Instant::now();
+        let begun = bounded("begin", config.claim_timeout(), pin!(guard.store.begin(&begin))).await;
+        let begun = begun.inspect_err(|error| take_back(&guard, begin, error))?;
+        let nobody_waits = disconnected.load(Ordering::Relaxed);
+        let lease_left = match admission(&guard, &begin, begun) {
+            Admission::Started(mut claim) if !nobody_waits => {
+                claim.hold(asked).await;
+                return Ok(Admission::Started(claim));
+            }
+            Admission::Found(Begun::InFlight { lease_left }) if !nobody_waits => lease_left,
+            admission => return Ok(admission),
+        };
+        let left = deadline
+            .get_or_insert_with(|| Instant::now() + config.wait)
+            .saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Admission::Found(Begun::InFlight { lease_left }));
+        }
+        let nap = left.min(lease_left).max(Duration::from_millis(1));
+        let mut changed = pin!(tokio::time::timeout(nap, guard.store.changed(&begin.slot, round)));
+        poll_fn(|cx| match disconnected.load(Ordering::Relaxed) {
+            // Nobody waits any more; the last look is for a claim that must be given back.
+            true => Poll::Ready(()),
+            false => changed.as_mut().poll(cx).map(drop),
+        })
+        .await;
+    }
+    unreachable!("the rounds do not end")
+}
+
+/// After a `begin` whose answer was lost: finds out in the background whether it took effect, and
+/// gives the claim back, which would otherwise block the key for its lease.
+///
+/// Asking again under the same token is safe, whatever became of the first question. It is not
+/// waited for at shutdown: a claim that stays behind lapses.
+fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: Begin, error: &StoreError) {
+    let lost = matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable);
+    let config = &guard.config;
+    // An outage must not pile up work; the claims of those beyond the bound lapse.
+    if !lost || guard.taking_back.load(Ordering::Relaxed) >= config.max_detached {
+        return;
+    }
+    let Ok(runtime) = Handle::try_current() else { return };
+    guard.taking_back.fetch_add(1, Ordering::Relaxed);
+    let owner = Arc::clone(guard);
+    let asking = async move {
+        let mut pauses = Pauses::default();
+        loop {
+            pauses.wait().await;
+            let asked = pin!(owner.store.begin(&begin));
+            match bounded("begin", owner.config.claim_timeout(), asked).await {
+                Ok(Begun::Started { attempt }) => {
+                    let mut claim = Claim::new(Arc::clone(&owner), begin.slot, begin.token, attempt);
+                    return claim.give_back().await;
+                }
+                Ok(_) => return,
+                Err(_) => {}
+            }
+        }
+    };
+    // Longer than the lease: also one that has lapsed would be taken for an operation that died.
+    let long = config.settle_within.max(config.lease);
+    let guard = Arc::clone(guard);
+    runtime.spawn(async move {
+        let _ = tokio::time::timeout(long, asking).await;
+        guard.taking_back.fetch_sub(1, Ordering::Relaxed);
+    });
+}

@@ -1,0 +1,163 @@
+//! The layer's configuration, whole and checked.
+
+use std::time::Duration;
+
+use http::header::{self, HeaderName};
+use http::{HeaderMap, Method};
+
+use crate::answer::{Fate, Policy, Rendering};
+use crate::error::ConfigError;
+use crate::request::key::{KeyFormat, KeyRules, KeySource};
+use crate::request::{FingerprintSource, ScopeSource};
+
+/// A crash blocks a key for as long as its lease; renewal makes a longer one needless.
+const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Longer than any process, database or API lives unchanged, and far from overflow.
+const MAX_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+/// Waits and time-outs beyond this are mistakes.
+const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+/// The clocks of the stores count milliseconds.
+const MIN: Duration = Duration::from_millis(1);
+
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) methods: Vec<Method>,
+    pub(crate) key: KeyRules,
+    pub(crate) require_key: bool,
+    pub(crate) scope: ScopeSource,
+    pub(crate) fingerprint: FingerprintSource,
+    pub(crate) policy: Policy,
+    pub(crate) ttl: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) wait: Duration,
+    pub(crate) store_timeout: Duration,
+    pub(crate) settle_within: Duration,
+    pub(crate) fail_open: bool,
+    pub(crate) max_request_body: usize,
+    pub(crate) max_response_body: usize,
+    pub(crate) response_body_within: Duration,
+    pub(crate) max_detached: usize,
+    /// `None`: the handler runs to its end.
+    pub(crate) cancel_on_disconnect: Option<Fate>,
+    pub(crate) replay_header: HeaderName,
+    pub(crate) unreplayed: Vec<HeaderName>,
+    pub(crate) rendering: Rendering,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            methods: vec![Method::POST, Method::PATCH],
+            key: KeyRules {
+                source: KeySource::default(),
+                format: KeyFormat::Any,
+                max_length: 255,
+            },
+            require_key: false,
+            scope: ScopeSource::default(),
+            fingerprint: FingerprintSource::default(),
+            policy: Policy::default(),
+            ttl: Duration::from_secs(24 * 60 * 60),
+            lease: Duration::from_secs(30),
+            wait: Duration::ZERO,
+            store_timeout: Duration::from_secs(5),
+            settle_within: Duration::from_secs(5 * 60),
+            fail_open: false,
+            max_request_body: 2 * 1024 * 1024,
+            max_response_body: 1024 * 1024,
+            response_body_within: Duration::from_secs(30),
+            max_detached: 1024,
+            cancel_on_disconnect: None,
+            replay_header: HeaderName::from_static("idempotency-replayed"),
+            unreplayed: vec![header::DATE, header::SET_COOKIE],
+            rendering: Rendering::default(),
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        if self.methods.is_empty() {
+            return Err(ConfigError::new(
+                "methods",
+                "the set is empty, so that nothing would be guarded",
+            ));
+        }
+        if let Some(method) = self.methods.iter().find(|method| **method == Method::CONNECT) {
+            return Err(ConfigError::new(
+                "methods",
+                format!("{method} has no response that could be stored"),
+            ));
+        }
+        self.key.source.validate()?;
+        self.scope.validate()?;
+        self.fingerprint.validate()?;
+        if self.key.max_length == 0 {
+            return Err(ConfigError::new("max_key_length", "0 would refuse every key"));
+        }
+        for (option, value, least, most) in [
+            ("ttl", self.ttl, MIN, MAX_TTL),
+            ("lease", self.lease, MIN, MAX_LEASE),
+            ("wait", self.wait, Duration::ZERO, MAX_WAIT),
+            ("store_timeout", self.store_timeout, MIN, MAX_WAIT),
+            ("response_body_within", self.response_body_within, MIN, MAX_WAIT),
+            ("settle_within", self.settle_within, Duration::ZERO, MAX_WAIT),
+        ] {
+            if value < least || value > most {
+                return Err(ConfigError::new(
+                    option,
+                    format!("{value:?} is not between {least:?} and {most:?}"),
+                ));
+            }
+        }
+        if self.max_detached == 0 {
+            return Err(ConfigError::new(
+                "max_detached",
+                "0 would refuse every first request; use `cancel_on_disconnect` to let no work go on without its client",
+            ));
+        }
+        Ok(())
+    }
+
+    /// How often a lease is renewed.
+    pub(crate) fn third_of_lease(&self) -> Duration {
+        (self.lease / 3).max(MIN)
+    }
+
+    /// How long a claim may take to be made or renewed. An answer that took a large part of the
+    /// lease would leave too little of it.
+    pub(crate) fn claim_timeout(&self) -> Duration {
+        self.store_timeout.min(self.third_of_lease())
+    }
+
+    pub(crate) fn guards(&self, method: &Method) -> bool {
+        self.methods.contains(method)
+    }
+
+    /// Which response headers are left out of the record: hop-by-hop ones (RFC 9110, section 7.6.1,
+    /// with what `Connection` names), and those on the list.
+    /// `Trailer` stays where there are trailers.
+    pub(crate) fn skips<'h>(&'h self, headers: &'h HeaderMap, trailers: bool) -> impl Fn(&HeaderName) -> bool + 'h {
+        static HOP_BY_HOP: [HeaderName; 7] = [
+            header::CONNECTION,
+            HeaderName::from_static("keep-alive"),
+            HeaderName::from_static("proxy-connection"),
+            header::PROXY_AUTHENTICATE,
+            header::TE,
+            header::TRANSFER_ENCODING,
+            header::UPGRADE,
+        ];
+        // Looked for by walking: responses have few headers, and names compare faster than they hash.
+        let named = headers.keys().any(|name| name == header::CONNECTION);
+        move |name| {
+            HOP_BY_HOP.contains(name)
+                || self.unreplayed.contains(name)
+                || !trailers && *name == header::TRAILER
+                || named
+                    && headers.get_all(header::CONNECTION).iter().any(|line| {
+                        let mut named = line.to_str().unwrap_or_default().split(',');
+                        named.any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
+                    })
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! How work ends: it returns, it panics, or it is cancelled.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+
+/// A flag that is raised when the client disconnects.
+pub(crate) type Disconnected = Arc<AtomicBool>;
+
+/// What a panic carries.
+pub(crate) type Panic = Box<dyn std::any::Any + Send>;
+
+/// How the inner service ended.
+pub(crate) enum Ended<T> {
+    Returned(T),
+    Panicked(Panic),
+    Cancelled,
+}
+
+/// Polls the inner service; a panic is caught, and a raised flag stops it.
+pub(crate) async fn to_its_end<F: Future + ?Sized>(
+    mut work: Pin<&mut F>,
+    cancelled: Option<&Disconnected>,
+) -> Ended<F::Output> {
+    poll_fn(|cx| {
+        if cancelled.is_some_and(|client| client.load(Ordering::Relaxed)) {
+            return Poll::Ready(Ended::Cancelled);
+        }
+        // The future is not polled again after a panic, and what it shares is the handler's own.
+        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Ended::Returned),
+            Err(panic) => Poll::Ready(Ended::Panicked(panic)),
+        }
+    })
+    .await
+}

@@ -1,0 +1,187 @@
+//! A guarded request on its way to a decision, and the answers that need no run.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::Body;
+
+use super::guard::Guard;
+use super::store_call::warn_of;
+use crate::answer::{Outcome, Problem};
+use crate::body::ResponseBody;
+use crate::bounds::{GuardedBody, GuardedService};
+use crate::request::key::KeyText;
+use crate::request::scope::Scoped;
+use crate::request::{IdempotencyKey, ScopeTag, Slot};
+use crate::store::record::Opened;
+use crate::store::{Begin, Begun, Store, StoreError};
+
+/// A guarded request on its way to a decision.
+pub(crate) struct Exchange<S, St> {
+    pub(crate) guard: Arc<Guard<St>>,
+    /// It has said that it is ready, or is asked before it is called.
+    pub(crate) inner: S,
+    pub(crate) parts: Parts,
+    pub(crate) identity: Option<Identity>,
+}
+
+/// Whose key it is, and which.
+pub(crate) struct Identity {
+    pub(crate) key: KeyText,
+    pub(crate) slot: Slot,
+    pub(crate) scope: ScopeTag,
+}
+
+impl<S, St: Store> Exchange<S, St> {
+    /// Finds the key in the body, if that is where keys are. `None`: the request has none, and may
+    /// pass.
+    pub(crate) fn key_in(&self, body: &Bytes) -> Result<Option<KeyText>, Problem> {
+        let config = &self.guard.config;
+        match config.key.in_body(&self.parts, body).map_err(Problem::invalid_key)? {
+            Some(key) => Ok(Some(KeyText::from(&*key))),
+            None if config.require_key => Err(Problem::missing_key()),
+            None => Ok(None),
+        }
+    }
+
+    /// Says whose key it is.
+    pub(crate) fn identify(&mut self, key: KeyText) -> Result<(), Problem> {
+        let scoped = self.guard.config.scope.slot(&self.parts, key.as_bytes());
+        let Scoped {
+            slot,
+            tag,
+            overlooks_cookie,
+        } = scoped.map_err(|unavailable| {
+            tracing::error!(
+                target: "tower_idempotency",
+                error = &*unavailable.0 as &(dyn std::error::Error + 'static),
+                "the scope of a request cannot be determined"
+            );
+            Problem::scope_unavailable()
+        })?;
+        if overlooks_cookie && !self.guard.warned_of_cookie.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                target: "tower_idempotency",
+                "a request has a Cookie and no Authorization: under the default scope such requests share their \
+                 keys; set a scope that tells your sessions apart"
+            );
+        }
+        self.identity = Some(Identity { key, slot, scope: tag });
+        Ok(())
+    }
+
+    /// Whether another idempotency layer further out has claimed this very operation: this one
+    /// would find it in flight.
+    pub(crate) fn is_claimed_outside(&self) -> bool {
+        let outer = self.parts.extensions.get::<IdempotencyKey>();
+        outer.is_some_and(|outer| Some(outer.slot()) == self.identity.as_ref().map(|identity| &identity.slot))
+    }
+
+    /// Puts the key where the handler finds it.
+    pub(crate) fn tell_handler(&mut self, attempt: u32) {
+        if let Some(Identity { key, slot, .. }) = self.identity.take() {
+            self.parts.extensions.insert(IdempotencyKey::new(key, slot, attempt));
+        }
+    }
+
+    /// The claim to ask for. `None` if the request was not identified.
+    pub(crate) fn claim(&self, body: &Bytes) -> Option<Begin> {
+        let config = &self.guard.config;
+        let identity = self.identity.as_ref()?;
+        Some(Begin {
+            slot: identity.slot,
+            scope: identity.scope,
+            fingerprint: config.fingerprint.of(&self.parts, body),
+            token: self.guard.token(),
+            // The holder of a claim in this process's memory cannot die without it: such a claim
+            // lapses when it is dropped, not by time.
+            lease: if St::IN_PROCESS { Duration::MAX } else { config.lease },
+            ttl: config.ttl,
+            on_lapse: config.policy.on_lapse,
+        })
+    }
+
+    /// Answers without running: from what the store found.
+    pub(crate) fn answer<RB>(&self, begun: Begun) -> Result<Response<ResponseBody<RB>>, StoreError>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        let record = match begun {
+            Begun::Done(record) => record,
+            Begun::Mismatch => return Ok(self.refuse(Problem::key_reused())),
+            Begun::OutcomeUnknown => return Ok(self.refuse(Problem::outcome_unknown())),
+            Begun::InFlight { .. } | Begun::Started { .. } => return Ok(self.refuse(Problem::in_flight())),
+        };
+        Ok(match record.open()? {
+            Opened::NotRetained(status) => self.respond(Outcome::NotRetained, &Problem::not_retained(status)),
+            Opened::Unknown => self.respond(Outcome::NotRetained, &Problem::outcome_unknown()),
+            Opened::Response(replay) => {
+                let marker = self.guard.config.replay_header.clone();
+                let mut response = replay.head.map(|()| ResponseBody::kept(replay.body, replay.trailers));
+                response.headers_mut().insert(marker, HeaderValue::from_static("true"));
+                self.finish(Outcome::Replayed, response)
+            }
+        })
+    }
+
+    pub(crate) fn refuse<RB>(&self, problem: Problem) -> Response<ResponseBody<RB>>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        self.respond(Outcome::Refused(problem.kind()), &problem)
+    }
+
+    fn respond<RB>(&self, outcome: Outcome, problem: &Problem) -> Response<ResponseBody<RB>>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        let rendered = self.guard.config.rendering.render(problem, &self.parts);
+        self.finish(outcome, rendered.map(|body| ResponseBody::kept(body, None)))
+    }
+
+    fn finish<RB: Body>(
+        &self,
+        outcome: Outcome,
+        mut response: Response<ResponseBody<RB>>,
+    ) -> Response<ResponseBody<RB>> {
+        let slot = self.identity.as_ref().map(|identity| &identity.slot);
+        self.guard.tally.report(outcome, slot, None, Some(response.status()));
+        response.extensions_mut().insert(outcome);
+        response
+    }
+
+    /// The request as it goes on.
+    pub(crate) fn into_request<B: GuardedBody>(self, body: Bytes) -> (S, Request<B>) {
+        (self.inner, Request::from_parts(self.parts, B::from_buffered(body)))
+    }
+
+    /// Calls the inner service, which has said that it is ready.
+    pub(crate) fn call<B>(self, body: Bytes) -> S::Future
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+    {
+        let (mut inner, request) = self.into_request(body);
+        inner.call(request)
+    }
+
+    /// The store failed before the handler ran, and the layer fails closed.
+    pub(crate) fn refuse_for_store<RB>(&self, error: &StoreError) -> Response<ResponseBody<RB>>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        self.warn_of(error, "the store failed; the request is refused");
+        self.refuse(Problem::store_unavailable())
+    }
+
+    pub(crate) fn warn_of(&self, error: &StoreError, message: &'static str) {
+        if let Some(identity) = &self.identity {
+            warn_of(error, &identity.slot, message);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What all clones of one layer and its services have in common.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use crossbeam_utils::CachePadded;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use super::config::Config;
+use crate::answer::Tally;
+use crate::store::Token;
+
+/// The store, the configuration and the counts of one layer.
+pub(crate) struct Guard<St> {
+    // What every request reads, what every request writes, and the count of references each have
+    // cache lines of their own: workers would otherwise wait for each other's.
+    pub(crate) store: CachePadded<St>,
+    pub(crate) config: CachePadded<Config>,
+    /// Work without a client: handlers whose client disconnected, and outcomes that are stored later.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) tally: CachePadded<Tally>,
+    pub(crate) warned_of_cookie: AtomicBool,
+    /// How many claims are being taken back because the store's answer was lost.
+    pub(crate) taking_back: AtomicUsize,
+    next_token: CachePadded<AtomicU64>,
+}
+
+impl<St> Guard<St> {
+    pub(crate) fn new(store: St, config: Config) -> Self {
+        // A random start makes tokens unique among processes; counting, within this one.
+        let (start, _) = uuid::Uuid::new_v4().as_u64_pair();
+        Self {
+            store: CachePadded::new(store),
+            config: CachePadded::new(config),
+            tasks: TaskTracker::new(),
+            tally: CachePadded::default(),
+            warned_of_cookie: AtomicBool::new(false),
+            taking_back: AtomicUsize::new(0),
+            next_token: CachePadded::new(AtomicU64::new(start)),
+        }
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        Token(self.next_token.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Whether so much work goes on without its client that no first request is admitted.
+    pub(crate) fn is_overloaded(&self) -> bool {
+        self.tasks.len() >= self.config.max_detached
+    }
+
+    /// Runs a future to its end although its owner is being dropped.
+    ///
+    /// `home` is the runtime that the future was polled on, for owners that are dropped outside one.
+    pub(crate) fn adopt(&self, home: Option<&Handle>, future: impl Future<Output = ()> + Send + 'static) {
+        let current = Handle::try_current().ok();
+        match home.or(current.as_ref()) {
+            Some(handle) => drop(self.tasks.spawn_on(future, handle)),
+            // Dropping the future logs each claim that it held.
+            None => tracing::error!(
+                target: "tower_idempotency",
+                "a request was dropped outside a Tokio runtime, so its handler cannot run to its end; \
+                 drop requests only inside the runtime"
+            ),
+        }
+    }
+}

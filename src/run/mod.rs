@@ -1,0 +1,211 @@
+//! One operation, from its claim until the claim is settled.
+//!
+//! ```text
+//! called          key in the head (400), scope (500)                      Exchange::identify
+//! body_read       the whole body (413, 400), key in the body → claim      Exchange::claim
+//! store_answered  claimed  → run the handler                              handler, keep
+//!                 found    → replay, or refuse (409, 422)                 Exchange::answer
+//!                 failed   → refuse (503), or run unprotected
+//! handler::run    reconcile → inner service → policy → read the body → settle the claim → respond
+//! ```
+//!
+//! Decisions are pure functions of the floors below; what has an effect is here.
+
+mod admit;
+mod claim;
+pub(crate) mod config;
+mod detach;
+mod ended;
+pub(crate) mod exchange;
+pub(crate) mod guard;
+mod handler;
+mod keep;
+mod pauses;
+mod reconcile;
+mod renewal;
+mod settlement;
+pub(crate) mod stage;
+mod store_call;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Request;
+
+use admit::{Admission, admit_now};
+use detach::{Admitting, Running};
+use ended::Disconnected;
+use exchange::Exchange;
+use guard::Guard;
+use handler::{Run, refuse_overload, run, run_unprotected};
+use stage::Stage;
+
+use crate::answer::Problem;
+use crate::body::{Collected, declares_more_than, drain};
+use crate::bounds::{GuardedBody, GuardedService};
+use crate::request::key::KeyText;
+use crate::store::{Begin, Store, StoreError};
+
+/// A request has arrived; `inner` is ready for it.
+pub(crate) fn called<S, B, St>(guard: &Arc<Guard<St>>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
+where
+    S: GuardedService<B>,
+    B: GuardedBody,
+    St: Store,
+{
+    let config = &guard.config;
+    let through = |inner: &mut S, request| {
+        guard.tally.report_unguarded();
+        Stage::Through {
+            future: inner.call(request),
+        }
+    };
+    if !config.guards(request.method()) {
+        return through(inner, request);
+    }
+    let key = match config.key.in_head(request.headers()) {
+        Ok(Some(key)) => Ok(Some(KeyText::from(&*key))),
+        Ok(None) if config.key.source.needs_body() => Ok(None),
+        Ok(None) if !config.require_key => return through(inner, request),
+        Ok(None) => Err(Problem::missing_key()),
+        Err(invalid) => Err(Problem::invalid_key(invalid)),
+    };
+    // The service that was found ready goes along; its clone is for the next call.
+    let clone = inner.clone();
+    let ready = std::mem::replace(inner, clone);
+    let (parts, body) = request.into_parts();
+    let mut exchange = Box::new(Exchange {
+        guard: Arc::clone(guard),
+        inner: ready,
+        parts,
+        identity: None,
+    });
+    let identified = match key {
+        Ok(Some(key)) => exchange.identify(key),
+        Ok(None) => Ok(()),
+        Err(problem) => Err(problem),
+    };
+    // A body that declares a length above the limit is not read.
+    let limit = config.max_request_body;
+    let identified = match identified {
+        Ok(()) if declares_more_than(&body, limit) => Err(Problem::body_too_large(limit)),
+        identified => identified,
+    };
+    match identified {
+        Ok(()) => Stage::reading(exchange, body),
+        Err(problem) => {
+            drain(body);
+            Stage::answered(exchange.refuse(problem))
+        }
+    }
+}
+
+impl<S, St: Store> Exchange<S, St> {
+    /// The body is there, or why it is not. `rest` is what is left of a body that was not read to its
+    /// end.
+    pub(crate) fn body_read<B>(
+        mut self: Box<Self>,
+        collected: Collected<B::Error>,
+        rest: Option<Pin<Box<B>>>,
+    ) -> Stage<S, B, St>
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+    {
+        let body = match collected {
+            Collected::Whole { data, .. } => data,
+            Collected::TooLarge { .. } => {
+                if let Some(rest) = rest {
+                    drain(rest);
+                }
+                let limit = self.guard.config.max_request_body;
+                return Stage::answered(self.refuse(Problem::body_too_large(limit)));
+            }
+            Collected::Failed { .. } => return Stage::answered(self.refuse(Problem::body_unreadable())),
+        };
+        if self.identity.is_none() {
+            let identified = match self.key_in(&body) {
+                Ok(Some(key)) => self.identify(key),
+                Ok(None) => return self.pass(body),
+                Err(problem) => Err(problem),
+            };
+            if let Err(problem) = identified {
+                return Stage::answered(self.refuse(problem));
+            }
+        }
+        if self.is_claimed_outside() {
+            return self.pass(body);
+        }
+        let Some(begin) = self.claim(&body) else {
+            return self.pass(body);
+        };
+        if let Some(answer) = admit_now(&self.guard, &begin) {
+            return self.store_answered(&begin, answer, body);
+        }
+        if !self.guard.config.wait.is_zero() {
+            // Waiting must not hold the place that readiness reserved, as under a concurrency limit.
+            self.inner = self.inner.clone();
+        }
+        Stage::Admitting {
+            asked: Admitting::new(Arc::clone(&self.guard), begin),
+            exchange: Some(self),
+            body,
+        }
+    }
+
+    /// Sends a request whose body was buffered on as if it had not been.
+    fn pass<B>(self, body: Bytes) -> Stage<S, B, St>
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+    {
+        self.guard.tally.report_unguarded();
+        Stage::Through {
+            future: self.call(body),
+        }
+    }
+
+    /// The store has decided, or failed.
+    pub(crate) fn store_answered<B>(
+        self: Box<Self>,
+        begin: &Begin,
+        answer: Result<Admission<St>, StoreError>,
+        body: Bytes,
+    ) -> Stage<S, B, St>
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+    {
+        let guard = Arc::clone(&self.guard);
+        let cancel = guard.config.cancel_on_disconnect.map(|_| Disconnected::default());
+        let running = |run: Run<S::ResponseBody, S::Error>, cancel| Stage::Running {
+            running: Running::new(run, cancel, Arc::clone(&guard)),
+        };
+        let error = match answer {
+            Ok(Admission::Started(claim)) => {
+                let run: Run<_, _> = if guard.is_overloaded() {
+                    Box::pin(refuse_overload(self, Some(claim)))
+                } else {
+                    Box::pin(run(self, claim, begin, body, cancel.clone()))
+                };
+                return running(run, cancel);
+            }
+            Ok(Admission::Found(found)) => match self.answer(found) {
+                Ok(response) => return Stage::answered(response),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        // The store failed before the handler ran.
+        if !guard.config.fail_open {
+            return Stage::answered(self.refuse_for_store(&error));
+        }
+        let run: Run<_, _> = if guard.is_overloaded() {
+            Box::pin(refuse_overload(self, None))
+        } else {
+            Box::pin(run_unprotected(self, body, error, cancel.clone()))
+        };
+        running(run, cancel)
+    }
+}

@@ -1,0 +1,19 @@
+//! The pauses between tries of a failing store in the background.
+
+use std::time::Duration;
+
+/// Each pause is twice as long as the last, up to five seconds.
+pub(crate) struct Pauses(Duration);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(Duration::from_millis(50))
+    }
+}
+
+impl Pauses {
+    pub(crate) async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,73 @@
+//! Asks the application about an operation whose earlier attempt died, before anything runs.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+
+use bytes::Bytes;
+use http::Response;
+use http_body::Body;
+
+use super::claim::Claim;
+use super::ended::{Ended, to_its_end};
+use super::exchange::Exchange;
+use super::settlement::Settlement;
+use crate::answer::{Lapsed, Problem, Reconciled, Reconciler};
+use crate::body::ResponseBody;
+use crate::request::{Fingerprint, IdempotencyKey};
+use crate::store::{Begun, Record, Store};
+
+/// Asks the application what became of an operation whose earlier attempt died. `None`: it is to
+/// run.
+pub(crate) async fn reconcile<S, RB, St>(
+    // Mutable, since a guard borrow across an await would ask for a `Sync` service.
+    exchange: &mut Exchange<S, St>,
+    claim: &mut Claim<St>,
+    fingerprint: Fingerprint,
+    body: &Bytes,
+    reconciler: &Reconciler,
+) -> Option<Response<ResponseBody<RB>>>
+where
+    RB: Body<Data = Bytes>,
+    St: Store,
+{
+    let key = exchange.parts.extensions.get::<IdempotencyKey>()?.clone();
+    let lapsed = Lapsed {
+        key,
+        request: exchange.parts.clone(),
+        body: body.clone(),
+    };
+    let asked = match catch_unwind(AssertUnwindSafe(|| reconciler.ask(lapsed))) {
+        // It goes on without its client, as a handler does.
+        Ok(mut asking) => to_its_end(Pin::new(&mut asking), None).await,
+        Err(panic) => Ended::Panicked(panic),
+    };
+    let response = match asked {
+        Ended::Returned(Ok(Reconciled::Run)) => return None,
+        Ended::Returned(Ok(Reconciled::Done(response))) => response,
+        Ended::Returned(Err(error)) => {
+            tracing::warn!(
+                target: "tower_idempotency",
+                slot = %claim.slot,
+                error = &*error as &(dyn std::error::Error + 'static),
+                "the reconciler could not find out what became of an operation; the next retry asks again"
+            );
+            claim.give_back().await;
+            return Some(exchange.refuse(Problem::outcome_unknown()));
+        }
+        Ended::Panicked(panic) => {
+            claim.give_back().await;
+            resume_unwind(panic)
+        }
+        Ended::Cancelled => return None,
+    };
+    let config = &claim.guard.config;
+    let (head, body) = response.into_parts();
+    let skip = config.skips(&head.headers, false);
+    let record = Record::response(fingerprint, head.status, &head.headers, skip, &body, None);
+    claim.settle(Settlement::Complete(record.clone())).await;
+    Some(
+        exchange
+            .answer(Begun::Done(record))
+            .unwrap_or_else(|error| exchange.refuse_for_store(&error)),
+    )
+}

@@ -1,0 +1,84 @@
+//! Renews the lease of a claim while its handler runs.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::guard::Guard;
+use super::store_call::{bounded, warn_of};
+use crate::request::Slot;
+use crate::store::{Held, Store, Token};
+
+/// The task that renews a claim's lease.
+///
+/// A task of its own, so that a handler which blocks its thread does not stop it. A store in this
+/// process needs none: its claims hold until they are dropped.
+pub(crate) struct Renewal {
+    task: AbortHandle,
+    /// Raised when the claim is being settled: that it is gone then is no surprise.
+    settling: Arc<AtomicBool>,
+}
+
+impl Renewal {
+    /// Renews from now on. `since` is when the lease began. `None` where there is no runtime.
+    pub(crate) fn start<St: Store>(guard: &Arc<Guard<St>>, slot: Slot, token: Token, since: Instant) -> Option<Self> {
+        let Ok(runtime) = Handle::try_current() else {
+            tracing::error!(
+                target: "tower_idempotency",
+                %slot,
+                "there is no Tokio runtime to renew the lease on; a handler that takes longer than its lease may run twice"
+            );
+            return None;
+        };
+        let settling = Arc::new(AtomicBool::new(false));
+        let task = runtime.spawn(renew(Arc::clone(guard), slot, token, since, Arc::clone(&settling)));
+        Some(Self {
+            task: task.abort_handle(),
+            settling,
+        })
+    }
+
+    /// Says that the claim is being settled.
+    pub(crate) fn expect_the_end(&self) {
+        self.settling.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Renews a lease until it is lost, every third of it.
+async fn renew<St: Store>(guard: Arc<Guard<St>>, slot: Slot, token: Token, since: Instant, settling: Arc<AtomicBool>) {
+    let lease = guard.config.lease;
+    let third = guard.config.third_of_lease();
+    let mut next = since + third;
+    loop {
+        tokio::time::sleep_until(next).await;
+        let asked = Instant::now();
+        let renewal = pin!(guard.store.renew(&slot, token, lease));
+        next = match bounded("renew", guard.config.claim_timeout(), renewal).await {
+            Ok(Held::Yes) => asked + third,
+            Ok(Held::Lost) => {
+                if !settling.load(Ordering::Relaxed) {
+                    tracing::warn!(
+                        target: "tower_idempotency",
+                        %slot,
+                        "the claim was lost while its handler runs; its outcome will not be stored"
+                    );
+                }
+                return;
+            }
+            Err(error) => {
+                warn_of(&error, &slot, "the lease could not be renewed; trying again");
+                Instant::now() + third / 4
+            }
+        };
+    }
+}

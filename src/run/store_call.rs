@@ -1,0 +1,83 @@
+//! How the store is asked: within a time limit, measured, and its failures logged.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::error::Elapsed;
+
+use crate::request::Slot;
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The output of work that may take at most `limit`. Work that is ready at once needs no timer.
+///
+/// Here and below, futures are passed pinned in place: passed by value they would have two places in
+/// the future of the whole request, which is allocated and moved.
+pub(crate) async fn within<F: Future>(limit: Duration, mut work: Pin<&mut F>) -> Result<F::Output, Elapsed> {
+    match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+        Poll::Ready(output) => Ok(output),
+        // Boxed, so that the timer takes no space in the futures of work that needs none.
+        Poll::Pending => Box::pin(tokio::time::timeout(limit, work)).await,
+    }
+}
+
+/// The output of a future of a store in this process, which is ready at its first poll.
+pub(crate) fn at_once<F: Future>(future: F) -> Poll<F::Output> {
+    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The answer of a store call that may take at most `limit`.
+pub(crate) async fn bounded<T>(
+    operation: &'static str,
+    limit: Duration,
+    call: Pin<&mut impl Future<Output = Result<T, StoreError>>>,
+) -> Result<T, StoreError> {
+    let watch = Watch::start(operation);
+    let answer = within(limit, call).await.unwrap_or_else(|elapsed| {
+        let message = format!("the store did not answer `{operation}` within {limit:?}");
+        Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
+    });
+    watch.stop(answer.is_ok());
+    answer
+}
+
+/// Measures the latency of a store call, with the feature `metrics`.
+pub(crate) struct Watch {
+    #[cfg(feature = "metrics")]
+    started: (&'static str, std::time::Instant),
+}
+
+impl Watch {
+    #[cfg(feature = "metrics")]
+    pub(crate) fn start(operation: &'static str) -> Self {
+        let started = (operation, std::time::Instant::now());
+        Self { started }
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn stop(self, answered: bool) {
+        let (operation, at) = self.started;
+        metrics::histogram!("idempotency_store_seconds", "operation" => operation).record(at.elapsed());
+        if !answered {
+            metrics::counter!("idempotency_store_errors_total", "operation" => operation).increment(1);
+        }
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn start(_: &'static str) -> Self {
+        Self {}
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    pub(crate) fn stop(self, _: bool) {}
+}
+
+pub(crate) fn warn_of(error: &StoreError, slot: &Slot, message: &'static str) {
+    tracing::warn!(
+        target: "tower_idempotency",
+        %slot,
+        error = error as &(dyn std::error::Error + 'static),
+        "{message}"
+    );
+}

@@ -1,0 +1,104 @@
+//! What a store is asked for, and what it answers.
+
+use std::time::Duration;
+
+use super::record::Record;
+use crate::request::{Fingerprint, ScopeTag, Slot};
+
+/// Milliseconds on a store's own clock, from an origin of the store's choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    /// That much later; the end of time at the latest.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        // Rounded up, so that nothing lapses before its time.
+        let millis = duration.as_secs().saturating_mul(1000);
+        let millis = millis.saturating_add(u64::from(duration.subsec_nanos().div_ceil(1_000_000)));
+        Self(self.0.saturating_add(millis))
+    }
+
+    pub(crate) fn until(self, later: Self) -> Duration {
+        Duration::from_millis(later.0.saturating_sub(self.0))
+    }
+}
+
+/// A fencing token: names one claim of one slot. Whatever bears another token is answered `Lost`.
+///
+/// The engine draws it before it asks the store, so that `begin` can be repeated, or undone by
+/// `release`, when its answer was lost on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token(pub u64);
+
+impl Token {
+    /// A token that nobody else has drawn.
+    #[must_use]
+    pub fn random() -> Self {
+        // The two halves of a UUID have fixed bits at different places.
+        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+        Self(high ^ low)
+    }
+}
+
+/// What to do with a claim whose lease has lapsed: its holder died, and whether the operation was
+/// done is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnLapse {
+    /// Run again as the next attempt, which the handler can see: at least once.
+    #[default]
+    RunAgain,
+    /// Refuse with `409` problem `outcome-unknown` until the claim's memory ends: at most once.
+    Refuse,
+}
+
+/// The request to claim a slot.
+#[derive(Debug, Clone, Copy)]
+pub struct Begin {
+    /// Which operation.
+    pub slot: Slot,
+    /// Whose it is. Two slots of one scope have one tag; a store may share out its room by it.
+    pub scope: ScopeTag,
+    /// What the request is; another fingerprint under the same slot is a mismatch.
+    pub fingerprint: Fingerprint,
+    /// The claim's name if it is granted.
+    pub token: Token,
+    /// How long the claim holds without being renewed.
+    pub lease: Duration,
+    /// How long a claim that lapsed is remembered after it lapsed.
+    pub ttl: Duration,
+    /// What to do with a lapsed claim of the same fingerprint.
+    pub on_lapse: OnLapse,
+}
+
+/// What `begin` found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Begun {
+    /// The slot was free (or its claim lapsed) and is now claimed under the token.
+    Started {
+        /// 1, and one more for each lapsed claim that was taken over.
+        attempt: u32,
+    },
+    /// Another claim of the same fingerprint runs.
+    InFlight {
+        /// How long its lease still holds; it may be renewed.
+        lease_left: Duration,
+    },
+    /// The slot runs or is done under another fingerprint.
+    Mismatch,
+    /// Done: the outcome.
+    Done(Record),
+    /// The claim lapsed, and [`OnLapse::Refuse`] was asked for.
+    OutcomeUnknown,
+}
+
+/// Whether a claim was still held when its holder spoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// It was; what was asked is done.
+    Yes,
+    /// It was not: another took it over, or it has ended. Nothing was changed.
+    Lost,
+}

@@ -1,0 +1,79 @@
+//! The error of a store.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+
+use crate::error::BoxError;
+
+/// Why a store could not do what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// The store cannot be reached, or refused the operation.
+    Unavailable,
+    /// The store did not answer within `store_timeout`.
+    Timeout,
+    /// The store has no room for a new key, and its policy is to refuse.
+    Full,
+    /// The store answered, but what it holds cannot be decoded: a newer version wrote it, or it is
+    /// corrupt.
+    Corrupt,
+}
+
+/// A store failed. Clients see it as contract rows 6.3 to 6.5.
+///
+/// Messages say which store, what it tried and what to do; they never hold keys, credentials,
+/// bodies or connection URLs with credentials. An author of a store keeps to that, too.
+///
+/// ```
+/// use tower_idempotency::store::{StoreError, StoreErrorKind};
+///
+/// let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+/// let error = StoreError::new(StoreErrorKind::Unavailable, "mystore: connecting").with_source(refused);
+/// assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+/// assert!(std::error::Error::source(&error).is_some());
+/// ```
+#[derive(Debug)]
+pub struct StoreError {
+    kind: StoreErrorKind,
+    message: Cow<'static, str>,
+    source: Option<BoxError>,
+}
+
+impl StoreError {
+    /// An error of that kind; `message` says which store, what it tried, and what to do.
+    #[must_use]
+    pub fn new(kind: StoreErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// Keeps the error that caused this one.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What sort of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> StoreErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for StoreError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

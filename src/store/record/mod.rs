@@ -1,0 +1,611 @@
+//! What a store keeps of an operation that is done: the answer, or a tombstone; one flat blob.
+//!
+//! Layout, version 1 (integers are LEB128 unless said otherwise):
+//!
+//! ```text
+//! version u8 │ kind u8 │ status u16 BE │ fingerprint 16 bytes │        every record
+//! flags u8 │ headers │ trailers if flagged │ body to the end           kind 0, a response
+//! (nothing more)                                                      kinds 1 and 2, tombstones
+//! key id 8 bytes │ nonce 24 bytes │ ciphertext and tag to the end     kind 3, a sealed record
+//! headers:  count, then for each: name code u8 (0: length, name), length << 1 | sensitive, value
+//!           or a code of 128 and above: name and value are both in the table
+//! ```
+//!
+//! `Content-Length` is a flag: it is computed anew, so that it is right whatever the handler said.
+//!
+//! A sealed record is another record, encrypted whole; its status is 0, its fingerprint in clear because
+//! stores compare it. What the ciphertext is bound to is in `store::sealed`.
+
+mod headers;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Response, StatusCode};
+use sha2::{Digest as _, Sha256};
+
+use crate::request::Fingerprint;
+use crate::store::StoreError;
+use headers::{Reader, corrupt, put_headers};
+
+const VERSION: u8 = 1;
+const RESPONSE: u8 = 0;
+const NOT_RETAINED: u8 = 1;
+const UNKNOWN: u8 = 2;
+const SEALED: u8 = 3;
+
+const HAD_CONTENT_LENGTH: u8 = 1;
+const HAS_TRAILERS: u8 = 2;
+
+const FINGERPRINT_AT: usize = 4;
+const HEAD: usize = FINGERPRINT_AT + Fingerprint::LEN;
+
+/// Bytes that name the key of a sealed record.
+pub(crate) const KEY_ID: usize = 8;
+/// Bytes of a sealed record's nonce.
+pub(crate) const NONCE: usize = 24;
+/// Bytes that sealing adds to what it encrypts.
+const TAG: usize = 16;
+const CIPHERTEXT_AT: usize = HEAD + KEY_ID + NONCE;
+
+/// Bytes of the checksum that the stored form ends with.
+const CHECKSUM: usize = 8;
+
+/// Buffers up to this size are kept for the thread's next record.
+const SCRATCH: usize = 16 * 1024;
+
+/// The outcome of an operation as stores keep it. Cloning is cheap: the bytes are shared.
+///
+/// A store treats it as opaque: [`to_bytes`](Self::to_bytes) to write it, and
+/// [`from_bytes`](Self::from_bytes), which checks it, to read it.
+///
+/// ```
+/// use tower_idempotency::{Fingerprint, store::Record};
+///
+/// let record = Record::outcome_unknown(Fingerprint::from_bytes([7; 16]));
+/// let stored = record.to_bytes();
+/// assert_eq!(Record::from_bytes(&stored)?.fingerprint(), record.fingerprint());
+/// assert!(Record::from_bytes(&stored[1..]).is_err());
+/// # Ok::<(), tower_idempotency::store::StoreError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Record(Arc<[u8]>);
+
+/// A record opened for an answer.
+#[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is the common one, and never stored"
+)]
+pub(crate) enum Opened {
+    /// Replay this.
+    Response(Replay),
+    /// The operation is done, and its answer was not kept.
+    NotRetained(StatusCode),
+    /// Whether the operation was done is not known.
+    Unknown,
+}
+
+/// The stored response, its values being slices of the record.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    pub(crate) head: Response<()>,
+    pub(crate) body: Bytes,
+    /// Boxed, being rare.
+    pub(crate) trailers: Option<Box<HeaderMap>>,
+}
+
+impl Record {
+    /// A response. `skip` names the headers that are not kept.
+    pub(crate) fn response(
+        fingerprint: Fingerprint,
+        status: StatusCode,
+        headers: &HeaderMap,
+        skip: impl Fn(&HeaderName) -> bool,
+        body: &[u8],
+        trailers: Option<&HeaderMap>,
+    ) -> Self {
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        BUFFER.with_borrow_mut(|out| {
+            out.clear();
+            put_head(out, RESPONSE, status.as_u16(), fingerprint);
+            let mut flags = 0;
+            if headers.keys().any(|name| name == header::CONTENT_LENGTH) {
+                flags |= HAD_CONTENT_LENGTH;
+            }
+            if trailers.is_some() {
+                flags |= HAS_TRAILERS;
+            }
+            out.push(flags);
+            put_headers(out, headers, |name| *name == header::CONTENT_LENGTH || skip(name));
+            if let Some(trailers) = trailers {
+                put_headers(out, trailers, |_| false);
+            }
+            out.extend_from_slice(body);
+            let record = Self(Arc::from(out.as_slice()));
+            out.shrink_to(SCRATCH);
+            record
+        })
+    }
+
+    /// A response, as an application that settles an operation itself makes it. All its headers
+    /// are kept but `Content-Length`, which is computed.
+    #[must_use]
+    pub fn of_response(fingerprint: Fingerprint, response: &Response<Bytes>) -> Self {
+        let (status, headers) = (response.status(), response.headers());
+        Self::response(fingerprint, status, headers, |_| false, response.body(), None)
+    }
+
+    /// A tombstone: the operation was done and answered with `status`; the answer was not kept.
+    #[must_use]
+    pub fn response_not_retained(fingerprint: Fingerprint, status: StatusCode) -> Self {
+        Self::tombstone(NOT_RETAINED, status.as_u16(), fingerprint)
+    }
+
+    /// A tombstone: the operation may or may not have been done, and is not to run again.
+    #[must_use]
+    pub fn outcome_unknown(fingerprint: Fingerprint) -> Self {
+        Self::tombstone(UNKNOWN, 0, fingerprint)
+    }
+
+    fn tombstone(kind: u8, status: u16, fingerprint: Fingerprint) -> Self {
+        let mut out = Vec::with_capacity(HEAD);
+        put_head(&mut out, kind, status, fingerprint);
+        Self(out.into())
+    }
+
+    /// The fingerprint of the request whose outcome this is.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut print = [0; Fingerprint::LEN];
+        // No record is shorter than its head: constructors write it, `from_bytes` checks it.
+        if let Some(bytes) = self.0.get(FINGERPRINT_AT..HEAD) {
+            print.copy_from_slice(bytes);
+        }
+        Fingerprint::from_bytes(print)
+    }
+
+    /// Whether this is a response, and not a tombstone.
+    pub(crate) fn is_response(&self) -> bool {
+        self.0.get(1) == Some(&RESPONSE)
+    }
+
+    /// Bytes that the record takes in memory.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "a record is never empty")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The bytes to store: the record and a checksum.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.0.len() + CHECKSUM);
+        bytes.extend_from_slice(&self.0);
+        bytes.extend_from_slice(&checksum(&self.0));
+        bytes
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::Corrupt`](crate::store::StoreErrorKind::Corrupt) if the bytes were cut or changed, or a newer version of this
+    /// crate wrote them.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
+        let (record, sum) = bytes
+            .split_last_chunk::<CHECKSUM>()
+            .ok_or_else(|| corrupt("the stored record is cut short"))?;
+        known_version(record)?;
+        if *sum != checksum(record) {
+            return Err(corrupt("the stored record is damaged: its checksum does not match"));
+        }
+        Self::checked(record)
+    }
+
+    /// A record of a known version, if it makes sense. Of a sealed one only the envelope is seen.
+    fn checked(blob: &[u8]) -> Result<Self, StoreError> {
+        let record = Self(blob.into());
+        if record.is_sealed() {
+            record.whole_envelope()?;
+        } else {
+            record.open()?;
+        }
+        Ok(record)
+    }
+
+    fn is_sealed(&self) -> bool {
+        self.0.get(1) == Some(&SEALED)
+    }
+
+    fn whole_envelope(&self) -> Result<(), StoreError> {
+        // What is encrypted is a record, so it has a head.
+        if self.0.len() < CIPHERTEXT_AT + HEAD + TAG || self.0[..FINGERPRINT_AT] != [VERSION, SEALED, 0, 0] {
+            return Err(corrupt("the stored record is sealed, and its envelope is damaged"));
+        }
+        Ok(())
+    }
+
+    /// The fingerprint and the length of a record of which a store has read the first 20 bytes or
+    /// more, and how many bytes it stores. The checksum is not looked at.
+    #[cfg(feature = "redis")]
+    pub(crate) fn peek(head: &[u8], stored: usize) -> Result<(Fingerprint, usize), StoreError> {
+        match (
+            head.first(),
+            head.get(FINGERPRINT_AT..HEAD),
+            stored.checked_sub(CHECKSUM),
+        ) {
+            (Some(&VERSION), Some(bytes), Some(length)) if length >= HEAD => {
+                let mut print = [0; Fingerprint::LEN];
+                print.copy_from_slice(bytes);
+                Ok((Fingerprint::from_bytes(print), length))
+            }
+            _ => Err(corrupt(
+                "the stored record is cut short, or of a version that this build does not know",
+            )),
+        }
+    }
+
+    /// Decodes the record for an answer.
+    pub(crate) fn open(&self) -> Result<Opened, StoreError> {
+        let blob = &*self.0;
+        if blob.len() < HEAD || blob[0] != VERSION {
+            return Err(corrupt("the stored record has no valid head"));
+        }
+        let status = u16::from_be_bytes([blob[2], blob[3]]);
+        let status = || StatusCode::from_u16(status).map_err(|_| corrupt("the stored record has no valid status"));
+        match blob[1] {
+            RESPONSE => self.open_response(status()?).map(Opened::Response),
+            NOT_RETAINED => status().map(Opened::NotRetained),
+            UNKNOWN => Ok(Opened::Unknown),
+            SEALED => Err(corrupt(
+                "the stored record is sealed: wrap the store in `Sealed` (feature `sealed`), with the key that sealed it",
+            )),
+            _ => Err(corrupt("the stored record is of a kind that this build does not know")),
+        }
+    }
+
+    fn open_response(&self, status: StatusCode) -> Result<Replay, StoreError> {
+        /// Lets `Bytes` share the record without copying it.
+        struct Shared(Arc<[u8]>);
+        impl AsRef<[u8]> for Shared {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let mut reader = Reader {
+            blob: Bytes::from_owner(Shared(Arc::clone(&self.0))),
+            at: HEAD,
+        };
+        let flags = reader.byte()?;
+        let mut head = Response::new(());
+        *head.status_mut() = status;
+        *head.headers_mut() = reader.headers()?;
+        let trailers = if flags & HAS_TRAILERS != 0 {
+            Some(Box::new(reader.headers()?))
+        } else {
+            None
+        };
+        let body = reader.blob.split_off(reader.at);
+        // Trailers exclude it on HTTP/1.1, whose framing they need.
+        if flags & HAD_CONTENT_LENGTH != 0 && trailers.is_none() {
+            head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
+        }
+        Ok(Replay { head, body, trailers })
+    }
+}
+
+/// What is in a sealed record.
+#[cfg(feature = "sealed")]
+pub(crate) struct Envelope<'a> {
+    pub(crate) key_id: &'a [u8; KEY_ID],
+    pub(crate) nonce: &'a [u8; NONCE],
+    pub(crate) ciphertext: &'a [u8],
+}
+
+#[cfg(feature = "sealed")]
+impl Record {
+    /// A sealed record.
+    pub(crate) fn sealed(fingerprint: Fingerprint, envelope: &Envelope<'_>) -> Self {
+        let mut out = Vec::with_capacity(CIPHERTEXT_AT + envelope.ciphertext.len());
+        put_head(&mut out, SEALED, 0, fingerprint);
+        out.extend_from_slice(envelope.key_id);
+        out.extend_from_slice(envelope.nonce);
+        out.extend_from_slice(envelope.ciphertext);
+        Self(out.into())
+    }
+
+    /// The envelope of a sealed record; `None` if the record is in clear.
+    pub(crate) fn envelope(&self) -> Result<Option<Envelope<'_>>, StoreError> {
+        if !self.is_sealed() {
+            return Ok(None);
+        }
+        self.whole_envelope()?;
+        let parts = self.0[HEAD..].split_first_chunk().and_then(|(key_id, rest)| {
+            let (nonce, ciphertext) = rest.split_first_chunk()?;
+            Some(Envelope {
+                key_id,
+                nonce,
+                ciphertext,
+            })
+        });
+        Ok(parts)
+    }
+
+    /// What is encrypted when the record is sealed.
+    pub(crate) fn as_plaintext(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Reads what was encrypted.
+    pub(crate) fn from_plaintext(blob: &[u8]) -> Result<Self, StoreError> {
+        known_version(blob)?;
+        Self::checked(blob)
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never the contents: they are somebody's data.
+        f.debug_struct("Record")
+            .field("bytes", &self.0.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn known_version(blob: &[u8]) -> Result<(), StoreError> {
+    match blob.first() {
+        Some(&VERSION) => Ok(()),
+        Some(_) => Err(corrupt(
+            "the stored record is of a version that this build does not know; was it written by a newer release?",
+        )),
+        None => Err(corrupt("the stored record is empty")),
+    }
+}
+
+fn checksum(record: &[u8]) -> [u8; CHECKSUM] {
+    let digest: [u8; 32] = Sha256::digest(record).into();
+    let mut sum = [0; CHECKSUM];
+    sum.copy_from_slice(&digest[..CHECKSUM]);
+    sum
+}
+
+fn put_head(out: &mut Vec<u8>, kind: u8, status: u16, fingerprint: Fingerprint) {
+    out.extend_from_slice(&[VERSION, kind]);
+    out.extend_from_slice(&status.to_be_bytes());
+    out.extend_from_slice(fingerprint.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreErrorKind;
+    use http::HeaderValue;
+
+    const PRINT: Fingerprint = Fingerprint::from_bytes([0xAB; 16]);
+
+    fn sample() -> (HeaderMap, HeaderMap) {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("999"));
+        headers.append(header::LINK, HeaderValue::from_static("</a>"));
+        headers.append(header::LINK, HeaderValue::from_static("</b>"));
+        headers.insert("x-raw", HeaderValue::from_bytes(b"caf\xe9").unwrap());
+        let mut secret = HeaderValue::from_static("hush");
+        secret.set_sensitive(true);
+        headers.insert("x-secret", secret);
+        headers.insert(header::DATE, HeaderValue::from_static("now"));
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        (headers, trailers)
+    }
+
+    fn record(body: &[u8]) -> Record {
+        let (headers, trailers) = sample();
+        Record::response(
+            PRINT,
+            StatusCode::CREATED,
+            &headers,
+            |name| *name == header::DATE,
+            body,
+            Some(&trailers),
+        )
+    }
+
+    #[test]
+    fn contract_5_1_a_response_comes_back_as_it_was() {
+        let Opened::Response(replay) = record(b"{\"a\":1}").open().unwrap() else {
+            panic!("a response")
+        };
+        let (mut expected, trailers) = sample();
+        expected.remove(header::DATE);
+        expected.remove(header::CONTENT_LENGTH);
+        assert_eq!(replay.head.status(), StatusCode::CREATED);
+        assert_eq!(replay.head.headers(), &expected);
+        assert!(replay.head.headers()["x-secret"].is_sensitive());
+        assert!(!replay.head.headers()["x-raw"].is_sensitive());
+        assert_eq!(replay.body, "{\"a\":1}");
+        assert_eq!(replay.trailers.as_deref(), Some(&trailers));
+    }
+
+    #[test]
+    fn contract_5_1_a_header_of_very_many_lines_comes_back() {
+        // More lines than a map has room for names.
+        let mut headers = HeaderMap::new();
+        for _ in 0..40_000 {
+            headers.append(header::LINK, HeaderValue::from_static("a"));
+        }
+        let record = Record::response(PRINT, StatusCode::OK, &headers, |_| false, b"", None);
+        let Opened::Response(replay) = record.open().unwrap() else {
+            panic!("a response")
+        };
+        assert_eq!(replay.head.headers(), &headers);
+    }
+
+    #[test]
+    fn contract_5_1_content_length_is_computed_anew() {
+        let (headers, _) = sample();
+        let record = Record::response(PRINT, StatusCode::OK, &headers, |_| false, b"{\"a\":1}", None);
+        let Opened::Response(replay) = record.open().unwrap() else {
+            panic!("a response")
+        };
+        assert_eq!(replay.head.headers()[header::CONTENT_LENGTH], "7");
+    }
+
+    /// A record of this release must be read by every later one. If this test fails, the format
+    /// changed: give it a new version number and keep reading the old one.
+    #[test]
+    fn golden_bytes_of_version_1() {
+        let golden = [
+            "010000c9",
+            "abababababababababababababababab",
+            "03",
+            "05",
+            "80",
+            "09083c2f613e",
+            "09083c2f623e",
+            "0005782d726177",
+            "08636166e9",
+            "0008782d736563726574",
+            "0968757368",
+            "01",
+            "000b677270632d737461747573",
+            "0230",
+            "6869",
+        ]
+        .concat();
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let stored = record(b"hi").to_bytes();
+        assert_eq!(hex(&stored[..stored.len() - CHECKSUM]), golden);
+        assert_eq!(hex(&stored[stored.len() - CHECKSUM..]), "b339a46a7f24141a");
+        let tombstone = Record::response_not_retained(PRINT, StatusCode::CREATED).to_bytes();
+        assert_eq!(hex(&tombstone[..HEAD]), "010100c9abababababababababababababababab");
+        let unknown = Record::outcome_unknown(PRINT).to_bytes();
+        assert_eq!(hex(&unknown[..HEAD]), "01020000abababababababababababababababab");
+        let sealed = stored_envelope(HEAD + TAG);
+        assert_eq!(hex(&sealed[..HEAD]), "01030000abababababababababababababababab");
+    }
+
+    /// The stored form of a sealed record with so many bytes of ciphertext, made by hand.
+    fn stored_envelope(ciphertext: usize) -> Vec<u8> {
+        let mut stored = Vec::new();
+        put_head(&mut stored, SEALED, 0, PRINT);
+        stored.extend([1; KEY_ID]);
+        stored.extend([2; NONCE]);
+        stored.extend(vec![3; ciphertext]);
+        let sum = checksum(&stored);
+        stored.extend(sum);
+        stored
+    }
+
+    #[test]
+    fn contract_6_5_a_sealed_record_is_stored_as_others_and_not_opened() {
+        let stored = stored_envelope(HEAD + TAG);
+        let record = Record::from_bytes(&stored).unwrap();
+        assert_eq!(record.to_bytes(), stored);
+        assert_eq!(record.fingerprint(), PRINT);
+        assert!(!record.is_response());
+        let error = record.open().unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+        assert!(error.to_string().contains("wrap the store in `Sealed`"), "{error}");
+    }
+
+    #[test]
+    fn contract_6_5_an_envelope_that_cannot_be_whole_is_corrupt() {
+        let short = Record::from_bytes(&stored_envelope(HEAD + TAG - 1)).unwrap_err();
+        assert_eq!(short.kind(), StoreErrorKind::Corrupt);
+        let mut blob = stored_envelope(HEAD + TAG);
+        blob.truncate(blob.len() - CHECKSUM);
+        blob[3] = 200;
+        let sum = checksum(&blob);
+        blob.extend(sum);
+        let status = Record::from_bytes(&blob).unwrap_err();
+        assert_eq!(status.kind(), StoreErrorKind::Corrupt);
+    }
+
+    #[cfg(feature = "sealed")]
+    #[test]
+    fn an_envelope_comes_apart_as_it_was_put_together() {
+        let ciphertext = [3; HEAD + TAG];
+        let record = Record::sealed(
+            PRINT,
+            &Envelope {
+                key_id: &[1; KEY_ID],
+                nonce: &[2; NONCE],
+                ciphertext: &ciphertext,
+            },
+        );
+        assert_eq!(record.to_bytes(), stored_envelope(HEAD + TAG));
+        let envelope = record.envelope().unwrap().unwrap();
+        assert_eq!(
+            (envelope.key_id, envelope.nonce, envelope.ciphertext),
+            (&[1; KEY_ID], &[2; NONCE], &ciphertext[..])
+        );
+        assert!(Record::outcome_unknown(PRINT).envelope().unwrap().is_none());
+    }
+
+    #[test]
+    fn contract_6_5_no_damage_goes_unnoticed() {
+        let stored = record(b"a body").to_bytes();
+        assert_eq!(Record::from_bytes(&stored).unwrap(), record(b"a body"));
+        for cut in 0..stored.len() {
+            let error = Record::from_bytes(&stored[..cut]).unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Corrupt, "cut at {cut}");
+        }
+        for at in 0..stored.len() {
+            for bit in 0..8 {
+                let mut damaged = stored.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(Record::from_bytes(&damaged).is_err(), "bit {bit} of byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn contract_6_5_a_newer_version_is_told_from_damage() {
+        let mut newer = vec![VERSION + 1, 9, 9];
+        let sum = checksum(&newer);
+        newer.extend(sum);
+        let error = Record::from_bytes(&newer).unwrap_err();
+        assert!(error.to_string().contains("newer release"), "{error}");
+    }
+
+    #[test]
+    fn a_well_summed_record_with_nonsense_inside_is_corrupt_and_does_not_panic() {
+        for blob in [
+            vec![VERSION, RESPONSE],
+            [&[VERSION, 9, 0, 200][..], &[0; 16]].concat(),
+            [&[VERSION, RESPONSE, 0, 1][..], &[0; 16], &[0, 0]].concat(),
+            [
+                &[VERSION, RESPONSE, 0, 200][..],
+                &[0; 16],
+                &[0, 0xff, 0xff, 0xff, 0xff, 0x7f],
+            ]
+            .concat(),
+            [&[VERSION, RESPONSE, 0, 200][..], &[0; 16], &[0, 1, 0xff]].concat(),
+            [&[VERSION, RESPONSE, 0, 200][..], &[0; 16], &[0, 1, 0, 1, b' ', 0]].concat(),
+            [&[VERSION, RESPONSE, 0, 200][..], &[0; 16], &[0, 1, 1, 2, 0]].concat(),
+        ] {
+            let mut stored = blob.clone();
+            stored.extend(checksum(&blob));
+            assert_eq!(
+                Record::from_bytes(&stored).unwrap_err().kind(),
+                StoreErrorKind::Corrupt,
+                "{blob:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_contents() {
+        assert_eq!(
+            format!("{:?}", Record::outcome_unknown(PRINT)),
+            "Record { bytes: 20, .. }"
+        );
+    }
+}

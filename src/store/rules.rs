@@ -1,0 +1,303 @@
+//! The state of a slot, and every transition of it. Pure: time is passed in.
+//!
+//! This is the single definition. The memory store runs it; every other store is checked against
+//! it, through [`Machine`].
+
+use std::time::Duration;
+
+use super::claim::{Begin, Begun, Held, Millis, OnLapse, Token};
+use super::record::Record;
+use crate::request::Fingerprint;
+
+/// What is in a slot that is not vacant. `X` is what a store hangs on a claim.
+#[derive(Debug, Clone)]
+pub(crate) enum Occupant<X = ()> {
+    Running(Box<Running<X>>),
+    Done { record: Record, expires_at: Millis },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Running<X> {
+    pub(crate) token: Token,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) attempt: u32,
+    pub(crate) lease_until: Millis,
+    /// How long the claim is remembered once lapsed.
+    pub(crate) memory: Duration,
+    pub(crate) extra: X,
+}
+
+impl<X> Running<X> {
+    fn claim(begin: &Begin, attempt: u32, now: Millis, extra: X) -> Self {
+        Self {
+            token: begin.token,
+            fingerprint: begin.fingerprint,
+            attempt,
+            lease_until: now.after(begin.lease),
+            memory: begin.ttl,
+            extra,
+        }
+    }
+}
+
+impl<X> Occupant<X> {
+    pub(crate) fn claim(begin: &Begin, attempt: u32, now: Millis, extra: X) -> Self {
+        Self::Running(Box::new(Running::claim(begin, attempt, now, extra)))
+    }
+
+    /// When the slot is vacant again, unless something happens before.
+    pub(crate) fn forgotten_at(&self) -> Millis {
+        match self {
+            Self::Running(running) => running.lease_until.after(running.memory),
+            Self::Done { expires_at, .. } => *expires_at,
+        }
+    }
+
+    pub(crate) fn is_forgotten(&self, now: Millis) -> bool {
+        self.forgotten_at() <= now
+    }
+
+    /// Decides a `begin`, and takes a lapsed claim over. `None` means vacant: the caller claims.
+    pub(crate) fn begin(&mut self, begin: &Begin, now: Millis) -> Option<Begun> {
+        if self.is_forgotten(now) {
+            return None;
+        }
+        let running = match self {
+            Self::Done { record, .. } if record.fingerprint() == begin.fingerprint => {
+                return Some(Begun::Done(record.clone()));
+            }
+            Self::Done { .. } => return Some(Begun::Mismatch),
+            Self::Running(running) => running,
+        };
+        Some(if running.token == begin.token {
+            // The same `begin` again, its first answer having been lost.
+            Begun::Started {
+                attempt: running.attempt,
+            }
+        } else if running.fingerprint != begin.fingerprint {
+            Begun::Mismatch
+        } else if now < running.lease_until {
+            Begun::InFlight {
+                lease_left: now.until(running.lease_until),
+            }
+        } else if begin.on_lapse == OnLapse::Refuse {
+            Begun::OutcomeUnknown
+        } else {
+            let attempt = running.attempt.saturating_add(1);
+            running.token = begin.token;
+            running.attempt = attempt;
+            running.lease_until = now.after(begin.lease);
+            running.memory = begin.ttl;
+            Begun::Started { attempt }
+        })
+    }
+
+    /// The claim, if that token still holds it. A lapsed claim that nobody took over still counts.
+    pub(crate) fn held_by(&mut self, token: Token, now: Millis) -> Option<&mut Running<X>> {
+        if self.is_forgotten(now) {
+            return None;
+        }
+        match self {
+            Self::Running(running) if running.token == token => Some(running),
+            _ => None,
+        }
+    }
+}
+
+/// One slot by the book: the reference that stores are checked against.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::store::{Begin, Begun, Held, Machine, Millis, OnLapse, Record, ScopeTag, Token};
+/// use tower_idempotency::{Fingerprint, Slot};
+///
+/// let begin = Begin {
+///     slot: Slot::from_bytes([0; 32]),
+///     scope: ScopeTag::default(),
+///     fingerprint: Fingerprint::from_bytes([0; 16]),
+///     token: Token(1),
+///     lease: Duration::from_secs(30),
+///     ttl: Duration::from_secs(3600),
+///     on_lapse: OnLapse::RunAgain,
+/// };
+/// let mut slot = Machine::default();
+/// assert_eq!(slot.begin(&begin, Millis(0)), Begun::Started { attempt: 1 });
+///
+/// // The holder dies; when its lease has lapsed, another takes over, and the first is fenced off.
+/// let second = Begin { token: Token(2), ..begin };
+/// assert!(matches!(slot.begin(&second, Millis(29_999)), Begun::InFlight { .. }));
+/// assert_eq!(slot.begin(&second, Millis(30_000)), Begun::Started { attempt: 2 });
+/// let record = Record::outcome_unknown(begin.fingerprint);
+/// assert_eq!(slot.complete(Token(1), &record, begin.ttl, Millis(30_001)), Held::Lost);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Machine {
+    occupant: Option<Occupant>,
+}
+
+impl Machine {
+    /// Claims the slot, or says why not.
+    pub fn begin(&mut self, begin: &Begin, now: Millis) -> Begun {
+        if let Some(begun) = self.occupant.as_mut().and_then(|occupant| occupant.begin(begin, now)) {
+            return begun;
+        }
+        self.occupant = Some(Occupant::claim(begin, 1, now, ()));
+        Begun::Started { attempt: 1 }
+    }
+
+    /// Moves the end of the lease to `lease` from now.
+    pub fn renew(&mut self, token: Token, lease: Duration, now: Millis) -> Held {
+        match self.occupant.as_mut().and_then(|occupant| occupant.held_by(token, now)) {
+            Some(running) => {
+                running.lease_until = now.after(lease);
+                Held::Yes
+            }
+            None => Held::Lost,
+        }
+    }
+
+    /// Ends the claim with an outcome that is kept for `ttl` from now.
+    pub fn complete(&mut self, token: Token, record: &Record, ttl: Duration, now: Millis) -> Held {
+        match self.occupant.as_mut().and_then(|occupant| occupant.held_by(token, now)) {
+            Some(_) => {
+                self.occupant = Some(Occupant::Done {
+                    record: record.clone(),
+                    expires_at: now.after(ttl),
+                });
+                Held::Yes
+            }
+            None => Held::Lost,
+        }
+    }
+
+    /// Ends the claim and frees the slot.
+    pub fn release(&mut self, token: Token, now: Millis) -> Held {
+        match self.occupant.as_mut().and_then(|occupant| occupant.held_by(token, now)) {
+            Some(_) => {
+                self.occupant = None;
+                Held::Yes
+            }
+            None => Held::Lost,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{ScopeTag, Slot};
+
+    const LEASE: Duration = Duration::from_millis(100);
+    const TTL: Duration = Duration::from_millis(1000);
+
+    fn begin(token: u64, print: u8) -> Begin {
+        Begin {
+            slot: Slot::from_bytes([0; 32]),
+            scope: ScopeTag::default(),
+            fingerprint: Fingerprint::from_bytes([print; 16]),
+            token: Token(token),
+            lease: LEASE,
+            ttl: TTL,
+            on_lapse: OnLapse::RunAgain,
+        }
+    }
+
+    fn record(print: u8) -> Record {
+        Record::outcome_unknown(Fingerprint::from_bytes([print; 16]))
+    }
+
+    const fn at(millis: u64) -> Millis {
+        Millis(millis)
+    }
+
+    fn in_flight(left: u64) -> Begun {
+        Begun::InFlight {
+            lease_left: Duration::from_millis(left),
+        }
+    }
+
+    #[test]
+    fn contract_5_3_and_5_4_a_running_claim() {
+        let mut slot = Machine::default();
+        assert_eq!(slot.begin(&begin(1, 7), at(0)), Begun::Started { attempt: 1 });
+        assert_eq!(slot.begin(&begin(2, 7), at(99)), in_flight(1));
+        assert_eq!(slot.begin(&begin(2, 8), at(99)), Begun::Mismatch);
+        assert_eq!(
+            slot.begin(&begin(1, 7), at(50)),
+            Begun::Started { attempt: 1 },
+            "the same begin again"
+        );
+        assert_eq!(slot.renew(Token(1), LEASE, at(90)), Held::Yes);
+        assert_eq!(slot.begin(&begin(2, 7), at(189)), in_flight(1));
+        assert_eq!(slot.renew(Token(2), LEASE, at(90)), Held::Lost);
+        assert_eq!(slot.release(Token(2), at(90)), Held::Lost);
+    }
+
+    #[test]
+    fn contract_4_6_a_lapsed_claim() {
+        let mut slot = Machine::default();
+        slot.begin(&begin(1, 7), at(0));
+        assert_eq!(
+            slot.begin(&begin(2, 8), at(100)),
+            Begun::Mismatch,
+            "another fingerprint is refused still"
+        );
+        let refuse = Begin {
+            on_lapse: OnLapse::Refuse,
+            ..begin(2, 7)
+        };
+        assert_eq!(slot.begin(&refuse, at(100)), Begun::OutcomeUnknown);
+        assert_eq!(slot.begin(&begin(2, 7), at(100)), Begun::Started { attempt: 2 });
+        assert_eq!(slot.complete(Token(1), &record(7), TTL, at(101)), Held::Lost);
+        assert_eq!(slot.renew(Token(1), LEASE, at(101)), Held::Lost);
+        assert_eq!(slot.renew(Token(2), Duration::ZERO, at(102)), Held::Yes, "given back");
+        assert_eq!(slot.begin(&begin(3, 8), at(103)), Begun::Mismatch, "and remembered");
+        assert_eq!(slot.begin(&begin(3, 7), at(103)), Begun::Started { attempt: 3 });
+        assert_eq!(slot.release(Token(3), at(104)), Held::Yes);
+        assert_eq!(
+            slot.begin(&begin(4, 8), at(105)),
+            Begun::Started { attempt: 1 },
+            "freed: any fingerprint, attempt 1"
+        );
+    }
+
+    #[test]
+    fn a_lapsed_claim_that_nobody_took_over_can_still_complete() {
+        let mut slot = Machine::default();
+        slot.begin(&begin(1, 7), at(0));
+        assert_eq!(slot.renew(Token(1), LEASE, at(500)), Held::Yes);
+        assert_eq!(slot.complete(Token(1), &record(7), TTL, at(900)), Held::Yes);
+        assert_eq!(slot.begin(&begin(2, 7), at(901)), Begun::Done(record(7)));
+    }
+
+    #[test]
+    fn a_lapsed_claim_is_forgotten_when_its_memory_ends() {
+        let mut slot = Machine::default();
+        slot.begin(&begin(1, 7), at(0));
+        assert_eq!(slot.begin(&begin(2, 8), at(1099)), Begun::Mismatch);
+        assert_eq!(slot.renew(Token(1), LEASE, at(1100)), Held::Lost);
+        assert_eq!(slot.begin(&begin(2, 8), at(1100)), Begun::Started { attempt: 1 });
+    }
+
+    #[test]
+    fn contract_5_5_a_record_lives_for_its_ttl_from_completion() {
+        let mut slot = Machine::default();
+        slot.begin(&begin(1, 7), at(0));
+        assert_eq!(slot.complete(Token(1), &record(7), TTL, at(50)), Held::Yes);
+        assert_eq!(
+            slot.complete(Token(1), &record(7), TTL, at(51)),
+            Held::Lost,
+            "it has ended"
+        );
+        assert_eq!(slot.begin(&begin(2, 7), at(1049)), Begun::Done(record(7)));
+        assert_eq!(slot.begin(&begin(2, 8), at(1049)), Begun::Mismatch);
+        assert_eq!(slot.begin(&begin(2, 8), at(1050)), Begun::Started { attempt: 1 });
+    }
+
+    #[test]
+    fn durations_round_up_and_saturate() {
+        assert_eq!(at(1).after(Duration::from_nanos(1)), at(2));
+        assert_eq!(at(1).after(Duration::MAX), at(u64::MAX));
+        assert_eq!(at(u64::MAX).after(LEASE), at(u64::MAX));
+    }
+}
