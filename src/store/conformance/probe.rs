@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::Harness;
+use super::harness::Harness;
 use crate::fingerprint::Fingerprint;
 use crate::record::Record;
 use crate::scope::{ScopeTag, Slot};

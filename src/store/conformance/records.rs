@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::Harness;
+use super::harness::Harness;
 use super::probe::Probe;
 use crate::record::Record;
 use crate::state::{Begun, Held};
