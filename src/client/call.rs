@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::attempt::{AttemptError, BodyError, whole};
 use super::error::CallError;
+use super::last::Last;
 use super::operation::{Operation, Stopped};
 use super::retry::{Next, Repeatable, RetryPolicy, Seen};
 use crate::error::{BoxError, ConfigError};
@@ -108,34 +109,6 @@ where
                 Err(CallError::new(operation, call, stopped, last, error))
             }
         };
-    }
-}
-
-/// What was last seen of the server.
-#[derive(Default)]
-pub(super) struct Last {
-    /// The last whole response.
-    pub(super) response: Option<Response<Full<Bytes>>>,
-    /// The head of a later one, whose body was not to be had.
-    pub(super) head: Option<Response<()>>,
-}
-
-impl Last {
-    /// Returns the error, if it is one.
-    fn keep<E>(&mut self, result: Result<Response<Full<Bytes>>, AttemptError<E>>) -> Option<AttemptError<E>> {
-        match result {
-            Ok(response) => {
-                self.response = Some(response);
-                self.head = None;
-                None
-            }
-            Err(error) => {
-                if let AttemptError::Body(head, _) = &error {
-                    self.head = Some(head.clone());
-                }
-                Some(error)
-            }
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body_util::Full;
 
 use super::attempt::{AttemptError, BodyError};
-use super::call::Last;
+use super::last::Last;
 use super::operation::{Operation, Stopped};
 use super::retry::Call;
 use crate::error::BoxError;

@@ -17,8 +17,8 @@ use tower::{Layer, Service};
 use super::call::{self, Limits};
 use super::error::CallError;
 use super::key::IdempotencyKeyLayer;
-use super::replay::ReplayableBody;
-use super::retry::{EveryError, RetryPolicy, Transient, replay};
+use super::replay::{ReplayableBody, replay};
+use super::retry::{EveryError, RetryPolicy, Transient};
 use crate::error::{BoxError, ConfigError};
 
 /// Keys, retries and bounds around a Tower HTTP client, such as `hyper_util`'s.

@@ -80,10 +80,10 @@
 //! time; and its error keeps the last response.
 
 mod attempt;
-mod backoff;
 mod call;
 mod error;
 mod key;
+mod last;
 mod layer;
 mod operation;
 mod replay;
@@ -91,13 +91,10 @@ mod replay;
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 pub mod reqwest;
 mod retry;
-mod retry_after;
-mod retry_builder;
 
 pub use error::CallError;
 pub use key::{IdempotencyKeyLayer, IdempotencyKeyService, KeyFuture};
 pub use layer::{ClientFuture, ClientLayer, ClientLayerBuilder, ClientService};
 pub use operation::{Operation, Stopped};
 pub use replay::{Once, ReplayableBody};
-pub use retry::{EveryError, RetryPolicy, Transient};
-pub use retry_builder::RetryPolicyBuilder;
+pub use retry::{EveryError, RetryPolicy, RetryPolicyBuilder, Transient};

@@ -4,11 +4,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Buf;
+use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Either, Empty, Full};
 use pin_project_lite::pin_project;
 
-/// A request body of which a second, identical one may be had, before it is sent.
+/// A request body that may be able to make an identical second one before it is sent.
 ///
 /// `None` says that this body can be sent only once; its request is then not retried, and the error
 /// (or [`Operation::stopped`](super::Operation::stopped)) says so. [`Full`], [`Empty`] and `String`
@@ -43,6 +44,17 @@ impl<L: ReplayableBody, R: ReplayableBody> ReplayableBody for Either<L, R> {
             Self::Right(right) => right.replay().map(Self::Right),
         }
     }
+}
+
+/// The same request once more; `None` if its body can be sent only once.
+pub(super) fn replay<B: ReplayableBody>(request: &Request<B>) -> Option<Request<B>> {
+    let mut again = Request::new(request.body().replay()?);
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.version_mut() = request.version();
+    *again.headers_mut() = request.headers().clone();
+    *again.extensions_mut() = request.extensions().clone();
+    Some(again)
 }
 
 pin_project! {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Harness;
+use super::harness::Harness;
 use super::probe::{IN_FLIGHT, Probe, random_token};
 use crate::request::Fingerprint;
 use crate::request::Slot;

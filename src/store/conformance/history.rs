@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Harness;
+use super::harness::Harness;
 use super::probe::{Probe, alike, named, random_slot, random_token, response};
 use crate::request::Fingerprint;
 use crate::request::{ScopeTag, Slot};

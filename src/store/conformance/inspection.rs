@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 
-use super::Harness;
+use super::harness::Harness;
 use super::probe::{IN_FLIGHT, Probe};
 use crate::store::{Begin, Begun, Held, OnLapse};
 use crate::store::{Entry, Inspect, Phase, StoreError};

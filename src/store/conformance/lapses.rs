@@ -3,7 +3,7 @@
 //! Times in comments are units from the slot's first `begin`. Each look is a unit or more away
 //! from the next boundary.
 
-use super::Harness;
+use super::harness::Harness;
 use super::probe::{IN_FLIGHT, Probe};
 use crate::store::{Begin, Begun, Held, OnLapse};
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::Harness;
+use super::harness::Harness;
 use crate::request::Fingerprint;
 use crate::request::{ScopeTag, Slot};
 use crate::store::Record;

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::Harness;
+use super::harness::Harness;
 use super::probe::Probe;
 use crate::store::Record;
 use crate::store::Store;

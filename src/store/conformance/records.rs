@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::Harness;
+use super::harness::Harness;
 use super::probe::Probe;
 use crate::store::Record;
 use crate::store::{Begun, Held};

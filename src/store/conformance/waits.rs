@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::Harness;
+use super::harness::Harness;
 use super::probe::Probe;
 use crate::store::Record;
 use crate::store::Store;

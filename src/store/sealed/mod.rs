@@ -1,7 +1,7 @@
 //! A wrapper that encrypts the records of another store.
 
 mod keys;
-mod work;
+mod unit_of_work;
 
 use std::fmt;
 use std::future::Future;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::error::ConfigError;
 pub use keys::KeyRing;
-use work::SealedWork;
+use unit_of_work::SealedWork;
 
 /// Encrypts the records of the store it wraps: status, headers, body and trailers of every answer, and
 /// the tombstones.

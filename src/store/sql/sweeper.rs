@@ -1,21 +1,30 @@
 //! Removing expired rows, a few at a time.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
 
-use super::SqlStore;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Rows that one statement removes at most: its locks are held for milliseconds.
+/// A statement removes at most so many rows, because it locks them. This many take milliseconds.
 const BATCH: u32 = 500;
-/// Between batches, so that others get their turn.
+/// The pause between batches, so that others get their turn.
 const BREATH: Duration = Duration::from_millis(20);
 /// How long a batch may take: a server that vanished never answers.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the sweeper needs of a store.
+pub(super) trait Sweepable: Send + Sync + 'static {
+    /// The name in messages.
+    const NAME: &'static str;
+
+    /// Removes at most `batch` expired rows, and says how many.
+    fn sweep_some(&self, batch: u32) -> impl Future<Output = Result<u64, StoreError>> + Send;
+}
 
 /// Removes expired rows in the background until it is dropped.
 ///
@@ -35,7 +44,7 @@ struct Counts {
 }
 
 impl Sweeper {
-    pub(super) fn start<S: SqlStore>(store: S, every: Duration) -> Self {
+    pub(super) fn start<S: Sweepable>(store: S, every: Duration) -> Self {
         let counts = Arc::<Counts>::default();
         let task = tokio::spawn(sweep(store, every, Arc::clone(&counts)));
         Self {
@@ -72,7 +81,7 @@ impl fmt::Debug for Sweeper {
     }
 }
 
-async fn sweep<S: SqlStore>(store: S, every: Duration, counts: Arc<Counts>) {
+async fn sweep<S: Sweepable>(store: S, every: Duration, counts: Arc<Counts>) {
     loop {
         let sweeping = tokio::time::timeout(PATIENCE, store.sweep_some(BATCH));
         let swept = sweeping.await.unwrap_or_else(|elapsed| {

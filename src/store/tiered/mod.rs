@@ -1,7 +1,7 @@
 //! A wrapper that answers replays from this process's memory.
 
 mod cache;
-mod work;
+mod unit_of_work;
 
 use std::fmt;
 use std::future::Future;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::{Begin, Begun, Census, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token, UnitOfWork};
 use crate::error::ConfigError;
 use cache::Cache;
-use work::TieredWork;
+use unit_of_work::TieredWork;
 
 /// The smallest cache that makes sense: some dozens of records.
 const MIN_CAPACITY: usize = 64 * 1024;

@@ -13,8 +13,8 @@ CREATE TABLE IF NOT EXISTS idempotency_keys (
     lease_until INTEGER NOT NULL,
     -- From when on the row counts as absent.
     forget_at   INTEGER NOT NULL,
-    -- From when on the sweeper looks at the row. Apart from `forget_at`, which changes more often, so that
-    -- renewing a claim and recording its outcome do not write the index.
+    -- From when on the sweeper looks at the row. Separate from `forget_at`, which changes more often, so
+    -- that renewing a claim and recording its outcome do not write the index.
     sweep_at    INTEGER NOT NULL,
     -- The outcome; NULL while the operation runs.
     record      BLOB

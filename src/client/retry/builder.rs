@@ -8,7 +8,9 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tower::retry::budget::{Budget, TpsBudget};
 
 use super::backoff::Backoff;
-use super::retry::{EveryError, RetryPolicy, Rules};
+use super::policy::RetryPolicy;
+use super::rules::Rules;
+use super::transient::EveryError;
 use crate::error::ConfigError;
 use crate::request::key::IDEMPOTENCY_KEY;
 
@@ -71,7 +73,7 @@ impl<C> RetryPolicyBuilder<C> {
     ///
     /// After a crash a key stays `409` until the server's lease has lapsed (30 s by this crate's
     /// default): with less time than that, the call ends before.
-    /// [`ClientLayer`](super::ClientLayer) also ends an attempt that runs into it; with
+    /// [`ClientLayer`](crate::client::ClientLayer) also ends an attempt that runs into it; with
     /// [`tower::retry`] itself, no attempt begins later.
     pub fn total_time(mut self, total_time: Duration) -> Self {
         self.rules.total_time = total_time;
@@ -102,8 +104,8 @@ impl<C> RetryPolicyBuilder<C> {
     }
 
     /// The header that carries keys which were not set through an
-    /// [`Operation`](super::Operation) or an [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer). `Idempotency-Key` by
-    /// default.
+    /// [`Operation`](crate::client::Operation) or an
+    /// [`IdempotencyKeyLayer`](crate::client::IdempotencyKeyLayer). `Idempotency-Key` by default.
     pub fn key_header(mut self, name: HeaderName) -> Self {
         self.rules.key_header = name;
         self

@@ -1,0 +1,93 @@
+//! What a decision about an attempt is made of: what was seen, and what follows.
+
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
+
+use crate::client::operation::{Operation, Stopped};
+
+/// How far a call has come.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::client) struct Call {
+    started: Instant,
+    /// Attempts that have ended.
+    ended: u32,
+}
+
+impl Call {
+    pub(in crate::client) fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            ended: 0,
+        }
+    }
+
+    pub(super) fn attempt_ends(&mut self) {
+        self.ended = self.ended.saturating_add(1);
+    }
+
+    pub(in crate::client) fn ended(&self) -> u32 {
+        self.ended
+    }
+
+    pub(in crate::client) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// Whether a request may be repeated without asking what its first attempt did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::client) enum Repeatable {
+    Yes,
+    No(Stopped),
+}
+
+/// What was seen of an attempt.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::client) enum Seen<'a> {
+    Response(StatusCode, &'a HeaderMap),
+    /// A response without its body. `transient` says whether the next attempt may get the body.
+    HeadAlone {
+        status: StatusCode,
+        headers: &'a HeaderMap,
+        transient: bool,
+    },
+    /// No response. `transient` says whether the next attempt may get one.
+    Error {
+        transient: bool,
+    },
+}
+
+/// What follows from an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::client) enum Next {
+    /// Nothing: the result is the call's.
+    Final,
+    /// Another attempt, after that pause.
+    Retry(Duration),
+    /// Nothing, although the result calls for another attempt.
+    Stop(Stopped),
+}
+
+impl Next {
+    /// Tells the log and whoever holds the operation.
+    pub(in crate::client) fn observe(self, operation: Option<&Operation>, call: Call) {
+        let stopped = match self {
+            Self::Stop(reason) => Some(reason),
+            Self::Final | Self::Retry(_) => None,
+        };
+        if let Some(operation) = operation {
+            operation.stop(stopped);
+        }
+        match self {
+            Self::Final => {}
+            Self::Retry(pause) => {
+                tracing::debug!(target: "tower_idempotency", attempt = call.ended, ?pause, "trying again");
+            }
+            Self::Stop(reason) => {
+                tracing::debug!(target: "tower_idempotency", attempts = call.ended, %reason, "not tried again");
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The policy, for this crate's clients and for `tower::retry`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Extensions, HeaderMap, Method, Request, Response};
+use tokio::time::{Sleep, sleep};
+use tower::retry::Policy;
+
+use super::decision::{Call, Next, Repeatable, Seen};
+use super::rules::Rules;
+use super::transient::{EveryError, Transient};
+use crate::client::operation::{Operation, Stopped};
+use crate::client::replay::{ReplayableBody, replay};
+
+/// What is tried again, and when: exponential backoff with full jitter, within bounds.
+///
+/// It is the policy of [`ClientLayer`](crate::client::ClientLayer), and one for [`tower::retry`] as it is;
+/// [`IdempotencyKeyLayer`](crate::client::IdempotencyKeyLayer) then stands outside the retries. The
+/// [module](crate::client) says which results are tried again.
+///
+/// A server's `Retry-After` (seconds or a date) is waited out, and the jittered pause on top of it,
+/// so that clients sent away together do not return together. If it is longer than what is left of
+/// the total time, there is no further attempt and no waiting.
+///
+/// Clones share one budget. Clone the policy, or the client that has it, rather than making another.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::client::RetryPolicy;
+///
+/// let policy = RetryPolicy::builder()
+///     .attempts(5)
+///     .total_time(Duration::from_secs(30))
+///     .backoff(Duration::from_millis(100), Duration::from_secs(5))
+///     .build()?;
+/// # let _ = policy;
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
+#[derive(Clone)]
+pub struct RetryPolicy<C = EveryError> {
+    rules: Arc<Rules>,
+    transient: C,
+    /// Of the call that this clone is for; [`tower::retry`] makes one for each.
+    call: Call,
+}
+
+impl<C> RetryPolicy<C> {
+    pub(super) fn by(rules: Rules, transient: C) -> Self {
+        Self {
+            rules: Arc::new(rules),
+            transient,
+            call: Call::new(),
+        }
+    }
+
+    pub(in crate::client) fn total_time(&self) -> Duration {
+        self.rules.total_time
+    }
+
+    pub(in crate::client) fn is_transient<E>(&self, error: &E) -> bool
+    where
+        C: Transient<E>,
+    {
+        self.transient.is_transient(error)
+    }
+
+    pub(in crate::client) fn begin(&self) -> Call {
+        self.rules.begin()
+    }
+
+    pub(in crate::client) fn repeatable(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Repeatable {
+        self.rules.repeatable(method, headers, extensions)
+    }
+
+    pub(in crate::client) fn judge(&self, call: &mut Call, repeatable: Repeatable, seen: Seen<'_>) -> Next {
+        self.rules.judge(call, repeatable, seen)
+    }
+}
+
+impl<C, B, R, E> Policy<Request<B>, Response<R>, E> for RetryPolicy<C>
+where
+    B: ReplayableBody,
+    C: Transient<E>,
+{
+    type Future = Sleep;
+
+    fn retry(&mut self, request: &mut Request<B>, result: &mut Result<Response<R>, E>) -> Option<Sleep> {
+        let operation = request.extensions().get::<Operation>();
+        let repeatable = self.repeatable(request.method(), request.headers(), request.extensions());
+        let seen = match result {
+            Ok(response) => Seen::Response(response.status(), response.headers()),
+            Err(error) => Seen::Error {
+                transient: self.transient.is_transient(error),
+            },
+        };
+        let mut call = self.call;
+        let next = self.judge(&mut call, repeatable, seen);
+        self.call = call;
+        next.observe(operation, call);
+        match next {
+            Next::Retry(pause) => Some(sleep(pause)),
+            Next::Final | Next::Stop(_) => None,
+        }
+    }
+
+    /// Called before each attempt: by the client's own policy before the first, which begins a call
+    /// of every clone that follows; by that clone from then on.
+    fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
+        if self.call.ended() == 0 {
+            self.call = self.begin();
+        }
+        let again = replay(request);
+        if let Some(operation) = request.extensions().get::<Operation>() {
+            operation.attempt_begins();
+            operation.stop(again.is_none().then_some(Stopped::BodyNotReplayable));
+        }
+        again
+    }
+}
+
+impl<C> fmt::Debug for RetryPolicy<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryPolicy")
+            .field("attempts", &self.rules.attempts)
+            .field("total_time", &self.rules.total_time)
+            .field("backoff", &self.rules.backoff)
+            .field("has_budget", &self.rules.budget.is_some())
+            .field("key_header", &self.rules.key_header)
+            .field("every_conflict", &self.rules.every_conflict)
+            .finish_non_exhaustive()
+    }
+}

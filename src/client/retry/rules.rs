@@ -1,0 +1,124 @@
+//! The rules of a policy, and the decision by them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Extensions, HeaderMap, HeaderName, Method, StatusCode};
+use tower::retry::budget::Budget;
+
+use super::backoff::Backoff;
+use super::decision::{Call, Next, Repeatable, Seen};
+use super::retry_after::retry_after;
+use crate::client::key::KeyHeader;
+use crate::client::operation::{Stopped, is_replay};
+
+pub(super) struct Rules {
+    pub(super) attempts: u32,
+    pub(super) total_time: Duration,
+    pub(super) backoff: Backoff,
+    pub(super) budget: Option<Arc<dyn Budget + Send + Sync>>,
+    pub(super) key_header: HeaderName,
+    pub(super) every_conflict: bool,
+    pub(super) response: Option<Arc<RetryResponse>>,
+}
+
+type RetryResponse = dyn Fn(StatusCode, &HeaderMap) -> Option<bool> + Send + Sync;
+
+impl Rules {
+    /// Begins a call. What it may cost in retries is added to the budget.
+    pub(super) fn begin(&self) -> Call {
+        if let Some(budget) = &self.budget {
+            budget.deposit();
+        }
+        Call::new()
+    }
+
+    /// Whether a request may be repeated: it has a key, or its method is idempotent.
+    pub(super) fn repeatable(&self, method: &Method, headers: &HeaderMap, extensions: &Extensions) -> Repeatable {
+        // What is on the wire counts, not what was meant to be.
+        let has = |name: &HeaderName| {
+            headers
+                .get(name)
+                .is_some_and(|key| !key.as_bytes().trim_ascii().is_empty())
+        };
+        let layers = extensions.get::<KeyHeader>();
+        let has_key = has(&self.key_header) || layers.is_some_and(|KeyHeader(name)| has(name));
+        if has_key || method.is_idempotent() {
+            Repeatable::Yes
+        } else {
+            Repeatable::No(Stopped::NoKey)
+        }
+    }
+
+    /// The decision. Counts the attempt as ended, and takes a retry from the budget.
+    pub(super) fn judge(&self, call: &mut Call, repeatable: Repeatable, seen: Seen<'_>) -> Next {
+        call.attempt_ends();
+        let asked = match seen {
+            Seen::Error { transient: false } => return Next::Final,
+            Seen::Error { transient: true } => None,
+            Seen::Response(status, headers) | Seen::HeadAlone { status, headers, .. }
+                if self.calls_for_retry(status, headers) =>
+            {
+                retry_after(headers)
+            }
+            // The operation was done, and its answer is missing. A refusal needs no answer.
+            Seen::HeadAlone {
+                status,
+                transient: true,
+                ..
+            } if status.is_success() => None,
+            Seen::Response(..) | Seen::HeadAlone { .. } => return Next::Final,
+        };
+        if let Repeatable::No(reason) = repeatable {
+            return Next::Stop(reason);
+        }
+        if call.ended() >= self.attempts {
+            return Next::Stop(Stopped::Attempts);
+        }
+        let left = self.total_time.saturating_sub(call.elapsed());
+        if let Some(wait) = asked
+            && wait >= left
+        {
+            return Next::Stop(Stopped::RetryAfter(wait));
+        }
+        let pause = asked
+            .unwrap_or_default()
+            .saturating_add(self.backoff.pause(call.ended()));
+        if pause >= left {
+            return Next::Stop(Stopped::TotalTime);
+        }
+        // Last, so that nothing is taken for a retry that does not happen.
+        match &self.budget {
+            Some(budget) if !budget.withdraw() => Next::Stop(Stopped::Budget),
+            _ => Next::Retry(pause),
+        }
+    }
+
+    fn calls_for_retry(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        if status == StatusCode::UNPROCESSABLE_ENTITY || !(status.is_client_error() || status.is_server_error()) {
+            return false;
+        }
+        // The next answer would be the same: this server keeps failures too.
+        if is_replay(headers) {
+            return false;
+        }
+        let own = self.response.as_ref().and_then(|retry| retry(status, headers));
+        own.or_else(|| should_retry(headers)).unwrap_or(match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => true,
+            // An application's own conflicts do not pass, and neither do tombstones. A server that
+            // says when to come back says that this one does.
+            StatusCode::CONFLICT => self.every_conflict || headers.contains_key(http::header::RETRY_AFTER),
+            other => other.is_server_error(),
+        })
+    }
+}
+
+/// What the server says itself, in the header of SDKs made with Stainless or in Stripe's.
+fn should_retry(headers: &HeaderMap) -> Option<bool> {
+    let said = |name| match headers.get(name)?.as_bytes() {
+        b"true" => Some(true),
+        b"false" => Some(false),
+        _ => None,
+    };
+    said("x-should-retry").or_else(|| said("stripe-should-retry"))
+}

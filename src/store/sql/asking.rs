@@ -1,0 +1,54 @@
+//! A connection that waits for an answer, and never goes back to the pool in the middle of it.
+
+use std::ops::{Deref, DerefMut};
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Database, Pool};
+
+use super::pool::{acquire, close, put_back};
+
+/// A connection that waits for an answer.
+///
+/// If it is dropped before the answer came, it is closed. In the pool it would keep its place until
+/// an answer comes that may never come.
+pub(super) struct Asking<DB: Database>(Option<PoolConnection<DB>>);
+
+impl<DB: Database> Asking<DB> {
+    pub(super) async fn acquire(pool: &Pool<DB>) -> Result<Self, sqlx::Error> {
+        Ok(Self(Some(acquire(pool).await?)))
+    }
+
+    pub(super) fn answered(mut self) {
+        if let Some(connection) = self.0.take() {
+            put_back(connection);
+        }
+    }
+}
+
+impl<DB: Database> Deref for Asking<DB> {
+    type Target = DB::Connection;
+
+    fn deref(&self) -> &DB::Connection {
+        match &self.0 {
+            Some(connection) => connection,
+            None => unreachable!("the connection is there until it is answered"),
+        }
+    }
+}
+
+impl<DB: Database> DerefMut for Asking<DB> {
+    fn deref_mut(&mut self) -> &mut DB::Connection {
+        match &mut self.0 {
+            Some(connection) => connection,
+            None => unreachable!("the connection is there until it is answered"),
+        }
+    }
+}
+
+impl<DB: Database> Drop for Asking<DB> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            close(connection);
+        }
+    }
+}

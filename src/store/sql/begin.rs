@@ -1,0 +1,51 @@
+//! What `begin` finds in a slot, and what it answers.
+
+use std::time::Duration;
+
+use super::value::{attempts, left, signed};
+use crate::store::{Begin, Begun, OnLapse, Record, StoreError};
+
+/// How often a `begin` asks if other statements get in its way. After that it answers [`BUSY`].
+pub(super) const ROUNDS: u32 = 3;
+
+/// The slot is in flight: other statements change it all the time.
+pub(super) const BUSY: Begun = Begun::InFlight {
+    lease_left: Duration::ZERO,
+};
+
+/// A row as `begin` sees it.
+pub(super) struct Seen {
+    pub(super) fingerprint: Vec<u8>,
+    pub(super) token: i64,
+    pub(super) attempt: i32,
+    pub(super) lease_left: i64,
+    pub(super) done: bool,
+    /// Present if the row is done and its fingerprint is the one asked for.
+    pub(super) record: Option<Vec<u8>>,
+}
+
+impl Seen {
+    /// The answer to a `begin` that did not get the slot. `None` if the slot is free for it, but
+    /// another statement was in its way.
+    pub(super) fn decide(self, begin: &Begin) -> Result<Option<Begun>, StoreError> {
+        let same = self.fingerprint == begin.fingerprint.as_bytes();
+        if let Some(record) = self.record {
+            return Record::from_bytes(&record).map(|record| Some(Begun::Done(record)));
+        }
+        Ok(if !self.done && self.token == signed(begin.token) {
+            Some(Begun::Started {
+                attempt: attempts(self.attempt),
+            })
+        } else if !same {
+            Some(Begun::Mismatch)
+        } else if self.lease_left > 0 {
+            Some(Begun::InFlight {
+                lease_left: left(self.lease_left),
+            })
+        } else if begin.on_lapse == OnLapse::Refuse {
+            Some(Begun::OutcomeUnknown)
+        } else {
+            None
+        })
+    }
+}

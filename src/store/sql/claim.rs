@@ -1,0 +1,45 @@
+//! Which claim a statement is about.
+
+use std::time::Duration;
+
+use crate::request::Fingerprint;
+use crate::store::{Begin, OnLapse, ScopeTag, Slot, Token};
+
+/// The claim that a transaction belongs to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClaimId {
+    pub(super) slot: Slot,
+    pub(super) token: Token,
+    #[cfg_attr(
+        not(feature = "postgres"),
+        allow(dead_code, reason = "SQLite has no clients that fall silent")
+    )]
+    pub(super) lease: Duration,
+}
+
+impl ClaimId {
+    pub(super) fn of(begin: &Begin) -> Self {
+        Self {
+            slot: begin.slot,
+            token: begin.token,
+            lease: begin.lease,
+        }
+    }
+}
+
+/// A claim that is made and undone again, to see whether the table is as it should be.
+pub(super) fn trial() -> Begin {
+    let minute = Duration::from_secs(60);
+    let mut slot = [0; Slot::LEN];
+    slot[..8].copy_from_slice(&Token::random().0.to_ne_bytes());
+    slot[8..16].copy_from_slice(&Token::random().0.to_ne_bytes());
+    Begin {
+        slot: Slot::from_bytes(slot),
+        scope: ScopeTag::default(),
+        fingerprint: Fingerprint::from_bytes([0; Fingerprint::LEN]),
+        token: Token::random(),
+        lease: minute,
+        ttl: minute,
+        on_lapse: OnLapse::RunAgain,
+    }
+}

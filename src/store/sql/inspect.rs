@@ -1,0 +1,37 @@
+//! Rows of the statements that look into a store.
+
+use super::value::{attempts, left};
+use crate::request::Fingerprint;
+use crate::store::{Census, Entry, Phase, StoreError, StoreErrorKind};
+
+/// What `LOOK_UP` answers: fingerprint, attempt, length of the record, milliseconds that are left of
+/// the lease and of the row.
+pub(super) type EntryRow = (Vec<u8>, i32, Option<i64>, i64, i64);
+
+pub(super) fn entry((print, attempt, bytes, lease_left, forgotten_in): EntryRow) -> Result<Entry, StoreError> {
+    let phase = match bytes {
+        Some(bytes) => Phase::Done {
+            bytes: usize::try_from(bytes).unwrap_or_default(),
+        },
+        None => Phase::Running {
+            attempt: attempts(attempt),
+            lease_left: left(lease_left),
+        },
+    };
+    Ok(Entry::new(fingerprint(&print)?, phase, left(forgotten_in)))
+}
+
+/// From the row of `COUNT`: claims that are held, claims that lapsed, records.
+pub(super) fn census((running, lapsed, done): (i64, i64, i64)) -> Census {
+    Census::new(running.unsigned_abs(), lapsed.unsigned_abs(), done.unsigned_abs())
+}
+
+fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, StoreError> {
+    let bytes = bytes.try_into().map_err(|_| {
+        StoreError::new(
+            StoreErrorKind::Corrupt,
+            "a stored fingerprint has the wrong length; is the table written by something else?",
+        )
+    })?;
+    Ok(Fingerprint::from_bytes(bytes))
+}

@@ -1,0 +1,66 @@
+//! What the atomic mode asks of PostgreSQL.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool, Postgres};
+
+use super::error::{self, failed, is_broken};
+use super::query::as_float;
+use super::{BEGIN, PostgresStore};
+use crate::store::StoreError;
+use crate::store::sql::claim::ClaimId;
+use crate::store::sql::unit_of_work::AtomicStore;
+use crate::store::sql::value::{millis, signed};
+
+impl AtomicStore for PostgresStore {
+    type Db = Postgres;
+
+    const NAME: &'static str = error::NAME;
+    const BEGIN: &'static str = BEGIN;
+
+    fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    async fn complete_in(
+        &self,
+        connection: &mut PgConnection,
+        claim: &ClaimId,
+        record: &[u8],
+        ttl: Duration,
+    ) -> Result<bool, sqlx::Error> {
+        let patience = millis(claim.lease).clamp(1, i64::from(i32::MAX));
+        let result = sqlx::query(self.sql.complete_in.text())
+            .bind(record)
+            .bind(as_float(ttl))
+            .bind(claim.slot.as_bytes().as_slice())
+            .bind(signed(claim.token))
+            .bind(patience.to_string())
+            .execute(connection)
+            .await?;
+        Ok(result.rows_affected() == 1)
+    }
+
+    async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {
+        // What broke one connection has probably broken the others in the pool.
+        let mut dead = self.pool.size();
+        loop {
+            let query = sqlx::query(self.sql.is_done.text())
+                .bind(signed(claim.token))
+                .bind(claim.slot.as_bytes().as_slice());
+            match self.ask(query).await {
+                Err(error) if is_broken(&error) && dead > 0 => dead -= 1,
+                Err(error) => return Err(failed("read back", error)),
+                Ok(done) => return Ok(done == Some((true,))),
+            }
+        }
+    }
+
+    fn error(operation: &'static str, error: sqlx::Error) -> StoreError {
+        failed(operation, error)
+    }
+
+    fn leaves_in_doubt(error: &sqlx::Error) -> bool {
+        error::leaves_in_doubt(error)
+    }
+}

@@ -1,0 +1,66 @@
+//! What SQLite's errors mean.
+
+use sqlx::error::DatabaseError;
+
+use crate::store::sql::error::store_error;
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The store's name in messages.
+pub(super) const NAME: &str = "sqlite";
+
+pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError {
+    store_error(NAME, operation, error, advice)
+}
+
+/// Whether a commit that failed with this error may have taken effect all the same.
+pub(super) fn leaves_in_doubt(error: &sqlx::Error) -> bool {
+    // An error of SQLite itself says that it did not. An error of the thread between says nothing.
+    !matches!(error, sqlx::Error::Database(_))
+}
+
+fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
+    use StoreErrorKind::{Corrupt, Full, Unavailable};
+    // The primary code is the low byte of the extended one.
+    let code: i32 = error.code()?.parse().ok()?;
+    Some(match code & 0xff {
+        1 if error.message().contains("no such table") => (
+            Unavailable,
+            "the table is missing; run `SqliteStore::migrate` or the SQL file, and check the table's name",
+        ),
+        1 if ["column", "ON CONFLICT"]
+            .iter()
+            .any(|word| error.message().contains(word)) =>
+        {
+            (
+                Unavailable,
+                "the table has another layout than this release knows; compare it with the SQL file of the store",
+            )
+        }
+        // A column that must be given and is not known.
+        19 if code == 1299 => (
+            Unavailable,
+            "the table has another layout than this release knows; compare it with the SQL file of the store",
+        ),
+        3 | 23 => (Unavailable, "access to the database file is denied"),
+        5 | 6 => (
+            Unavailable,
+            "another writer held the database for longer than the busy timeout; begin transactions later and end them sooner",
+        ),
+        8 => (
+            Unavailable,
+            "the database is read-only; check the permissions of the file and of its directory",
+        ),
+        10 => (
+            Unavailable,
+            "the disk failed, or the file system does not do what SQLite needs",
+        ),
+        11 | 26 => (Corrupt, "the file is damaged, or no SQLite database"),
+        13 => (Full, "the disk, or the database's size limit, is full"),
+        14 => (
+            Unavailable,
+            "the database file cannot be opened; check its path and permissions",
+        ),
+        19 => (Unavailable, "a constraint was violated as the transaction committed"),
+        _ => return None,
+    })
+}

@@ -1,0 +1,154 @@
+//! The statements that the databases have in common, and what each dialect says in its own words.
+//!
+//! A template has the default table name, marks in braces that a [`Dialect`] fills in, and one `?`
+//! for each parameter. Parameters are bound in the order in which they appear, so that a template
+//! also suits a database without numbered parameters. A database that needs other words for a whole
+//! statement writes a statement of its own.
+
+use std::sync::Arc;
+
+use sqlx::AssertSqlSafe;
+
+use super::table::Table;
+
+/// How a database writes its clock, its arithmetic of times, its locks and its parameters.
+pub(super) struct Dialect {
+    /// `{now}`: the time, the same throughout a statement.
+    pub(super) now: &'static str,
+    /// `{from_now}`: the moment that is as many milliseconds from now as its parameter says.
+    pub(super) from_now: &'static str,
+    /// `{lease_left}`: milliseconds from now to `lease_until`; negative if that is over.
+    pub(super) lease_left: &'static str,
+    /// `{forgotten_in}`: milliseconds from now to `forget_at`.
+    pub(super) forgotten_in: &'static str,
+    /// `{record_length}`: bytes of the record, as a 64-bit integer.
+    pub(super) record_length: &'static str,
+    /// `{for_update}`: locks the rows that a `SELECT` reads, and waits for whoever writes them.
+    pub(super) for_update: &'static str,
+    /// `{skip_locked}`: locks the rows that a `SELECT` reads, and skips those that are locked.
+    pub(super) skip_locked: &'static str,
+    /// Whether the database numbers its parameters: `$1`, `$2` and so on.
+    pub(super) numbers_parameters: bool,
+}
+
+/// A statement for one table.
+pub(super) struct Statement(Arc<str>);
+
+impl Statement {
+    /// Its text. It is made of the templates and of a validated table name only.
+    pub(super) fn text(&self) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.0))
+    }
+}
+
+/// `{held}`: the row of a claim that its holder still holds. Parameters: slot, token.
+const HELD: &str = "slot = ? AND token = ? AND record IS NULL AND forget_at > {now}";
+
+/// Parameters: lease, lease again, slot, token.
+///
+/// `forget_at` is first: a database that evaluates assignments from left to right, as MySQL does,
+/// would otherwise subtract the new `lease_until`.
+pub(super) const RENEW: &str = "UPDATE idempotency_keys SET \
+     forget_at = {from_now} + (forget_at - lease_until), lease_until = {from_now} WHERE {held}";
+
+/// Parameters: record, ttl, slot, token.
+pub(super) const COMPLETE: &str = "UPDATE idempotency_keys SET record = ?, forget_at = {from_now} WHERE {held}";
+
+/// Parameters: slot, token.
+pub(super) const RELEASE: &str = "DELETE FROM idempotency_keys WHERE {held}";
+
+/// Whether the claim of that token has its record. Parameters: token, slot.
+pub(super) const IS_DONE: &str =
+    "SELECT token = ? AND record IS NOT NULL FROM idempotency_keys WHERE slot = ? {for_update}";
+
+/// Parameter: slot.
+pub(super) const LOOK_UP: &str = "SELECT fingerprint, attempt, {record_length}, {lease_left}, {forgotten_in} \
+     FROM idempotency_keys WHERE slot = ? AND forget_at > {now}";
+
+/// Answers whether the row still counted. Parameter: slot.
+pub(super) const FORGET: &str = "DELETE FROM idempotency_keys WHERE slot = ? RETURNING forget_at > {now}";
+
+/// Claims that are held, claims that lapsed, and records.
+pub(super) const COUNT: &str = "SELECT \
+     count(CASE WHEN record IS NULL AND lease_until > {now} THEN 1 END), \
+     count(CASE WHEN record IS NULL AND lease_until <= {now} THEN 1 END), \
+     count(record) FROM idempotency_keys WHERE forget_at > {now}";
+
+/// Removes rows that are forgotten. Parameter: how many at most.
+pub(super) const SWEEP: &str = "DELETE FROM idempotency_keys WHERE slot IN (SELECT slot FROM idempotency_keys \
+     WHERE sweep_at <= {now} AND forget_at <= {now} ORDER BY sweep_at LIMIT ? {skip_locked})";
+
+/// Lets the sweeper come back later to rows that are due but live longer than was planned.
+/// Parameter: how many at most.
+pub(super) const PUT_OFF: &str = "UPDATE idempotency_keys SET sweep_at = forget_at WHERE slot IN (SELECT slot FROM idempotency_keys \
+     WHERE sweep_at <= {now} AND forget_at > {now} ORDER BY sweep_at LIMIT ? {skip_locked})";
+
+impl Dialect {
+    /// The statement that a template is for this table.
+    pub(super) fn statement(&self, table: &Table, template: &str) -> Statement {
+        let text = template
+            .replace("{held}", HELD)
+            .replace("{from_now}", self.from_now)
+            .replace("{lease_left}", self.lease_left)
+            .replace("{forgotten_in}", self.forgotten_in)
+            .replace("{record_length}", self.record_length)
+            .replace("{for_update}", self.for_update)
+            .replace("{skip_locked}", self.skip_locked)
+            // Last, because the others contain it.
+            .replace("{now}", self.now);
+        Statement(table.sql(&if self.numbers_parameters { numbered(&text) } else { text }))
+    }
+}
+
+fn numbered(text: &str) -> String {
+    let mut parts = text.split('?');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts
+        .zip(1..)
+        .fold(first, |text, (part, number)| format!("{text}${number}{part}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIALECT: Dialect = Dialect {
+        now: "now()",
+        from_now: "{now} + ?",
+        lease_left: "lease_until - {now}",
+        forgotten_in: "forget_at - {now}",
+        record_length: "length(record)",
+        for_update: "FOR UPDATE",
+        skip_locked: "FOR UPDATE SKIP LOCKED",
+        numbers_parameters: false,
+    };
+
+    fn text(dialect: &Dialect, template: &str) -> String {
+        dialect.statement(&Table::default(), template).0.to_string()
+    }
+
+    #[test]
+    fn a_dialect_fills_in_every_mark_of_every_template() {
+        for template in [
+            RENEW, COMPLETE, RELEASE, IS_DONE, LOOK_UP, FORGET, COUNT, SWEEP, PUT_OFF,
+        ] {
+            let text = text(&DIALECT, template);
+            assert!(!text.contains(['{', '}']), "{text}");
+            assert!(text.contains("\"idempotency_keys\""), "{text}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_in_the_order_in_which_they_appear() {
+        let renew = "UPDATE \"idempotency_keys\" SET forget_at = now() + ? + (forget_at - lease_until), \
+                     lease_until = now() + ? WHERE slot = ? AND token = ? AND record IS NULL AND forget_at > now()";
+        assert_eq!(text(&DIALECT, RENEW), renew);
+        let numbering = Dialect {
+            numbers_parameters: true,
+            ..DIALECT
+        };
+        let renew = "UPDATE \"idempotency_keys\" SET forget_at = now() + $1 + (forget_at - lease_until), \
+                     lease_until = now() + $2 WHERE slot = $3 AND token = $4 AND record IS NULL AND forget_at > now()";
+        assert_eq!(text(&numbering, RENEW), renew);
+    }
+}

@@ -1,0 +1,33 @@
+//! Tokens, times and counts as the databases have them.
+
+use std::time::Duration;
+
+use crate::store::Millis;
+use crate::store::{Held, Token};
+
+/// A token, which is unsigned, as an integer of a database, which is not.
+pub(super) fn signed(token: Token) -> i64 {
+    i64::from_ne_bytes(token.0.to_ne_bytes())
+}
+
+/// A duration in milliseconds, rounded up. At most ten thousand years, which every date type can
+/// add.
+pub(super) fn millis(duration: Duration) -> i64 {
+    const MOST: i64 = 10_000 * 366 * 24 * 60 * 60 * 1000;
+    i64::try_from(Millis(0).after(duration).0).map_or(MOST, |millis| millis.min(MOST))
+}
+
+/// Milliseconds that are left; zero if they are over.
+pub(super) fn left(millis: i64) -> Duration {
+    Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}
+
+/// The column `attempt`.
+pub(super) fn attempts(attempt: i32) -> u32 {
+    u32::try_from(attempt).unwrap_or(1)
+}
+
+/// Whether a statement changed the one claim that it was to change.
+pub(super) fn held(rows: u64) -> Held {
+    if rows == 1 { Held::Yes } else { Held::Lost }
+}
