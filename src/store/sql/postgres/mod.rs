@@ -79,7 +79,7 @@ const BEGIN: &str = "BEGIN";
 /// # }
 /// ```
 ///
-/// For the person on call, with [`Slot::to_hex`] for the slot:
+/// For the person on call, with [`Slot::to_hex`](crate::Slot::to_hex) for the slot:
 ///
 /// ```sql
 /// SELECT attempt, lease_until, forget_at, length(record) FROM idempotency_keys WHERE slot = '\x…';

@@ -62,7 +62,7 @@ const BEGIN: &str = "BEGIN IMMEDIATE";
 /// # }
 /// ```
 ///
-/// For the person on call, with [`Slot::to_hex`] for the slot:
+/// For the person on call, with [`Slot::to_hex`](crate::Slot::to_hex) for the slot:
 ///
 /// ```sql
 /// SELECT attempt, datetime(lease_until / 1000, 'unixepoch'), datetime(forget_at / 1000, 'unixepoch'),
