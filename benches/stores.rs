@@ -2,13 +2,16 @@
 //! in the same run. `cargo bench --bench stores --features sqlite,postgres,redis` prints tables in
 //! Markdown; it starts a PostgreSQL and a Redis of its own if they are installed.
 
-#[path = "../tests/directory/mod.rs"]
+#[path = "../tests/support/directory.rs"]
 mod directory;
-#[path = "../tests/servers/postgres.rs"]
+#[path = "../tests/support/servers/postgres.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
 mod postgres_server;
-#[path = "../tests/servers/process.rs"]
+#[path = "../tests/support/servers/process.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
 mod process;
-#[path = "../tests/servers/redis.rs"]
+#[path = "../tests/support/servers/redis.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
 mod redis_server;
 
 use std::future::Future;

@@ -1,7 +1,10 @@
-//! The bodies of the fuzz targets, which `tests/fuzz_targets` runs as an ordinary test, too.
+//! The bodies of the fuzz targets, which `tests/fuzz_targets.rs` runs as an ordinary test too.
 
 #[path = "../../tests/fuzz_targets/body.rs"]
 mod body;
+#[path = "../../tests/support/claim.rs"]
+#[allow(dead_code, reason = "one target uses a part of it")]
+mod claim;
 #[path = "../../tests/fuzz_targets/input.rs"]
 mod input;
 #[path = "../../tests/fuzz_targets/key.rs"]

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::client::{Answer, Outcome};
-use crate::operation::{ACCOUNTS, Account, Kind, Operation};
+use super::client::{Answer, Outcome};
+use super::operation::{ACCOUNTS, Account, Kind, Operation};
 
 /// All that was seen. Times count from the start of the round.
 #[derive(Clone, Debug, Default)]

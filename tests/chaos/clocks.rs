@@ -7,14 +7,14 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::check::{Promise, violations};
-use crate::client::Outcome;
-use crate::faketime::Faketime;
-use crate::operation::{ACCOUNTS, Kind, Operation};
-use crate::rng::Rng;
-use crate::round::{SETTLES, World};
-use crate::rounds::left_out;
-use crate::store::{Engine, Engines};
+use super::check::{Promise, violations};
+use super::client::Outcome;
+use super::faketime::Faketime;
+use super::operation::{ACCOUNTS, Kind, Operation};
+use super::rng::Rng;
+use super::round::{SETTLES, World};
+use super::rounds::left_out;
+use super::store::{Engine, Engines};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -83,7 +83,7 @@ async fn an_hour_off(engine: Engine, kill: bool) {
 }
 
 /// Answers bear the time of the server that ran the operation: it must have been wrong.
-fn assert_shifted(attempts: &[crate::check::Attempt]) {
+fn assert_shifted(attempts: &[super::check::Attempt]) {
     let hour = |time: &str| time.get(11..13).and_then(|hour| hour.parse::<u64>().ok());
     let now = std::time::SystemTime::now();
     let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() / 3600 % 24;

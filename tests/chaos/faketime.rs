@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::servers::process;
+use crate::support::servers::process;
 
 /// The library. It is not in the linker's path.
 pub struct Faketime(String);

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::check::{Promise, violations};
-use crate::client::Outcome;
-use crate::operation::{Account, Kind, Operation};
-use crate::rng::Rng;
-use crate::round::{SETTLES, World};
-use crate::rounds::left_out;
-use crate::store::{Engine, Engines};
+use super::check::{Promise, violations};
+use super::client::Outcome;
+use super::operation::{Account, Kind, Operation};
+use super::rng::Rng;
+use super::round::{SETTLES, World};
+use super::rounds::left_out;
+use super::store::{Engine, Engines};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::operation::{ACCOUNTS, Kind, Operation};
-use crate::rng::Rng;
-use crate::store::Engine;
+use super::operation::{ACCOUNTS, Kind, Operation};
+use super::rng::Rng;
+use super::store::Engine;
 
 #[derive(Debug)]
 pub struct Plan {

@@ -11,14 +11,14 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
-use crate::check::{Attempt, Books, Charge, Observed, Promise, violations};
-use crate::client::{Answer, Outcome, send};
-use crate::faketime::Faketime;
-use crate::operation::{ACCOUNTS, Kind, Operation, get};
-use crate::plan::{Client, Fault, Plan};
-use crate::rng::Rng;
-use crate::server::Server;
-use crate::store::{Engines, Store};
+use super::check::{Attempt, Books, Charge, Observed, Promise, violations};
+use super::client::{Answer, Outcome, send};
+use super::faketime::Faketime;
+use super::operation::{ACCOUNTS, Kind, Operation, get};
+use super::plan::{Client, Fault, Plan};
+use super::rng::Rng;
+use super::server::Server;
+use super::store::{Engines, Store};
 
 /// Of the simulated provider.
 const LATENCY: Duration = Duration::from_millis(60);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
 
-use crate::round;
-use crate::store::{Engine, Engines};
+use super::round;
+use super::store::{Engine, Engines};
 
 /// On each store. They are to find out that something broke; to look for what is rare, ask for more.
 const ROUNDS: u64 = 3;

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::servers::process::{self, PATIENCE, Watchdog};
+use crate::support::example::{program, without_options};
+use crate::support::servers::process::{self, PATIENCE, Watchdog};
 
 /// It ends when this is dropped, in whatever way.
 pub struct Server {
@@ -120,21 +121,8 @@ impl Drop for Server {
     }
 }
 
-/// The program, which Cargo puts beside the directory of the tests.
-fn program() -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let target = tests.parent().and_then(|deps| deps.parent()).unwrap();
-    let program = target.join("examples/identity_verification");
-    assert!(
-        program.exists(),
-        "run `cargo build --all-features --examples` first: no {}",
-        program.display()
-    );
-    program
-}
-
 fn supervise(shared: &Shared) {
-    let program = program();
+    let program = program("identity_verification");
     loop {
         let Some(stdout) = spawn(shared, &program) else { return };
         let mut first_line = String::new();
@@ -174,12 +162,7 @@ fn spawn(shared: &Shared, program: &std::path::Path) -> Option<std::process::Chi
         .open(shared.directory.join("log"))
         .unwrap();
     let mut command = process::command(program, None);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("IDV_") {
-            command.env_remove(name);
-        }
-    }
-    let mut child = command
+    let mut child = without_options(&mut command)
         // For the watchdog.
         .arg0(shared.directory.join("identity_verification"))
         .args(&shared.options)

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use crate::check::{Promise, violations};
-use crate::operation::{Account, Kind, Operation};
-use crate::rng::Rng;
-use crate::round::{SETTLES, World};
-use crate::rounds::left_out;
-use crate::servers::proxy::Proxy;
-use crate::store::{Engine, Engines};
+use super::check::{Promise, violations};
+use super::operation::{Account, Kind, Operation};
+use super::rng::Rng;
+use super::round::{SETTLES, World};
+use super::rounds::left_out;
+use super::store::{Engine, Engines};
+
+use crate::support::servers::proxy::Proxy;
 
 /// Short, as a run may have to wait for it, and long enough not to lapse by itself.
 const LEASE: Duration = Duration::from_millis(800);
@@ -49,7 +50,7 @@ impl Steps {
                 .world
                 .attempt(&self.operations, number, 0, PATIENCE, &mut self.rng)
                 .await;
-            if let crate::client::Outcome::Answer(answer) = outcome
+            if let super::client::Outcome::Answer(answer) = outcome
                 && answer.status == self.operations[number].success()
             {
                 if harmed {

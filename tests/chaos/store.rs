@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::servers::postgres::Postgres;
-use crate::servers::process::{self, Watchdog};
-use crate::servers::proxy::Proxy;
-use crate::servers::redis::Redis;
+use crate::support::servers::postgres::Postgres;
+use crate::support::servers::process::{self, Watchdog};
+use crate::support::servers::proxy::Proxy;
+use crate::support::servers::redis::Redis;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {

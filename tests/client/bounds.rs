@@ -11,7 +11,7 @@ use tower::limit::ConcurrencyLimitLayer;
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_idempotency::client::{CallError, ClientLayer, ClientService, Operation, RetryPolicy, Stopped};
 
-use crate::script::{Script, Sent, Step, answer, answer_with, post};
+use super::script::{Script, Sent, Step, answer, answer_with, post};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -6,10 +6,10 @@ use tower::{ServiceBuilder, ServiceExt};
 use tower_idempotency::client::{ClientLayer, IdempotencyKeyLayer, Operation};
 use uuid::Uuid;
 
-use crate::script::{STACKS, Script, Sent, Step, answer, answer_with, patient, post, with_method};
+use super::script::{STACKS, Script, Sent, Step, answer, answer_with, patient, post, with_method};
 
 /// The request as it was sent by a layer alone.
-async fn sent_by(layer: IdempotencyKeyLayer, request: Request<Sent>) -> crate::script::Attempt {
+async fn sent_by(layer: IdempotencyKeyLayer, request: Request<Sent>) -> super::script::Attempt {
     let script = Script::new([answer(200)]);
     let client = ServiceBuilder::new().layer(layer).service(script.service());
     client.oneshot(request).await.unwrap();

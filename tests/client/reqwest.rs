@@ -8,7 +8,7 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error};
 use tower_idempotency::client::reqwest::IdempotencyMiddleware;
 use tower_idempotency::client::{CallError, ClientLayer, IdempotencyKeyLayer, Operation, RetryPolicy, Stopped};
 
-use crate::net::{Fate, Server};
+use super::net::{Fate, Server};
 
 const BODY: &str = "{\"cents\":1000}";
 

@@ -9,7 +9,7 @@ use tower::BoxError;
 use tower::retry::budget::{Budget, TpsBudget};
 use tower_idempotency::client::{IdempotencyKeyLayer, Once, Operation, RetryPolicy, Stopped};
 
-use crate::script::{STACKS, Script, Step, answer, answer_with, patient, post, with_method};
+use super::script::{STACKS, Script, Step, answer, answer_with, patient, post, with_method};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioExecutor;
 use tower::{ServiceBuilder, ServiceExt};
 use tower_idempotency::client::{CallError, ClientLayer, Operation, RetryPolicy};
 
-use crate::net::{Fate, Server};
+use super::net::{Fate, Server};
 
 const BODY: &str = "{\"cents\":1000}";
 

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::{Instant, advance};
 use tower_idempotency::store::{
-    Begin, Begun, Held, Inspect, Machine, MemoryStore, Millis, OnLapse, Phase, Record, ScopeTag, StoreErrorKind, Token,
-    WhenFull,
+    Begin, Begun, Held, Inspect, Machine, MemoryStore, Millis, OnLapse, Phase, Record, StoreErrorKind, Token, WhenFull,
 };
 use tower_idempotency::{Fingerprint, Slot, Store};
 
+use super::claim::Claim;
 use super::input::{Input, at_once};
 
 pub fn run(data: &[u8]) {
@@ -54,18 +54,15 @@ fn time(input: &mut Input<'_>) -> Duration {
     }
 }
 
-/// The only place where a claim is made here.
 fn claim(slot: Slot, print: u8, token: u64, lease: Duration, ttl: Duration, refuse: bool) -> Begin {
-    Begin {
-        slot,
+    super::claim::claim(slot)
         // A few tenants, who share the room.
-        scope: ScopeTag::new(u32::from(slot.as_bytes()[0] % 3)),
-        fingerprint: print_of(print),
-        token: Token(token),
-        lease,
-        ttl,
-        on_lapse: if refuse { OnLapse::Refuse } else { OnLapse::RunAgain },
-    }
+        .scope(u32::from(slot.as_bytes()[0] % 3))
+        .print(print_of(print))
+        .token(token)
+        .lease(lease)
+        .ttl(ttl)
+        .on_lapse(if refuse { OnLapse::Refuse } else { OnLapse::RunAgain })
 }
 
 fn record_of(print: u8, bytes: usize) -> Record {
@@ -208,10 +205,7 @@ fn woken(waiters: &mut Vec<Waiter>, slot: u8) {
 
 /// What the machine would answer to one who only looks.
 fn probe(book: &Book, print: Fingerprint, now: Millis) -> Begun {
-    let begin = Begin {
-        fingerprint: print,
-        ..claim(slot_of(0), 0, u64::MAX, Duration::ZERO, Duration::ZERO, true)
-    };
+    let begin = claim(slot_of(0), 0, u64::MAX, Duration::ZERO, Duration::ZERO, true).print(print);
     book.machine.clone().begin(&begin, now)
 }
 

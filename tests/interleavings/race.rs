@@ -19,8 +19,8 @@ use tokio::time::{Instant, advance, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_idempotency::{Fate, IdempotencyLayer, Outcome, ProblemKind};
 
-use crate::schedule::{self, Choices};
-use crate::watch::{Activity, Lag, Watched};
+use super::schedule::{self, Choices};
+use super::watch::{Activity, Lag, Watched};
 
 /// What a run of the handler does after it has yielded.
 #[derive(Clone, Copy, Debug, PartialEq)]

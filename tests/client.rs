@@ -1,0 +1,12 @@
+//! The client layers: against scripted services on paused time, and against real servers.
+
+mod client {
+    mod bounds;
+    mod keys;
+    mod net;
+    #[cfg(feature = "reqwest")]
+    mod reqwest;
+    mod retries;
+    mod script;
+    mod tcp;
+}

@@ -1,0 +1,11 @@
+//! The programs of `examples/`, as those meet them who run them.
+
+mod support;
+
+mod examples {
+    #[cfg(target_os = "linux")]
+    mod demo_page;
+    mod identity_verification;
+    #[cfg(target_os = "linux")]
+    mod resilient_client;
+}

@@ -1,0 +1,17 @@
+//! The layer among others: in routers and under middleware, on sockets, with clients that leave, leases
+//! that lapse, hostile clients, and what it logs and counts.
+
+mod support;
+
+mod layer {
+    mod composition;
+    mod config;
+    mod disconnect;
+    mod hostile;
+    mod leases;
+    #[cfg(feature = "metrics")]
+    mod metrics;
+    mod reconcile;
+    mod secrets;
+    mod tcp;
+}

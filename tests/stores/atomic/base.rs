@@ -1,0 +1,202 @@
+//! The databases.
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use sqlx::{Connection, Database};
+
+use super::*;
+use crate::support::directory::Directory;
+use crate::support::servers::postgres::Postgres;
+use crate::support::servers::proxy::Proxy;
+
+/// One of the databases, empty, with a pool of two connections.
+pub(super) trait Base: Clone + Send + Sync + 'static {
+    type Store: Inspect + Clone;
+    type Db: Database;
+
+    fn store(&self) -> Self::Store;
+    /// The same database through another pool, as another process has.
+    fn elsewhere(&self) -> impl Future<Output = Self::Store> + Send;
+    fn charge(work: &mut Work<Self::Db>, id: &str) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// As `charge`, in a savepoint, which is rolled back or released.
+    fn charge_nested(
+        work: &mut Work<Self::Db>,
+        id: &str,
+        keep: bool,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Refers to a row that is not there, which is found at the commit.
+    fn refer(work: &mut Work<Self::Db>) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    fn fail(work: &mut Work<Self::Db>) -> impl Future<Output = ()> + Send;
+    fn execute(&self, sql: &'static str) -> impl Future<Output = u64> + Send;
+    fn charges(&self, id: &str) -> impl Future<Output = i64> + Send;
+    /// Connections that are in use.
+    fn busy(&self) -> usize;
+}
+
+#[derive(Clone)]
+pub(super) struct Lite(SqliteStore, Arc<Directory>);
+
+pub(super) fn lite(directory: &Directory) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(directory.path("app.db"))
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(Duration::from_secs(5))
+}
+
+impl Lite {
+    pub(super) async fn new() -> Self {
+        let directory = Arc::new(Directory::new());
+        let store = Self::open(&directory).await;
+        store.migrate().await.unwrap();
+        for sql in [
+            "CREATE TABLE charges (id TEXT NOT NULL)",
+            "CREATE TABLE parents (id INTEGER PRIMARY KEY)",
+            "CREATE TABLE children (parent INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED)",
+        ] {
+            sqlx::query(sql).execute(store.pool()).await.unwrap();
+        }
+        Self(store, directory)
+    }
+
+    pub(super) async fn open(directory: &Directory) -> SqliteStore {
+        let pool = SqlitePoolOptions::new().max_connections(2).test_before_acquire(false);
+        SqliteStore::new(pool.connect_with(lite(directory)).await.unwrap())
+    }
+}
+
+impl Base for Lite {
+    type Store = SqliteStore;
+    type Db = sqlx::Sqlite;
+
+    fn store(&self) -> SqliteStore {
+        self.0.clone()
+    }
+    async fn elsewhere(&self) -> SqliteStore {
+        Self::open(&self.1).await
+    }
+    async fn charge(work: &mut Work<sqlx::Sqlite>, id: &str) -> Result<(), sqlx::Error> {
+        let insert = sqlx::query("INSERT INTO charges VALUES (?1)").bind(id.to_owned());
+        insert.execute(&mut **work).await.map(drop)
+    }
+    async fn charge_nested(work: &mut Work<sqlx::Sqlite>, id: &str, keep: bool) -> Result<(), sqlx::Error> {
+        let mut nested = work.begin().await?;
+        let insert = sqlx::query("INSERT INTO charges VALUES (?1)").bind(id.to_owned());
+        insert.execute(&mut *nested).await?;
+        if keep { nested.commit().await } else { Ok(()) }
+    }
+    async fn refer(work: &mut Work<sqlx::Sqlite>) -> Result<(), sqlx::Error> {
+        let insert = sqlx::query("INSERT INTO children VALUES (77)");
+        insert.execute(&mut **work).await.map(drop)
+    }
+    async fn fail(work: &mut Work<sqlx::Sqlite>) {
+        let failing = sqlx::query("INSERT INTO nowhere VALUES (1)");
+        failing.execute(&mut **work).await.unwrap_err();
+    }
+    async fn execute(&self, sql: &'static str) -> u64 {
+        sqlx::query(sql).execute(self.0.pool()).await.unwrap().rows_affected()
+    }
+    async fn charges(&self, id: &str) -> i64 {
+        let count = sqlx::query_scalar("SELECT count(*) FROM charges WHERE id = ?1").bind(id.to_owned());
+        count.fetch_one(self.0.pool()).await.unwrap()
+    }
+    fn busy(&self) -> usize {
+        self.0.pool().size() as usize - self.0.pool().num_idle()
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Big {
+    pub(super) store: PostgresStore,
+    /// Around the proxy.
+    pub(super) direct: PgPool,
+    pub(super) url: String,
+    pub(super) proxy: Proxy,
+}
+
+impl Big {
+    pub(super) async fn new() -> Option<Self> {
+        Self::with(2).await
+    }
+
+    pub(super) async fn with(connections: u32) -> Option<Self> {
+        let server = tokio::task::spawn_blocking(Postgres::shared).await.unwrap()?;
+        let url = tokio::task::spawn_blocking(|| server.create_database()).await.unwrap();
+        let direct = PgPoolOptions::new().max_connections(2).connect(&url).await.unwrap();
+        for sql in [
+            "CREATE TABLE charges (id TEXT NOT NULL)",
+            "CREATE TABLE parents (id INTEGER PRIMARY KEY)",
+            "CREATE TABLE children (parent INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED)",
+        ] {
+            sqlx::query(sql).execute(&direct).await.unwrap();
+        }
+        let proxy = Proxy::start(server.port()).await;
+        let database = url.rsplit_once('/').unwrap().1;
+        let url = server.url_through(proxy.port(), database);
+        let store = Self::open(&url, connections).await;
+        store.migrate().await.unwrap();
+        Some(Self {
+            store,
+            direct,
+            url,
+            proxy,
+        })
+    }
+
+    pub(super) async fn open(url: &str, connections: u32) -> PostgresStore {
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .test_before_acquire(false);
+        PostgresStore::new(pool.connect(url).await.unwrap())
+    }
+
+    /// Waits until every connection is back in the pool.
+    pub(super) async fn quiet(&self) {
+        eventually("all connections are idle", async || self.busy() == 0).await;
+    }
+}
+
+impl Base for Big {
+    type Store = PostgresStore;
+    type Db = sqlx::Postgres;
+
+    fn store(&self) -> PostgresStore {
+        self.store.clone()
+    }
+    async fn elsewhere(&self) -> PostgresStore {
+        Self::open(&self.url, 2).await
+    }
+    async fn charge(work: &mut Work<sqlx::Postgres>, id: &str) -> Result<(), sqlx::Error> {
+        let insert = sqlx::query("INSERT INTO charges VALUES ($1)").bind(id.to_owned());
+        insert.execute(&mut **work).await.map(drop)
+    }
+    async fn charge_nested(work: &mut Work<sqlx::Postgres>, id: &str, keep: bool) -> Result<(), sqlx::Error> {
+        let mut nested = work.begin().await?;
+        let insert = sqlx::query("INSERT INTO charges VALUES ($1)").bind(id.to_owned());
+        insert.execute(&mut *nested).await?;
+        if keep { nested.commit().await } else { Ok(()) }
+    }
+    async fn refer(work: &mut Work<sqlx::Postgres>) -> Result<(), sqlx::Error> {
+        let insert = sqlx::query("INSERT INTO children VALUES (77)");
+        insert.execute(&mut **work).await.map(drop)
+    }
+    async fn fail(work: &mut Work<sqlx::Postgres>) {
+        let failing = sqlx::query("INSERT INTO nowhere VALUES (1)");
+        failing.execute(&mut **work).await.unwrap_err();
+    }
+    async fn execute(&self, sql: &'static str) -> u64 {
+        sqlx::query(sql).execute(&self.direct).await.unwrap().rows_affected()
+    }
+    async fn charges(&self, id: &str) -> i64 {
+        let count = sqlx::query_scalar("SELECT count(*) FROM charges WHERE id = $1").bind(id.to_owned());
+        count.fetch_one(&self.direct).await.unwrap()
+    }
+    fn busy(&self) -> usize {
+        self.store.pool().size() as usize - self.store.pool().num_idle()
+    }
+}
+
+impl Big {
+    pub(super) async fn quiet_but(&self, busy: usize) {
+        eventually("the others are idle", async || self.busy() == busy).await;
+    }
+}

@@ -1,0 +1,190 @@
+//! PostgreSQL alone: the connection breaks before, at and after the commit.
+
+use super::*;
+
+/// Cuts the connection at each request that a charge makes, before and after it is heard.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_cut_anywhere_leaves_effect_and_record_or_neither() {
+    let Some(base) = Big::with(1).await else { return };
+    let shop = shop_with::<Big, _>(base.store(), |builder| builder.store_timeout(Duration::from_secs(10)));
+    for key in ["warm", "warmer"] {
+        assert_eq!(shop.send("/ok", key).await.status, 200);
+        base.quiet().await;
+    }
+    // Claim, check at release, BEGIN, INSERT, record, COMMIT, check at release.
+    let before = base.proxy.round_trips();
+    assert_eq!(shop.send("/ok", "counted").await.status, 200);
+    base.quiet().await;
+    let requests = base.proxy.round_trips() - before;
+    assert_eq!(requests, 7, "one round trip each");
+    let commit = requests - 1;
+    let (mut answers_before, mut answers_after) = (Vec::new(), Vec::new());
+    for n in 1..=requests {
+        for heard in [false, true] {
+            let key = format!("{n}-{heard}");
+            if heard {
+                base.proxy.cut_after_requests(n);
+            } else {
+                base.proxy.cut_before_request(n);
+            }
+            let first = shop.send("/ok", &key).await;
+            base.proxy.heal().await;
+            drain(&shop.layer).await;
+            let charged = base.charges(&key).await;
+            let entry = base.store().look_up(&shop.slot(&key)).await.unwrap();
+            let done = entry.is_some_and(|entry| matches!(entry.phase, Phase::Done { .. }));
+            assert_eq!(
+                charged == 1,
+                done,
+                "{key}: effect and record are one: {entry:?}, {first:?}"
+            );
+            if first.status == 200 {
+                assert_eq!(charged, 1, "{key}: the answer is true");
+            }
+            match heard {
+                false => answers_before.push((first.status.as_u16(), charged)),
+                true => answers_after.push((first.status.as_u16(), charged)),
+            }
+            let again = shop.retry("/ok", &key).await;
+            assert_eq!(again.status, 200, "{key}");
+            assert_eq!(again.is_replay(), charged == 1, "{key}");
+            assert_eq!(base.charges(&key).await, 1, "{key}");
+            // All statements are prepared again on the new connection.
+            for key in 0..2 {
+                let key = format!("warm-{n}-{heard}-{key}");
+                assert_eq!(shop.retry("/ok", &key).await.status, 200);
+                base.quiet().await;
+            }
+        }
+    }
+    let commit = commit as usize - 1;
+    assert_eq!(
+        answers_before[commit],
+        (503, 0),
+        "COMMIT was not heard: {answers_before:?}"
+    );
+    assert_eq!(answers_after[commit], (200, 1), "COMMIT was heard: {answers_after:?}");
+}
+
+/// As above, with the database out of reach for a while after the commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_commit_is_resolved_when_the_database_is_back() {
+    for heard in [false, true] {
+        let Some(base) = Big::new().await else { return };
+        let shop = shop_with::<Big, _>(base.store(), |builder| {
+            builder.store_timeout(Duration::from_millis(700))
+        });
+        for key in ["warm", "warmer", "warmest"] {
+            assert_eq!(shop.send("/ok", key).await.status, 200);
+            base.quiet().await;
+        }
+        let asked = spawn(&shop.bank, post("/open", "k", "{}"));
+        shop.gate.arrival().await;
+        base.quiet_but(1).await;
+        base.proxy.refuse(true).await;
+        // The record, then COMMIT.
+        if heard {
+            base.proxy.cut_after_requests(2);
+        } else {
+            base.proxy.cut_before_request(2);
+        }
+        // No other connection is left to read back on.
+        shop.gate.open_once();
+        eventually("the commit met with the cut", async || base.proxy.counts().cuts == 1).await;
+        base.proxy.cut_all();
+        let answer = asked.await.unwrap();
+        if answer.status != 200 {
+            answer.assert_problem(503, "store-unavailable");
+        }
+        base.proxy.heal().await;
+        eventually("it is resolved", async || shop.layer.background().is_empty()).await;
+        assert_eq!(base.charges("k").await, i64::from(heard));
+        shop.gate.open();
+        let again = shop.retry("/open", "k").await;
+        assert_eq!((again.text(), again.is_replay()), ("charged in attempt 1", heard));
+        assert_eq!(base.charges("k").await, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_black_hole_before_the_record_is_resolved() {
+    let Some(base) = Big::new().await else { return };
+    let shop = shop_with::<Big, _>(base.store(), |builder| {
+        builder
+            .store_timeout(Duration::from_millis(500))
+            .lease(Duration::from_secs(2))
+            .settle_within(Duration::from_secs(1))
+    });
+    for key in ["warm", "warmer", "warmest"] {
+        assert_eq!(shop.send("/ok", key).await.status, 200);
+    }
+    let asked = spawn(&shop.bank, post("/open", "k", "{}"));
+    shop.gate.arrival().await;
+    base.quiet_but(1).await;
+    base.proxy.black_hole(true);
+    shop.gate.open();
+    asked.await.unwrap().assert_problem(503, "store-unavailable");
+    // Connections that nobody answers on do not keep their places in the pool, once nobody tries.
+    eventually("it is given up", async || shop.layer.background().is_empty()).await;
+    eventually("the pool has let go of them", async || base.store.pool().size() == 0).await;
+    base.proxy.heal().await;
+    let again = shop.retry("/open", "k").await;
+    assert!(again.text().starts_with("charged in attempt"), "{again:?}");
+    assert!(!again.is_replay());
+    assert_eq!(base.charges("k").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_black_hole_after_the_commit_is_resolved() {
+    let Some(base) = Big::new().await else { return };
+    let shop = shop_with::<Big, _>(base.store(), |builder| builder.store_timeout(Duration::from_secs(3)));
+    for key in ["warm", "warmer", "warmest"] {
+        assert_eq!(shop.send("/ok", key).await.status, 200);
+        base.quiet().await;
+    }
+    let asked = spawn(&shop.bank, post("/open", "k", "{}"));
+    shop.gate.arrival().await;
+    base.quiet_but(1).await;
+    let before = base.proxy.round_trips();
+    base.proxy.delay(Duration::from_millis(400));
+    shop.gate.open_once();
+    eventually("COMMIT is heard", async || base.charges("k").await == 1).await;
+    assert_eq!(base.proxy.round_trips() - before, 2);
+    base.proxy.black_hole(true);
+    asked.await.unwrap().assert_problem(503, "store-unavailable");
+    eventually("the pool has let go of them", async || base.store.pool().size() == 0).await;
+    base.proxy.heal().await;
+    let again = shop.retry("/open", "k").await;
+    assert!(again.is_replay(), "{again:?}");
+    assert_eq!(again.text(), "charged in attempt 1");
+    assert_eq!(base.charges("k").await, 1);
+}
+
+/// The connection is lost while the server is at work on COMMIT: reading back waits until it is
+/// decided.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_is_still_being_made_is_waited_for() {
+    let Some(base) = Big::new().await else { return };
+    for sql in [
+        "INSERT INTO parents VALUES (77)",
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END'",
+        "CREATE CONSTRAINT TRIGGER dawdles AFTER INSERT ON children DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    ] {
+        base.execute(sql).await;
+    }
+    let shop = shop_with::<Big, _>(base.store(), |builder| builder.store_timeout(Duration::from_secs(20)));
+    let asked = spawn(&shop.bank, post("/refer", "k", "{}"));
+    let committing = "SELECT count(*) FROM pg_stat_activity \
+                      WHERE datname = current_database() AND query = 'COMMIT' AND state = 'active'";
+    eventually("COMMIT is heard", async || {
+        let count: i64 = sqlx::query_scalar(committing).fetch_one(&base.direct).await.unwrap();
+        count == 1
+    })
+    .await;
+    base.proxy.cut_all();
+    let first = asked.await.unwrap();
+    assert_eq!((first.status.as_u16(), first.outcome()), (200, "executed"), "{first:?}");
+    assert_eq!(base.charges("k").await, 1);
+    shop.send("/refer", "k").await.assert_replay_of(&first);
+}

@@ -1,0 +1,147 @@
+//! What single calls do: their round trips, locked rows, and looking in.
+
+use super::*;
+
+#[tokio::test]
+async fn one_round_trip_each() {
+    let Some((server, url)) = database().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let store = open(&server.url_through(proxy.port(), url.rsplit_once('/').unwrap().1), 1).await;
+    // Every statement is prepared.
+    store.begin(&claim(9).token(9)).await.unwrap();
+    store.renew(&claim(9).slot, Token(9), HOUR).await.unwrap();
+    store.complete(&claim(9).slot, Token(9), &record(), HOUR).await.unwrap();
+    store.release(&claim(9).slot, Token(9)).await.unwrap();
+    idle(&store).await;
+    // sqlx asks a connection once more when it goes back to the pool, which nobody waits for.
+    const CHECK: u64 = 1;
+    let trips = async |name: &str, expected: u64| {
+        idle(&store).await;
+        static BEFORE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let now = proxy.round_trips();
+        let before = BEFORE.swap(now, Ordering::Relaxed);
+        assert_eq!(now - before, expected, "{name}");
+    };
+    let start = proxy.round_trips();
+    trips("so far", start).await;
+    assert_eq!(
+        store.begin(&claim(1).token(1)).await.unwrap(),
+        Begun::Started { attempt: 1 }
+    );
+    trips("claim", 1 + CHECK).await;
+    assert!(matches!(
+        store.begin(&claim(1).token(2)).await.unwrap(),
+        Begun::InFlight { .. }
+    ));
+    trips("in flight", 1 + CHECK).await;
+    let other = claim(1).token(2).print(print(8));
+    assert_eq!(store.begin(&other).await.unwrap(), Begun::Mismatch);
+    trips("mismatch", 1 + CHECK).await;
+    assert_eq!(store.renew(&other.slot, Token(1), HOUR).await.unwrap(), Held::Yes);
+    trips("renew", 1 + CHECK).await;
+    assert_eq!(
+        store.complete(&other.slot, Token(1), &record(), HOUR).await.unwrap(),
+        Held::Yes
+    );
+    trips("complete", 1 + CHECK).await;
+    assert_eq!(store.begin(&claim(1).token(3)).await.unwrap(), Begun::Done(record()));
+    trips("replay", 1 + CHECK).await;
+    store.begin(&claim(2).token(1)).await.unwrap();
+    trips("claim", 1 + CHECK).await;
+    assert_eq!(store.release(&claim(2).slot, Token(1)).await.unwrap(), Held::Yes);
+    trips("release", 1 + CHECK).await;
+}
+
+#[tokio::test]
+async fn a_row_that_is_locked_is_in_flight_at_once() {
+    let Some((_, url)) = database().await else { return };
+    let store = open(&url, 2).await;
+    let other = open(&url, 1).await;
+    for (slot, lapse) in [(1, false), (2, true)] {
+        store.begin(&claim(slot).token(1)).await.unwrap();
+        if lapse {
+            store.renew(&claim(slot).slot, Token(1), Duration::ZERO).await.unwrap();
+        }
+        let mut lock = other.pool().begin().await.unwrap();
+        sqlx::query("UPDATE idempotency_keys SET attempt = attempt WHERE slot = $1")
+            .bind(claim(slot).slot.as_bytes().as_slice())
+            .execute(&mut *lock)
+            .await
+            .unwrap();
+        let asked = tokio::time::timeout(Duration::from_secs(10), store.begin(&claim(slot).token(2))).await;
+        assert!(matches!(
+            asked.expect("it does not wait").unwrap(),
+            Begun::InFlight { .. }
+        ));
+        let print = claim(slot).token(3).print(print(8));
+        assert_eq!(store.begin(&print).await.unwrap(), Begun::Mismatch);
+        // The sweeper passes it by.
+        sqlx::query(
+            "UPDATE idempotency_keys SET forget_at = now() - interval '1 day', sweep_at = now() - interval '1 day'",
+        )
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+        assert_eq!(store.sweep(10).await.unwrap(), 0);
+        lock.rollback().await.unwrap();
+        let again = store.begin(&claim(slot).token(2)).await.unwrap();
+        assert_eq!(again == Begun::Started { attempt: 2 }, lapse, "{again:?}");
+    }
+    // Forgotten and locked.
+    let brief = claim(3).token(1).lease(Duration::ZERO).ttl(Duration::ZERO);
+    store.begin(&brief).await.unwrap();
+    let mut lock = other.pool().begin().await.unwrap();
+    sqlx::query("SELECT FROM idempotency_keys FOR UPDATE")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let asked = tokio::time::timeout(Duration::from_secs(10), store.begin(&claim(3).token(2))).await;
+    assert!(matches!(
+        asked.expect("it does not wait").unwrap(),
+        Begun::InFlight { .. }
+    ));
+    lock.rollback().await.unwrap();
+    assert_eq!(
+        store.begin(&claim(3).token(2)).await.unwrap(),
+        Begun::Started { attempt: 1 }
+    );
+}
+
+#[tokio::test]
+async fn what_is_in_a_slot_is_told_and_settled() {
+    let Some((_, url)) = database().await else { return };
+    let store = open(&url, 2).await;
+    let slot = claim(1).slot;
+    assert_eq!(store.look_up(&slot).await.unwrap(), None);
+    assert!(!store.forget(&slot).await.unwrap());
+    store.begin(&claim(1).token(1)).await.unwrap();
+    let entry = store.look_up(&slot).await.unwrap().unwrap();
+    let Phase::Running { attempt: 1, lease_left } = entry.phase else {
+        panic!("{entry}")
+    };
+    assert!(lease_left <= HOUR && lease_left > HOUR / 2, "{entry}");
+    assert!(entry.forgotten_in > HOUR && entry.forgotten_in <= HOUR + HOUR);
+    assert_eq!(entry.fingerprint, claim(1).token(1).fingerprint);
+    let answer = Response::builder().status(201).body(Bytes::from("by hand")).unwrap();
+    assert!(!store.settle(&slot, &answer, HOUR).await.unwrap(), "it runs");
+    store.renew(&slot, Token(1), Duration::ZERO).await.unwrap();
+    let census = store.count().await.unwrap();
+    assert_eq!((census.running, census.lapsed, census.done), (0, 1, 0));
+    let refuse = claim(1).token(2).on_lapse(OnLapse::Refuse);
+    assert_eq!(store.begin(&refuse).await.unwrap(), Begun::OutcomeUnknown);
+    assert!(store.settle(&slot, &answer, HOUR).await.unwrap());
+    assert!(!store.settle(&slot, &answer, HOUR).await.unwrap());
+    assert!(matches!(store.begin(&refuse).await.unwrap(), Begun::Done(_)));
+    let entry = store.look_up(&slot).await.unwrap().unwrap();
+    assert!(matches!(entry.phase, Phase::Done { bytes } if bytes > 7), "{entry}");
+    store.begin(&claim(2).token(1)).await.unwrap();
+    let brief = claim(3).token(1).lease(Duration::ZERO).ttl(Duration::ZERO);
+    store.begin(&brief).await.unwrap();
+    let census = store.count().await.unwrap();
+    assert_eq!((census.running, census.lapsed, census.done), (1, 0, 1));
+    assert_eq!(store.look_up(&brief.slot).await.unwrap(), None);
+    assert!(!store.forget(&brief.slot).await.unwrap(), "it was forgotten already");
+    assert!(store.forget(&slot).await.unwrap());
+    let other = claim(1).token(5).print(print(8));
+    assert_eq!(store.begin(&other).await.unwrap(), Begun::Started { attempt: 1 });
+}

@@ -1,0 +1,132 @@
+//! Servers and connections that go away and come back.
+
+use super::*;
+
+#[tokio::test]
+async fn answers_that_are_lost_with_their_connection() {
+    let Some(server) = Redis::start() else { return };
+    let (url, tally) = proxy(&server).await;
+    let (store, plain) = (RedisStore::connect(&url).await.unwrap(), store(&server).await);
+    // The scripts are known, so that the answer that is lost is that of the operation.
+    let known = claim(9);
+    plain.begin(&known).await.unwrap();
+    plain.renew(&slot(9), known.token, HOUR).await.unwrap();
+    plain.complete(&slot(9), known.token, &record(b""), HOUR).await.unwrap();
+
+    let begin = claim(1);
+    let lose = || tally.proxy.cut_after_requests(1);
+    lose();
+    assert_eq!(
+        store.begin(&begin).await.unwrap(),
+        STARTED,
+        "asked again, with its token"
+    );
+    lose();
+    assert_eq!(store.renew(&slot(1), begin.token, HOUR).await.unwrap(), Held::Yes);
+    lose();
+    // Asked again it would be told that the claim is lost.
+    let answer = store.complete(&slot(1), begin.token, &record(b"answer"), HOUR).await;
+    assert_fails(answer, StoreErrorKind::Unavailable, "connection failed or broke");
+    assert_eq!(store.begin(&claim(1)).await.unwrap(), Begun::Done(record(b"answer")));
+}
+
+#[tokio::test]
+async fn scripts_that_the_server_forgets_are_sent_again() {
+    let Some(server) = Redis::start() else { return };
+    let (store, mut raw) = (store(&server).await, raw(&server.url()).await);
+    let begin = claim(1);
+    for round in 0..3 {
+        assert_eq!(store.begin(&begin).await.unwrap(), STARTED, "round {round}");
+        let () = query(&mut raw, "SCRIPT FLUSH").await;
+        assert_eq!(store.renew(&slot(1), begin.token, HOUR).await.unwrap(), Held::Yes);
+        let () = query(&mut raw, "SCRIPT FLUSH").await;
+        assert!(store.look_up(&slot(1)).await.unwrap().is_some());
+        let () = query(&mut raw, "SCRIPT FLUSH").await;
+        assert_eq!(store.count().await.unwrap(), Census::new(1, 0, 0));
+        let () = query(&mut raw, "SCRIPT FLUSH").await;
+    }
+    assert_eq!(
+        store.complete(&slot(1), begin.token, &record(b""), HOUR).await.unwrap(),
+        Held::Yes
+    );
+    let () = query(&mut raw, "SCRIPT FLUSH").await;
+    assert_eq!(store.release(&slot(1), begin.token).await.unwrap(), Held::Lost);
+}
+
+#[tokio::test]
+async fn a_restart_with_kept_data_is_not_noticed() {
+    let options = ["--appendonly", "yes", "--appendfsync", "always"];
+    let Some(mut server) = Redis::start_with(&options) else {
+        return;
+    };
+    let store = store(&server).await;
+    let (done, running) = (claim(1), claim(2));
+    store.begin(&done).await.unwrap();
+    store
+        .complete(&slot(1), done.token, &record(b"answer"), HOUR)
+        .await
+        .unwrap();
+    store.begin(&running).await.unwrap();
+    server.restart();
+    assert_eq!(store.begin(&claim(1)).await.unwrap(), Begun::Done(record(b"answer")));
+    assert!(matches!(store.begin(&claim(2)).await.unwrap(), Begun::InFlight { .. }));
+    server.restart();
+    assert_eq!(store.renew(&slot(2), running.token, HOUR).await.unwrap(), Held::Yes);
+    let held = store.complete(&slot(2), running.token, &record(b"late"), HOUR).await;
+    assert_eq!(held.unwrap(), Held::Yes);
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_and_comes_back() {
+    let Some(mut server) = Redis::start() else { return };
+    let store = store(&server).await;
+    let begin = claim(1);
+    store.begin(&begin).await.unwrap();
+    server.kill();
+    assert_fails(
+        store.begin(&begin).await,
+        StoreErrorKind::Unavailable,
+        "nothing listens",
+    );
+    assert_fails(
+        store.complete(&slot(1), begin.token, &record(b""), HOUR).await,
+        StoreErrorKind::Unavailable,
+        "redis: complete: ",
+    );
+    server.restart();
+    eventually("the store is back", async || store.begin(&begin).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_paused() {
+    let Some(server) = Redis::start() else { return };
+    let store = store(&server).await;
+    let begin = claim(1);
+    server.pause();
+    let asked = Instant::now();
+    let answer = store.begin(&begin).await;
+    server.resume();
+    assert_fails(answer, StoreErrorKind::Timeout, "did not answer in time");
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    // Whether the first was done does not matter.
+    assert_eq!(store.begin(&begin).await.unwrap(), STARTED);
+    assert!(matches!(store.begin(&claim(1)).await.unwrap(), Begun::InFlight { .. }));
+}
+
+#[tokio::test]
+async fn a_password_that_was_changed_for_a_while() {
+    let Some(server) = Redis::start_with(&["--requirepass", PASSWORD]) else {
+        return;
+    };
+    let url = format!("redis://:{PASSWORD}@127.0.0.1:{}", server.port());
+    let store = RedisStore::connect(&url).await.unwrap();
+    let mut raw = raw(&url).await;
+    let () = query(&mut raw, "CONFIG SET requirepass HUSH-other").await;
+    let () = query(&mut raw, "CLIENT KILL SKIPME yes TYPE normal").await;
+    assert_fails(store.begin(&claim(1)).await, StoreErrorKind::Unavailable, "password");
+    let () = query(&mut raw, &format!("CONFIG SET requirepass {PASSWORD}")).await;
+    eventually("the store is let in again", async || {
+        store.begin(&claim(1)).await.is_ok()
+    })
+    .await;
+}

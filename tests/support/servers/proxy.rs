@@ -1,0 +1,354 @@
+//! A TCP proxy that harms what goes through it, as a network does.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::process::free_port;
+
+/// A port of 127.0.0.1 that leads to another, where a server listens.
+///
+/// It knows no protocol. A *request* is what a client sends on one connection between two answers,
+/// in however many pieces, be it one command or a pipeline; the server's first bytes after it are
+/// its answer. What opens a connection (a handshake, a password) is made of requests too, and so is a
+/// farewell.
+///
+/// Its tasks belong to the runtime it was started on, and end when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    port: u16,
+    /// Whether the port is open, which follows what is asked for.
+    open: watch::Receiver<bool>,
+    _tasks: Arc<Tasks>,
+}
+
+/// What went through since the proxy started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections accepted.
+    pub connections: u64,
+    /// Requests begun; since a client waits for the answer before the next, also the round trips.
+    pub requests: u64,
+    /// Pieces forwarded to the server.
+    pub chunks_up: u64,
+    /// Pieces forwarded to clients.
+    pub chunks_down: u64,
+    /// Bytes forwarded to the server.
+    pub bytes_up: u64,
+    /// Bytes forwarded to clients.
+    pub bytes_down: u64,
+    /// Requests that met with [`Proxy::cut_after_requests`] or [`Proxy::cut_before_request`].
+    pub cuts: u64,
+}
+
+impl Proxy {
+    /// Opens a port that leads to this one.
+    pub async fn start(upstream: u16) -> Self {
+        let (port, listener) = loop {
+            let port = free_port();
+            if let Ok(listener) = listen(port) {
+                break (port, listener);
+            }
+        };
+        let shared = Arc::new(Shared {
+            upstream,
+            state: Mutex::default(),
+            faults: watch::Sender::default(),
+        });
+        let (opened, open) = watch::channel(true);
+        let accepting = tokio::spawn(accept(port, listener, shared.clone(), opened));
+        Self {
+            shared,
+            port,
+            open,
+            _tasks: Arc::new(Tasks(accepting)),
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.shared.state().counts
+    }
+
+    /// Requests so far, on all connections.
+    pub fn round_trips(&self) -> u64 {
+        self.counts().requests
+    }
+
+    /// Lets the `n`th request from now, on whichever connection, reach the server whole, and cuts its
+    /// connection in place of the answer: heard, but the answer is lost. Once; 1 is the next request.
+    ///
+    /// The cut comes when the server answers, so that by then it has done what it was asked.
+    pub fn cut_after_requests(&self, n: u64) {
+        let mut state = self.shared.state();
+        state.cut_after = Some(state.counts.requests + n);
+    }
+
+    /// Cuts the connection of the `n`th request from now, on whichever connection, before any of it
+    /// reaches the server: never heard. Once; 1 is the next request.
+    pub fn cut_before_request(&self, n: u64) {
+        let mut state = self.shared.state();
+        state.cut_before = Some(state.counts.requests + n);
+    }
+
+    /// From now on, or no longer, accepts connections and whatever comes, and lets nothing through.
+    /// What it held back goes through afterwards.
+    pub fn black_hole(&self, on: bool) {
+        self.shared.faults.send_modify(|faults| faults.black_hole = on);
+    }
+
+    /// Lets each piece wait this long, whichever way it goes: a round trip takes twice that.
+    pub fn delay(&self, delay: Duration) {
+        self.shared.faults.send_modify(|faults| faults.delay = delay);
+    }
+
+    /// Cuts all connections there are.
+    pub fn cut_all(&self) {
+        self.shared.faults.send_modify(|faults| faults.cut_all += 1);
+    }
+
+    /// From now on, or no longer, refuses connections, as a machine does on which no server runs.
+    /// Those that exist remain.
+    pub async fn refuse(&self, on: bool) {
+        self.shared.faults.send_modify(|faults| faults.refuse = on);
+        self.open.clone().wait_for(|open| *open != on).await.unwrap();
+    }
+
+    /// Ends all faults; those to come are forgotten.
+    pub async fn heal(&self) {
+        {
+            let mut state = self.shared.state();
+            state.cut_after = None;
+            state.cut_before = None;
+        }
+        self.black_hole(false);
+        self.delay(Duration::ZERO);
+        self.refuse(false).await;
+    }
+}
+
+#[derive(Debug)]
+struct Tasks(JoinHandle<()>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    upstream: u16,
+    state: Mutex<State>,
+    faults: watch::Sender<Faults>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    counts: Counts,
+    /// The number of the request whose answer is not to arrive.
+    cut_after: Option<u64>,
+    /// The number of the request that is not to arrive.
+    cut_before: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Faults {
+    black_hole: bool,
+    delay: Duration,
+    refuse: bool,
+    /// How often all connections were cut.
+    cut_all: u64,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while nothing may pass.
+    async fn gate(&self) {
+        let mut faults = self.faults.subscribe();
+        let delay = faults.borrow().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        let passes = faults.wait_for(|faults| !faults.black_hole).await;
+        passes.expect("the sender is in this very value");
+    }
+}
+
+fn listen(port: u16) -> io::Result<TcpListener> {
+    reserve(port)?.listen(1024)
+}
+
+/// Takes the port and refuses connections to it.
+fn reserve(port: u16) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
+    Ok(socket)
+}
+
+async fn accept(port: u16, listener: TcpListener, shared: Arc<Shared>, open: watch::Sender<bool>) {
+    let mut faults = shared.faults.subscribe();
+    let mut connections = JoinSet::new();
+    let mut listener = listener;
+    loop {
+        tokio::select! {
+            biased;
+            () = async { let _ = faults.wait_for(|faults| faults.refuse).await; } => {
+                drop(listener);
+                let reserved = reserve(port).unwrap();
+                open.send_replace(false);
+                let _ = faults.wait_for(|faults| !faults.refuse).await;
+                listener = reserved.listen(1024).unwrap();
+                open.send_replace(true);
+            }
+            accepted = listener.accept() => {
+                // The client may have given up.
+                let Ok((client, _)) = accepted else { continue };
+                let cut_before = shared.faults.borrow().cut_all;
+                shared.state().counts.connections += 1;
+                connections.spawn(serve(client, shared.clone(), cut_before));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// One connection, to its end.
+///
+/// It is cut once all connections were cut more often than before it was accepted.
+async fn serve(mut client: TcpStream, shared: Arc<Shared>, cut_before: u64) {
+    let mut faults = shared.faults.subscribe();
+    let cut_all = async move {
+        let _ = faults.wait_for(|faults| faults.cut_all > cut_before).await;
+    };
+    tokio::pin!(cut_all);
+    let connected = tokio::select! {
+        () = &mut cut_all => None,
+        server = async {
+            shared.gate().await;
+            TcpStream::connect((Ipv4Addr::LOCALHOST, shared.upstream)).await.ok()
+        } => server,
+    };
+    let Some(mut server) = connected else {
+        let _ = client.set_zero_linger();
+        return;
+    };
+    let _ = client.set_nodelay(true);
+    let _ = server.set_nodelay(true);
+    let turn = Mutex::new(Turn::default());
+    let (client_reads, client_writes) = client.split();
+    let (server_reads, server_writes) = server.split();
+    let ended = tokio::select! {
+        () = &mut cut_all => Err(Broken),
+        ended = async {
+            tokio::try_join!(
+                up(client_reads, server_writes, &shared, &turn),
+                down(server_reads, client_writes, &shared, &turn),
+            )
+        } => ended.map(drop),
+    };
+    if ended.is_err() {
+        // Both sides see a reset, and no orderly end.
+        let _ = client.set_zero_linger();
+        let _ = server.set_zero_linger();
+    }
+}
+
+/// Whose turn it is on a connection.
+#[derive(Debug, Default)]
+struct Turn {
+    /// The client sent last.
+    client: bool,
+    /// The answer to this request is not to arrive.
+    doomed: bool,
+}
+
+/// The connection was cut, or broke by itself.
+struct Broken;
+
+impl From<io::Error> for Broken {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
+}
+
+const CHUNK: usize = 16 * 1024;
+
+/// From the client to the server.
+async fn up(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared, turn: &Mutex<Turn>) -> Result<(), Broken> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let length = from.read(&mut chunk).await?;
+        shared.gate().await;
+        if length == 0 {
+            return Ok(to.shutdown().await?);
+        }
+        {
+            let mut turn = turn.lock().unwrap();
+            let mut state = shared.state();
+            if !turn.client {
+                turn.client = true;
+                state.counts.requests += 1;
+                let request = Some(state.counts.requests);
+                if state.cut_before == request {
+                    state.cut_before = None;
+                    state.counts.cuts += 1;
+                    return Err(Broken);
+                }
+                if state.cut_after == request {
+                    state.cut_after = None;
+                    turn.doomed = true;
+                }
+            }
+            state.counts.chunks_up += 1;
+            state.counts.bytes_up += length as u64;
+        }
+        to.write_all(&chunk[..length]).await?;
+    }
+}
+
+/// From the server to the client.
+async fn down(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    shared: &Shared,
+    turn: &Mutex<Turn>,
+) -> Result<(), Broken> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let length = from.read(&mut chunk).await?;
+        shared.gate().await;
+        {
+            let mut turn = turn.lock().unwrap();
+            turn.client = false;
+            let mut state = shared.state();
+            if turn.doomed {
+                state.counts.cuts += 1;
+                return Err(Broken);
+            }
+            if length > 0 {
+                state.counts.chunks_down += 1;
+                state.counts.bytes_down += length as u64;
+            }
+        }
+        if length == 0 {
+            return Ok(to.shutdown().await?);
+        }
+        to.write_all(&chunk[..length]).await?;
+    }
+}

@@ -1,0 +1,172 @@
+//! A Redis server of a test's own.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use super::process::{self, Watchdog};
+
+/// A private `redis-server` or `valkey-server` on a free port of 127.0.0.1, with a directory of its
+/// own. It keeps nothing on disk unless it is told to, and ends with this value or this process.
+pub struct Redis {
+    binary: PathBuf,
+    directory: PathBuf,
+    port: u16,
+    args: Vec<String>,
+    child: Option<Child>,
+    watchdog: Watchdog,
+}
+
+impl Redis {
+    /// A server, or none if there is no such program. Then this says so, and panics if
+    /// `IDEMPOTENCY_REQUIRE_SERVERS=1`.
+    pub fn start() -> Option<Self> {
+        Self::start_with::<&str>(&[])
+    }
+
+    /// With further arguments, which count more than the usual ones.
+    pub fn start_with<S: AsRef<str>>(args: &[S]) -> Option<Self> {
+        let Some(binary) = ["redis-server", "valkey-server"].into_iter().find_map(process::in_path) else {
+            process::missing("Redis or Valkey");
+            return None;
+        };
+        let directory = process::scratch(&process::on_disk(), "idempotency-redis", None);
+        let watchdog = Watchdog::new(&directory, "KILL");
+        let mut redis = Self {
+            binary,
+            directory,
+            port: 0,
+            args: args.iter().map(|arg| arg.as_ref().to_owned()).collect(),
+            child: None,
+            watchdog,
+        };
+        // Another process may take the port between its choice and its use.
+        for _ in 0..10 {
+            redis.port = process::free_port();
+            if redis.launch() {
+                return Some(redis);
+            }
+        }
+        panic!("the Redis server does not start:\n{}", redis.log());
+    }
+
+    /// Starts the process and waits until it answers; `false` if it ends instead.
+    fn launch(&mut self) -> bool {
+        let log = File::create(self.directory.join("log")).unwrap();
+        let mut child = process::command(&self.binary, None)
+            .args(["--port", &self.port.to_string()])
+            .args(["--bind", "127.0.0.1"])
+            .args(["--save", ""])
+            .args(["--appendonly", "no"])
+            .args(["--daemonize", "no"])
+            .arg("--dir")
+            .arg(&self.directory)
+            .args(&self.args)
+            // What the watchdog knows it by, as its title takes the place of its command line.
+            .current_dir(&self.directory)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.watchdog.watch(Some(&child));
+        let answers = answers(&mut child, self.port);
+        if answers {
+            self.child = Some(child);
+        } else {
+            self.watchdog.watch(None);
+        }
+        answers
+    }
+
+    /// `redis://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process number of the server, while it runs.
+    pub fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Where the server keeps all it has; gone when the server is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Stops it from doing anything, its connections staying open.
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        process::signal(name, &[self.process().expect("the server was killed")]);
+    }
+
+    /// As a crash.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            end(&mut child);
+            self.watchdog.watch(None);
+        }
+    }
+
+    /// Starts it again on the same port, in the same directory. Data is kept if it was started
+    /// with `--appendonly yes`.
+    pub fn restart(&mut self) {
+        self.kill();
+        assert!(self.launch(), "the Redis server does not start again:\n{}", self.log());
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// By `SIGKILL`, paused or not. What it met with, there is nothing more to do.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Waits until it answers in any way; `false` if it ends before.
+fn answers(child: &mut Child, port: u16) -> bool {
+    use std::io::{Read, Write};
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if let Ok(mut stream) = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut answer = [0; 256];
+            if stream.write_all(b"PING\r\n").is_ok()
+                && let Ok(length) = stream.read(&mut answer)
+                && length > 0
+                && !answer.starts_with(b"-LOADING")
+            {
+                // Another server on this port, taken meanwhile, is told by our child's end.
+                std::thread::sleep(Duration::from_millis(5));
+                return child.try_wait().unwrap().is_none();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    end(child);
+    false
+}

@@ -1,0 +1,301 @@
+//! A store by script: a `MemoryStore` whose answers can be made to fail, to hang, to come late or to
+//! get lost, and which remembers what it was asked.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::{Future, pending};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tower_idempotency::Store;
+use tower_idempotency::store::{
+    Begin, Begun, Census, Entry, Held, Inspect, MemoryStore, Record, Slot, StoreError, StoreErrorKind, Token,
+    UnitOfWork,
+};
+
+use super::claim::{Claim, print};
+use super::wait::{Count, Gate, yields};
+
+/// A call of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Op {
+    Begin,
+    Renew,
+    Complete,
+    Release,
+    LookUp,
+    Forget,
+    Count,
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Act {
+    /// It goes through.
+    #[default]
+    Pass,
+    /// It has its effect after so many polls, and answers after as many more.
+    Late(usize),
+    /// It stops at the gate, then goes through.
+    Stop(Gate),
+    /// It has its effect, and its answer stops at the gate.
+    StopAfterEffect(Gate),
+    /// The same, and what passes the gate is an error.
+    StopAfterEffectAndFail(Gate),
+    /// It has its effect, and its answer takes that long.
+    SlowAnswer(Duration),
+    /// It fails and has no effect.
+    Fail,
+    /// It has its effect, and fails.
+    FailAfterEffect,
+    /// It never answers and has no effect.
+    Hang,
+    /// It has its effect and never answers.
+    HangAfterEffect,
+    /// What is held cannot be decoded: as a store answers that reads damaged bytes.
+    Corrupt,
+    /// The claim is gone. For calls under a token.
+    Lost,
+}
+
+/// The store; clones share everything.
+#[derive(Clone, Default)]
+pub(crate) struct Scripted {
+    memory: MemoryStore,
+    script: Arc<Mutex<Script>>,
+}
+
+#[derive(Default)]
+struct Script {
+    once: HashMap<Op, VecDeque<Act>>,
+    always: HashMap<Op, Act>,
+    calls: HashMap<Op, Count>,
+    begins: Vec<Begin>,
+    records: Vec<Record>,
+    /// All calls fail, whatever the script says of them.
+    down: bool,
+    planted: HashMap<Slot, Vec<u8>>,
+    works: VecDeque<Box<dyn UnitOfWork>>,
+}
+
+impl Scripted {
+    /// The next call of that kind acts so; several are taken in turn.
+    pub(crate) fn once(&self, op: Op, act: Act) {
+        self.script().once.entry(op).or_default().push_back(act);
+    }
+
+    /// All calls of that kind that no `once` speaks of act so.
+    pub(crate) fn always(&self, op: Op, act: Act) {
+        self.script().always.insert(op, act);
+    }
+
+    /// From now on, or no longer, all calls fail and have no effect.
+    pub(crate) fn down(&self, down: bool) {
+        self.script().down = down;
+    }
+
+    /// Every claim of the slot finds a record of these bytes.
+    pub(crate) fn plant(&self, slot: Slot, bytes: Vec<u8>) {
+        self.script().planted.insert(slot, bytes);
+    }
+
+    /// Takes away what was planted.
+    pub(crate) fn unplant(&self) {
+        self.script().planted.clear();
+    }
+
+    /// The next claim is offered this unit of work; several are offered in turn.
+    pub(crate) fn offer(&self, work: impl UnitOfWork) {
+        self.script().works.push_back(Box::new(work));
+    }
+
+    /// How many calls of that kind there were.
+    pub(crate) fn calls(&self, op: Op) -> usize {
+        self.script().calls.entry(op).or_default().get()
+    }
+
+    /// Every claim that was asked for, in order.
+    pub(crate) fn begins(&self) -> Vec<Begin> {
+        self.script().begins.clone()
+    }
+
+    /// Every record that was to be kept, in order.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        self.script().records.clone()
+    }
+
+    /// The store behind the script.
+    pub(crate) fn memory(&self) -> &MemoryStore {
+        &self.memory
+    }
+
+    /// Claims what the last `begin` asked for, as a process does that dies thereafter.
+    pub(crate) async fn claim_and_die(&self) {
+        let last = *self.script().begins.last().expect("a request was sent before");
+        let begin = last.token(last.token.0 ^ u64::MAX);
+        let begun = self.memory.begin(&begin).await.expect("memory does not fail");
+        assert!(matches!(begun, Begun::Started { .. }), "{begun:?}");
+    }
+
+    fn script(&self) -> std::sync::MutexGuard<'_, Script> {
+        self.script.lock().expect("no test panics under this lock")
+    }
+
+    fn next(&self, op: Op) -> Act {
+        let mut script = self.script();
+        script.calls.entry(op).or_default().up();
+        if script.down {
+            return Act::Fail;
+        }
+        if let Some(act) = script.once.get_mut(&op).and_then(VecDeque::pop_front) {
+            return act;
+        }
+        script.always.get(&op).cloned().unwrap_or_default()
+    }
+
+    async fn act<T>(
+        &self,
+        op: Op,
+        lost: Option<T>,
+        effect: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match self.next(op) {
+            Act::Pass => effect.await,
+            Act::Late(polls) => {
+                yields(polls).await;
+                let answer = effect.await;
+                yields(polls).await;
+                answer
+            }
+            Act::Stop(gate) => {
+                gate.pass().await;
+                effect.await
+            }
+            Act::StopAfterEffect(gate) => {
+                let answer = effect.await;
+                gate.pass().await;
+                answer
+            }
+            Act::StopAfterEffectAndFail(gate) => {
+                effect.await?;
+                gate.pass().await;
+                Err(failed())
+            }
+            Act::SlowAnswer(time) => {
+                let answer = effect.await;
+                tokio::time::sleep(time).await;
+                answer
+            }
+            Act::Fail => Err(failed()),
+            Act::FailAfterEffect => {
+                effect.await?;
+                Err(failed())
+            }
+            Act::Hang => pending().await,
+            Act::HangAfterEffect => {
+                effect.await?;
+                pending().await
+            }
+            Act::Corrupt => Err(damaged()),
+            Act::Lost => Ok(lost.expect("only calls under a token can be lost")),
+        }
+    }
+}
+
+fn failed() -> StoreError {
+    let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    StoreError::new(StoreErrorKind::Unavailable, "scripted store: as the test wants").with_source(refused)
+}
+
+/// The error of a record with one byte changed.
+fn damaged() -> StoreError {
+    let mut bytes = Record::outcome_unknown(print(3)).to_bytes();
+    bytes[7] ^= 1;
+    Record::from_bytes(&bytes).expect_err("the checksum finds it")
+}
+
+impl Store for Scripted {
+    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+        self.script().begins.push(*begin);
+        let planted = self.script().planted.get(&begin.slot).cloned();
+        let effect = async {
+            match planted {
+                Some(bytes) => Record::from_bytes(&bytes).map(Begun::Done),
+                None => self.memory.begin(begin).await,
+            }
+        };
+        self.act(Op::Begin, None, effect).await
+    }
+
+    async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
+        let effect = self.memory.renew(slot, token, lease);
+        self.act(Op::Renew, Some(Held::Lost), effect).await
+    }
+
+    async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
+        self.script().records.push(record.clone());
+        let effect = self.memory.complete(slot, token, record, ttl);
+        self.act(Op::Complete, Some(Held::Lost), effect).await
+    }
+
+    async fn release(&self, slot: &Slot, token: Token) -> Result<Held, StoreError> {
+        let effect = self.memory.release(slot, token);
+        self.act(Op::Release, Some(Held::Lost), effect).await
+    }
+
+    async fn changed(&self, slot: &Slot, round: u32) {
+        self.memory.changed(slot, round).await;
+    }
+
+    fn unit_of_work(&self, _: &Begin) -> Option<Box<dyn UnitOfWork>> {
+        self.script().works.pop_front()
+    }
+}
+
+impl Inspect for Scripted {
+    async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
+        self.act(Op::LookUp, None, self.memory.look_up(slot)).await
+    }
+
+    async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
+        self.act(Op::Forget, None, self.memory.forget(slot)).await
+    }
+
+    async fn count(&self) -> Result<Census, StoreError> {
+        self.act(Op::Count, None, self.memory.count()).await
+    }
+}
+
+/// Another store under a type that is neither `Clone` nor `Debug` nor `Default`, and that says of itself
+/// whether it is in this process, true or not.
+pub(crate) struct Through<S, const IN_PROCESS: bool>(pub(crate) S);
+
+impl<S: Store, const IN_PROCESS: bool> Store for Through<S, IN_PROCESS> {
+    const IN_PROCESS: bool = IN_PROCESS;
+
+    fn begin(&self, begin: &Begin) -> impl Future<Output = Result<Begun, StoreError>> + Send {
+        self.0.begin(begin)
+    }
+
+    fn renew(
+        &self,
+        slot: &Slot,
+        token: Token,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        self.0.renew(slot, token, lease)
+    }
+
+    fn complete(
+        &self,
+        slot: &Slot,
+        token: Token,
+        record: &Record,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        self.0.complete(slot, token, record, ttl)
+    }
+
+    fn release(&self, slot: &Slot, token: Token) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        self.0.release(slot, token)
+    }
+}
