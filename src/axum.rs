@@ -1,12 +1,13 @@
 //! The Axum extractor of [`IdempotencyKey`].
 
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use http::StatusCode;
 use http::request::Parts;
 use std::convert::Infallible;
 use std::fmt;
 
+use crate::answer::Verdict;
 use crate::request::IdempotencyKey;
 
 /// The rejection of [`IdempotencyKey`]: no layer has put a key into the request. `500`, since it is
@@ -47,6 +48,16 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyKey {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
         Ok(parts.extensions.get::<Self>().cloned())
+    }
+}
+
+/// `(Verdict::Release, response)`: the handler says what becomes of its response.
+impl IntoResponseParts for Verdict {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Infallible> {
+        parts.extensions_mut().insert(self);
+        Ok(parts)
     }
 }
 

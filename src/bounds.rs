@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use tower::Service;
 
 use crate::body::RequestBody;
+use crate::error::BoxError;
 
 /// A request body that can be made from its bytes.
 ///
@@ -47,7 +48,7 @@ use crate::body::RequestBody;
     note = "map the request's body with `tower_idempotency::RequestBody::live` outside the layer, as for hyper's `Incoming`",
     note = "for tonic's `Body` enable the feature `tonic`; for a body type of your own implement `GuardedBody`"
 )]
-pub trait GuardedBody: Body<Data = Bytes> + Send + 'static {
+pub trait GuardedBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {
     /// The body that yields `data` and then ends.
     fn from_buffered(data: Bytes) -> Self;
 }
@@ -58,13 +59,13 @@ impl GuardedBody for Full<Bytes> {
     }
 }
 
-impl<E: 'static> GuardedBody for BoxBody<Bytes, E> {
+impl<E: Into<BoxError> + 'static> GuardedBody for BoxBody<Bytes, E> {
     fn from_buffered(data: Bytes) -> Self {
         Full::new(data).map_err(|never| match never {}).boxed()
     }
 }
 
-impl<E: 'static> GuardedBody for UnsyncBoxBody<Bytes, E> {
+impl<E: Into<BoxError> + 'static> GuardedBody for UnsyncBoxBody<Bytes, E> {
     fn from_buffered(data: Bytes) -> Self {
         Full::new(data).map_err(|never| match never {}).boxed_unsync()
     }
@@ -72,7 +73,7 @@ impl<E: 'static> GuardedBody for UnsyncBoxBody<Bytes, E> {
 
 impl<B> GuardedBody for RequestBody<B>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     fn from_buffered(data: Bytes) -> Self {
         data.into()

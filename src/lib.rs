@@ -114,7 +114,7 @@ pub mod store;
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub use self::axum::MissingIdempotencyLayer;
 pub use answer::problem::{self, Problem, ProblemKind};
-pub use answer::{Fate, Lapsed, Outcome, Policy, Reconciled, Verdict};
+pub use answer::{Fate, Lapsed, Outcome, Policy, Reconciled, Verdict, WholeResponse};
 pub use body::{RequestBody, ResponseBody};
 pub use bounds::{GuardedBody, GuardedService};
 pub use error::{BoxError, ConfigError};

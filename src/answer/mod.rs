@@ -1,5 +1,6 @@
 //! What is decided and said about an operation: what is kept, what is refused, and how it is counted.
 
+mod judge;
 mod outcome;
 mod policy;
 pub mod problem;
@@ -8,6 +9,7 @@ mod render;
 mod tally;
 mod verdict;
 
+pub use judge::WholeResponse;
 pub use outcome::Outcome;
 pub use policy::Policy;
 pub(crate) use problem::Problem;

@@ -26,6 +26,8 @@ pub enum Outcome {
     Released,
     /// It ran, and a tombstone is kept.
     Sealed,
+    /// It ran, and nothing is kept: the key may run again for the same request, as the next attempt.
+    Reopened,
     /// It did not run: the stored response was sent.
     Replayed,
     /// It did not run: a tombstone says that the operation is done, or must not run again.
@@ -44,6 +46,7 @@ impl Outcome {
             Self::Executed => "executed",
             Self::Released => "released",
             Self::Sealed => "sealed",
+            Self::Reopened => "reopened",
             Self::Replayed => "replayed",
             Self::NotRetained => "not-retained",
             Self::Unprotected => "unprotected",

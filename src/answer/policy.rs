@@ -7,17 +7,24 @@ use std::sync::Arc;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 
+use super::judge::{Judge, WholeResponse};
 use super::reconcile::{Lapsed, Reconciled, Reconciler};
 use super::verdict::{Fate, Verdict};
 use crate::error::BoxError;
 use crate::store::OnLapse;
 
-type Judge = dyn Fn(StatusCode, &HeaderMap) -> Verdict + Send + Sync;
+const STREAMS: [&str; 5] = [
+    "text/event-stream",
+    "application/x-ndjson",
+    "application/jsonl",
+    "application/json-seq",
+    "multipart/x-mixed-replace",
+];
 
 /// What is kept of what the handler did.
 ///
-/// The default stores responses with a status of 2xx and releases every other, so that a request
-/// that failed can be retried.
+/// The default stores responses with a status of 2xx or 303 and releases every other, so that a request
+/// that failed can be retried. A handler overrides the policy for one response with a [`Verdict`].
 ///
 /// ```
 /// use http::StatusCode;
@@ -37,36 +44,13 @@ type Judge = dyn Fn(StatusCode, &HeaderMap) -> Verdict + Send + Sync;
 /// ```
 #[derive(Clone)]
 pub struct Policy {
-    judge: Choice,
+    judge: Judge,
     streams: Arc<[Box<str>]>,
     pub(crate) on_panic: Fate,
     pub(crate) on_error: Fate,
     pub(crate) on_lost_body: Fate,
     pub(crate) on_lapse: OnLapse,
     pub(crate) reconciler: Option<Reconciler>,
-}
-
-#[derive(Clone)]
-enum Choice {
-    Success,
-    Everything,
-    Closure(Arc<Judge>),
-    Either(Arc<(Choice, Choice)>),
-}
-
-impl Choice {
-    fn judge(&self, status: StatusCode, headers: &HeaderMap) -> Verdict {
-        match self {
-            Self::Success if status.is_success() => Verdict::Store,
-            Self::Success => Verdict::Release,
-            Self::Everything => Verdict::Store,
-            Self::Closure(judge) => judge(status, headers),
-            Self::Either(both) => match both.0.judge(status, headers) {
-                Verdict::Release => both.1.judge(status, headers),
-                verdict => verdict,
-            },
-        }
-    }
 }
 
 impl Default for Policy {
@@ -76,10 +60,10 @@ impl Default for Policy {
 }
 
 impl Policy {
-    fn new(judge: Choice) -> Self {
+    fn new(judge: Judge) -> Self {
         Self {
             judge,
-            streams: Arc::new(["text/event-stream".into()]),
+            streams: STREAMS.into_iter().map(Into::into).collect(),
             on_panic: Fate::Release,
             on_error: Fate::Release,
             on_lost_body: Fate::Seal,
@@ -88,38 +72,97 @@ impl Policy {
         }
     }
 
-    /// Stores responses with a status of 2xx, releases every other: the default.
+    /// Stores responses with a status of 2xx and `303 See Other` (create, then redirect), and releases
+    /// every other: the default.
     #[must_use]
     pub fn success() -> Self {
-        Self::new(Choice::Success)
+        Self::new(Judge::Success)
     }
 
     /// Stores every response, whatever its status, as the draft's section 2.6 has it.
     #[must_use]
     pub fn everything() -> Self {
-        Self::new(Choice::Everything)
+        Self::new(Judge::Everything)
     }
 
-    /// Asks the closure. If it panics, that is a panic of the handler.
+    /// As [`success`](Self::success), and reopens what leaves the effect in doubt: a status of 5xx, a
+    /// panic, and an error of the inner service. The next attempt sees that it is not the first.
+    ///
+    /// It is the policy for a time-out inside the layer, whose `504` says nothing about the effect.
+    #[must_use]
+    pub fn cautious() -> Self {
+        Self::new(Judge::Cautious).on_panic(Fate::Reopen).on_error(Fate::Reopen)
+    }
+
+    /// As [`success`](Self::success), except that a JSON response whose top-level `errors` is not
+    /// empty is released: a GraphQL server reports failures with status 200 (GraphQL specification,
+    /// section 7.1).
+    #[must_use]
+    pub fn graphql() -> Self {
+        Self::new(Judge::GraphQl)
+    }
+
+    /// Stores a response whose `grpc-status`, in its headers or trailers, is 0, and releases every
+    /// other: a gRPC server reports failures with status 200.
+    #[must_use]
+    pub fn grpc() -> Self {
+        Self::new(Judge::Grpc)
+    }
+
+    /// Stripe's: results are stored once the endpoint has begun to execute, failures too.
+    pub(crate) fn stripe() -> Self {
+        Self::new(Judge::Stripe).on_panic(Fate::Seal).on_error(Fate::Seal)
+    }
+
+    /// Asks the closure, which sees status and headers. If it panics, that is a panic of the handler.
     #[must_use]
     pub fn from_fn<F>(judge: F) -> Self
     where
         F: Fn(StatusCode, &HeaderMap) -> Verdict + Send + Sync + 'static,
     {
-        Self::new(Choice::Closure(Arc::new(judge)))
+        Self::new(Judge::Head(Arc::new(judge)))
+    }
+
+    /// Asks the closure, which sees the whole response: status, headers, body and trailers.
+    ///
+    /// The body is buffered for it, as it is to be stored. A response that is not buffered is not
+    /// shown: a stream is sealed, and one that is too large or breaks off is handled as
+    /// [`on_lost_body`](Self::on_lost_body) says.
+    ///
+    /// ```
+    /// use tower_idempotency::{Policy, Verdict};
+    ///
+    /// let policy = Policy::from_response(|response| {
+    ///     if response.status.is_success() && !response.body.starts_with(b"ERR") {
+    ///         Verdict::Store
+    ///     } else {
+    ///         Verdict::Release
+    ///     }
+    /// });
+    /// # let _ = policy;
+    /// ```
+    #[must_use]
+    pub fn from_response<F>(judge: F) -> Self
+    where
+        F: Fn(&WholeResponse<'_>) -> Verdict + Send + Sync + 'static,
+    {
+        Self::new(Judge::Whole(Arc::new(judge)))
     }
 
     /// Asks `other` about the responses that this policy releases. Everything else stays as it is
     /// in this policy.
     #[must_use]
     pub fn or(mut self, other: Self) -> Self {
-        self.judge = Choice::Either(Arc::new((self.judge, other.judge)));
+        self.judge = Judge::Either(Arc::new((self.judge, other.judge)));
         self
     }
 
-    /// The media types whose responses are streams by nature: where such a response would be
-    /// stored it is sealed, and goes to the client live. Default: `text/event-stream`. Parameters
-    /// and case do not count.
+    /// The media types of responses that are streams: such a response is not stored but sealed, and goes
+    /// to its client live. If the client disconnects before the end, a retry gets `outcome-unknown`; see
+    /// [`drain_streams`](crate::IdempotencyLayerBuilder::drain_streams). Parameters and case do not count.
+    ///
+    /// Default: `text/event-stream`, `application/x-ndjson`, `application/jsonl`,
+    /// `application/json-seq`, `multipart/x-mixed-replace`.
     #[must_use]
     pub fn stream_types<I>(mut self, types: I) -> Self
     where
@@ -194,16 +237,20 @@ impl Policy {
         self
     }
 
-    /// Judges a response by its head.
-    #[must_use]
-    pub fn verdict(&self, status: StatusCode, headers: &HeaderMap) -> Verdict {
-        match self.judge.judge(status, headers) {
-            Verdict::Store if self.is_stream(headers) => Verdict::Seal,
-            verdict => verdict,
-        }
+    /// Judges a response by its head. `None`: the whole response must be seen.
+    pub(crate) fn verdict_on_head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Verdict> {
+        self.judge.by_head(status, headers)
     }
 
-    fn is_stream(&self, headers: &HeaderMap) -> bool {
+    /// Judges a whole response, as the layer does after the handler's own [`Verdict`] and before it looks
+    /// for a stream. For the tests of a policy.
+    #[must_use]
+    pub fn verdict(&self, response: &WholeResponse<'_>) -> Verdict {
+        self.judge.by_whole(response)
+    }
+
+    /// Whether the response is a stream by its media type.
+    pub(crate) fn is_stream(&self, headers: &HeaderMap) -> bool {
         let Some(value) = headers.get(CONTENT_TYPE).map(|value| value.as_bytes()) else {
             return false;
         };
@@ -234,12 +281,9 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    fn verdict(policy: &Policy, status: u16, content_type: Option<&'static str>) -> Verdict {
-        let mut headers = HeaderMap::new();
-        if let Some(value) = content_type {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(value));
-        }
-        policy.verdict(StatusCode::from_u16(status).unwrap(), &headers)
+    fn verdict(policy: &Policy, status: u16) -> Verdict {
+        let status = StatusCode::from_u16(status).unwrap();
+        policy.verdict_on_head(status, &HeaderMap::new()).unwrap()
     }
 
     #[test]
@@ -269,23 +313,67 @@ mod tests {
                 Store,
             ),
         ] {
-            let verdicts = [201, 204, 302, 402, 409, 500].map(|status| verdict(&policy, status, None));
+            let verdicts = [201, 204, 302, 402, 409, 500].map(|status| verdict(&policy, status));
             assert_eq!(verdicts, [on_201, on_204, on_302, on_402, on_409, on_500], "{policy:?}");
         }
     }
 
     #[test]
-    fn contract_4_8_streams_are_sealed_where_they_would_be_stored() {
+    fn contract_4_1_a_created_resource_is_stored_also_when_the_answer_redirects_to_it() {
+        assert_eq!(verdict(&Policy::success(), 303), Verdict::Store);
+        for status in [300, 301, 302, 304, 307, 308] {
+            assert_eq!(verdict(&Policy::success(), status), Verdict::Release, "{status}");
+        }
+    }
+
+    #[test]
+    fn contract_4_9_the_cautious_policy_reopens_what_leaves_the_effect_in_doubt() {
+        let policy = Policy::cautious();
+        assert_eq!((policy.on_panic, policy.on_error), (Fate::Reopen, Fate::Reopen));
+        for (status, expected) in [
+            (201, Verdict::Store),
+            (303, Verdict::Store),
+            (409, Verdict::Release),
+            (500, Verdict::Reopen),
+            (504, Verdict::Reopen),
+        ] {
+            assert_eq!(verdict(&policy, status), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn contract_7_1_stripe_stores_results_once_the_endpoint_began_to_execute() {
+        let policy = Policy::stripe();
+        for status in [200, 201, 202, 402, 500, 502, 504] {
+            assert_eq!(verdict(&policy, status), Verdict::Store, "{status}");
+        }
+        for status in [302, 400, 401, 403, 404, 409, 422, 429, 503] {
+            assert_eq!(verdict(&policy, status), Verdict::Release, "{status}");
+        }
+    }
+
+    #[test]
+    fn contract_4_8_streams_are_told_by_their_media_type() {
+        let is_stream = |policy: &Policy, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(value));
+            policy.is_stream(&headers)
+        };
         let policy = Policy::success();
-        assert_eq!(verdict(&policy, 200, Some("text/event-stream")), Verdict::Seal);
-        assert_eq!(
-            verdict(&policy, 200, Some("Text/Event-Stream; charset=utf-8")),
-            Verdict::Seal
-        );
-        assert_eq!(verdict(&policy, 500, Some("text/event-stream")), Verdict::Release);
-        assert_eq!(verdict(&policy, 200, Some("text/event-streams")), Verdict::Store);
-        let own = Policy::success().stream_types(["application/x-ndjson"]);
-        assert_eq!(verdict(&own, 200, Some("application/x-ndjson")), Verdict::Seal);
-        assert_eq!(verdict(&own, 200, Some("text/event-stream")), Verdict::Store);
+        for value in [
+            "text/event-stream",
+            "Text/Event-Stream; charset=utf-8",
+            "application/x-ndjson",
+            "application/jsonl",
+            "application/json-seq",
+            "multipart/x-mixed-replace;boundary=b",
+        ] {
+            assert!(is_stream(&policy, value), "{value}");
+        }
+        assert!(!is_stream(&policy, "text/event-streams"));
+        assert!(!policy.is_stream(&HeaderMap::new()));
+        let own = Policy::success().stream_types(["application/x-own"]);
+        assert!(is_stream(&own, "application/x-own"));
+        assert!(!is_stream(&own, "text/event-stream"));
     }
 }

@@ -6,7 +6,9 @@
 
 use std::borrow::Cow;
 
-use http::StatusCode;
+use http::header::{CONTENT_LOCATION, LOCATION};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use uuid::Uuid;
 
 use crate::request::InvalidKey;
 
@@ -83,7 +85,8 @@ problem_kinds! {
 
     ResponseNotRetained, "response-not-retained", "409" CONFLICT, "The operation is done, but its response was not stored", Retry::Never,
     "The operation was done, with the status in `original_status`, but its response was not stored: it was too large, \
-     its body broke off, or it was a stream. The operation does not run again. Read its result by other means.";
+     its body broke off, or it was a stream. The operation does not run again. Read its result where `Location` or \
+     `original_location` says, or by other means.";
 
     OutcomeUnknown, "outcome-unknown", "409" CONFLICT, "The outcome of the operation is unknown", Retry::Never,
     "The first request ended without a response that could be stored, and it is not known whether the operation was \
@@ -91,6 +94,9 @@ problem_kinds! {
 
     StoreUnavailable, "store-unavailable", "503" SERVICE_UNAVAILABLE, "The idempotency store is unavailable", Retry::After(1),
     "The server cannot look the key up, so it did not run the operation. Retry later.";
+
+    Misconfigured, "misconfigured", "500" INTERNAL_SERVER_ERROR, "The server is not set up for idempotency keys", Retry::Never,
+    "The server cannot guard the operation, so it did not run it. The server's log has the reason.";
 
     Overloaded, "overloaded", "503" SERVICE_UNAVAILABLE, "The server is overloaded", Retry::After(1),
     "The server has too many operations running for disconnected clients. The operation did not run; retry later.";
@@ -124,6 +130,12 @@ impl ProblemKind {
         }
     }
 
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn is_retryable(self) -> bool {
+        self.facts().retry != Retry::Never
+    }
+
     /// The value of `x-should-retry`, for SDKs that otherwise retry by status alone.
     pub(super) fn should_retry(self) -> Option<bool> {
         match self {
@@ -140,6 +152,8 @@ pub struct Problem {
     kind: ProblemKind,
     detail: Cow<'static, str>,
     original_status: Option<StatusCode>,
+    locations: Option<Box<HeaderMap>>,
+    instance: Uuid,
 }
 
 impl Problem {
@@ -162,11 +176,32 @@ impl Problem {
         self.original_status
     }
 
+    /// The `Location` of the first response, or its `Content-Location`, for
+    /// [`ResponseNotRetained`](ProblemKind::ResponseNotRetained): where the result can be read.
+    #[must_use]
+    pub fn original_location(&self) -> Option<&HeaderValue> {
+        let locations = self.locations()?;
+        locations.get(LOCATION).or_else(|| locations.get(CONTENT_LOCATION))
+    }
+
+    /// The `Location` and `Content-Location` of the first response.
+    pub(super) fn locations(&self) -> Option<&HeaderMap> {
+        self.locations.as_deref()
+    }
+
+    /// A URN that is different for each refusal (RFC 9562, section 4).
+    #[must_use]
+    pub fn instance(&self) -> String {
+        self.instance.urn().to_string()
+    }
+
     pub(super) fn new(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self {
             kind,
             detail: detail.into(),
             original_status: None,
+            locations: None,
+            instance: Uuid::new_v4(),
         }
     }
 }
@@ -199,6 +234,14 @@ impl Problem {
         )
     }
 
+    /// A limit outside this layer has cut the body off.
+    pub(crate) fn body_cut_off() -> Self {
+        Self::new(
+            ProblemKind::BodyTooLarge,
+            "The request body is larger than the server accepts. The operation did not run.",
+        )
+    }
+
     pub(crate) fn body_unreadable() -> Self {
         Self::new(
             ProblemKind::BodyUnreadable,
@@ -220,10 +263,11 @@ impl Problem {
         )
     }
 
-    /// The operation was done and answered with `original`.
-    pub(crate) fn not_retained(original: StatusCode) -> Self {
+    /// The operation was done and answered with `original`; its result may be at `locations`.
+    pub(crate) fn not_retained(original: StatusCode, locations: HeaderMap) -> Self {
         Self {
             original_status: Some(original),
+            locations: Some(locations).filter(|locations| !locations.is_empty()).map(Box::new),
             ..Self::new(
                 ProblemKind::ResponseNotRetained,
                 "The operation was done, but its response was not stored. The operation does not run again under this key.",
@@ -243,6 +287,13 @@ impl Problem {
         Self::new(
             ProblemKind::StoreUnavailable,
             "The server cannot look the key up now, so the operation did not run. Retry later.",
+        )
+    }
+
+    pub(crate) fn misconfigured() -> Self {
+        Self::new(
+            ProblemKind::Misconfigured,
+            "The server is not set up for idempotency keys, so the operation did not run.",
         )
     }
 

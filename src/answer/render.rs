@@ -27,6 +27,7 @@ pub(crate) enum Rendering {
         link: HeaderValue,
     },
     Stripe,
+    Grpc,
     Closure(Arc<ProblemFn>),
 }
 
@@ -57,6 +58,7 @@ impl Rendering {
                 response
             }
             Self::Stripe => stripe(problem),
+            Self::Grpc => grpc(problem),
             Self::Closure(render) => render(problem, parts),
         }
     }
@@ -68,6 +70,7 @@ impl fmt::Debug for Rendering {
             Self::Standard => f.write_str("Standard"),
             Self::Documented { url, .. } => write!(f, "Documented({url})"),
             Self::Stripe => f.write_str("Stripe"),
+            Self::Grpc => f.write_str("Grpc"),
             Self::Closure(_) => f.write_str("Closure(..)"),
         }
     }
@@ -81,11 +84,11 @@ fn standard(problem: &Problem, documentation: &str) -> Response<Bytes> {
         "status": kind.status().as_u16(),
         "detail": problem.detail(),
         "code": kind.slug(),
+        "instance": problem.instance(),
+        "retryable": kind.is_retryable(),
     });
-    if let Some(original) = problem.original_status() {
-        body["original_status"] = original.as_u16().into();
-    }
-    respond(kind, kind.status(), "application/problem+json", &body)
+    add_original(&mut body, problem);
+    respond(problem, kind.status(), "application/problem+json", &body)
 }
 
 /// Stripe's error body: statuses, types and codes as Stripe's API reference lists them under
@@ -94,7 +97,7 @@ fn stripe(problem: &Problem) -> Response<Bytes> {
     let kind = problem.kind();
     let (status, r#type, code) = match kind {
         ProblemKind::KeyReused => (StatusCode::BAD_REQUEST, "idempotency_error", None),
-        ProblemKind::InFlight => (kind.status(), "idempotency_error", Some("idempotency_key_in_use")),
+        ProblemKind::InFlight => (kind.status(), "invalid_request_error", Some("idempotency_key_in_use")),
         ProblemKind::ResponseNotRetained | ProblemKind::OutcomeUnknown => {
             (kind.status(), "idempotency_error", Some(kind.slug()))
         }
@@ -105,14 +108,61 @@ fn stripe(problem: &Problem) -> Response<Bytes> {
     if let Some(code) = code {
         error["code"] = code.replace('-', "_").into();
     }
-    if let Some(original) = problem.original_status() {
-        error["original_status"] = original.as_u16().into();
+    add_original(&mut error, problem);
+    respond(problem, status, "application/json", &json!({ "error": error }))
+}
+
+/// A gRPC status as a response of headers alone ("Trailers-Only" in the protocol's description). A
+/// negative push-back tells clients not to retry (gRFC A6).
+fn grpc(problem: &Problem) -> Response<Bytes> {
+    const INVALID_ARGUMENT: u8 = 3;
+    const ALREADY_EXISTS: u8 = 6;
+    const RESOURCE_EXHAUSTED: u8 = 8;
+    const FAILED_PRECONDITION: u8 = 9;
+    const ABORTED: u8 = 10;
+    const INTERNAL: u8 = 13;
+    const UNAVAILABLE: u8 = 14;
+    let kind = problem.kind();
+    let status = match kind {
+        ProblemKind::MissingKey | ProblemKind::InvalidKey => INVALID_ARGUMENT,
+        ProblemKind::BodyTooLarge => RESOURCE_EXHAUSTED,
+        ProblemKind::KeyReused | ProblemKind::OutcomeUnknown => FAILED_PRECONDITION,
+        ProblemKind::InFlight => ABORTED,
+        ProblemKind::ResponseNotRetained => ALREADY_EXISTS,
+        ProblemKind::BodyUnreadable | ProblemKind::StoreUnavailable | ProblemKind::Overloaded => UNAVAILABLE,
+        _ => INTERNAL,
+    };
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", u16::from(status).into());
+    // Our texts are visible ASCII; the percent sign alone has a meaning (protocol, "Percent-Encoded").
+    let message = problem.detail().replace('%', "%25");
+    if let Ok(message) = HeaderValue::try_from(message) {
+        headers.insert("grpc-message", message);
     }
-    respond(kind, status, "application/json", &json!({ "error": error }))
+    headers.insert("idempotency-problem", HeaderValue::from_static(kind.slug()));
+    let push_back = match kind.retry_after() {
+        Some(seconds) => HeaderValue::from(u64::from(seconds) * 1000),
+        None if kind.is_retryable() => HeaderValue::from_static("0"),
+        None => HeaderValue::from_static("-1"),
+    };
+    headers.insert("grpc-retry-pushback-ms", push_back);
+    response
+}
+
+/// What is known of a first response that was not stored.
+fn add_original(body: &mut serde_json::Value, problem: &Problem) {
+    if let Some(status) = problem.original_status() {
+        body["original_status"] = status.as_u16().into();
+    }
+    if let Some(location) = problem.original_location().and_then(|location| location.to_str().ok()) {
+        body["original_location"] = location.into();
+    }
 }
 
 fn respond(
-    kind: ProblemKind,
+    problem: &Problem,
     status: StatusCode,
     content_type: &'static str,
     body: &serde_json::Value,
@@ -122,6 +172,10 @@ fn respond(
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CONTENT_LANGUAGE, HeaderValue::from_static("en"));
+    if let Some(locations) = problem.locations() {
+        headers.extend(locations.clone());
+    }
+    let kind = problem.kind();
     if let Some(seconds) = kind.retry_after() {
         headers.insert(RETRY_AFTER, seconds.into());
     }
@@ -137,6 +191,7 @@ fn respond(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
 
     fn render(rendering: &Rendering, problem: &Problem) -> (Response<Bytes>, serde_json::Value) {
         let (parts, ()) = http::Request::new(()).into_parts();
@@ -187,7 +242,7 @@ mod tests {
         assert_eq!(told(ProblemKind::StoreUnavailable), (some("1"), None));
         assert_eq!(told(ProblemKind::Overloaded), (some("1"), None));
         assert_eq!(told(ProblemKind::InvalidKey), (None, None));
-        let (_, body) = render(&Rendering::Standard, &Problem::not_retained(StatusCode::CREATED));
+        let (_, body) = render(&Rendering::Standard, &Problem::not_retained(StatusCode::CREATED, HeaderMap::new()));
         assert_eq!(body["original_status"], 201);
     }
 

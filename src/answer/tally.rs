@@ -12,13 +12,14 @@ use crate::request::Slot;
 const UNGUARDED: &str = "unguarded";
 
 /// The outcomes that are no refusals; each problem kind follows in the order of [`ProblemKind::ALL`].
-const UNREFUSED: [Outcome; 6] = [
+const UNREFUSED: [Outcome; 7] = [
     Outcome::Executed,
     Outcome::Released,
     Outcome::Sealed,
     Outcome::Replayed,
     Outcome::NotRetained,
     Outcome::Unprotected,
+    Outcome::Reopened,
 ];
 
 const COUNTERS: usize = UNREFUSED.len() + ProblemKind::ALL.len();
@@ -32,6 +33,7 @@ fn index(outcome: Outcome) -> usize {
         // Answers from a tombstone have an outcome of their own.
         Outcome::NotRetained | Outcome::Refused(ProblemKind::ResponseNotRetained) => 4,
         Outcome::Unprotected => 5,
+        Outcome::Reopened => 6,
         Outcome::Refused(kind) => UNREFUSED.len() + kind as usize,
     }
 }

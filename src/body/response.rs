@@ -10,6 +10,8 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use super::stream::{OnEnd, WatchedStream};
+
 pin_project! {
     /// The body of a response of [`IdempotencyService`](crate::IdempotencyService): the inner
     /// service's own, or one that the layer kept.
@@ -26,6 +28,8 @@ pin_project! {
         Kept { data: Bytes, trailers: Option<Box<HeaderMap>> },
         // A response that could not be kept whole: what was read of it, then the rest or its error.
         Partial { read: VecDeque<Bytes>, error: Option<B::Error>, rest: Option<Pin<Box<B>>> },
+        // A stream whose end is awaited: what was read of it, then the rest.
+        Stream { read: VecDeque<Bytes>, rest: WatchedStream<B> },
     }
 }
 
@@ -49,6 +53,16 @@ impl<B: Body<Data = Bytes>> ResponseBody<B> {
                 read: read.into_iter().filter(|data| !data.is_empty()).collect(),
                 error: None,
                 rest: Some(rest),
+            },
+        }
+    }
+
+    /// `read`, then the rest of the body, whose end is told.
+    pub(crate) fn stream(read: [Bytes; 2], rest: Pin<Box<B>>, on_end: OnEnd<B>) -> Self {
+        Self {
+            inner: Inner::Stream {
+                read: read.into_iter().filter(|data| !data.is_empty()).collect(),
+                rest: WatchedStream::new(rest, on_end),
             },
         }
     }
@@ -90,6 +104,10 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
                     None => Poll::Ready(None),
                 }
             }
+            InnerProj::Stream { read, rest } => match read.pop_front() {
+                Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                None => rest.poll_frame(cx),
+            },
         }
     }
 
@@ -100,6 +118,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
             Inner::Partial { read, error, rest } => {
                 read.is_empty() && error.is_none() && rest.as_ref().is_none_or(|rest| rest.is_end_stream())
             }
+            Inner::Stream { read, rest } => read.is_empty() && rest.body().is_none_or(Body::is_end_stream),
         }
     }
 
@@ -114,22 +133,22 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
                 hint.set_lower(data.len() as u64);
                 hint
             }
-            Inner::Partial { read, rest, .. } => {
-                let read: u64 = read.iter().map(|data| data.len() as u64).sum();
-                let mut hint = SizeHint::new();
-                if let Some(rest) = rest {
-                    let rest = rest.size_hint();
-                    hint.set_lower(read.saturating_add(rest.lower()));
-                    if let Some(upper) = rest.upper() {
-                        hint.set_upper(read.saturating_add(upper));
-                    }
-                } else {
-                    hint.set_lower(read);
-                }
-                hint
-            }
+            Inner::Partial { read, rest, .. } => both(read, rest.as_deref()),
+            Inner::Stream { read, rest } => both(read, rest.body()),
         }
     }
+}
+
+/// What was read and the rest together.
+fn both(read: &VecDeque<Bytes>, rest: Option<&impl Body>) -> SizeHint {
+    let read: u64 = read.iter().map(|data| data.len() as u64).sum();
+    let mut hint = SizeHint::new();
+    let rest = rest.map(Body::size_hint).unwrap_or_default();
+    hint.set_lower(read.saturating_add(rest.lower()));
+    if let Some(upper) = rest.upper() {
+        hint.set_upper(read.saturating_add(upper));
+    }
+    hint
 }
 
 impl<B: Body> fmt::Debug for ResponseBody<B> {
@@ -138,6 +157,7 @@ impl<B: Body> fmt::Debug for ResponseBody<B> {
             Inner::Live { .. } => "ResponseBody(live)",
             Inner::Kept { .. } => "ResponseBody(kept)",
             Inner::Partial { .. } => "ResponseBody(partial)",
+            Inner::Stream { .. } => "ResponseBody(stream)",
         })
     }
 }

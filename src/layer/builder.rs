@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderName, Method, Response};
+use http::{Method, Response};
 
 use super::IdempotencyLayer;
+use super::profile::{Chosen, Profile};
 use crate::answer::{Fate, Policy, Problem, Rendering};
 use crate::error::ConfigError;
 use crate::request::{FingerprintSource, KeyFormat, KeySource, ScopeSource, header_name};
-use crate::run::config::Config;
+use crate::run::config::{BreakerConfig, Config, Predicate, ReplayHook};
 use crate::run::guard::Guard;
 use crate::store::{MemoryStore, Store};
 
@@ -35,6 +36,8 @@ use crate::store::{MemoryStore, Store};
 pub struct IdempotencyLayerBuilder<St = MemoryStore> {
     store: St,
     config: Config,
+    /// What a profile would otherwise decide.
+    chosen: Chosen,
     /// The first value that could not be parsed.
     error: Option<ConfigError>,
 }
@@ -53,6 +56,7 @@ impl<St: Store> IdempotencyLayer<St> {
         IdempotencyLayerBuilder {
             store,
             config: Config::default(),
+            chosen: Chosen::default(),
             error: None,
         }
     }
@@ -67,7 +71,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
 
     /// Where the key comes from. Default: the header `Idempotency-Key`.
     pub fn key(mut self, source: KeySource) -> Self {
-        self.config.key.source = source;
+        self.chosen.key = Some(source);
         self
     }
 
@@ -84,36 +88,42 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// Whether a request of a guarded method without a key is refused with `400` problem
-    /// `missing-key`. Default: no, it passes through.
+    /// `missing-key`. Default: no, it passes through. For [`webhooks`](Self::webhooks): yes.
     pub fn require_key(mut self, required: bool) -> Self {
-        self.config.require_key = required;
+        self.chosen.require_key = Some(required);
         self
     }
 
     /// Whose key it is. Default: the value of `Authorization`.
     pub fn scope(mut self, scope: ScopeSource) -> Self {
-        self.config.scope = scope;
+        self.chosen.scope = Some(scope);
         self
     }
 
     /// What makes two requests with one key the same. Default: method, path, query and body.
     pub fn fingerprint(mut self, fingerprint: FingerprintSource) -> Self {
-        self.config.fingerprint = fingerprint;
+        self.chosen.fingerprint = Some(fingerprint);
         self
     }
 
     /// What is kept of what the handler did. Default: responses with a status of 2xx.
     pub fn policy(mut self, policy: Policy) -> Self {
-        self.config.policy = policy;
+        self.chosen.policy = Some(policy);
         self
     }
 
-    /// For inbound webhooks of one sender: the event's id is the key and counts alone, whatever the
-    /// sender changed in the body of a later delivery. `sender` is the scope, and must differ from
-    /// that of every other sender on the same store: their ids may be the same.
+    /// For inbound webhooks of one sender. The key is the event's id at this endpoint: method and path
+    /// count, the body does not, whatever the sender changes in it when it delivers the event again. An
+    /// event that is sent to two endpoints is processed by both. An event without an id is refused with
+    /// `400` problem `missing-key`.
     ///
-    /// Signatures are to be verified by a layer outside this one, or anybody could block an event
-    /// by sending its id first.
+    /// `sender` must differ from that of every other sender on the same store: their ids may be the same.
+    /// [`fingerprint`](Self::fingerprint) and [`require_key`](Self::require_key) take precedence, before
+    /// or after this call; together with [`key`](Self::key) or [`scope`](Self::scope) it is an error of
+    /// `build`.
+    ///
+    /// Verify signatures in a layer outside this one. Otherwise anybody can block an event by sending its
+    /// id first.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
@@ -124,23 +134,69 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// # let _ = standard_webhooks;
     /// # Ok::<(), tower_idempotency::ConfigError>(())
     /// ```
-    pub fn webhooks(self, sender: &str, event_id: KeySource) -> Self {
-        self.key(event_id)
-            .scope(ScopeSource::shared_by_all(sender))
-            .fingerprint(FingerprintSource::none())
-    }
-
-    /// Answers as Stripe does: the marker `Idempotent-Replayed`, every response stored, a reused
-    /// key `400` `idempotency_error`, a key in flight `409` `idempotency_key_in_use`, and Stripe's
-    /// error body. A handler that panicked or failed is sealed, since Stripe keeps errors too.
-    pub fn stripe(mut self) -> Self {
-        self.config.policy = Policy::everything().on_panic(Fate::Seal).on_error(Fate::Seal);
-        self.config.replay_header = HeaderName::from_static("idempotent-replayed");
-        self.config.rendering = Rendering::Stripe;
+    pub fn webhooks(mut self, sender: &str, event_id: KeySource) -> Self {
+        self.chosen.profiles.push(Profile::Webhooks {
+            sender: sender.into(),
+            event_id,
+        });
         self
     }
 
-    /// How long an outcome is kept, from its completion. Default: 24 hours. From 1 ms to 10 years.
+    /// Answers as Stripe does ("Idempotent requests" and "Errors" of its API reference):
+    ///
+    /// - Stored are `2xx`, `402` and every `5xx` except `503`: a result is stored once the endpoint has
+    ///   begun to execute. A handler that panicked or failed is sealed. In atomic mode the effect of a
+    ///   failure is rolled back, and its record stored alone.
+    /// - `Stripe-Account` is a part of the scope, beside `Authorization`.
+    /// - The marker of a replay is `Idempotent-Replayed`. A reused key is `400` `idempotency_error`, a key
+    ///   in flight `409` `invalid_request_error` with the code `idempotency_key_in_use`, each in Stripe's
+    ///   error body.
+    ///
+    /// [`policy`](Self::policy), [`scope`](Self::scope), [`replay_header`](Self::replay_header) and
+    /// [`problem_response`](Self::problem_response) take precedence, before or after this call.
+    pub fn stripe(mut self) -> Self {
+        self.chosen.profiles.push(Profile::Stripe);
+        self
+    }
+
+    /// For a gRPC server. The key is the metadata entry `idempotency-key`. Only a call that ended with
+    /// `grpc-status: 0` is stored, with its trailers. Refusals are gRPC statuses with `grpc-message` and
+    /// `grpc-retry-pushback-ms`.
+    ///
+    /// A call without the entry passes through untouched, streams too. A call with it is guarded as a
+    /// unary one: its request is read to the end before the method runs. If your clients send a key with
+    /// every call, name the streaming methods with [`pass_when`](Self::pass_when).
+    ///
+    /// [`policy`](Self::policy) and [`problem_response`](Self::problem_response) take precedence, before
+    /// or after this call.
+    pub fn grpc(mut self) -> Self {
+        self.chosen.profiles.push(Profile::Grpc);
+        self
+    }
+
+    /// Requests for which the closure returns `true` pass through untouched, as if they had no key. It
+    /// sees the head of the request. Default: none pass.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// let layer = IdempotencyLayer::builder(MemoryStore::new())
+    ///     .grpc()
+    ///     .pass_when(|head| head.uri.path() == "/orders.Orders/Watch")
+    ///     .build()?;
+    /// # let _ = layer;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn pass_when<F>(mut self, passes: F) -> Self
+    where
+        F: Fn(&Parts) -> bool + Send + Sync + 'static,
+    {
+        self.config.pass_when = Some(Predicate(Arc::new(passes)));
+        self
+    }
+
+    /// How long an outcome is kept, from its completion. Default: 24 hours. From 1 ms to 10 years. A
+    /// handler can choose another TTL for one response ([`Verdict::StoreFor`](crate::Verdict::StoreFor)).
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.config.ttl = ttl;
         self
@@ -226,12 +282,73 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
+    /// Reads a stream to its end although its client disconnected, so that the operation is then known
+    /// to be done. Default: the stream is dropped, and a retry gets `409` problem `outcome-unknown`. A
+    /// stream that is read without its client counts towards [`max_detached`](Self::max_detached).
+    pub fn drain_streams(mut self, drain: bool) -> Self {
+        self.config.drain_streams = drain;
+        self
+    }
+
     /// The header that marks a replay, with the value `true`. Default: `Idempotency-Replayed`.
     pub fn replay_header(mut self, name: &str) -> Self {
         match header_name::parse("replay_header", name) {
-            Ok(name) => self.config.replay_header = name,
+            Ok(name) => self.chosen.replay_header = Some(name),
             Err(error) => self.fail(error),
         }
+        self
+    }
+
+    /// Tells the client in this header until when a retry gets the stored response, as an HTTP date (RFC
+    /// 9110, section 5.6.7), for example `Idempotency-Expires`. Default: none.
+    pub fn lifetime_header(mut self, name: &str) -> Self {
+        match header_name::parse("lifetime_header", name) {
+            Ok(name) => self.config.lifetime_header = Some(name),
+            Err(error) => self.fail(error),
+        }
+        self
+    }
+
+    /// Changes each replay before it is sent. Default: nothing is changed.
+    ///
+    /// A record keeps status, headers and body. The extensions of the first response, which outer layers
+    /// may look for, are not kept: the closure can put them back from the head of the retry.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// #[derive(Clone)]
+    /// struct Route(String);
+    ///
+    /// let layer = IdempotencyLayer::builder(MemoryStore::new())
+    ///     .on_replay(|request, response| {
+    ///         response.extensions.insert(Route(request.uri.path().to_owned()));
+    ///     })
+    ///     .build()?;
+    /// # let _ = layer;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn on_replay<F>(mut self, change: F) -> Self
+    where
+        F: Fn(&Parts, &mut http::response::Parts) + Send + Sync + 'static,
+    {
+        self.config.on_replay = Some(ReplayHook(Arc::new(change)));
+        self
+    }
+
+    /// After so many failures of the store in a row, requests are refused at once, without asking it, for
+    /// `pause`; then one request asks again, and so on until the store answers. Default: 5 failures and 1
+    /// second. At least 1 failure; a pause from 1 ms to 24 hours.
+    ///
+    /// A store in this process's memory has no breaker.
+    pub fn circuit_breaker(mut self, failures: u32, pause: Duration) -> Self {
+        self.config.breaker = Some(BreakerConfig { failures, pause });
+        self
+    }
+
+    /// Asks the store for every request, however often it failed.
+    pub fn without_circuit_breaker(mut self) -> Self {
+        self.config.breaker = None;
         self
     }
 
@@ -255,9 +372,12 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// Where you publish your idempotency policy, as the draft's section 2.2 demands: the `type` of
     /// each problem is under this URL, and refusals link it. An absolute http or https URL without
     /// a fragment. Default: this crate's documentation.
+    ///
+    /// It applies to the standard problems only: together with [`stripe`](Self::stripe),
+    /// [`grpc`](Self::grpc) or [`problem_response`](Self::problem_response) it is an error of `build`.
     pub fn problem_documentation(mut self, url: &str) -> Self {
         match Rendering::documented(url) {
-            Ok(rendering) => self.config.rendering = rendering,
+            Ok(rendering) => self.chosen.documentation = Some(rendering),
             Err(error) => self.fail(error),
         }
         self
@@ -283,7 +403,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     where
         F: Fn(&Problem, &Parts) -> Response<Bytes> + Send + Sync + 'static,
     {
-        self.config.rendering = Rendering::Closure(Arc::new(render));
+        self.chosen.rendering = Some(Rendering::Closure(Arc::new(render)));
         self
     }
 
@@ -296,9 +416,10 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         if let Some(error) = self.error {
             return Err(error);
         }
-        self.config.validate()?;
+        let config = self.chosen.resolve(self.config)?;
+        config.validate()?;
         Ok(IdempotencyLayer {
-            guard: Arc::new(Guard::new(self.store, self.config)),
+            guard: Arc::new(Guard::new(self.store, config)),
         })
     }
 

@@ -3,6 +3,7 @@
 mod background;
 mod builder;
 mod future;
+mod profile;
 mod service;
 
 use std::fmt;

@@ -1,6 +1,7 @@
 //! What a handler is told of the operation that it runs.
 
 use std::fmt;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -27,16 +28,59 @@ use crate::digest::Digest;
 /// }
 /// # let _ = charge;
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct IdempotencyKey {
     key: KeyText,
     slot: Slot,
     attempt: u32,
+    claims: Claims,
 }
+
+/// The claims under which a request runs: that of the innermost idempotency layer, then those of the
+/// layers around it. Tokens as numbers, since stores are a floor above.
+#[derive(Clone, Default)]
+pub(crate) struct Claims {
+    token: Option<u64>,
+    outer: Option<Arc<(Slot, Claims)>>,
+}
+
+/// Keys are equal that name the same attempt of the same operation.
+impl PartialEq for IdempotencyKey {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.key, self.slot, self.attempt) == (&other.key, other.slot, other.attempt)
+    }
+}
+
+impl Eq for IdempotencyKey {}
 
 impl IdempotencyKey {
     pub(crate) fn new(key: KeyText, slot: Slot, attempt: u32) -> Self {
-        Self { key, slot, attempt }
+        Self {
+            key,
+            slot,
+            attempt,
+            claims: Claims::default(),
+        }
+    }
+
+    /// The key of a request that runs under a claim of that token, inside the layers that gave `outer`.
+    pub(crate) fn claimed(mut self, token: u64, outer: Option<Self>) -> Self {
+        self.claims = Claims {
+            token: Some(token),
+            outer: outer.map(|outer| Arc::new((outer.slot, outer.claims))),
+        };
+        self
+    }
+
+    /// The token of the claim on that slot which this layer or one around it holds.
+    pub(crate) fn token_for(&self, slot: &Slot) -> Option<u64> {
+        let (mut held, mut claims) = (&self.slot, &self.claims);
+        loop {
+            if held == slot && claims.token.is_some() {
+                return claims.token;
+            }
+            (held, claims) = claims.outer.as_deref().map(|(slot, claims)| (slot, claims))?;
+        }
     }
 
     /// A key as a handler gets it, for the tests of a handler. Its slot is made from the key alone.

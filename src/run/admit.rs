@@ -15,7 +15,7 @@ use super::ended::Disconnected;
 use super::guard::Guard;
 use super::pauses::Pauses;
 use super::store_call::{Watch, at_once, bounded};
-use crate::store::{Begin, Begun, Store, StoreError, StoreErrorKind};
+use crate::store::{Begin, Begun, Held, Store, StoreError, StoreErrorKind, Token};
 
 /// What the store decided.
 pub(crate) enum Admission<St: Store> {
@@ -23,6 +23,8 @@ pub(crate) enum Admission<St: Store> {
     Started(Claim<St>),
     /// It is not.
     Found(Begun),
+    /// The slot is claimed for this very request, by a layer further out on the same store.
+    HeldOutside,
 }
 
 /// A question to the store.
@@ -30,15 +32,17 @@ pub(crate) type Question<St> = Pin<Box<dyn Future<Output = Result<Admission<St>,
 
 fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &Begin, begun: Begun) -> Admission<St> {
     match begun {
-        Begun::Started { attempt } => {
-            Admission::Started(Claim::new(Arc::clone(guard), begin.slot, begin.token, attempt))
-        }
+        Begun::Started { attempt } => Admission::Started(Claim::new(Arc::clone(guard), begin, attempt)),
         begun => Admission::Found(begun),
     }
 }
 
 /// Asks a store that answers at once, without a box for the wait.
-pub(crate) fn admit_now<St: Store>(guard: &Arc<Guard<St>>, begin: &Begin) -> Option<Result<Admission<St>, StoreError>> {
+pub(crate) fn admit_now<St: Store>(
+    guard: &Arc<Guard<St>>,
+    begin: &Begin,
+    outer: Option<Token>,
+) -> Option<Result<Admission<St>, StoreError>> {
     if !St::IN_PROCESS {
         return None;
     }
@@ -47,6 +51,12 @@ pub(crate) fn admit_now<St: Store>(guard: &Arc<Guard<St>>, begin: &Begin) -> Opt
         return None;
     };
     watch.stop(answer.is_ok());
+    if let (Ok(begun), Some(token)) = (&answer, outer)
+        && may_be_held_outside(begun)
+        && let Poll::Ready(Ok(Held::Yes)) = at_once(guard.store.renew(&begin.slot, token, begin.lease))
+    {
+        return Some(Ok(Admission::HeldOutside));
+    }
     match answer {
         // The wait needs its box.
         Ok(Begun::InFlight { .. }) if !guard.config.wait.is_zero() => None,
@@ -62,14 +72,26 @@ pub(crate) fn admit_now<St: Store>(guard: &Arc<Guard<St>>, begin: &Begin) -> Opt
 pub(crate) async fn admit<St: Store>(
     guard: Arc<Guard<St>>,
     begin: Begin,
+    outer: Option<Token>,
     disconnected: Disconnected,
 ) -> Result<Admission<St>, StoreError> {
     let config = &guard.config;
     let mut deadline = None;
     for round in 0.. {
         let asked = Instant::now();
+        let permit = guard.breaker.enter()?;
         let begun = bounded("begin", config.claim_timeout(), pin!(guard.store.begin(&begin))).await;
+        permit.report(&begun);
         let begun = begun.inspect_err(|error| take_back(&guard, begin, error))?;
+        if let Some(token) = outer
+            && may_be_held_outside(&begun)
+        {
+            // A claim that can be renewed under the outer layer's token is the outer layer's.
+            let renewal = pin!(guard.store.renew(&begin.slot, token, begin.lease));
+            if bounded("renew", config.claim_timeout(), renewal).await? == Held::Yes {
+                return Ok(Admission::HeldOutside);
+            }
+        }
         let nobody_waits = disconnected.load(Ordering::Relaxed);
         let lease_left = match admission(&guard, &begin, begun) {
             Admission::Started(mut claim) if !nobody_waits => {
@@ -97,6 +119,11 @@ pub(crate) async fn admit<St: Store>(
     unreachable!("the rounds do not end")
 }
 
+/// Whether the claim that was found may be the one of a layer further out.
+fn may_be_held_outside(begun: &Begun) -> bool {
+    matches!(begun, Begun::InFlight { .. } | Begun::Mismatch | Begun::OutcomeUnknown)
+}
+
 /// After a `begin` whose answer was lost: finds out in the background whether it took effect, and
 /// gives the claim back, which would otherwise block the key for its lease.
 ///
@@ -119,7 +146,7 @@ fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: Begin, error: &StoreError
             let asked = pin!(owner.store.begin(&begin));
             match bounded("begin", owner.config.claim_timeout(), asked).await {
                 Ok(Begun::Started { attempt }) => {
-                    let mut claim = Claim::new(Arc::clone(&owner), begin.slot, begin.token, attempt);
+                    let mut claim = Claim::new(Arc::clone(&owner), &begin, attempt);
                     return claim.give_back().await;
                 }
                 Ok(_) => return,

@@ -12,14 +12,16 @@ use super::pauses::Pauses;
 use super::renewal::Renewal;
 use super::settlement::{Settled, Settlement, Undone, apply};
 use super::store_call::{Watch, at_once, bounded, warn_of, within};
-use crate::request::Slot;
-use crate::store::{Commit, Held, Record, Store, StoreError, StoreErrorKind, Token, UnitOfWork};
+use crate::answer::{Fate, Outcome};
+use crate::request::{Fingerprint, Slot};
+use crate::store::{Begin, Commit, Held, Record, Store, StoreError, StoreErrorKind, Token, UnitOfWork};
 
 /// A claim on a slot. It must be settled; one that is dropped unsettled lapses, and that is logged.
 pub(crate) struct Claim<St: Store> {
     pub(crate) guard: Arc<Guard<St>>,
     pub(crate) slot: Slot,
     pub(crate) attempt: u32,
+    pub(crate) fingerprint: Fingerprint,
     /// The transaction that the handler may work in, if the store has such.
     pub(crate) unit: Option<Box<dyn UnitOfWork>>,
     token: Token,
@@ -28,16 +30,21 @@ pub(crate) struct Claim<St: Store> {
 }
 
 impl<St: Store> Claim<St> {
-    pub(crate) fn new(guard: Arc<Guard<St>>, slot: Slot, token: Token, attempt: u32) -> Self {
+    pub(crate) fn new(guard: Arc<Guard<St>>, begin: &Begin, attempt: u32) -> Self {
         Self {
             guard,
-            slot,
+            slot: begin.slot,
             attempt,
+            fingerprint: begin.fingerprint,
             unit: None,
-            token,
+            token: begin.token,
             settled: false,
             renewal: None,
         }
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        self.token
     }
 
     /// Renews the lease from now on, counted from when the store was asked.
@@ -67,19 +74,43 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// Ends the claim of an operation whose answer is known. In atomic mode, and if the handler
-    /// worked in the transaction, effect and record are committed together.
-    pub(crate) async fn complete(&mut self, record: Record) -> Settled {
-        match self.unit.take().filter(|unit| unit.is_begun()) {
-            // Boxed, so that a commit takes no place in the futures of requests that need none.
-            Some(unit) => Box::pin(self.commit(unit, record)).await,
-            None => self.settle(Settlement::Complete(record)).await,
+    /// What a fate means for this claim, and the outcome it is counted as.
+    pub(crate) fn settlement_of(
+        &self,
+        fate: Fate,
+        tombstone: impl FnOnce(Fingerprint) -> Record,
+    ) -> (Settlement, Outcome) {
+        match fate {
+            Fate::Release => (Settlement::Release, Outcome::Released),
+            Fate::Reopen => (Settlement::Lapse, Outcome::Reopened),
+            Fate::Seal => {
+                let (record, ttl) = (tombstone(self.fingerprint), self.guard.config.ttl);
+                (Settlement::Complete { record, ttl }, Outcome::Sealed)
+            }
         }
     }
 
-    async fn commit(&mut self, unit: Box<dyn UnitOfWork>, record: Record) -> Settled {
+    /// Whether the handler has begun a transaction that is to be committed with the record.
+    pub(crate) fn has_begun_work(&self) -> bool {
+        self.unit.as_ref().is_some_and(|unit| unit.is_begun())
+    }
+
+    /// Ends the claim of an operation that succeeded. In atomic mode, and if the handler worked in the
+    /// transaction, effect and record are committed together.
+    pub(crate) async fn succeed(&mut self, settlement: Settlement) -> Settled {
+        if let Settlement::Complete { record, ttl } = settlement {
+            return match self.unit.take().filter(|unit| unit.is_begun()) {
+                // Boxed, so that a commit takes no space in the futures of requests that need none.
+                Some(unit) => Box::pin(self.commit(unit, record, ttl)).await,
+                None => self.settle(Settlement::Complete { record, ttl }).await,
+            };
+        }
+        self.settle(settlement).await
+    }
+
+    async fn commit(&mut self, unit: Box<dyn UnitOfWork>, record: Record, ttl: Duration) -> Settled {
         self.is_being_settled();
-        let Config { ttl, store_timeout, .. } = *self.guard.config;
+        let store_timeout = self.guard.config.store_timeout;
         let watch = Watch::start("commit");
         let committed = within(store_timeout, pin!(unit.commit(&record, ttl))).await;
         let committed = committed.unwrap_or_else(|elapsed| {
@@ -157,8 +188,29 @@ impl<St: Store> Claim<St> {
         );
     }
 
+    /// Ends the claim in the background, or at once in a store that answers at once.
+    pub(crate) fn settle_detached(mut self, settlement: Settlement) {
+        let guard = Arc::clone(&self.guard);
+        let mut settled = Box::pin(async move {
+            self.settle(settlement).await;
+        });
+        if !St::IN_PROCESS || at_once(settled.as_mut()).is_pending() {
+            guard.adopt(None, settled);
+        }
+    }
+
+    /// A panic has passed by the places that settle: one in a destructor, say, or in a `Clone` of the
+    /// application's.
+    fn settle_after_panic(&mut self) {
+        let fate = self.guard.config.policy.on_panic;
+        let (settlement, outcome) = self.settlement_of(fate, Record::outcome_unknown);
+        let tally = &self.guard.tally;
+        tally.report(outcome, Some(&self.slot), Some(self.attempt), None);
+        self.hand_on().settle_detached(settlement);
+    }
+
     /// The same claim for the background; this one counts as settled.
-    fn hand_on(&mut self) -> Self {
+    pub(crate) fn hand_on(&mut self) -> Self {
         self.settled = true;
         Self {
             guard: Arc::clone(&self.guard),
@@ -167,6 +219,7 @@ impl<St: Store> Claim<St> {
             unit: None,
             slot: self.slot,
             attempt: self.attempt,
+            fingerprint: self.fingerprint,
             token: self.token,
         }
     }
@@ -203,6 +256,9 @@ impl<St: Store> Drop for Claim<St> {
     fn drop(&mut self) {
         if self.settled {
             return;
+        }
+        if std::thread::panicking() {
+            return self.settle_after_panic();
         }
         tracing::error!(
             target: "tower_idempotency",

@@ -1,8 +1,11 @@
 //! The layer's configuration, whole and checked.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{self, HeaderName};
+use http::request::Parts;
 use http::{HeaderMap, Method};
 
 use crate::answer::{Fate, Policy, Rendering};
@@ -40,8 +43,47 @@ pub(crate) struct Config {
     /// `None`: the handler runs to its end.
     pub(crate) cancel_on_disconnect: Option<Fate>,
     pub(crate) replay_header: HeaderName,
+    /// The header that tells until when a retry gets the response, if any.
+    pub(crate) lifetime_header: Option<HeaderName>,
+    /// Whether a stream is read to its end although its client disconnected.
+    pub(crate) drain_streams: bool,
     pub(crate) unreplayed: Vec<HeaderName>,
     pub(crate) rendering: Rendering,
+    pub(crate) pass_when: Option<Predicate>,
+    pub(crate) on_replay: Option<ReplayHook>,
+    /// `None`: the store is asked however often it failed.
+    pub(crate) breaker: Option<BreakerConfig>,
+}
+
+/// Which requests pass through untouched.
+#[derive(Clone)]
+pub(crate) struct Predicate(pub(crate) Arc<dyn Fn(&Parts) -> bool + Send + Sync>);
+
+impl fmt::Debug for Predicate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Predicate(..)")
+    }
+}
+
+type ReplayFn = dyn Fn(&Parts, &mut http::response::Parts) + Send + Sync;
+
+/// What is changed in a replay.
+#[derive(Clone)]
+pub(crate) struct ReplayHook(pub(crate) Arc<ReplayFn>);
+
+impl fmt::Debug for ReplayHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReplayHook(..)")
+    }
+}
+
+/// When the store is not asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BreakerConfig {
+    /// After so many failures in a row.
+    pub(crate) failures: u32,
+    /// For so long.
+    pub(crate) pause: Duration,
 }
 
 impl Default for Config {
@@ -69,8 +111,16 @@ impl Default for Config {
             max_detached: 1024,
             cancel_on_disconnect: None,
             replay_header: HeaderName::from_static("idempotency-replayed"),
+            lifetime_header: None,
+            drain_streams: false,
             unreplayed: vec![header::DATE, header::SET_COOKIE],
             rendering: Rendering::default(),
+            pass_when: None,
+            on_replay: None,
+            breaker: Some(BreakerConfig {
+                failures: 5,
+                pause: Duration::from_secs(1),
+            }),
         }
     }
 }
@@ -110,6 +160,17 @@ impl Config {
                 ));
             }
         }
+        if let Some(BreakerConfig { failures, pause }) = self.breaker
+            && (failures == 0 || pause < MIN || pause > MAX_WAIT)
+        {
+            return Err(ConfigError::new(
+                "circuit_breaker",
+                format!(
+                    "{failures} failures and a pause of {pause:?} cannot work; give at least 1 failure and a pause between \
+                     {MIN:?} and {MAX_WAIT:?}"
+                ),
+            ));
+        }
         if self.max_detached == 0 {
             return Err(ConfigError::new(
                 "max_detached",
@@ -117,6 +178,11 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// A TTL that a handler chose, brought into the range of the option.
+    pub(crate) fn ttl_within_range(ttl: Duration) -> Duration {
+        ttl.clamp(MIN, MAX_TTL)
     }
 
     /// How often a lease is renewed.

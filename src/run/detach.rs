@@ -17,7 +17,7 @@ use super::ended::Disconnected;
 use super::guard::Guard;
 use super::handler::Run;
 use crate::body::ResponseBody;
-use crate::store::{Begin, Store, StoreError};
+use crate::store::{Begin, Store, StoreError, Token};
 
 /// A question to a store that does not answer at once.
 pub(crate) struct Admitting<St: Store> {
@@ -29,10 +29,15 @@ pub(crate) struct Admitting<St: Store> {
 }
 
 impl<St: Store> Admitting<St> {
-    pub(crate) fn new(guard: Arc<Guard<St>>, begin: Begin) -> Self {
+    pub(crate) fn new(guard: Arc<Guard<St>>, begin: Begin, outer: Option<Token>) -> Self {
         let disconnected = Disconnected::default();
         Self {
-            answer: Some(Box::pin(admit(Arc::clone(&guard), begin, Arc::clone(&disconnected)))),
+            answer: Some(Box::pin(admit(
+                Arc::clone(&guard),
+                begin,
+                outer,
+                Arc::clone(&disconnected),
+            ))),
             disconnected,
             guard,
             begin,

@@ -10,6 +10,8 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 
+use super::breaker::was_not_asked;
+use super::claim::Claim;
 use super::guard::Guard;
 use super::store_call::warn_of;
 use crate::answer::{Outcome, Problem};
@@ -19,7 +21,7 @@ use crate::request::key::KeyText;
 use crate::request::scope::Scoped;
 use crate::request::{IdempotencyKey, ScopeTag, Slot};
 use crate::store::record::Opened;
-use crate::store::{Begin, Begun, Store, StoreError};
+use crate::store::{Begin, Begun, Store, StoreError, Token};
 
 /// A guarded request on its way to a decision.
 pub(crate) struct Exchange<S, St> {
@@ -75,17 +77,26 @@ impl<S, St: Store> Exchange<S, St> {
         Ok(())
     }
 
-    /// Whether another idempotency layer further out has claimed this very operation: this one
-    /// would find it in flight.
-    pub(crate) fn is_claimed_outside(&self) -> bool {
-        let outer = self.parts.extensions.get::<IdempotencyKey>();
-        outer.is_some_and(|outer| Some(outer.slot()) == self.identity.as_ref().map(|identity| &identity.slot))
+    /// The token under which another idempotency layer, further out, has claimed a slot of the same
+    /// name. If it did so in the same store, this layer would find its own request in flight.
+    pub(crate) fn token_of_outer_layer(&self) -> Option<Token> {
+        let outer = self.parts.extensions.get::<IdempotencyKey>()?;
+        outer.token_for(&self.identity.as_ref()?.slot).map(Token)
     }
 
     /// Puts the key where the handler finds it.
-    pub(crate) fn tell_handler(&mut self, attempt: u32) {
+    pub(crate) fn tell_handler(&mut self, claim: &Claim<St>) {
         if let Some(Identity { key, slot, .. }) = self.identity.take() {
-            self.parts.extensions.insert(IdempotencyKey::new(key, slot, attempt));
+            let outer = self.parts.extensions.remove::<IdempotencyKey>();
+            let key = IdempotencyKey::new(key, slot, claim.attempt).claimed(claim.token().0, outer);
+            self.parts.extensions.insert(key);
+        }
+    }
+
+    /// The same where nothing is claimed.
+    pub(crate) fn tell_handler_unprotected(&mut self) {
+        if let Some(Identity { key, slot, .. }) = self.identity.take() {
+            self.parts.extensions.insert(IdempotencyKey::new(key, slot, 1));
         }
     }
 
@@ -118,12 +129,19 @@ impl<S, St: Store> Exchange<S, St> {
             Begun::InFlight { .. } | Begun::Started { .. } => return Ok(self.refuse(Problem::in_flight())),
         };
         Ok(match record.open()? {
-            Opened::NotRetained(status) => self.respond(Outcome::NotRetained, &Problem::not_retained(status)),
+            Opened::NotRetained { status, locations } => {
+                self.respond(Outcome::NotRetained, &Problem::not_retained(status, locations))
+            }
             Opened::Unknown => self.respond(Outcome::NotRetained, &Problem::outcome_unknown()),
             Opened::Response(replay) => {
                 let marker = self.guard.config.replay_header.clone();
                 let mut response = replay.head.map(|()| ResponseBody::kept(replay.body, replay.trailers));
                 response.headers_mut().insert(marker, HeaderValue::from_static("true"));
+                if let Some(hook) = &self.guard.config.on_replay {
+                    let (mut head, body) = response.into_parts();
+                    (hook.0)(&self.parts, &mut head);
+                    response = Response::from_parts(head, body);
+                }
                 self.finish(Outcome::Replayed, response)
             }
         })
@@ -175,7 +193,10 @@ impl<S, St: Store> Exchange<S, St> {
     where
         RB: Body<Data = Bytes>,
     {
-        self.warn_of(error, "the store failed; the request is refused");
+        // The breaker has said so once.
+        if !was_not_asked(error) {
+            self.warn_of(error, "the store failed; the request is refused");
+        }
         self.refuse(Problem::store_unavailable())
     }
 

@@ -7,7 +7,9 @@ use crossbeam_utils::CachePadded;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+use super::breaker::Breaker;
 use super::config::Config;
+use super::timer::Timer;
 use crate::answer::Tally;
 use crate::store::Token;
 
@@ -20,6 +22,8 @@ pub(crate) struct Guard<St> {
     /// Work without a client: handlers whose client disconnected, and outcomes that are stored later.
     pub(crate) tasks: TaskTracker,
     pub(crate) tally: CachePadded<Tally>,
+    pub(crate) breaker: Breaker,
+    pub(crate) timer: Timer,
     pub(crate) warned_of_cookie: AtomicBool,
     /// How many claims are being taken back because the store's answer was lost.
     pub(crate) taking_back: AtomicUsize,
@@ -32,6 +36,8 @@ impl<St> Guard<St> {
         let (start, _) = uuid::Uuid::new_v4().as_u64_pair();
         Self {
             store: CachePadded::new(store),
+            breaker: Breaker::new(config.breaker),
+            timer: Timer::default(),
             config: CachePadded::new(config),
             tasks: TaskTracker::new(),
             tally: CachePadded::default(),

@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Poll, ready};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -12,15 +13,14 @@ use tower::Service;
 use tower::util::Oneshot;
 
 use super::claim::Claim;
+use super::config::Config;
 use super::ended::{Disconnected, Ended, to_its_end};
 use super::exchange::Exchange;
-use super::keep::keep;
+use super::keep::{Asked, judge, keep};
 use super::reconcile::reconcile;
-use super::settlement::Settlement;
-use crate::answer::{Fate, Outcome, Policy, Problem, Verdict};
+use crate::answer::{Fate, Outcome, Problem, Verdict};
 use crate::body::ResponseBody;
 use crate::bounds::{GuardedBody, GuardedService};
-use crate::request::Fingerprint;
 use crate::store::{Begin, Record, Store, StoreError};
 
 /// What a run ends with. `None` if it was cancelled, when nobody waits for it.
@@ -45,24 +45,26 @@ where
     B: GuardedBody,
     St: Store,
 {
-    let fingerprint = begin.fingerprint;
-    exchange.tell_handler(claim.attempt);
+    exchange.tell_handler(&claim);
     claim.unit = exchange.guard.store.unit_of_work(begin);
-    // What a problem is rendered from, if the answer cannot be committed.
     let head = claim.unit.as_ref().map(|unit| {
         let head = Box::new(exchange.parts.clone());
         unit.offer(&mut exchange.parts.extensions);
         head
     });
+    let asked = Asked {
+        method: exchange.parts.method.clone(),
+        head,
+    };
     async move {
         if claim.attempt > 1
             && let Some(reconciler) = claim.guard.config.policy.reconciler.clone()
-            && let Some(answer) = Box::pin(reconcile(&mut exchange, &mut claim, fingerprint, &body, &reconciler)).await
+            && let Some(answer) = Box::pin(reconcile(&mut exchange, &mut claim, &body, &reconciler)).await
         {
             return Some(Ok(answer));
         }
-        // Apart from the call: what ends here has not begun the operation.
-        match ready(&mut exchange.inner, cancelled.as_ref()).await {
+        // Separate from the call: what ends here has not begun the operation.
+        match until_ready(&mut exchange.inner, cancelled.as_ref()).await {
             Ended::Returned(Ok(())) => {}
             ended => {
                 claim.give_back().await;
@@ -75,24 +77,24 @@ where
                 };
             }
         }
-        match call(exchange, body, &claim.guard.config.policy, cancelled.as_ref()).await {
+        let policy = &claim.guard.config.policy;
+        match call(exchange, body, &claim.guard.config, cancelled.as_ref()).await {
             Ended::Returned(Ok((verdict, response))) => {
-                let response = keep(&mut claim, fingerprint, verdict, response, head, cancelled).await;
-                Some(Ok(response))
+                Some(Ok(keep(&mut claim, asked, verdict, response, cancelled).await))
             }
             Ended::Returned(Err(error)) => {
-                let fate = claim.guard.config.policy.on_error;
-                end_without_response(&mut claim, fingerprint, fate).await;
+                let fate = policy.on_error;
+                end_without_response(&mut claim, fate).await;
                 Some(Err(error))
             }
             Ended::Panicked(panic) => {
-                let fate = claim.guard.config.policy.on_panic;
-                end_without_response(&mut claim, fingerprint, fate).await;
+                let fate = policy.on_panic;
+                end_without_response(&mut claim, fate).await;
                 resume_unwind(panic)
             }
             Ended::Cancelled => {
                 let fate = claim.guard.config.cancel_on_disconnect.unwrap_or(Fate::Release);
-                end_without_response(&mut claim, fingerprint, fate).await;
+                end_without_response(&mut claim, fate).await;
                 None
             }
         }
@@ -100,7 +102,7 @@ where
 }
 
 /// Waits until the inner service is ready.
-async fn ready<S, B>(inner: &mut S, cancelled: Option<&Disconnected>) -> Ended<Result<(), S::Error>>
+async fn until_ready<S, B>(inner: &mut S, cancelled: Option<&Disconnected>) -> Ended<Result<(), S::Error>>
 where
     S: Service<Request<B>>,
 {
@@ -108,13 +110,13 @@ where
     to_its_end(work, cancelled).await
 }
 
-/// Calls the inner service, and judges its response.
+/// Calls the inner service, and judges the head of its response.
 async fn call<S, B, St>(
     exchange: Box<Exchange<S, St>>,
     body: Bytes,
-    policy: &Policy,
+    config: &Config,
     cancelled: Option<&Disconnected>,
-) -> Ended<Result<(Verdict, Response<S::ResponseBody>), S::Error>>
+) -> Ended<Result<(Option<Verdict>, Response<S::ResponseBody>), S::Error>>
 where
     S: GuardedService<B>,
     B: GuardedBody,
@@ -122,31 +124,27 @@ where
 {
     // Pinned where it is made: as a local it would have two places in this future.
     let mut call = pin!(match catch_unwind(AssertUnwindSafe(|| exchange.call(body))) {
-        Ok(call) => call,
+        Ok(call) => Some(call),
         Err(panic) => return Ended::Panicked(panic),
     });
-    // What the policy says is part of the work: its closure may panic, too.
-    let work = pin!(poll_fn(|cx| call.as_mut().poll(cx).map_ok(|response| {
-        let verdict = policy.verdict(response.status(), response.headers());
-        (verdict, response)
-    })));
-    to_its_end(work, cancelled).await
+    let work = poll_fn(|cx| {
+        let Some(polled) = call.as_mut().as_pin_mut() else {
+            return Poll::Pending;
+        };
+        let response = ready!(polled.poll(cx));
+        // The future's destructor and the policy's closure are part of the work: they may panic as well.
+        call.set(None);
+        Poll::Ready(response.map(|response| (judge(config, &response), response)))
+    });
+    to_its_end(pin!(work), cancelled).await
 }
 
 /// Settles the claim of a handler that gave no response.
-async fn end_without_response<St: Store>(claim: &mut Claim<St>, fingerprint: Fingerprint, fate: Fate) {
-    let (settlement, outcome) = match fate {
-        Fate::Release => (Settlement::Release, Outcome::Released),
-        Fate::Seal => (
-            Settlement::Complete(Record::outcome_unknown(fingerprint)),
-            Outcome::Sealed,
-        ),
-    };
+async fn end_without_response<St: Store>(claim: &mut Claim<St>, fate: Fate) {
+    let (settlement, outcome) = claim.settlement_of(fate, Record::outcome_unknown);
     claim.settle(settlement).await;
-    claim
-        .guard
-        .tally
-        .report(outcome, Some(&claim.slot), Some(claim.attempt), None);
+    let tally = &claim.guard.tally;
+    tally.report(outcome, Some(&claim.slot), Some(claim.attempt), None);
 }
 
 /// Refuses because too much work goes on without its client, and gives the claim back.
@@ -179,7 +177,7 @@ where
     exchange.warn_of(&error, "the store failed; the request runs unprotected");
     let guard = Arc::clone(&exchange.guard);
     let slot = exchange.identity.as_ref().map(|identity| identity.slot);
-    exchange.tell_handler(1);
+    exchange.tell_handler_unprotected();
     let (inner, request) = exchange.into_request(body);
     let call = pin!(Oneshot::new(inner, request));
     let (result, status) = match to_its_end(call, cancelled.as_ref()).await {
@@ -194,6 +192,7 @@ where
     let result = result.unwrap_or_else(|panic| resume_unwind(panic))?;
     Some(result.map(|response| {
         let mut response = response.map(ResponseBody::live);
+        response.headers_mut().remove(&guard.config.replay_header);
         response.extensions_mut().insert(Outcome::Unprotected);
         response
     }))

@@ -1,12 +1,13 @@
 //! What is kept of a response: its body is read, the claim is settled, and the response goes out.
 
 use std::future::Future;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response, response};
+use http::{HeaderValue, Method, Request, Response, response};
 use http_body::Body;
 
 use super::claim::Claim;
@@ -14,45 +15,87 @@ use super::config::Config;
 use super::ended::{Disconnected, Ended, Panic, to_its_end};
 use super::settlement::{Settled, Settlement, Undone};
 use super::store_call::within;
-use crate::answer::{Fate, Outcome, Problem, Verdict};
+use super::stream::held_by_stream;
+use crate::answer::{Fate, Outcome, Problem, Verdict, WholeResponse};
 use crate::body::{Collect, Collected, ResponseBody, declares_more_than};
-use crate::request::Fingerprint;
 use crate::store::{Record, Store};
 
-/// Keeps of a response what the policy says, and settles the claim.
+/// What is known of the request when its response comes.
+pub(crate) struct Asked {
+    pub(crate) method: Method,
+    /// In atomic mode: what a problem is rendered from, if the answer cannot be committed.
+    pub(crate) head: Option<Box<Parts>>,
+}
+
+/// Judges a response by its head. `None`: the policy asks for the whole.
+pub(crate) fn judge<B>(config: &Config, response: &Response<B>) -> Option<Verdict> {
+    let extensions = response.extensions();
+    // An interim response, as of a protocol switch, is a connection and no answer.
+    if response.status().is_informational() {
+        return Some(Verdict::Release);
+    }
+    // What an inner layer refused did not run; the refusal is not the operation's outcome.
+    if let Some(Outcome::Refused(_) | Outcome::NotRetained) = extensions.get::<Outcome>() {
+        return Some(Verdict::Release);
+    }
+    if let Some(verdict) = extensions.get::<Verdict>() {
+        return Some(*verdict);
+    }
+    config.policy.verdict_on_head(response.status(), response.headers())
+}
+
+/// Keeps of a response what the verdict says, and settles the claim.
 pub(crate) fn keep<RB, St>(
     claim: &mut Claim<St>,
-    fingerprint: Fingerprint,
-    verdict: Verdict,
+    asked: Asked,
+    verdict: Option<Verdict>,
     response: Response<RB>,
-    request: Option<Box<Parts>>,
     cancelled: Option<Disconnected>,
 ) -> impl Future<Output = Response<ResponseBody<RB>>>
 where
-    RB: Body<Data = Bytes>,
+    RB: Body<Data = Bytes, Error: Send> + Send + 'static,
     St: Store,
 {
     let (mut head, body) = response.into_parts();
+    // A handler may have copied it from its own upstream; this response is none of a replay.
+    head.headers.remove(&claim.guard.config.replay_header);
     async move {
-        let config = &claim.guard.config;
-        let cancelled = cancelled.as_ref();
-        let (settlement, body, panicked) = read_to_keep(config, fingerprint, verdict, &head, body, cancelled).await;
-        let outcome = match &settlement {
-            Settlement::Release | Settlement::Lapse => Outcome::Released,
-            Settlement::Complete(record) if record.is_response() => Outcome::Executed,
-            Settlement::Complete(_) => Outcome::Sealed,
+        let read = read_to_keep(claim, &asked.method, verdict, &mut head, body, cancelled.as_ref()).await;
+        let tally = |claim: &Claim<St>, outcome| {
+            let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
+            claim.guard.tally.report(outcome, slot, attempt, Some(head.status));
         };
-        let settled = match settlement {
-            Settlement::Complete(record) => claim.complete(record).await,
-            settlement => claim.settle(settlement).await,
+        let (settlement, outcome, body, panicked) = match read {
+            Read::Settle {
+                settlement,
+                outcome,
+                body,
+                panicked,
+            } => (settlement, outcome, body, panicked),
+            Read::Stream { read, rest } if claim.has_begun_work() => {
+                // A transaction cannot wait for a stream: it is committed with the tombstone now.
+                let (settlement, outcome) = claim.settlement_of(Fate::Seal, not_retained(&head));
+                (settlement, outcome, ResponseBody::overflowed(read, rest), None)
+            }
+            Read::Stream { read, rest } => {
+                tally(claim, Outcome::Sealed);
+                let body = held_by_stream(claim.hand_on(), not_retained(&head)(claim.fingerprint), read, rest);
+                head.extensions.insert(Outcome::Sealed);
+                return Response::from_parts(head, body);
+            }
+        };
+        // What failed has no effect to commit, whether its answer is kept or not.
+        let settled = if head.status.is_client_error() || head.status.is_server_error() {
+            claim.settle(settlement).await
+        } else {
+            claim.succeed(settlement).await
         };
         let outcome = match settled {
             Settled::Yes | Settled::Later => outcome,
             Settled::Lost => Outcome::Released,
-            Settled::Undone(why) => return refuse_undone(claim, why, request),
+            Settled::Undone(why) => return refuse_undone(claim, why, asked.head),
         };
-        let tally = &claim.guard.tally;
-        tally.report(outcome, Some(&claim.slot), Some(claim.attempt), Some(head.status));
+        tally(claim, outcome);
         if let Some(panic) = panicked {
             resume_unwind(panic);
         }
@@ -61,33 +104,81 @@ where
     }
 }
 
-/// Reads a response's body as far as it is to be kept: how the claim ends, the body to send, and the
-/// panic of a body that panicked.
-async fn read_to_keep<RB>(
-    config: &Config,
-    fingerprint: Fingerprint,
-    verdict: Verdict,
-    head: &response::Parts,
+/// What came of reading a response's body.
+enum Read<RB: Body> {
+    Settle {
+        settlement: Settlement,
+        outcome: Outcome,
+        body: ResponseBody<RB>,
+        panicked: Option<Panic>,
+    },
+    /// The response is a stream: what was read of it, and the rest.
+    Stream { read: [Bytes; 2], rest: Pin<Box<RB>> },
+}
+
+/// The tombstone of a response that was not stored. What failed leaves in doubt what was done.
+fn not_retained(head: &response::Parts) -> impl FnOnce(crate::request::Fingerprint) -> Record {
+    move |fingerprint| {
+        if head.status.is_server_error() {
+            Record::outcome_unknown(fingerprint)
+        } else {
+            Record::response_not_retained_at(fingerprint, head.status, &head.headers)
+        }
+    }
+}
+
+/// Reads a response's body as far as it is to be kept.
+async fn read_to_keep<RB, St>(
+    claim: &Claim<St>,
+    method: &Method,
+    verdict: Option<Verdict>,
+    head: &mut response::Parts,
     body: RB,
     cancelled: Option<&Disconnected>,
-) -> (Settlement, ResponseBody<RB>, Option<Panic>)
+) -> Read<RB>
 where
     RB: Body<Data = Bytes>,
+    St: Store,
 {
-    let tombstone = || Settlement::Complete(Record::response_not_retained(fingerprint, head.status));
-    let settle_as = |fate| match fate {
-        Fate::Seal => tombstone(),
-        Fate::Release => Settlement::Release,
+    let config = &claim.guard.config;
+    let settle = |fate, body, head: &response::Parts| {
+        let (settlement, outcome) = claim.settlement_of(fate, not_retained(head));
+        Read::Settle {
+            settlement,
+            outcome,
+            body,
+            panicked: None,
+        }
     };
-    let lost = || settle_as(config.policy.on_lost_body);
+    let end_by_panic = |panic| {
+        let (settlement, outcome) = claim.settlement_of(config.policy.on_panic, Record::outcome_unknown);
+        Read::Settle {
+            settlement,
+            outcome,
+            body: ResponseBody::kept(Bytes::new(), None),
+            panicked: Some(panic),
+        }
+    };
     match verdict {
-        Verdict::Release => return (Settlement::Release, ResponseBody::live(body), None),
-        Verdict::Seal => return (tombstone(), ResponseBody::live(body), None),
-        Verdict::Store => {}
+        Some(Verdict::Release) => return settle(Fate::Release, ResponseBody::live(body), head),
+        Some(Verdict::Reopen) => return settle(Fate::Reopen, ResponseBody::live(body), head),
+        Some(Verdict::Seal) => return settle(Fate::Seal, ResponseBody::live(body), head),
+        Some(Verdict::Store | Verdict::StoreFor(_)) | None => {}
     }
-    if declares_more_than(&body, config.max_response_body) {
-        let body = ResponseBody::overflowed([Bytes::new(), Bytes::new()], Box::pin(body));
-        return (lost(), body, None);
+    if config.policy.is_stream(&head.headers) {
+        return Read::Stream {
+            read: [Bytes::new(), Bytes::new()],
+            rest: Box::pin(body),
+        };
+    }
+    // The bodies of applications may panic wherever they are asked.
+    match catch_unwind(AssertUnwindSafe(|| declares_more_than(&body, config.max_response_body))) {
+        Ok(false) => {}
+        Ok(true) => {
+            let body = ResponseBody::overflowed([Bytes::new(), Bytes::new()], Box::pin(body));
+            return settle(config.policy.on_lost_body, body, head);
+        }
+        Err(panic) => return end_by_panic(panic),
     }
     // Boxed, so that the rest can be handed on after it was polled.
     let mut collect = Collect::new(Box::pin(body), config.max_response_body);
@@ -95,36 +186,80 @@ where
         let work = pin!(to_its_end(Pin::new(&mut collect), cancelled));
         within(config.response_body_within, work).await
     };
-    let (settlement, body) = match collected {
+    let lost = config.policy.on_lost_body;
+    let (data, trailers) = match collected {
         Ok(Ended::Returned(Collected::Whole { data, trailers })) => {
-            let skip = config.skips(&head.headers, trailers.is_some());
-            let record = Record::response(
-                fingerprint,
-                head.status,
-                &head.headers,
-                skip,
-                &data,
-                trailers.as_deref(),
-            );
-            (Settlement::Complete(record), ResponseBody::kept(data, trailers))
+            match catch_unwind(AssertUnwindSafe(|| drop(collect))) {
+                Ok(()) => (data, trailers),
+                Err(panic) => return end_by_panic(panic),
+            }
         }
         Ok(Ended::Returned(Collected::TooLarge { data, next })) => {
-            (lost(), ResponseBody::overflowed([data, next], collect.into_parts().1))
+            return settle(
+                lost,
+                ResponseBody::overflowed([data, next], collect.into_parts().1),
+                head,
+            );
         }
-        Ok(Ended::Returned(Collected::Failed { data, error })) => (lost(), ResponseBody::failed(data, error)),
-        Ok(Ended::Panicked(panic)) => {
-            return (lost(), ResponseBody::kept(Bytes::new(), None), Some(panic));
+        Ok(Ended::Returned(Collected::Failed { data, error })) => {
+            return settle(lost, ResponseBody::failed(data, error), head);
         }
+        Ok(Ended::Panicked(panic)) => return end_by_panic(panic),
         Err(_late) => {
             let (data, rest) = collect.into_parts();
-            (lost(), ResponseBody::overflowed([data, Bytes::new()], rest))
+            let read = [data, Bytes::new()];
+            return match lost {
+                Fate::Seal => Read::Stream { read, rest },
+                fate => settle(fate, ResponseBody::overflowed(read, rest), head),
+            };
         }
         Ok(Ended::Cancelled) => {
             let fate = config.cancel_on_disconnect.unwrap_or(Fate::Seal);
-            (settle_as(fate), ResponseBody::kept(Bytes::new(), None))
+            return settle(fate, ResponseBody::kept(Bytes::new(), None), head);
         }
     };
-    (settlement, body, None)
+    let whole = WholeResponse {
+        status: head.status,
+        headers: &head.headers,
+        body: &data,
+        trailers: trailers.as_deref(),
+    };
+    let verdict = match verdict.map_or_else(|| catch_unwind(AssertUnwindSafe(|| config.policy.verdict(&whole))), Ok) {
+        Ok(verdict) => verdict,
+        Err(panic) => return end_by_panic(panic),
+    };
+    let ttl = match verdict {
+        Verdict::Store => config.ttl,
+        Verdict::StoreFor(ttl) => Config::ttl_within_range(ttl),
+        Verdict::Release => return settle(Fate::Release, ResponseBody::kept(data, trailers), head),
+        Verdict::Reopen => return settle(Fate::Reopen, ResponseBody::kept(data, trailers), head),
+        Verdict::Seal => return settle(Fate::Seal, ResponseBody::kept(data, trailers), head),
+    };
+    announce_lifetime(config, ttl, head);
+    let skip = config.skips(&head.headers, trailers.is_some());
+    let (print, status, headers) = (claim.fingerprint, head.status, &head.headers);
+    // What `HEAD` declares is the length of a body that is not there (RFC 9110, section 8.6).
+    let record = if *method == Method::HEAD && data.is_empty() {
+        Record::of_head(print, status, headers, skip)
+    } else {
+        Record::response(print, status, headers, skip, &data, trailers.as_deref())
+    };
+    Read::Settle {
+        settlement: Settlement::Complete { record, ttl },
+        outcome: Outcome::Executed,
+        body: ResponseBody::kept(data, trailers),
+        panicked: None,
+    }
+}
+
+/// Tells the client until when a retry gets this response.
+fn announce_lifetime(config: &Config, ttl: Duration, head: &mut response::Parts) {
+    if let Some(name) = &config.lifetime_header
+        && let Some(end) = SystemTime::now().checked_add(ttl)
+        && let Ok(value) = HeaderValue::try_from(httpdate::fmt_http_date(end))
+    {
+        head.headers.insert(name.clone(), value);
+    }
 }
 
 /// Takes the place of a response that would be a lie: what it speaks of is not there.
@@ -134,7 +269,11 @@ where
     St: Store,
 {
     let guard = &claim.guard;
-    let problem = undone(why);
+    let problem = match why {
+        Undone::Lost => Problem::taken_over(),
+        Undone::Failed => Problem::rolled_back(),
+        Undone::Unknown => Problem::commit_unknown(),
+    };
     let request = request.map_or_else(|| Request::new(()).into_parts().0, |request| *request);
     let rendered = guard.config.rendering.render(&problem, &request);
     let outcome = Outcome::Refused(problem.kind());
@@ -143,12 +282,4 @@ where
     let mut response = rendered.map(|body| ResponseBody::kept(body, None));
     response.extensions_mut().insert(outcome);
     response
-}
-
-fn undone(why: Undone) -> Problem {
-    match why {
-        Undone::Lost => Problem::taken_over(),
-        Undone::Failed => Problem::rolled_back(),
-        Undone::Unknown => Problem::commit_unknown(),
-    }
 }

@@ -12,6 +12,7 @@
 //! Decisions are pure functions of the floors below; what has an effect is here.
 
 mod admit;
+mod breaker;
 mod claim;
 pub(crate) mod config;
 mod detach;
@@ -26,6 +27,8 @@ mod renewal;
 mod settlement;
 pub(crate) mod stage;
 mod store_call;
+mod stream;
+mod timer;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -44,8 +47,9 @@ use stage::Stage;
 use crate::answer::Problem;
 use crate::body::{Collected, declares_more_than, drain};
 use crate::bounds::{GuardedBody, GuardedService};
+use crate::error::BoxError;
 use crate::request::key::KeyText;
-use crate::store::{Begin, Store, StoreError};
+use crate::store::{Begin, Store, StoreError, StoreErrorKind};
 
 /// A request has arrived; `inner` is ready for it.
 pub(crate) fn called<S, B, St>(guard: &Arc<Guard<St>>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
@@ -55,21 +59,54 @@ where
     St: Store,
 {
     let config = &guard.config;
-    let through = |inner: &mut S, request| {
-        guard.tally.report_unguarded();
-        Stage::Through {
-            future: inner.call(request),
-        }
-    };
     if !config.guards(request.method()) {
-        return through(inner, request);
+        return through(guard, inner, request);
     }
+    if let Some(passes) = &config.pass_when {
+        let (parts, body) = request.into_parts();
+        let passes = (passes.0)(&parts);
+        let request = Request::from_parts(parts, body);
+        return if passes {
+            through(guard, inner, request)
+        } else {
+            guarded(guard, inner, request)
+        };
+    }
+    guarded(guard, inner, request)
+}
+
+/// Sends a request on untouched.
+fn through<S, B, St>(guard: &Guard<St>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
+where
+    S: GuardedService<B>,
+    B: GuardedBody,
+    St: Store,
+{
+    guard.tally.report_unguarded();
+    Stage::Through {
+        future: inner.call(request),
+    }
+}
+
+/// A request of a guarded method has arrived.
+fn guarded<S, B, St>(guard: &Arc<Guard<St>>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
+where
+    S: GuardedService<B>,
+    B: GuardedBody,
+    St: Store,
+{
+    let config = &guard.config;
     let key = match config.key.in_head(request.headers()) {
         Ok(Some(key)) => Ok(Some(KeyText::from(&*key))),
         Ok(None) if config.key.source.needs_body() => Ok(None),
-        Ok(None) if !config.require_key => return through(inner, request),
+        Ok(None) if !config.require_key => return through(guard, inner, request),
         Ok(None) => Err(Problem::missing_key()),
         Err(invalid) => Err(Problem::invalid_key(invalid)),
+    };
+    let key = if guard.timer.is_there() {
+        key
+    } else {
+        Err(Problem::misconfigured())
     };
     // The service that was found ready goes along; its clone is for the next call.
     let clone = inner.clone();
@@ -101,6 +138,18 @@ where
     }
 }
 
+/// Whether a body failed since a layer further out limits its length.
+fn is_length_limit(error: BoxError) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+    while let Some(error) = next {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 impl<S, St: Store> Exchange<S, St> {
     /// The body is there, or why it is not. `rest` is what is left of a body that was not read to its
     /// end.
@@ -122,7 +171,14 @@ impl<S, St: Store> Exchange<S, St> {
                 let limit = self.guard.config.max_request_body;
                 return Stage::answered(self.refuse(Problem::body_too_large(limit)));
             }
-            Collected::Failed { .. } => return Stage::answered(self.refuse(Problem::body_unreadable())),
+            Collected::Failed { error, .. } => {
+                let problem = if is_length_limit(error.into()) {
+                    Problem::body_cut_off()
+                } else {
+                    Problem::body_unreadable()
+                };
+                return Stage::answered(self.refuse(problem));
+            }
         };
         if self.identity.is_none() {
             let identified = match self.key_in(&body) {
@@ -134,13 +190,11 @@ impl<S, St: Store> Exchange<S, St> {
                 return Stage::answered(self.refuse(problem));
             }
         }
-        if self.is_claimed_outside() {
-            return self.pass(body);
-        }
         let Some(begin) = self.claim(&body) else {
             return self.pass(body);
         };
-        if let Some(answer) = admit_now(&self.guard, &begin) {
+        let outer = self.token_of_outer_layer();
+        if let Some(answer) = admit_now(&self.guard, &begin, outer) {
             return self.store_answered(&begin, answer, body);
         }
         if !self.guard.config.wait.is_zero() {
@@ -148,7 +202,7 @@ impl<S, St: Store> Exchange<S, St> {
             self.inner = self.inner.clone();
         }
         Stage::Admitting {
-            asked: Admitting::new(Arc::clone(&self.guard), begin),
+            asked: Admitting::new(Arc::clone(&self.guard), begin, outer),
             exchange: Some(self),
             body,
         }
@@ -191,14 +245,16 @@ impl<S, St: Store> Exchange<S, St> {
                 };
                 return running(run, cancel);
             }
+            Ok(Admission::HeldOutside) => return self.pass(body),
             Ok(Admission::Found(found)) => match self.answer(found) {
                 Ok(response) => return Stage::answered(response),
                 Err(error) => error,
             },
             Err(error) => error,
         };
-        // The store failed before the handler ran.
-        if !guard.config.fail_open {
+        // The store failed before the handler ran. That it has a record which cannot be read says that
+        // the operation was done.
+        if !guard.config.fail_open || error.kind() == StoreErrorKind::Corrupt {
             return Stage::answered(self.refuse_for_store(&error));
         }
         let run: Run<_, _> = if guard.is_overloaded() {

@@ -13,7 +13,7 @@ use super::exchange::Exchange;
 use super::settlement::Settlement;
 use crate::answer::{Lapsed, Problem, Reconciled, Reconciler};
 use crate::body::ResponseBody;
-use crate::request::{Fingerprint, IdempotencyKey};
+use crate::request::IdempotencyKey;
 use crate::store::{Begun, Record, Store};
 
 /// Asks the application what became of an operation whose earlier attempt died. `None`: it is to
@@ -22,7 +22,6 @@ pub(crate) async fn reconcile<S, RB, St>(
     // Mutable, since a guard borrow across an await would ask for a `Sync` service.
     exchange: &mut Exchange<S, St>,
     claim: &mut Claim<St>,
-    fingerprint: Fingerprint,
     body: &Bytes,
     reconciler: &Reconciler,
 ) -> Option<Response<ResponseBody<RB>>>
@@ -63,8 +62,10 @@ where
     let config = &claim.guard.config;
     let (head, body) = response.into_parts();
     let skip = config.skips(&head.headers, false);
-    let record = Record::response(fingerprint, head.status, &head.headers, skip, &body, None);
-    claim.settle(Settlement::Complete(record.clone())).await;
+    let record = Record::response(claim.fingerprint, head.status, &head.headers, skip, &body, None);
+    let ttl = config.ttl;
+    let kept = record.clone();
+    claim.settle(Settlement::Complete { record: kept, ttl }).await;
     Some(
         exchange
             .answer(Begun::Done(record))

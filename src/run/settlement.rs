@@ -3,7 +3,6 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use super::config::Config;
 use super::guard::Guard;
 use super::store_call::bounded;
 use crate::request::Slot;
@@ -11,7 +10,10 @@ use crate::store::{Held, Record, Store, StoreError, Token};
 
 /// How a claim ends.
 pub(crate) enum Settlement {
-    Complete(Record),
+    Complete {
+        record: Record,
+        ttl: Duration,
+    },
     Release,
     /// Back to what it was before it was taken over from a holder that died: lapsed, and remembered
     /// with its fingerprint and attempts.
@@ -48,10 +50,10 @@ pub(crate) async fn apply<St: Store>(
     token: Token,
     settlement: &Settlement,
 ) -> Result<Held, StoreError> {
-    let Config { ttl, store_timeout, .. } = *guard.config;
+    let store_timeout = guard.config.store_timeout;
     match settlement {
-        Settlement::Complete(record) => {
-            let call = pin!(guard.store.complete(slot, token, record, ttl));
+        Settlement::Complete { record, ttl } => {
+            let call = pin!(guard.store.complete(slot, token, record, *ttl));
             bounded("complete", store_timeout, call).await
         }
         Settlement::Release => {

@@ -5,7 +5,8 @@
 //! ```text
 //! version u8 │ kind u8 │ status u16 BE │ fingerprint 16 bytes │        every record
 //! flags u8 │ headers │ trailers if flagged │ body to the end           kind 0, a response
-//! (nothing more)                                                      kinds 1 and 2, tombstones
+//! headers, or nothing: where the result is                            kind 1, not retained
+//! (nothing more)                                                      kind 2, outcome unknown
 //! key id 8 bytes │ nonce 24 bytes │ ciphertext and tag to the end     kind 3, a sealed record
 //! headers:  count, then for each: name code u8 (0: length, name), length << 1 | sensitive, value
 //!           or a code of 128 and above: name and value are both in the table
@@ -83,8 +84,8 @@ pub struct Record(Arc<[u8]>);
 pub(crate) enum Opened {
     /// Replay this.
     Response(Replay),
-    /// The operation is done, and its answer was not kept.
-    NotRetained(StatusCode),
+    /// The operation is done, and its answer was not kept; its result may be at `locations`.
+    NotRetained { status: StatusCode, locations: HeaderMap },
     /// Whether the operation was done is not known.
     Unknown,
 }
@@ -133,6 +134,21 @@ impl Record {
         })
     }
 
+    /// The response to a `HEAD`, whose `Content-Length` declares a body that is not there: kept as it
+    /// was sent, not computed.
+    pub(crate) fn of_head(
+        fingerprint: Fingerprint,
+        status: StatusCode,
+        headers: &HeaderMap,
+        skip: impl Fn(&HeaderName) -> bool,
+    ) -> Self {
+        let mut out = Vec::with_capacity(SCRATCH / 16);
+        put_head(&mut out, RESPONSE, status.as_u16(), fingerprint);
+        out.push(0);
+        put_headers(&mut out, headers, skip);
+        Self(out.into())
+    }
+
     /// A response, as an application that settles an operation itself makes it. All its headers
     /// are kept but `Content-Length`, which is computed.
     #[must_use]
@@ -145,6 +161,20 @@ impl Record {
     #[must_use]
     pub fn response_not_retained(fingerprint: Fingerprint, status: StatusCode) -> Self {
         Self::tombstone(NOT_RETAINED, status.as_u16(), fingerprint)
+    }
+
+    /// As [`response_not_retained`](Self::response_not_retained), with the `Location` and
+    /// `Content-Location` of `headers`, which retries are then told.
+    #[must_use]
+    pub fn response_not_retained_at(fingerprint: Fingerprint, status: StatusCode, headers: &HeaderMap) -> Self {
+        let is_location = |name: &HeaderName| *name == header::LOCATION || *name == header::CONTENT_LOCATION;
+        if !headers.keys().any(is_location) {
+            return Self::response_not_retained(fingerprint, status);
+        }
+        let mut out = Vec::with_capacity(2 * HEAD);
+        put_head(&mut out, NOT_RETAINED, status.as_u16(), fingerprint);
+        put_headers(&mut out, headers, |name| !is_location(name));
+        Self(out.into())
     }
 
     /// A tombstone: the operation may or may not have been done, and is not to run again.
@@ -171,6 +201,7 @@ impl Record {
     }
 
     /// Whether this is a response, and not a tombstone.
+    #[cfg(test)]
     pub(crate) fn is_response(&self) -> bool {
         self.0.get(1) == Some(&RESPONSE)
     }
@@ -261,13 +292,28 @@ impl Record {
         let status = || StatusCode::from_u16(status).map_err(|_| corrupt("the stored record has no valid status"));
         match blob[1] {
             RESPONSE => self.open_response(status()?).map(Opened::Response),
-            NOT_RETAINED => status().map(Opened::NotRetained),
+            NOT_RETAINED => Ok(Opened::NotRetained {
+                status: status()?,
+                locations: self.locations()?,
+            }),
             UNKNOWN => Ok(Opened::Unknown),
             SEALED => Err(corrupt(
                 "the stored record is sealed: wrap the store in `Sealed` (feature `sealed`), with the key that sealed it",
             )),
             _ => Err(corrupt("the stored record is of a kind that this build does not know")),
         }
+    }
+
+    /// The headers of a tombstone, if it has any.
+    fn locations(&self) -> Result<HeaderMap, StoreError> {
+        if self.0.len() == HEAD {
+            return Ok(HeaderMap::new());
+        }
+        let mut reader = Reader {
+            blob: Bytes::copy_from_slice(&self.0),
+            at: HEAD,
+        };
+        reader.headers()
     }
 
     fn open_response(&self, status: StatusCode) -> Result<Replay, StoreError> {

@@ -1,0 +1,230 @@
+//! How a policy judges one response: by its head where that is enough, else by the whole.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::verdict::Verdict;
+
+const GRPC_STATUS: &str = "grpc-status";
+
+/// A response as a policy sees it that asks for the whole.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct WholeResponse<'a> {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+    /// The body, whole.
+    pub body: &'a Bytes,
+    /// The trailers, if there are any.
+    pub trailers: Option<&'a HeaderMap>,
+}
+
+impl<'a> WholeResponse<'a> {
+    /// A response without trailers, for the tests of a policy.
+    #[must_use]
+    pub fn new(status: StatusCode, headers: &'a HeaderMap, body: &'a Bytes) -> Self {
+        Self {
+            status,
+            headers,
+            body,
+            trailers: None,
+        }
+    }
+}
+
+type HeadFn = dyn Fn(StatusCode, &HeaderMap) -> Verdict + Send + Sync;
+type WholeFn = dyn Fn(&WholeResponse<'_>) -> Verdict + Send + Sync;
+
+#[derive(Clone)]
+pub(super) enum Judge {
+    Success,
+    Everything,
+    Cautious,
+    Stripe,
+    GraphQl,
+    Grpc,
+    Head(Arc<HeadFn>),
+    Whole(Arc<WholeFn>),
+    /// The second is asked about what the first releases.
+    Either(Arc<(Judge, Judge)>),
+}
+
+impl Judge {
+    /// `None` if the head is not enough.
+    pub(super) fn by_head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Verdict> {
+        let store_if = |stored| if stored { Verdict::Store } else { Verdict::Release };
+        Some(match self {
+            Self::Success => store_if(is_success(status)),
+            Self::Everything => Verdict::Store,
+            Self::Cautious if status.is_server_error() => Verdict::Reopen,
+            Self::Cautious => store_if(is_success(status)),
+            Self::Stripe => store_if(
+                status.is_success()
+                    || status == StatusCode::PAYMENT_REQUIRED
+                    || status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            Self::GraphQl if is_success(status) && is_json(headers) => return None,
+            Self::GraphQl => store_if(is_success(status)),
+            Self::Grpc => match grpc_status(headers) {
+                Some(status) => store_if(status == b"0"),
+                None if status == StatusCode::OK => return None,
+                None => Verdict::Release,
+            },
+            Self::Head(judge) => judge(status, headers),
+            Self::Whole(_) => return None,
+            Self::Either(both) => match both.0.by_head(status, headers)? {
+                Verdict::Release => return both.1.by_head(status, headers),
+                verdict => verdict,
+            },
+        })
+    }
+
+    pub(super) fn by_whole(&self, response: &WholeResponse<'_>) -> Verdict {
+        let store_if = |stored| if stored { Verdict::Store } else { Verdict::Release };
+        match self {
+            Self::Whole(judge) => judge(response),
+            Self::GraphQl if is_success(response.status) && is_json(response.headers) => {
+                store_if(!has_graphql_errors(response.body))
+            }
+            Self::Grpc => {
+                let status = grpc_status(response.headers);
+                let status = status.or_else(|| response.trailers.and_then(grpc_status));
+                store_if(response.status == StatusCode::OK && status == Some(b"0"))
+            }
+            Self::Either(both) => match both.0.by_whole(response) {
+                Verdict::Release => both.1.by_whole(response),
+                verdict => verdict,
+            },
+            by_head => by_head
+                .by_head(response.status, response.headers)
+                .unwrap_or(Verdict::Release),
+        }
+    }
+}
+
+/// `303 See Other` answers a form that created something: create, then redirect (RFC 9110, section
+/// 15.4.4).
+fn is_success(status: StatusCode) -> bool {
+    status.is_success() || status == StatusCode::SEE_OTHER
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value
+        .and_then(|value| value.split(';').next())
+        .unwrap_or_default()
+        .trim();
+    essence.eq_ignore_ascii_case("application/json")
+        || essence
+            .get(essence.len().saturating_sub(5)..)
+            .is_some_and(|suffix| suffix.eq_ignore_ascii_case("+json"))
+}
+
+/// Whether the top-level `errors` of a GraphQL response has an element. A body that is no JSON object is
+/// not a success of GraphQL either.
+fn has_graphql_errors(body: &[u8]) -> bool {
+    let Ok(members) = serde_json::from_slice::<HashMap<String, &RawValue>>(body) else {
+        return true;
+    };
+    let errors = members
+        .get("errors")
+        .map(|raw| serde_json::from_str::<Option<Vec<IgnoredAny>>>(raw.get()));
+    match errors {
+        None | Some(Ok(None)) => false,
+        Some(Ok(Some(errors))) => !errors.is_empty(),
+        Some(Err(_)) => true,
+    }
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<&[u8]> {
+    headers.get(GRPC_STATUS).map(|value| value.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn whole(
+        judge: &Judge,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &str,
+        trailers: Option<&HeaderMap>,
+    ) -> Verdict {
+        judge.by_whole(&WholeResponse {
+            status,
+            headers,
+            body: &Bytes::copy_from_slice(body.as_bytes()),
+            trailers,
+        })
+    }
+
+    fn headers(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(http::HeaderName::from_static(name), HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn contract_4_10_graphql_errors_are_not_stored() {
+        let json = headers("content-type", "application/graphql-response+json; charset=utf-8");
+        let judge = Judge::GraphQl;
+        assert_eq!(judge.by_head(StatusCode::OK, &json), None);
+        for (body, expected) in [
+            (r#"{"data":{"pay":1}}"#, Verdict::Store),
+            (r#"{"data":{"pay":1},"errors":[]}"#, Verdict::Store),
+            (r#"{"data":{"pay":1},"errors":null}"#, Verdict::Store),
+            (r#"{"data":{"errors":[1]}}"#, Verdict::Store),
+            (r#"{"errors":[{"message":"no"}],"data":null}"#, Verdict::Release),
+            (r#"{"errors":"no"}"#, Verdict::Release),
+            ("not JSON", Verdict::Release),
+        ] {
+            assert_eq!(whole(&judge, StatusCode::OK, &json, body, None), expected, "{body}");
+        }
+        assert_eq!(judge.by_head(StatusCode::BAD_REQUEST, &json), Some(Verdict::Release));
+        let text = headers("content-type", "text/plain");
+        assert_eq!(judge.by_head(StatusCode::OK, &text), Some(Verdict::Store));
+    }
+
+    #[test]
+    fn contract_7_3_grpc_judges_by_its_status_in_headers_or_trailers() {
+        let judge = Judge::Grpc;
+        let grpc = headers("content-type", "application/grpc");
+        assert_eq!(
+            judge.by_head(StatusCode::OK, &headers("grpc-status", "0")),
+            Some(Verdict::Store)
+        );
+        assert_eq!(
+            judge.by_head(StatusCode::OK, &headers("grpc-status", "14")),
+            Some(Verdict::Release)
+        );
+        assert_eq!(judge.by_head(StatusCode::BAD_GATEWAY, &grpc), Some(Verdict::Release));
+        assert_eq!(judge.by_head(StatusCode::OK, &grpc), None);
+        let (good, bad) = (headers("grpc-status", "0"), headers("grpc-status", "14"));
+        assert_eq!(whole(&judge, StatusCode::OK, &grpc, "", Some(&good)), Verdict::Store);
+        assert_eq!(whole(&judge, StatusCode::OK, &grpc, "", Some(&bad)), Verdict::Release);
+        assert_eq!(whole(&judge, StatusCode::OK, &grpc, "", None), Verdict::Release);
+    }
+
+    #[test]
+    fn contract_4_2_a_second_policy_is_asked_also_when_the_first_needs_the_whole() {
+        let judge = Judge::Either(Arc::new((Judge::Grpc, Judge::Everything)));
+        assert_eq!(judge.by_head(StatusCode::OK, &HeaderMap::new()), None);
+        assert_eq!(
+            whole(&judge, StatusCode::OK, &HeaderMap::new(), "", None),
+            Verdict::Store
+        );
+        let judge = Judge::Either(Arc::new((Judge::Success, Judge::Grpc)));
+        assert_eq!(
+            judge.by_head(StatusCode::CREATED, &HeaderMap::new()),
+            Some(Verdict::Store)
+        );
+    }
+}

@@ -1,0 +1,85 @@
+//! A body of which somebody wants to know how it ended.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+
+/// How a stream ended.
+pub(crate) enum StreamEnd<B> {
+    /// It was read to its end.
+    Complete,
+    /// It failed.
+    Failed,
+    /// It panicked.
+    Panicked,
+    /// Nobody reads it any more: the client disconnected. This is the rest.
+    Dropped(Pin<Box<B>>),
+}
+
+pub(crate) type OnEnd<B> = Box<dyn FnOnce(StreamEnd<B>) + Send + Sync>;
+
+/// Tells once how its body ended.
+pub(super) struct WatchedStream<B: Body> {
+    body: Option<Pin<Box<B>>>,
+    on_end: Option<OnEnd<B>>,
+}
+
+impl<B: Body<Data = Bytes>> WatchedStream<B> {
+    pub(super) fn new(body: Pin<Box<B>>, on_end: OnEnd<B>) -> Self {
+        Self {
+            body: Some(body),
+            on_end: Some(on_end),
+        }
+    }
+
+    pub(super) fn body(&self) -> Option<&B> {
+        self.body.as_deref()
+    }
+
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(cx))) {
+            Ok(poll) => {
+                let frame = ready!(poll);
+                match &frame {
+                    None => self.end(StreamEnd::Complete),
+                    Some(Err(_)) => self.end(StreamEnd::Failed),
+                    Some(Ok(_)) => {}
+                }
+                Poll::Ready(frame)
+            }
+            Err(panic) => {
+                self.end(StreamEnd::Panicked);
+                resume_unwind(panic)
+            }
+        }
+    }
+}
+
+impl<B: Body> WatchedStream<B> {
+    fn end(&mut self, end: StreamEnd<B>) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end(end);
+        }
+    }
+}
+
+impl<B: Body> Drop for WatchedStream<B> {
+    fn drop(&mut self) {
+        if self.on_end.is_none() {
+            return;
+        }
+        let Some(body) = self.body.take() else { return };
+        // A server that knows where the body ends does not poll it once more.
+        if body.is_end_stream() || body.size_hint().exact() == Some(0) {
+            self.end(StreamEnd::Complete);
+        } else {
+            self.end(StreamEnd::Dropped(body));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The profiles, and how they and single options go together: an option that was given counts, before or
+//! after the profile.
+
+use http::HeaderName;
+
+use crate::answer::{Policy, Rendering};
+use crate::error::ConfigError;
+use crate::request::{FingerprintSource, KeySource, ScopeSource};
+use crate::run::config::Config;
+
+/// A set of options under one name.
+#[derive(Debug, Clone)]
+pub(super) enum Profile {
+    Stripe,
+    Grpc,
+    Webhooks { sender: Box<str>, event_id: KeySource },
+}
+
+impl Profile {
+    /// The builder's method.
+    fn option(&self) -> &'static str {
+        match self {
+            Self::Stripe => "stripe",
+            Self::Grpc => "grpc",
+            Self::Webhooks { .. } => "webhooks",
+        }
+    }
+}
+
+/// The options that a profile would otherwise decide, as far as they were given.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    pub(super) profiles: Vec<Profile>,
+    pub(super) key: Option<KeySource>,
+    pub(super) scope: Option<ScopeSource>,
+    pub(super) fingerprint: Option<FingerprintSource>,
+    pub(super) require_key: Option<bool>,
+    pub(super) policy: Option<Policy>,
+    pub(super) replay_header: Option<HeaderName>,
+    pub(super) rendering: Option<Rendering>,
+    pub(super) documentation: Option<Rendering>,
+}
+
+impl Chosen {
+    /// The whole configuration. Contradictions are errors.
+    pub(super) fn resolve(mut self, mut config: Config) -> Result<Config, ConfigError> {
+        if self.documentation.is_some() && self.rendering.is_some() {
+            return Err(ConfigError::new(
+                "problem_documentation",
+                "it applies to the standard problems only, and `problem_response` replaces them; use one of the two",
+            ));
+        }
+        if let [first, .., second] = &self.profiles[..] {
+            return Err(ConfigError::new(
+                second.option(),
+                format!("`{}` was given before; use one profile for a layer", first.option()),
+            ));
+        }
+        match self.profiles.pop() {
+            None => {}
+            Some(Profile::Stripe) => {
+                self.exclude_documentation("stripe")?;
+                self.policy.get_or_insert_with(Policy::stripe);
+                self.scope.get_or_insert_with(|| ScopeSource::header("stripe-account")); // MERGE
+                self.replay_header
+                    .get_or_insert(HeaderName::from_static("idempotent-replayed"));
+                self.rendering.get_or_insert(Rendering::Stripe);
+            }
+            Some(Profile::Grpc) => {
+                self.exclude_documentation("grpc")?;
+                self.policy.get_or_insert_with(Policy::grpc);
+                self.rendering.get_or_insert(Rendering::Grpc);
+            }
+            Some(Profile::Webhooks { sender, event_id }) => {
+                let twice = |option| {
+                    let reason = "`webhooks` decides it; leave one of the two out";
+                    Err(ConfigError::new(option, reason))
+                };
+                if self.key.is_some() {
+                    return twice("key");
+                }
+                if self.scope.is_some() {
+                    return twice("scope");
+                }
+                self.key = Some(event_id);
+                self.scope = Some(ScopeSource::shared_by_all(&sender) /*MERGE*/);
+                self.fingerprint.get_or_insert_with(FingerprintSource::none);
+                self.require_key.get_or_insert(true);
+            }
+        }
+        let Self {
+            profiles: _,
+            key,
+            scope,
+            fingerprint,
+            require_key,
+            policy,
+            replay_header,
+            rendering,
+            documentation,
+        } = self;
+        set(&mut config.key.source, key);
+        set(&mut config.scope, scope);
+        set(&mut config.fingerprint, fingerprint);
+        set(&mut config.require_key, require_key);
+        set(&mut config.policy, policy);
+        set(&mut config.replay_header, replay_header);
+        set(&mut config.rendering, rendering.or(documentation));
+        Ok(config)
+    }
+
+    fn exclude_documentation(&self, profile: &'static str) -> Result<(), ConfigError> {
+        match self.documentation {
+            None => Ok(()),
+            Some(_) => Err(ConfigError::new(
+                "problem_documentation",
+                format!("it applies to the standard problems only, and `{profile}` replaces them; use one of the two"),
+            )),
+        }
+    }
+}
+
+fn set<T>(option: &mut T, chosen: Option<T>) {
+    if let Some(value) = chosen {
+        *option = value;
+    }
+}
