@@ -242,8 +242,50 @@ mod tests {
         assert_eq!(told(ProblemKind::StoreUnavailable), (some("1"), None));
         assert_eq!(told(ProblemKind::Overloaded), (some("1"), None));
         assert_eq!(told(ProblemKind::InvalidKey), (None, None));
-        let (_, body) = render(&Rendering::Standard, &Problem::not_retained(StatusCode::CREATED, HeaderMap::new()));
+        let (_, body) = render(
+            &Rendering::Standard,
+            &Problem::not_retained(StatusCode::CREATED, HeaderMap::new()),
+        );
         assert_eq!(body["original_status"], 201);
+        assert_eq!(body.get("original_location"), None);
+    }
+
+    #[test]
+    fn contract_4_7_a_problem_says_where_the_result_is() {
+        let mut locations = HeaderMap::new();
+        locations.insert("content-location", HeaderValue::from_static("/reports/1.json"));
+        let only = Problem::not_retained(StatusCode::CREATED, locations.clone());
+        let (response, body) = render(&Rendering::Standard, &only);
+        assert_eq!(body["original_location"], "/reports/1.json");
+        assert_eq!(response.headers()["content-location"], "/reports/1.json");
+        locations.insert("location", HeaderValue::from_static("/reports/1"));
+        let both = Problem::not_retained(StatusCode::CREATED, locations);
+        let (response, body) = render(&Rendering::Standard, &both);
+        assert_eq!(body["original_location"], "/reports/1");
+        assert_eq!(response.headers()["location"], "/reports/1");
+    }
+
+    #[test]
+    fn contract_7_3_refusals_of_grpc_are_statuses_that_say_when_to_retry() {
+        let (parts, ()) = http::Request::new(()).into_parts();
+        for (kind, status, push_back) in [
+            (ProblemKind::InFlight, "10", "1000"),
+            (ProblemKind::KeyReused, "9", "-1"),
+            (ProblemKind::StoreUnavailable, "14", "1000"),
+            (ProblemKind::BodyUnreadable, "14", "0"),
+            (ProblemKind::MissingKey, "3", "-1"),
+            (ProblemKind::ResponseNotRetained, "6", "-1"),
+            (ProblemKind::ScopeUnavailable, "13", "-1"),
+        ] {
+            let response = Rendering::Grpc.render(&Problem::new(kind, "100% sure"), &parts);
+            let headers = response.headers();
+            assert_eq!(response.status(), 200);
+            assert_eq!(headers[CONTENT_TYPE], "application/grpc");
+            assert_eq!(headers["grpc-status"], status, "{kind:?}");
+            assert_eq!(headers["grpc-message"], "100%25 sure");
+            assert_eq!(headers["grpc-retry-pushback-ms"], push_back, "{kind:?}");
+            assert_eq!(headers["idempotency-problem"], kind.slug());
+        }
     }
 
     #[test]
@@ -254,6 +296,7 @@ mod tests {
         let (response, body) = render(&Rendering::Stripe, &Problem::new(ProblemKind::InFlight, "why"));
         assert_eq!(response.status(), 409);
         assert_eq!(body["error"]["code"], "idempotency_key_in_use");
+        assert_eq!(body["error"]["type"], "invalid_request_error");
         let (_, body) = render(&Rendering::Stripe, &Problem::new(ProblemKind::StoreUnavailable, "why"));
         assert_eq!(body["error"]["type"], "api_error");
         let (_, body) = render(&Rendering::Stripe, &Problem::new(ProblemKind::MissingKey, "why"));

@@ -588,24 +588,111 @@ async fn contract_4_7_a_body_that_failed_midway_fails_at_the_client_and_leaves_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn contract_4_8_an_event_stream_goes_out_live_and_leaves_a_tombstone_at_once() {
-    for content_type in ["text/event-stream", "Text/Event-Stream; charset=utf-8"] {
-        let service = IdempotencyLayer::new(MemoryStore::new()).layer(inner(move |_| async move {
-            let body = ScriptedBody::new([Step::Data("data: 1\n\n".into()), Step::Hang]);
-
-            Response::builder()
-                .header("content-type", content_type)
-                .body(body)
-                .unwrap()
+async fn contract_4_8_a_stream_goes_out_live_and_leaves_a_tombstone_when_it_has_ended() {
+    for content_type in [
+        "text/event-stream",
+        "Text/Event-Stream; charset=utf-8",
+        "application/x-ndjson",
+        "application/jsonl",
+        "application/json-seq",
+        "multipart/x-mixed-replace; boundary=b",
+    ] {
+        let gate = Gate::default();
+        let stops = gate.clone();
+        let service = IdempotencyLayer::new(MemoryStore::new()).layer(inner(move |_| {
+            let body = ScriptedBody::new([Step::Data("data: 1\n\n".into()), Step::Stop(stops.clone())]);
+            let response = Response::builder().header("content-type", content_type);
+            ready(response.body(body).unwrap())
         }));
         let response = respond(&service, post("/", "k", "b")).await;
         assert_eq!(response.extensions().get(), Some(&Outcome::Sealed));
-        // The stream is still open, and nobody reads it yet.
-        assert_tombstone(&send(&service, post("/", "k", "b")).await, 200);
         let mut body = pin!(response.into_body());
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
-        let mut next = pin!(body.frame());
-        assert!(poll_once(next.as_mut()).await.is_pending());
+        // The stream is still open: its operation runs.
+        send(&service, post("/", "k", "b"))
+            .await
+            .assert_problem(409, "in-flight");
+        gate.open();
+        assert!(body.frame().await.is_none());
+        assert_tombstone(&send(&service, post("/", "k", "b")).await, 200);
+    }
+}
+
+/// An event stream that has sent one event.
+async fn open_stream<St: Store>(layer: &IdempotencyLayer<St>, gate: &Gate) -> impl http_body::Body<Data = Bytes> + use<St> {
+    let stops = gate.clone();
+    let service = layer.layer(inner(move |_| {
+        let body = ScriptedBody::new([
+            Step::Data("data: 1\n\n".into()),
+            Step::Stop(stops.clone()),
+            Step::Data("data: 2\n\n".into()),
+        ]);
+        let response = Response::builder().header("content-type", "text/event-stream");
+        ready(response.body(body).unwrap())
+    }));
+    let mut body = Box::pin(respond(&service, post("/", "k", "b")).await.into_body());
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    body
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_4_8_if_the_client_disconnects_from_a_stream_the_outcome_is_unknown() {
+    let layer = IdempotencyLayer::new(MemoryStore::new());
+    drop(open_stream(&layer, &Gate::default()).await);
+    let service = numbered(&layer, &Count::default(), StatusCode::OK);
+    send(&service, post("/", "k", "b"))
+        .await
+        .assert_problem(409, "outcome-unknown");
+    assert_eq!(layer.background().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_4_8_by_option_a_stream_is_drained_without_its_client() {
+    let layer = IdempotencyLayer::builder(MemoryStore::new())
+        .drain_streams(true)
+        .build()
+        .unwrap();
+    let gate = Gate::default();
+    drop(open_stream(&layer, &gate).await);
+    let service = numbered(&layer, &Count::default(), StatusCode::OK);
+    send(&service, post("/", "k", "b"))
+        .await
+        .assert_problem(409, "in-flight");
+    assert_eq!(layer.background().len(), 1);
+    gate.open();
+    drain(&layer).await;
+    assert_tombstone(&send(&service, post("/", "k", "b")).await, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_4_3_and_4_8_a_stream_that_fails_or_panics_is_settled() {
+    for (step, fate, code) in [
+        (Step::Fail, Fate::Release, "outcome-unknown"),
+        (Step::Panic, Fate::Seal, "outcome-unknown"),
+        (Step::Panic, Fate::Release, "ran"),
+    ] {
+        let layer = IdempotencyLayer::builder(MemoryStore::new())
+            .policy(Policy::success().on_panic(fate))
+            .build()
+            .unwrap();
+        let last = step.clone();
+        let service = layer.layer(inner(move |_| {
+            let body = ScriptedBody::new([Step::Data("data: 1\n\n".into()), last.clone()]);
+            let response = Response::builder().header("content-type", "text/event-stream");
+            ready(response.body(body).unwrap())
+        }));
+        let body = respond(&service, post("/", "k", "b")).await.into_body();
+        let read = tokio::spawn(body.collect()).await;
+        assert!(read.is_err() || read.unwrap().is_err());
+        let retry = send(
+            &numbered(&layer, &Count::default(), StatusCode::OK),
+            post("/", "k", "b"),
+        )
+        .await;
+        match code {
+            "ran" => assert_eq!(retry.text(), "run 1"),
+            code => retry.assert_problem(409, code),
+        }
     }
 }
 
@@ -616,7 +703,7 @@ async fn contract_4_8_the_policy_can_say_so_of_others() {
         Some(_) => Verdict::Seal,
         None => Verdict::Store,
     });
-    for policy in [by_type, by_verdict] {
+    for (policy, meanwhile) in [(by_type, "in-flight"), (by_verdict, "response-not-retained")] {
         let layer = IdempotencyLayer::builder(MemoryStore::new())
             .policy(policy)
             .build()
@@ -631,7 +718,8 @@ async fn contract_4_8_the_policy_can_say_so_of_others() {
         let response = respond(&service, post("/", "k", "b")).await;
         let mut body = pin!(response.into_body());
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "{}\n");
-        assert_tombstone(&send(&service, post("/", "k", "b")).await, 200);
+        // A stream is awaited; that the operation is done is what `Seal` says.
+        send(&service, post("/", "k", "b")).await.assert_problem(409, meanwhile);
     }
 }
 
@@ -733,11 +821,11 @@ async fn contract_4_any_response_can_be_stored_released_or_sealed() {
     assert_eq!(send(&fine, post("/", "b", "")).await.text(), "run 2");
     assert_eq!(send(&fine, post("/", "b", "")).await.text(), "run 3");
     let sealed = layer.layer(inner(|_| async {
-        let response = Response::builder().status(500).header("x-verdict", "seal");
-        response.body(Full::<Bytes>::from("unsure")).unwrap()
+        let response = Response::builder().status(409).header("x-verdict", "seal");
+        response.body(Full::<Bytes>::from("done before")).unwrap()
     }));
-    assert_eq!(send(&sealed, post("/", "c", "")).await.text(), "unsure");
-    assert_tombstone(&send(&sealed, post("/", "c", "")).await, 500);
+    assert_eq!(send(&sealed, post("/", "c", "")).await.text(), "done before");
+    assert_tombstone(&send(&sealed, post("/", "c", "")).await, 409);
 }
 
 #[tokio::test(start_paused = true)]

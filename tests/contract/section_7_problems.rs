@@ -18,7 +18,7 @@ use tower_idempotency::{
 use crate::support::store::{Act, Op, Scripted};
 use crate::support::{
     Answer, BrokenBody, Count, Gate, Inner, ScriptedBody, Step, capture, counted, drain, inner, ok, poll_once, post,
-    request, send, settle,
+    read, request, send, settle,
 };
 
 type Configure = fn(IdempotencyLayerBuilder<Scripted>) -> IdempotencyLayerBuilder<Scripted>;
@@ -46,9 +46,7 @@ fn service<St: Store>(layer: &IdempotencyLayer<St>, gate: &Gate) -> IdempotencyS
     }))
 }
 
-/// One answer of every kind of refusal, through real requests.
-async fn refusals(configure: Configure) -> BTreeMap<&'static str, Answer> {
-    let store = Scripted::default();
+fn layer_of_refusals(store: &Scripted, configure: Configure) -> IdempotencyLayer<Scripted> {
     let scope = ScopeSource::from_fn(|parts| match parts.headers.get("x-scope") {
         Some(scope) => Ok(scope.to_str()?.to_owned()),
         None => Err("no scope".into()),
@@ -60,7 +58,13 @@ async fn refusals(configure: Configure) -> BTreeMap<&'static str, Answer> {
         .max_response_body(20)
         .max_detached(1)
         .policy(Policy::success().on_panic(Fate::Seal));
-    let layer = configure(builder).build().unwrap();
+    configure(builder).build().unwrap()
+}
+
+/// One answer of every kind of refusal, through real requests.
+async fn refusals(configure: Configure) -> BTreeMap<&'static str, Answer> {
+    let store = Scripted::default();
+    let layer = layer_of_refusals(&store, configure);
     let gate = Gate::default();
     let service = service(&layer, &gate);
     let to = |path: &str, key: &str| {
@@ -97,7 +101,18 @@ async fn refusals(configure: Configure) -> BTreeMap<&'static str, Answer> {
     refusals.insert("overloaded", send(&service, keyed("another", "b")).await);
     gate.open();
     drain(&layer).await;
+    refusals.insert("misconfigured", without_a_timer(configure));
     refusals
+}
+
+/// The answer on a runtime that has no timer.
+fn without_a_timer(configure: Configure) -> Answer {
+    let service = service(&layer_of_refusals(&Scripted::default(), configure), &Gate::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let answer = std::thread::spawn(move || {
+        runtime.block_on(async { read(service.oneshot(keyed("k", "b")).await.unwrap()).await })
+    });
+    answer.join().unwrap()
 }
 
 /// Whether nobody has come to the gate yet.
@@ -112,6 +127,7 @@ async fn contract_7_every_refusal_is_a_problem_with_its_members() {
     let mut all: Vec<_> = ProblemKind::ALL.iter().map(|kind| kind.slug()).collect();
     all.sort_unstable();
     assert_eq!(slugs, all, "every kind was seen");
+    let mut instances = std::collections::BTreeSet::new();
     for (slug, answer) in &refusals {
         let kind = ProblemKind::ALL.iter().find(|kind| kind.slug() == *slug).unwrap();
         answer.assert_problem(kind.status().as_u16(), slug);
@@ -120,10 +136,18 @@ async fn contract_7_every_refusal_is_a_problem_with_its_members() {
         let members = problem.as_object().unwrap().len();
         assert_eq!(
             members,
-            if *slug == "response-not-retained" { 6 } else { 5 },
+            if *slug == "response-not-retained" { 8 } else { 7 },
             "{problem}"
         );
         assert!(!answer.text().contains("null"), "{problem}");
+        let retryable = matches!(
+            *slug,
+            "in-flight" | "overloaded" | "store-unavailable" | "body-unreadable"
+        );
+        assert_eq!(problem["retryable"], retryable, "{problem}");
+        let instance = problem["instance"].as_str().unwrap();
+        assert!(instance.starts_with("urn:uuid:"), "{instance}");
+        assert!(instances.insert(instance.to_owned()), "{instance} twice");
     }
 }
 
@@ -400,6 +424,7 @@ fn contract_7_the_kinds_are_public_and_their_slugs_stable() {
         "response-not-retained",
         "outcome-unknown",
         "store-unavailable",
+        "misconfigured",
         "overloaded",
     ];
     assert_eq!(slugs, expected);
@@ -407,5 +432,5 @@ fn contract_7_the_kinds_are_public_and_their_slugs_stable() {
         .iter()
         .map(|kind| kind.status().as_u16())
         .collect::<Vec<_>>();
-    assert_eq!(statuses, [400, 400, 500, 413, 400, 422, 409, 409, 409, 503, 503]);
+    assert_eq!(statuses, [400, 400, 500, 413, 400, 422, 409, 409, 409, 503, 500, 503]);
 }
