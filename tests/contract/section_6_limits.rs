@@ -246,7 +246,7 @@ async fn contract_6_3_while_the_store_is_away_requests_are_refused_at_once() {
         .await
         .assert_problem(503, "store-unavailable");
     gate.open();
-    assert_eq!(probe.await.unwrap().text(), "run 1");
+    assert!(probe.await.unwrap().text().starts_with("run 1"));
     assert!(send(&service, post("/", "k", "b")).await.text().starts_with("run 2"));
     assert!(store.calls(Op::Begin) > calls, "asked again");
 }

@@ -318,7 +318,7 @@ async fn contract_7_every_request_is_counted_once() {
         let counted = kind != ProblemKind::ResponseNotRetained;
         assert_eq!(fresh.contains_key(kind.slug()), counted, "{kind:?}");
     }
-    assert_eq!(fresh.len(), 6 + ProblemKind::ALL.len() - 1 + 1);
+    assert_eq!(fresh.len(), 7 + ProblemKind::ALL.len() - 1 + 1);
 }
 
 #[tokio::test(start_paused = true)]
