@@ -87,7 +87,7 @@ async fn run(store: &Sealed<Scripted>, shelf: &Scripted, at: u64, record: &Recor
     assert!(matches!(store.begin(&begin).await.unwrap(), Begun::Started { .. }));
     let held = store.complete(&begin.slot, begin.token, record, HOUR).await.unwrap();
     assert_eq!(held, Held::Yes);
-    kept(&shelf).pop().unwrap()
+    kept(shelf).pop().unwrap()
 }
 
 async fn corrupt(store: &impl Store, at: u64, of: u8) -> String {
