@@ -14,6 +14,7 @@ use super::rng::Rng;
 use super::round::{SETTLES, World};
 use super::rounds::left_out;
 use super::store::{Engine, Engines};
+use crate::support::eventually;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -35,7 +36,7 @@ async fn overtaken(engine: Engine) {
         let (world, operations) = (world.clone(), operations.clone());
         async move { world.attempt(&operations, 0, 0, PATIENCE, &mut Rng::new(0)).await }
     });
-    sleep(Duration::from_millis(400)).await;
+    eventually("its holder is at work", async || world.provider_calls(0).await == 1).await;
     world.servers[0].halt();
     let overtaker = loop {
         let outcome = world.attempt(&operations, 0, 1, PATIENCE, &mut Rng::new(1)).await;
@@ -43,7 +44,7 @@ async fn overtaken(engine: Engine) {
             Outcome::Answer(answer) if answer.status == 201 => break answer,
             _ => sleep(Duration::from_millis(50)).await,
         }
-        assert!(world.now() - began < PATIENCE, "it is not taken over");
+        assert!(world.now() - began < SETTLES, "it is not taken over");
     };
     assert!(!overtaker.replayed);
     assert_eq!(overtaker.json()["attempt"], 2);

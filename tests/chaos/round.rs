@@ -19,6 +19,7 @@ use super::plan::{Client, Fault, Plan};
 use super::rng::Rng;
 use super::server::Server;
 use super::store::{Engines, Store};
+use crate::support::eventually;
 
 /// Of the simulated provider.
 const LATENCY: Duration = Duration::from_millis(60);
@@ -153,7 +154,7 @@ impl World {
             }
             Fault::HaltStore { time } => self.blocking(move |world| world.store.halt(time)).await,
             Fault::KillStore { time } => self.blocking(move |world| world.store.kill(time)).await,
-            Fault::CutAll { server } => self.store.proxy(server).cut_all(),
+            Fault::CutAll { server } => self.store.proxy(server).cut_all().await,
             Fault::CutAnswer { server, request } => self.store.proxy(server).cut_after_requests(request),
             Fault::CutRequest { server, request } => self.store.proxy(server).cut_before_request(request),
             Fault::Delay { server, by, time } => {
@@ -168,7 +169,7 @@ impl World {
             }
             Fault::Refuse { server, time } => {
                 self.store.proxy(server).refuse(true).await;
-                self.store.proxy(server).cut_all();
+                self.store.proxy(server).cut_all().await;
                 sleep(time).await;
                 self.store.proxy(server).refuse(false).await;
             }
@@ -257,19 +258,29 @@ impl World {
         }
     }
 
-    /// Asks until there is an answer.
+    /// How often a server has called the provider.
+    pub async fn provider_calls(&self, server: usize) -> u64 {
+        let metrics = self.insist_on(server, &get("/metrics", "")).await.body;
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("identity_provider_calls_total "));
+        line.unwrap_or_else(|| panic!("{metrics}")).parse().unwrap()
+    }
+
     async fn ask(&self, server: usize, request: &[u8]) -> Value {
-        let mut last = Outcome::Broken;
-        for _ in 0..200 {
-            last = send(self.servers[server].address(), request, PATIENCE).await;
-            if let Outcome::Answer(answer) = &last
-                && answer.status == 200
-            {
-                return answer.json();
+        self.insist_on(server, request).await.json()
+    }
+
+    /// Asks until there is an answer.
+    async fn insist_on(&self, server: usize, request: &[u8]) -> Answer {
+        let what = format!("an answer to {}", String::from_utf8_lossy(request));
+        eventually(&what, async || {
+            match send(self.servers[server].address(), request, PATIENCE).await {
+                Outcome::Answer(answer) if answer.status == 200 => Some(answer),
+                _ => None,
             }
-            sleep(Duration::from_millis(25)).await;
-        }
-        panic!("no answer but {last:?} to {}", String::from_utf8_lossy(request));
+        })
+        .await
     }
 
     /// Leaves all that may explain what went wrong in a directory.

@@ -10,6 +10,7 @@ use super::round::{SETTLES, World};
 use super::rounds::left_out;
 use super::store::{Engine, Engines};
 
+use crate::support::eventually;
 use crate::support::servers::proxy::Proxy;
 
 /// Short, as a run may have to wait for it, and long enough not to lapse by itself.
@@ -66,7 +67,7 @@ impl Steps {
     /// How many requests an operation makes of the store, with new connections or without.
     async fn requests(&mut self, kind: Kind, anew: bool) -> u64 {
         if anew {
-            self.proxy().cut_all();
+            self.proxy().cut_all().await;
         }
         let before = self.proxy().round_trips();
         self.operate(kind, anew).await;
@@ -80,7 +81,7 @@ impl Steps {
         for cut in [Cut::NeverHeard, Cut::AnswerLost] {
             for step in 1..=steps {
                 if anew {
-                    self.proxy().cut_all();
+                    self.proxy().cut_all().await;
                 }
                 let cuts = self.proxy().counts().cuts;
                 match cut {
@@ -88,6 +89,8 @@ impl Steps {
                     Cut::AnswerLost => self.proxy().cut_after_requests(step),
                 }
                 self.operate(kind, true).await;
+                // The operation may have gone on over another connection, before the server answered on this one.
+                eventually("the connection is cut", async || !self.proxy().cut_is_due()).await;
                 let cuts = self.proxy().counts().cuts - cuts;
                 self.world.store.heal().await;
                 // The last steps may be the background's, and come later.

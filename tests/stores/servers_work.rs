@@ -177,7 +177,8 @@ fn hold(servers: [(Option<u32>, &Path); 2]) {
     for (process, directory) in servers {
         println!("\nserver {} {}", process.unwrap(), directory.display());
     }
-    std::thread::sleep(process::PATIENCE);
+    // Until the test kills this process.
+    std::thread::sleep(10 * process::PATIENCE);
 }
 
 #[test]
@@ -406,7 +407,7 @@ async fn proxy_cuts_all_even_in_a_black_hole() {
     while proxy.counts().connections < 2 {
         tokio::task::yield_now().await;
     }
-    proxy.cut_all();
+    proxy.cut_all().await;
     for connection in [&mut first, &mut second] {
         let end = connection.read(&mut [0]).await.unwrap_err();
         assert_eq!(end.kind(), ErrorKind::ConnectionReset);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
@@ -14,6 +14,7 @@ use tower_idempotency::store::{Begun, Held, Inspect, OnLapse, Phase, Record, Sto
 use crate::support::claim::{Claim, HOUR, PRINT, claim};
 use crate::support::directory::Directory;
 use crate::support::eventually;
+use crate::support::wait::{PATIENCE, watched};
 
 async fn open(directory: &Directory) -> SqliteStore {
     let store = SqliteStore::open(directory.path("keys.db")).await.unwrap();
@@ -275,25 +276,24 @@ async fn a_writer_that_holds_on_is_told_and_readers_do_not_wait() {
     assert_told(&error, StoreErrorKind::Unavailable, &["begin", "busy timeout"]);
     let error = impatient.renew(&slot, Token(1), HOUR).await.unwrap_err();
     assert_told(&error, StoreErrorKind::Unavailable, &["renew", "busy timeout"]);
-    let started = Instant::now();
-    assert!(matches!(
-        store.begin(&claim(1).token(2)).await.unwrap(),
-        Begun::InFlight { .. }
-    ));
-    assert!(started.elapsed() < Duration::from_secs(4), "it waited for the writer");
+    // It would wait for the writer longer than this test may take.
+    let patient = with(options(&directory).busy_timeout(10 * PATIENCE)).await;
+    let asked = claim(1).token(2);
+    let begun = watched(PATIENCE, patient.begin(&asked)).await;
+    assert!(matches!(begun.unwrap(), Begun::InFlight { .. }));
     // Dropped while they wait, they leave the pool whole.
     for _ in 0..4 {
         let short = Duration::from_millis(20);
         let asked = claim(3).token(1);
-        assert!(tokio::time::timeout(short, impatient.begin(&asked)).await.is_err());
+        assert!(tokio::time::timeout(short, patient.begin(&asked)).await.is_err());
     }
     lock.rollback().await.unwrap();
     eventually("the pool is whole", async || {
-        impatient.pool().size() as usize == impatient.pool().num_idle()
+        patient.pool().size() as usize == patient.pool().num_idle()
     })
     .await;
     assert_eq!(
-        impatient.begin(&claim(4).token(1)).await.unwrap(),
+        patient.begin(&claim(4).token(1)).await.unwrap(),
         Begun::Started { attempt: 1 }
     );
 }

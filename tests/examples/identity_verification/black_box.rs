@@ -243,7 +243,7 @@ async fn work_that_outlasts_ten_seconds_is_abandoned() {
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("abandoned=3"), "{log}");
     assert!(took >= Duration::from_secs(10), "{took:?}");
-    assert!(took < Duration::from_secs(15), "one deadline for all: {took:?}");
+    assert!(took < Duration::from_secs(19), "one deadline for all: {took:?}");
     drop((waiting, without_key));
 }
 

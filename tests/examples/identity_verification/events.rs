@@ -237,10 +237,10 @@ async fn a_claim_lapses_and_fences(store: &Store) {
     // How long it has been refused counts from the first refusal in a row.
     assert_eq!(second.refused_for, None);
     data.postpone_event(&second, Duration::ZERO, true).await.unwrap();
-    let third = claim(LEASE).await;
+    let third = claim(LONG).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
     data.postpone_event(&third, Duration::ZERO, true).await.unwrap();
-    let fourth = claim(LEASE).await;
+    let fourth = claim(LONG).await;
     assert!(fourth.refused_for.unwrap() >= Duration::from_millis(20));
     assert!(fourth.refused_for.unwrap() < Duration::from_secs(60));
     data.postpone_event(&fourth, Duration::ZERO, false).await.unwrap();
@@ -437,7 +437,7 @@ async fn a_subscriber_that_hangs_does_not_keep_it_from_stopping() {
     server.signal("TERM");
     let (status, log) = server.ended().await;
     assert!(began.elapsed() >= Duration::from_secs(9), "{:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     assert_eq!(status.code(), Some(0), "the event is in the outbox: {log}");
     assert!(log.contains("events=1"), "{log}");
 }

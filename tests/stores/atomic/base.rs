@@ -8,6 +8,9 @@ use crate::support::directory::Directory;
 use crate::support::servers::postgres::Postgres;
 use crate::support::servers::proxy::Proxy;
 
+/// How long SQLite waits for a lock; what PostgreSQL waits for takes longer here.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// One of the databases, empty, with a pool of two connections.
 pub(super) trait Base: Clone + Send + Sync + 'static {
     type Store: Inspect + Clone;
@@ -40,7 +43,7 @@ pub(super) fn lite(directory: &Directory) -> SqliteConnectOptions {
         .filename(directory.path("app.db"))
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
-        .busy_timeout(Duration::from_secs(5))
+        .busy_timeout(BUSY_TIMEOUT)
 }
 
 impl Lite {

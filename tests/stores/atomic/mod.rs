@@ -44,5 +44,5 @@ use tower_idempotency::{Fate, IdempotencyKey, IdempotencyLayer, IdempotencyLayer
 
 use crate::support::{Answer, Count, Gate, ScriptedBody, Step, counted, drain, eventually, post, respond, send, spawn};
 
-use base::{Base, Big, Lite};
+use base::{BUSY_TIMEOUT, Base, Big, Lite};
 use shop::{assert_undone, shop, shop_with};

@@ -87,10 +87,8 @@ async fn work_in_use_and_over<B: Base>(base: B) {
 
 async fn leaked_work_is_answered_and_rolled_back<B: Base>(base: B) {
     let shop = shop_with::<B, _>(base.store(), |builder| builder.store_timeout(Duration::from_secs(1)));
-    let started = Instant::now();
     let answer = shop.send("/leak", "k").await;
     answer.assert_problem(503, "store-unavailable");
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert_eq!(base.charges("k").await, 0);
     let left = shop.left.lock().unwrap().pop().unwrap();
     let (work, transaction) = *left.downcast::<(Work<B::Db>, Transaction<B::Db>)>().unwrap();
@@ -99,10 +97,8 @@ async fn leaked_work_is_answered_and_rolled_back<B: Base>(base: B) {
     let error = transaction.begin().await.map(drop).unwrap_err();
     assert_eq!(error.kind(), TransactionErrorKind::Over);
     // The transaction has ended although its handle is kept.
-    let ended = Instant::now();
     let again = shop.retry_anew("k").await;
     assert_eq!((again.status.as_u16(), again.text()), (200, "charged in attempt 1"));
-    assert!(ended.elapsed() < Duration::from_secs(15), "{:?}", ended.elapsed());
     assert_eq!(base.charges("k").await, 1);
     drop(transaction);
     eventually("no connection is kept", async || base.busy() == 0).await;
@@ -129,6 +125,8 @@ async fn work_in_a_live_body<B: Base>(base: B) {
 }
 
 async fn a_runtime_that_is_dropped<B: Base>(base: B) {
+    // It has to lapse, and a claim may take a third of it.
+    const LEASE: Duration = Duration::from_secs(3);
     // Its own pool: connections belong to the runtime that made them.
     let elsewhere = base.clone();
     let (shop, asked) = tokio::task::spawn_blocking(move || {
@@ -138,9 +136,7 @@ async fn a_runtime_that_is_dropped<B: Base>(base: B) {
             .build()
             .unwrap();
         let (shop, asked) = runtime.block_on(async {
-            let shop = shop_with::<B, _>(elsewhere.elsewhere().await, |builder| {
-                builder.lease(Duration::from_millis(600))
-            });
+            let shop = shop_with::<B, _>(elsewhere.elsewhere().await, |builder| builder.lease(LEASE));
             let asked = spawn(&shop.bank, post("/open", "k", "{}"));
             shop.gate.arrival().await;
             (shop, asked)
@@ -153,7 +149,7 @@ async fn a_runtime_that_is_dropped<B: Base>(base: B) {
     assert!(asked.await.unwrap_err().is_cancelled());
     assert_eq!(base.charges("k").await, 0);
     drop(shop);
-    let here = shop_with::<B, _>(base.store(), |builder| builder.lease(Duration::from_millis(600)));
+    let here = shop_with::<B, _>(base.store(), |builder| builder.lease(LEASE));
     here.gate.open();
     let again = here.retry("/open", "k").await;
     assert_eq!(again.text(), "charged in attempt 2");

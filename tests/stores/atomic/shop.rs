@@ -39,15 +39,11 @@ impl<St: Store> Shop<St> {
         self.retry_while("/ok", key, &[409, 422, 503]).await
     }
     pub(super) async fn retry_while(&self, path: &str, key: &str, statuses: &[u16]) -> Answer {
-        let started = Instant::now();
-        loop {
+        eventually("another answer", async || {
             let answer = self.send(path, key).await;
-            if !statuses.contains(&answer.status.as_u16()) {
-                return answer;
-            }
-            assert!(started.elapsed() < Duration::from_secs(60), "{answer:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            (!statuses.contains(&answer.status.as_u16())).then_some(answer)
+        })
+        .await
     }
 }
 
@@ -61,7 +57,8 @@ pub(super) fn shop_with<B: Base, St: Store>(
     configure: impl FnOnce(IdempotencyLayerBuilder<St>) -> IdempotencyLayerBuilder<St>,
 ) -> Shop<St> {
     let builder = IdempotencyLayer::builder(store)
-        .store_timeout(Duration::from_secs(4))
+        .store_timeout(Duration::from_secs(20))
+        .lease(Duration::from_secs(60))
         .max_response_body(1000);
     let layer = configure(builder).build().unwrap();
     let gate = Gate::default();

@@ -13,7 +13,7 @@ mod rules;
 
 use std::cell::Cell;
 use std::error::Error as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;

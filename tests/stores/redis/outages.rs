@@ -1,6 +1,7 @@
 //! Servers and connections that go away and come back.
 
 use super::*;
+use crate::support::wait::{PATIENCE, watched};
 
 #[tokio::test]
 async fn answers_that_are_lost_with_their_connection() {
@@ -103,11 +104,9 @@ async fn a_server_that_is_paused() {
     let store = store(&server).await;
     let begin = claim(1);
     server.pause();
-    let asked = Instant::now();
-    let answer = store.begin(&begin).await;
+    let answer = watched(PATIENCE, store.begin(&begin)).await;
     server.resume();
     assert_fails(answer, StoreErrorKind::Timeout, "did not answer in time");
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
     // Whether the first was done does not matter.
     assert_eq!(store.begin(&begin).await.unwrap(), STARTED);
     assert!(matches!(store.begin(&claim(1)).await.unwrap(), Begun::InFlight { .. }));

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Nothing takes that long, on however busy a machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether a test must fail, and not be skipped, where the server it needs is not installed.
 pub fn required() -> bool {

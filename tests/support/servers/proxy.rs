@@ -1,5 +1,6 @@
 //! A TCP proxy that harms what goes through it, as a network does.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,6 +63,7 @@ impl Proxy {
             upstream,
             state: Mutex::default(),
             faults: watch::Sender::default(),
+            open: watch::Sender::default(),
         });
         let (opened, open) = watch::channel(true);
         let accepting = tokio::spawn(accept(port, listener, shared.clone(), opened));
@@ -102,6 +104,19 @@ impl Proxy {
         state.cut_before = Some(state.counts.requests + n);
     }
 
+    /// Whether a request met with [`Proxy::cut_after_requests`], and its connection still stands because the
+    /// server has not answered.
+    pub fn cut_is_due(&self) -> bool {
+        self.shared.state().doomed > 0
+    }
+
+    /// Lets the `n`th request from now reach the server, and becomes a black hole before it is answered.
+    /// Once; 1 is the next request, which must fit into one piece.
+    pub fn black_hole_after_requests(&self, n: u64) {
+        let mut state = self.shared.state();
+        state.black_hole_after = Some(state.counts.requests + n);
+    }
+
     /// From now on, or no longer, accepts connections and whatever comes, and lets nothing through.
     /// What it held back goes through afterwards.
     pub fn black_hole(&self, on: bool) {
@@ -113,9 +128,16 @@ impl Proxy {
         self.shared.faults.send_modify(|faults| faults.delay = delay);
     }
 
-    /// Cuts all connections there are.
-    pub fn cut_all(&self) {
-        self.shared.faults.send_modify(|faults| faults.cut_all += 1);
+    /// Cuts all connections there are, and returns when none of them is left.
+    pub async fn cut_all(&self) {
+        let mut now = 0;
+        self.shared.faults.send_modify(|faults| {
+            faults.cut_all += 1;
+            now = faults.cut_all;
+        });
+        let mut open = self.shared.open.subscribe();
+        let cut = open.wait_for(|open| open.range(..now).next().is_none()).await;
+        cut.expect("the sender is in this very value");
     }
 
     /// From now on, or no longer, refuses connections, as a machine does on which no server runs.
@@ -131,6 +153,7 @@ impl Proxy {
             let mut state = self.shared.state();
             state.cut_after = None;
             state.cut_before = None;
+            state.black_hole_after = None;
         }
         self.black_hole(false);
         self.delay(Duration::ZERO);
@@ -152,6 +175,8 @@ struct Shared {
     upstream: u16,
     state: Mutex<State>,
     faults: watch::Sender<Faults>,
+    /// How many connections are open, by how often all connections had been cut when they were accepted.
+    open: watch::Sender<BTreeMap<u64, u32>>,
 }
 
 #[derive(Debug, Default)]
@@ -161,6 +186,10 @@ struct State {
     cut_after: Option<u64>,
     /// The number of the request that is not to arrive.
     cut_before: Option<u64>,
+    /// The number of the request after which nothing goes through.
+    black_hole_after: Option<u64>,
+    /// Connections that end when the server answers.
+    doomed: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -221,17 +250,45 @@ async fn accept(port: u16, listener: TcpListener, shared: Arc<Shared>, open: wat
                 let Ok((client, _)) = accepted else { continue };
                 let cut_before = shared.faults.borrow().cut_all;
                 shared.state().counts.connections += 1;
-                connections.spawn(serve(client, shared.clone(), cut_before));
+                let open = Open::new(shared.clone(), cut_before);
+                connections.spawn(async move { serve(client, &open.shared, cut_before).await });
             }
             Some(_) = connections.join_next() => {}
         }
     }
 }
 
+/// A connection that counts as open while this value lives.
+struct Open {
+    shared: Arc<Shared>,
+    cut_before: u64,
+}
+
+impl Open {
+    fn new(shared: Arc<Shared>, cut_before: u64) -> Self {
+        shared
+            .open
+            .send_modify(|open| *open.entry(cut_before).or_default() += 1);
+        Self { shared, cut_before }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.open.send_modify(|open| {
+            let count = open.entry(self.cut_before).or_default();
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.cut_before);
+            }
+        });
+    }
+}
+
 /// One connection, to its end.
 ///
 /// It is cut once all connections were cut more often than before it was accepted.
-async fn serve(mut client: TcpStream, shared: Arc<Shared>, cut_before: u64) {
+async fn serve(mut client: TcpStream, shared: &Shared, cut_before: u64) {
     let mut faults = shared.faults.subscribe();
     let cut_all = async move {
         let _ = faults.wait_for(|faults| faults.cut_all > cut_before).await;
@@ -257,11 +314,17 @@ async fn serve(mut client: TcpStream, shared: Arc<Shared>, cut_before: u64) {
         () = &mut cut_all => Err(Broken),
         ended = async {
             tokio::try_join!(
-                up(client_reads, server_writes, &shared, &turn),
-                down(server_reads, client_writes, &shared, &turn),
+                up(client_reads, server_writes, shared, &turn),
+                down(server_reads, client_writes, shared, &turn),
             )
         } => ended.map(drop),
     };
+    if turn.into_inner().unwrap_or_else(PoisonError::into_inner).doomed {
+        // Before the client can notice. The connection may have broken in another way than was planned.
+        let mut state = shared.state();
+        state.doomed -= 1;
+        state.counts.cuts += 1;
+    }
     if ended.is_err() {
         // Both sides see a reset, and no orderly end.
         let _ = client.set_zero_linger();
@@ -312,7 +375,12 @@ async fn up(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared, turn
                 }
                 if state.cut_after == request {
                     state.cut_after = None;
+                    state.doomed += 1;
                     turn.doomed = true;
+                }
+                if state.black_hole_after == request {
+                    state.black_hole_after = None;
+                    shared.faults.send_modify(|faults| faults.black_hole = true);
                 }
             }
             state.counts.chunks_up += 1;
@@ -338,7 +406,6 @@ async fn down(
             turn.client = false;
             let mut state = shared.state();
             if turn.doomed {
-                state.counts.cuts += 1;
                 return Err(Broken);
             }
             if length > 0 {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use super::process::{self, Watchdog};
+use super::process::{self, PATIENCE, Watchdog};
 
 /// A private `redis-server` or `valkey-server` on a free port of 127.0.0.1, with a directory of its
 /// own. It keeps nothing on disk unless it is told to, and ends with this value or this process.
@@ -147,7 +147,7 @@ fn end(child: &mut Child) {
 /// Waits until it answers in any way; `false` if it ends before.
 fn answers(child: &mut Child, port: u16) -> bool {
     use std::io::{Read, Write};
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         if child.try_wait().unwrap().is_some() {
             return false;
