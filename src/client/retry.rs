@@ -228,9 +228,31 @@ impl Rules {
             // An application's own conflicts do not pass, and nor do tombstones. Who says when to
             // come back says that it does.
             StatusCode::CONFLICT => self.every_conflict || headers.contains_key(http::header::RETRY_AFTER),
-            other => other.is_server_error(),
+            other => other.is_server_error() && !is_permanent(other),
         })
     }
+}
+
+/// Whether another attempt cannot help: the server cannot handle the request, or a person has to act
+/// first. Unknown statuses are as 500 (RFC 9110, section 15), which may pass.
+fn is_permanent(status: StatusCode) -> bool {
+    matches!(
+        status,
+        // No resource of the server supports the method (RFC 9110, section 15.6.2).
+        StatusCode::NOT_IMPLEMENTED
+            // The server does not support the version of HTTP (RFC 9110, section 15.6.6).
+            | StatusCode::HTTP_VERSION_NOT_SUPPORTED
+            // The server's configuration is wrong (RFC 2295, section 8.1).
+            | StatusCode::VARIANT_ALSO_NEGOTIATES
+            // "MUST NOT be repeated until it is requested by a separate user action" (RFC 4918, section 11.5).
+            | StatusCode::INSUFFICIENT_STORAGE
+            // The resources refer to each other endlessly (RFC 5842, section 7.2).
+            | StatusCode::LOOP_DETECTED
+            // The request lacks an extension that the resource needs (RFC 2774, section 7).
+            | StatusCode::NOT_EXTENDED
+            // The network answers, and wants a login (RFC 6585, section 6).
+            | StatusCode::NETWORK_AUTHENTICATION_REQUIRED
+    )
 }
 
 /// What the server says itself, in the header of SDKs made with Stainless or in Stripe's.

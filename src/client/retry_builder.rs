@@ -127,7 +127,7 @@ impl<C> RetryPolicyBuilder<C> {
     ///
     /// let policy = RetryPolicy::builder()
     ///     .retry_response_if(|status, _headers| match status {
-    ///         StatusCode::NOT_IMPLEMENTED => Some(false),
+    ///         StatusCode::INTERNAL_SERVER_ERROR => Some(false),
     ///         // This provider's new customers are not there at once.
     ///         StatusCode::NOT_FOUND => Some(true),
     ///         _ => None,

@@ -7,4 +7,5 @@ mod net;
 mod reqwest;
 mod retries;
 mod script;
+mod statuses;
 mod tcp;
