@@ -50,7 +50,8 @@
 //! answer. What the server says itself in `x-should-retry` (SDKs made with Stainless obey it) or
 //! `stripe-should-retry` goes before its status, and [`RetryPolicyBuilder::retry_response_if`] before
 //! that. A request without a key is repeated only if its method is idempotent (RFC 9110, section 9.2.2),
-//! and none whose body cannot be sent again.
+//! and none whose body cannot be sent again. When the key's [lifetime](Operation#lifetime) is over,
+//! nothing is sent.
 //!
 //! # Assembled by hand
 //!
@@ -86,6 +87,7 @@ mod call;
 mod error;
 mod key;
 mod layer;
+mod lifetime;
 mod operation;
 mod replay;
 #[cfg(feature = "reqwest")]

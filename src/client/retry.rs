@@ -53,6 +53,7 @@ pub(super) struct Rules {
     pub(super) backoff: Backoff,
     pub(super) budget: Option<Arc<dyn Budget + Send + Sync>>,
     pub(super) key_header: HeaderName,
+    pub(super) key_lifetime: Duration,
     pub(super) every_conflict: bool,
     pub(super) response: Option<Arc<RetryResponse>>,
 }
@@ -97,7 +98,8 @@ pub(super) enum Next {
 /// Whether a request may be repeated without asking what its first attempt did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repeatable {
-    Yes,
+    ByKey,
+    ByMethod,
     No(Stopped),
 }
 
@@ -153,23 +155,45 @@ impl<C> RetryPolicy<C> {
 
     /// By its key or its method.
     pub(super) fn repeatable(&self, method: &Method, headers: &HeaderMap, extensions: &Extensions) -> Repeatable {
-        // What is on the wire counts, not what was meant to be.
+        if self.has_key(headers, extensions) {
+            Repeatable::ByKey
+        } else if method.is_idempotent() {
+            Repeatable::ByMethod
+        } else {
+            Repeatable::No(Stopped::NoKey)
+        }
+    }
+
+    /// What is on the wire counts, not what was meant to be.
+    fn has_key(&self, headers: &HeaderMap, extensions: &Extensions) -> bool {
         let has = |name: &HeaderName| {
             headers
                 .get(name)
                 .is_some_and(|key| !key.as_bytes().trim_ascii().is_empty())
         };
         let layers = extensions.get::<KeyHeader>();
-        let has_key = has(&self.rules.key_header) || layers.is_some_and(|KeyHeader(name)| has(name));
-        if has_key || method.is_idempotent() {
-            Repeatable::Yes
-        } else {
-            Repeatable::No(Stopped::NoKey)
+        has(&self.rules.key_header) || layers.is_some_and(|KeyHeader(name)| has(name))
+    }
+
+    /// How long the request's key may be sent, if it has one. Without an operation the key is as old as
+    /// the call.
+    pub(super) fn key_left(&self, call: Call, repeatable: Repeatable, operation: Option<&Operation>) -> Duration {
+        let lifetime = self.rules.key_lifetime;
+        match (repeatable, operation) {
+            (Repeatable::ByMethod | Repeatable::No(Stopped::NoKey), _) => Duration::MAX,
+            (_, Some(operation)) => operation.lifetime_left(lifetime),
+            (_, None) => lifetime.saturating_sub(call.elapsed()),
         }
     }
 
     /// The decision. Counts the attempt as ended, and takes a retry from the budget.
-    pub(super) fn judge(&self, call: &mut Call, repeatable: Repeatable, seen: Seen<'_>) -> Next {
+    pub(super) fn judge(
+        &self,
+        call: &mut Call,
+        repeatable: Repeatable,
+        operation: Option<&Operation>,
+        seen: Seen<'_>,
+    ) -> Next {
         call.ended = call.ended.saturating_add(1);
         let asked = match seen {
             Seen::Error { transient: false } => return Next::Final,
@@ -193,15 +217,20 @@ impl<C> RetryPolicy<C> {
         if call.ended >= self.rules.attempts {
             return Next::Stop(Stopped::Attempts);
         }
+        let pause = asked
+            .unwrap_or_default()
+            .saturating_add(self.rules.backoff.pause(call.ended));
         let left = self.rules.total_time.saturating_sub(call.started.elapsed());
+        let key_left = self.key_left(*call, repeatable, operation);
+        // Of two bounds the nearer one is said.
+        if pause >= key_left && key_left < left {
+            return Next::Stop(Stopped::KeyExpired);
+        }
         if let Some(wait) = asked
             && wait >= left
         {
             return Next::Stop(Stopped::RetryAfter(wait));
         }
-        let pause = asked
-            .unwrap_or_default()
-            .saturating_add(self.rules.backoff.pause(call.ended));
         if pause >= left {
             return Next::Stop(Stopped::TotalTime);
         }
@@ -276,13 +305,18 @@ where
         let operation = request.extensions().get::<Operation>();
         let repeatable = self.repeatable(request.method(), request.headers(), request.extensions());
         let seen = match result {
-            Ok(response) => Seen::Response(response.status(), response.headers()),
+            Ok(response) => {
+                if let Some(operation) = operation {
+                    operation.told_lifetime(response.headers());
+                }
+                Seen::Response(response.status(), response.headers())
+            }
             Err(error) => Seen::Error {
                 transient: self.transient.is_transient(error),
             },
         };
         let mut call = self.call;
-        let next = self.judge(&mut call, repeatable, seen);
+        let next = self.judge(&mut call, repeatable, operation, seen);
         self.call = call;
         next.observe(operation, call);
         match next {
@@ -364,6 +398,7 @@ impl<C> fmt::Debug for RetryPolicy<C> {
             .field("backoff", &self.rules.backoff)
             .field("has_budget", &self.rules.budget.is_some())
             .field("key_header", &self.rules.key_header)
+            .field("key_lifetime", &self.rules.key_lifetime)
             .field("every_conflict", &self.rules.every_conflict)
             .finish_non_exhaustive()
     }

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tower::retry::budget::{Budget, TpsBudget};
 
 use super::backoff::Backoff;
+use super::lifetime;
 use super::retry::{EveryError, RetryPolicy, Rules};
 use crate::error::ConfigError;
 use crate::key::IDEMPOTENCY_KEY;
@@ -51,6 +52,7 @@ impl RetryPolicyBuilder {
                 // Ten retries a second, and one for each five calls, over the last ten seconds.
                 budget: Some(Arc::new(TpsBudget::default())),
                 key_header: IDEMPOTENCY_KEY,
+                key_lifetime: lifetime::DEFAULT,
                 every_conflict: false,
                 response: None,
             },
@@ -106,6 +108,18 @@ impl<C> RetryPolicyBuilder<C> {
     /// default.
     pub fn key_header(mut self, name: HeaderName) -> Self {
         self.rules.key_header = name;
+        self
+    }
+
+    /// How long an operation's key is sent, from the operation's beginning; afterwards calls end with
+    /// [`Stopped::KeyExpired`](super::Stopped::KeyExpired). 23 hours by default; zero is an error.
+    ///
+    /// Set it below the time for which the server keeps keys: an attempt after that would run the
+    /// operation again. [`Operation::with_lifetime`](super::Operation::with_lifetime) sets it for one
+    /// operation. With [`tower::retry`] itself, the first attempt of a call is sent in any case: only
+    /// [`ClientLayer`](super::ClientLayer) and the middleware hold it back.
+    pub fn key_lifetime(mut self, lifetime: Duration) -> Self {
+        self.rules.key_lifetime = lifetime;
         self
     }
 
@@ -173,6 +187,7 @@ impl<C> RetryPolicyBuilder<C> {
         let Rules {
             attempts,
             total_time,
+            key_lifetime,
             backoff: Backoff { base, cap },
             ..
         } = self.rules;
@@ -181,6 +196,9 @@ impl<C> RetryPolicyBuilder<C> {
         }
         if total_time.is_zero() {
             return Err(ConfigError::new("total_time", "it must be longer than nothing"));
+        }
+        if key_lifetime.is_zero() {
+            return Err(ConfigError::new("key_lifetime", "0 would send nothing; set it longer"));
         }
         if base.is_zero() || base > cap {
             return Err(ConfigError::new(

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod keys;
+mod lifetime;
 mod net;
 #[cfg(feature = "reqwest")]
 mod reqwest;
