@@ -3,10 +3,12 @@
 mod client {
     mod bounds;
     mod keys;
+    mod lifetime;
     mod net;
     #[cfg(feature = "reqwest")]
     mod reqwest;
     mod retries;
     mod script;
+    mod statuses;
     mod tcp;
 }

@@ -66,16 +66,18 @@ where
     let mut request = request;
     loop {
         let left = limits.policy.total_time().saturating_sub(call.elapsed());
-        if left.is_zero() {
-            // The pause took longer than it was to. What is sent now would be given up at once.
-            operation.stop(Some(Stopped::TotalTime));
-            return Err(CallError::new(
-                operation,
-                call,
-                Some(Stopped::TotalTime),
-                last,
-                None::<AttemptError<E>>,
-            ));
+        // The pause took longer than it was to, or the key was too old from the start.
+        let stopped = if limits.policy.key_left(call, repeatable, Some(operation)).is_zero() {
+            Some(Stopped::KeyExpired)
+        } else if left.is_zero() {
+            // What is sent now would be given up at once.
+            Some(Stopped::TotalTime)
+        } else {
+            None
+        };
+        if stopped.is_some() {
+            operation.stop(stopped);
+            return Err(CallError::new(operation, call, stopped, last, None::<AttemptError<E>>));
         }
         let again = replay(&request);
         let repeatable = match again {
@@ -86,11 +88,16 @@ where
         let time = limits.attempt_time.min(left);
         let mut result = whole(send(request), time, limits.max_response_body).await;
 
-        if let Ok(response) = &mut result {
-            operation.answered(response.headers());
-            response.extensions_mut().insert(operation.clone());
+        match &mut result {
+            Ok(response) => {
+                operation.answered(response.headers());
+                response.extensions_mut().insert(operation.clone());
+            }
+            Err(AttemptError::Body(head, _)) => operation.told_lifetime(head.headers()),
+            Err(_) => {}
         }
-        let next = limits.policy.judge(&mut call, repeatable, seen(&result, &is_transient));
+        let seen = seen(&result, &is_transient);
+        let next = limits.policy.judge(&mut call, repeatable, Some(operation), seen);
         next.observe(Some(operation), call);
         let stopped = match (next, again) {
             (Next::Retry(pause), Some(again)) => {

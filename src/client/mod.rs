@@ -44,12 +44,14 @@
 //! # Which attempts are repeated
 //!
 //! Lost connections, time-outs, `408`, `425`, `429`, `5xx`, and the `409` of an operation that is in
-//! flight. Never `422` (the key was used with another request: trying again cannot help, a new key
-//! would be a new operation), never a failure that is a replay, never after any other answer. What the
-//! server says itself in `x-should-retry` (SDKs made with Stainless obey it) or `stripe-should-retry`
-//! goes before its status, and [`RetryPolicyBuilder::retry_response_if`] before that. A request without
-//! a key is repeated only if its method is idempotent (RFC 9110, section 9.2.2), and none whose body
-//! cannot be sent again.
+//! flight. Not `501`, `505`, `506`, `507`, `508`, `510` and `511`: the server cannot handle the request, or
+//! a person has to act first. Never `422` (the key was used with another request: trying again cannot
+//! help, a new key would be a new operation), never a failure that is a replay, never after any other
+//! answer. What the server says itself in `x-should-retry` (SDKs made with Stainless obey it) or
+//! `stripe-should-retry` goes before its status, and [`RetryPolicyBuilder::retry_response_if`] before
+//! that. A request without a key is repeated only if its method is idempotent (RFC 9110, section 9.2.2),
+//! and none whose body cannot be sent again. When the key's [lifetime](Operation#lifetime) is over,
+//! nothing is sent.
 //!
 //! # Assembled by hand
 //!
@@ -85,6 +87,7 @@ mod error;
 mod key;
 mod last;
 mod layer;
+mod lifetime;
 mod operation;
 mod replay;
 #[cfg(feature = "reqwest")]

@@ -2,13 +2,16 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::lifetime::{Lifetime, told_by};
 use crate::digest::Digest;
+use crate::error::ConfigError;
 use crate::request::key::{self, InvalidKey};
 
 /// What servers accept at most, by default of this crate and by most providers' documentation.
@@ -36,6 +39,20 @@ const MAX_KEY_LENGTH: usize = 255;
 /// assert_ne!(charge.key(), Operation::derived(["order-17", "refund"]).key());
 /// # Ok::<(), tower_idempotency::InvalidKey>(())
 /// ```
+///
+/// # Lifetime
+///
+/// A server forgets a key after a while (24 hours by this crate's default), and an attempt after that
+/// runs the operation again. So an operation has a lifetime, of 23 hours by default
+/// ([`RetryPolicyBuilder::key_lifetime`](super::RetryPolicyBuilder::key_lifetime)). When it is over,
+/// [`ClientLayer`](super::ClientLayer) and the middleware send nothing more and say
+/// [`Stopped::KeyExpired`]. The lifetime begins when this value is made, or at
+/// [`begun_at`](Self::begun_at). It is measured by the monotonic clock: setting the system's clock does not
+/// change it. On Linux, time in which the machine is suspended does not count.
+///
+/// A server can tell when it forgets the key: in the response header `Idempotency-Expires`, an HTTP date
+/// (RFC 9110, section 5.6.7). It shortens the lifetime, and never extends it. One twenty-fourth of the
+/// time that is left is spared, because dates are whole seconds and an attempt takes a while to arrive.
 #[derive(Clone, Default)]
 pub struct Operation(Arc<State>);
 
@@ -45,6 +62,7 @@ struct State {
     attempts: AtomicU32,
     replayed: AtomicBool,
     stopped: Mutex<Option<Stopped>>,
+    lifetime: Mutex<Lifetime>,
 }
 
 /// A key, and how it was written if that was not for us to say.
@@ -69,6 +87,9 @@ pub enum Stopped {
     RetryAfter(Duration),
     /// The retry budget is used up: too much of what this client sends are retries already.
     Budget,
+    /// The operation's lifetime is over: its server may have forgotten the key, and then would take another
+    /// attempt for a new operation. Find out whether the operation was done before you begin a new one.
+    KeyExpired,
     /// The request has no key, and its method is not idempotent.
     NoKey,
     /// The request's body can be sent only once. Where the policy is used with
@@ -87,6 +108,10 @@ impl fmt::Display for Stopped {
                 wait.as_secs()
             ),
             Self::Budget => f.write_str("the retry budget is used up"),
+            Self::KeyExpired => f.write_str(
+                "the lifetime of the key is over, and another attempt could run the operation a second time; \
+                 find out whether it was done before you begin a new operation",
+            ),
             Self::NoKey => f.write_str("without a key this method must not be repeated"),
             Self::BodyNotReplayable => f.write_str("the request's body can be sent only once"),
         }
@@ -134,6 +159,51 @@ impl Operation {
         let operation = Self::new();
         operation.key_or_else(|| Key { text, as_written: None });
         operation
+    }
+
+    /// Sets the [lifetime](Self#lifetime) of this operation and its clones, from its beginning. By
+    /// default it is the policy's [`key_lifetime`](super::RetryPolicyBuilder::key_lifetime). Set it below
+    /// the time for which the server keeps keys.
+    ///
+    /// # Errors
+    /// A lifetime of zero.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_idempotency::client::Operation;
+    ///
+    /// // This server keeps keys for an hour.
+    /// let operation = Operation::new().with_lifetime(Duration::from_secs(55 * 60))?;
+    /// assert!(Operation::new().with_lifetime(Duration::ZERO).is_err());
+    /// # let _ = operation;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn with_lifetime(self, lifetime: Duration) -> Result<Self, ConfigError> {
+        if lifetime.is_zero() {
+            return Err(ConfigError::new("lifetime", "0 would send nothing; set it longer"));
+        }
+        self.lifetime().own = Some(lifetime);
+        Ok(self)
+    }
+
+    /// Says when the operation began, if that was in another process: the time that you stored with its
+    /// key. The [lifetime](Self#lifetime) counts from then. The time since then is taken from the system's
+    /// clock, once, here. A time in the future counts as now.
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// use tower_idempotency::client::Operation;
+    ///
+    /// # let stored_at = SystemTime::now() - Duration::from_secs(3600);
+    /// let operation = Operation::with_key("5f0c6a2e-6d3b-4c53-9b2f-1f6f3f0c7a10")?.begun_at(stored_at);
+    /// # let _ = operation;
+    /// # Ok::<(), tower_idempotency::InvalidKey>(())
+    /// ```
+    #[must_use]
+    pub fn begun_at(self, at: SystemTime) -> Self {
+        self.lifetime()
+            .begun_before(SystemTime::now().duration_since(at).unwrap_or_default());
+        self
     }
 
     /// The operation of a request with that header: this one, if it has that key or none yet; else,
@@ -192,6 +262,24 @@ impl Operation {
 
     pub(super) fn answered(&self, headers: &HeaderMap) {
         self.0.replayed.store(is_replay(headers), Ordering::Relaxed);
+        self.told_lifetime(headers);
+    }
+
+    /// Takes note of what a response says of the key's lifetime.
+    pub(super) fn told_lifetime(&self, headers: &HeaderMap) {
+        if let Some(left) = told_by(headers) {
+            self.lifetime().ends_within(left, Instant::now());
+        }
+    }
+
+    /// How long the key may still be sent. `by_default` is the lifetime of operations that have none of
+    /// their own.
+    pub(super) fn lifetime_left(&self, by_default: Duration) -> Duration {
+        self.lifetime().left(by_default, Instant::now())
+    }
+
+    fn lifetime(&self) -> MutexGuard<'_, Lifetime> {
+        self.0.lifetime.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn stop(&self, stopped: Option<Stopped>) {

@@ -619,7 +619,10 @@ async fn contract_4_8_a_stream_goes_out_live_and_leaves_a_tombstone_when_it_has_
 }
 
 /// An event stream that has sent one event.
-async fn open_stream<St: Store>(layer: &IdempotencyLayer<St>, gate: &Gate) -> impl http_body::Body<Data = Bytes> + use<St> {
+async fn open_stream<St: Store>(
+    layer: &IdempotencyLayer<St>,
+    gate: &Gate,
+) -> impl http_body::Body<Data = Bytes> + use<St> {
     let stops = gate.clone();
     let service = layer.layer(inner(move |_| {
         let body = ScriptedBody::new([

@@ -11,6 +11,7 @@ use super::backoff::Backoff;
 use super::policy::RetryPolicy;
 use super::rules::Rules;
 use super::transient::EveryError;
+use crate::client::lifetime;
 use crate::error::ConfigError;
 use crate::request::key::IDEMPOTENCY_KEY;
 
@@ -53,6 +54,7 @@ impl RetryPolicyBuilder {
                 // Ten retries a second, and one for each five calls, over the last ten seconds.
                 budget: Some(Arc::new(TpsBudget::default())),
                 key_header: IDEMPOTENCY_KEY,
+                key_lifetime: lifetime::DEFAULT,
                 every_conflict: false,
                 response: None,
             },
@@ -111,6 +113,18 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
+    /// How long an operation's key is sent, from the operation's beginning; afterwards calls end with
+    /// [`Stopped::KeyExpired`](super::Stopped::KeyExpired). 23 hours by default; zero is an error.
+    ///
+    /// Set it below the time for which the server keeps keys: an attempt after that would run the
+    /// operation again. [`Operation::with_lifetime`](super::Operation::with_lifetime) sets it for one
+    /// operation. With [`tower::retry`] itself, the first attempt of a call is sent in any case: only
+    /// [`ClientLayer`](super::ClientLayer) and the middleware hold it back.
+    pub fn key_lifetime(mut self, lifetime: Duration) -> Self {
+        self.rules.key_lifetime = lifetime;
+        self
+    }
+
     /// Takes every `409` for an operation in flight, for servers that send neither `Retry-After` nor
     /// `x-should-retry` with it. By default only a `409` with one of them is tried again, since an
     /// application's own conflicts do not pass by waiting.
@@ -129,7 +143,7 @@ impl<C> RetryPolicyBuilder<C> {
     ///
     /// let policy = RetryPolicy::builder()
     ///     .retry_response_if(|status, _headers| match status {
-    ///         StatusCode::NOT_IMPLEMENTED => Some(false),
+    ///         StatusCode::INTERNAL_SERVER_ERROR => Some(false),
     ///         // This provider's new customers are not there at once.
     ///         StatusCode::NOT_FOUND => Some(true),
     ///         _ => None,
@@ -175,6 +189,7 @@ impl<C> RetryPolicyBuilder<C> {
         let Rules {
             attempts,
             total_time,
+            key_lifetime,
             backoff: Backoff { base, cap },
             ..
         } = self.rules;
@@ -183,6 +198,9 @@ impl<C> RetryPolicyBuilder<C> {
         }
         if total_time.is_zero() {
             return Err(ConfigError::new("total_time", "it must be longer than nothing"));
+        }
+        if key_lifetime.is_zero() {
+            return Err(ConfigError::new("key_lifetime", "0 would send nothing; set it longer"));
         }
         if base.is_zero() || base > cap {
             return Err(ConfigError::new(

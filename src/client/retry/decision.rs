@@ -39,7 +39,8 @@ impl Call {
 /// Whether a request may be repeated without asking what its first attempt did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::client) enum Repeatable {
-    Yes,
+    ByKey,
+    ByMethod,
     No(Stopped),
 }
 

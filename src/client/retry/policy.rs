@@ -79,8 +79,23 @@ impl<C> RetryPolicy<C> {
         self.rules.repeatable(method, headers, extensions)
     }
 
-    pub(in crate::client) fn judge(&self, call: &mut Call, repeatable: Repeatable, seen: Seen<'_>) -> Next {
-        self.rules.judge(call, repeatable, seen)
+    pub(in crate::client) fn key_left(
+        &self,
+        call: Call,
+        repeatable: Repeatable,
+        operation: Option<&Operation>,
+    ) -> Duration {
+        self.rules.key_left(call, repeatable, operation)
+    }
+
+    pub(in crate::client) fn judge(
+        &self,
+        call: &mut Call,
+        repeatable: Repeatable,
+        operation: Option<&Operation>,
+        seen: Seen<'_>,
+    ) -> Next {
+        self.rules.judge(call, repeatable, operation, seen)
     }
 }
 
@@ -95,13 +110,18 @@ where
         let operation = request.extensions().get::<Operation>();
         let repeatable = self.repeatable(request.method(), request.headers(), request.extensions());
         let seen = match result {
-            Ok(response) => Seen::Response(response.status(), response.headers()),
+            Ok(response) => {
+                if let Some(operation) = operation {
+                    operation.told_lifetime(response.headers());
+                }
+                Seen::Response(response.status(), response.headers())
+            }
             Err(error) => Seen::Error {
                 transient: self.transient.is_transient(error),
             },
         };
         let mut call = self.call;
-        let next = self.judge(&mut call, repeatable, seen);
+        let next = self.judge(&mut call, repeatable, operation, seen);
         self.call = call;
         next.observe(operation, call);
         match next {
@@ -133,6 +153,7 @@ impl<C> fmt::Debug for RetryPolicy<C> {
             .field("backoff", &self.rules.backoff)
             .field("has_budget", &self.rules.budget.is_some())
             .field("key_header", &self.rules.key_header)
+            .field("key_lifetime", &self.rules.key_lifetime)
             .field("every_conflict", &self.rules.every_conflict)
             .finish_non_exhaustive()
     }

@@ -10,7 +10,7 @@ use super::backoff::Backoff;
 use super::decision::{Call, Next, Repeatable, Seen};
 use super::retry_after::retry_after;
 use crate::client::key::KeyHeader;
-use crate::client::operation::{Stopped, is_replay};
+use crate::client::operation::{Operation, Stopped, is_replay};
 
 pub(super) struct Rules {
     pub(super) attempts: u32,
@@ -18,6 +18,7 @@ pub(super) struct Rules {
     pub(super) backoff: Backoff,
     pub(super) budget: Option<Arc<dyn Budget + Send + Sync>>,
     pub(super) key_header: HeaderName,
+    pub(super) key_lifetime: Duration,
     pub(super) every_conflict: bool,
     pub(super) response: Option<Arc<RetryResponse>>,
 }
@@ -35,23 +36,45 @@ impl Rules {
 
     /// Whether a request may be repeated: it has a key, or its method is idempotent.
     pub(super) fn repeatable(&self, method: &Method, headers: &HeaderMap, extensions: &Extensions) -> Repeatable {
-        // What is on the wire counts, not what was meant to be.
+        if self.has_key(headers, extensions) {
+            Repeatable::ByKey
+        } else if method.is_idempotent() {
+            Repeatable::ByMethod
+        } else {
+            Repeatable::No(Stopped::NoKey)
+        }
+    }
+
+    /// What is on the wire counts, not what was meant to be.
+    fn has_key(&self, headers: &HeaderMap, extensions: &Extensions) -> bool {
         let has = |name: &HeaderName| {
             headers
                 .get(name)
                 .is_some_and(|key| !key.as_bytes().trim_ascii().is_empty())
         };
         let layers = extensions.get::<KeyHeader>();
-        let has_key = has(&self.key_header) || layers.is_some_and(|KeyHeader(name)| has(name));
-        if has_key || method.is_idempotent() {
-            Repeatable::Yes
-        } else {
-            Repeatable::No(Stopped::NoKey)
+        has(&self.key_header) || layers.is_some_and(|KeyHeader(name)| has(name))
+    }
+
+    /// How long the request's key may be sent, if it has one. Without an operation the key is as old as
+    /// the call.
+    pub(super) fn key_left(&self, call: Call, repeatable: Repeatable, operation: Option<&Operation>) -> Duration {
+        let lifetime = self.key_lifetime;
+        match (repeatable, operation) {
+            (Repeatable::ByMethod | Repeatable::No(Stopped::NoKey), _) => Duration::MAX,
+            (_, Some(operation)) => operation.lifetime_left(lifetime),
+            (_, None) => lifetime.saturating_sub(call.elapsed()),
         }
     }
 
     /// The decision. Counts the attempt as ended, and takes a retry from the budget.
-    pub(super) fn judge(&self, call: &mut Call, repeatable: Repeatable, seen: Seen<'_>) -> Next {
+    pub(super) fn judge(
+        &self,
+        call: &mut Call,
+        repeatable: Repeatable,
+        operation: Option<&Operation>,
+        seen: Seen<'_>,
+    ) -> Next {
         call.attempt_ends();
         let asked = match seen {
             Seen::Error { transient: false } => return Next::Final,
@@ -75,15 +98,20 @@ impl Rules {
         if call.ended() >= self.attempts {
             return Next::Stop(Stopped::Attempts);
         }
+        let pause = asked
+            .unwrap_or_default()
+            .saturating_add(self.backoff.pause(call.ended()));
         let left = self.total_time.saturating_sub(call.elapsed());
+        let key_left = self.key_left(*call, repeatable, operation);
+        // Of two bounds the nearer one is said.
+        if pause >= key_left && key_left < left {
+            return Next::Stop(Stopped::KeyExpired);
+        }
         if let Some(wait) = asked
             && wait >= left
         {
             return Next::Stop(Stopped::RetryAfter(wait));
         }
-        let pause = asked
-            .unwrap_or_default()
-            .saturating_add(self.backoff.pause(call.ended()));
         if pause >= left {
             return Next::Stop(Stopped::TotalTime);
         }
@@ -108,9 +136,31 @@ impl Rules {
             // An application's own conflicts do not pass, and neither do tombstones. A server that
             // says when to come back says that this one does.
             StatusCode::CONFLICT => self.every_conflict || headers.contains_key(http::header::RETRY_AFTER),
-            other => other.is_server_error(),
+            other => other.is_server_error() && !is_permanent(other),
         })
     }
+}
+
+/// Whether another attempt cannot help: the server cannot handle the request, or a person has to act
+/// first. Unknown statuses are as 500 (RFC 9110, section 15), which may pass.
+fn is_permanent(status: StatusCode) -> bool {
+    matches!(
+        status,
+        // No resource of the server supports the method (RFC 9110, section 15.6.2).
+        StatusCode::NOT_IMPLEMENTED
+            // The server does not support the version of HTTP (RFC 9110, section 15.6.6).
+            | StatusCode::HTTP_VERSION_NOT_SUPPORTED
+            // The server's configuration is wrong (RFC 2295, section 8.1).
+            | StatusCode::VARIANT_ALSO_NEGOTIATES
+            // "MUST NOT be repeated until it is requested by a separate user action" (RFC 4918, section 11.5).
+            | StatusCode::INSUFFICIENT_STORAGE
+            // The resources refer to each other endlessly (RFC 5842, section 7.2).
+            | StatusCode::LOOP_DETECTED
+            // The request lacks an extension that the resource needs (RFC 2774, section 7).
+            | StatusCode::NOT_EXTENDED
+            // The network answers, and wants a login (RFC 6585, section 6).
+            | StatusCode::NETWORK_AUTHENTICATION_REQUIRED
+    )
 }
 
 /// What the server says itself, in the header of SDKs made with Stainless or in Stripe's.

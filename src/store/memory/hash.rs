@@ -1,56 +1,53 @@
-//! Hashing slots.
+//! Hashing slots and tags of scopes.
 
-use std::hash::{BuildHasher, Hasher};
+use std::hash::Hasher;
+
+use crate::request::Slot;
 
 /// Hashes slots. A slot is a digest already, so that folding two of its words is enough; the seed
 /// keeps a client from making keys that fall into one place.
-#[derive(Clone)]
-pub(super) struct SlotState {
+pub(super) struct SlotHasher {
     seed: (u64, u64),
 }
 
-impl SlotState {
+impl SlotHasher {
     pub(super) fn new() -> Self {
         Self {
             seed: uuid::Uuid::new_v4().as_u64_pair(),
         }
     }
-}
 
-impl BuildHasher for SlotState {
-    type Hasher = SlotHasher;
-
-    fn build_hasher(&self) -> SlotHasher {
-        SlotHasher {
-            seed: self.seed,
-            hash: 0,
-        }
+    pub(super) fn hash(&self, slot: &Slot) -> SlotHash {
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&slot.as_bytes()[at..at + 8]);
+            u64::from_le_bytes(word)
+        };
+        let product = u128::from(word(0) ^ self.seed.0) * u128::from(word(8) ^ self.seed.1);
+        let folded = (product as u64) ^ ((product >> 64) as u64);
+        SlotHash((folded >> 32) as u32)
     }
 }
 
-pub(super) struct SlotHasher {
-    seed: (u64, u64),
-    hash: u64,
-}
+/// The hash of a slot: what an entry is found by, and all that the ledger keeps of its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlotHash(u32);
 
-impl Hasher for SlotHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some((first, rest)) = bytes.split_first_chunk::<8>()
-            && let Some(second) = rest.first_chunk::<8>()
-        {
-            let (first, second) = (u64::from_le_bytes(*first), u64::from_le_bytes(*second));
-            let product = u128::from(first ^ self.seed.0) * u128::from(second ^ self.seed.1);
-            self.hash = (product as u64) ^ ((product >> 64) as u64);
-        }
+impl SlotHash {
+    /// One of so many shards, by the upper bits. `shards` is a power of two.
+    pub(super) fn shard_of(self, shards: usize) -> usize {
+        (self.0 >> (u32::BITS - shards.ilog2())) as usize
     }
 
-    /// The length prefix that arrays are hashed with.
-    fn write_usize(&mut self, _: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.hash
+    /// For the table of a shard, which takes places from the lower bits and compares the upper ones:
+    /// the hashes of one shard have their upper bits in common.
+    pub(super) fn spread(self) -> u64 {
+        u64::from(self.0).wrapping_mul(FIBONACCI)
     }
 }
+
+/// The golden ratio's fraction, as in Fibonacci hashing.
+const FIBONACCI: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Hashes tags of scopes, which are random already: the map takes its places from the lower bits and
 /// compares the upper ones, so that both get some of each.
@@ -65,8 +62,7 @@ impl Hasher for TagHasher {
     }
 
     fn write_u32(&mut self, tag: u32) {
-        // The golden ratio's fraction, as in Fibonacci hashing.
-        self.0 = (self.0.rotate_left(32) ^ u64::from(tag)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = (self.0.rotate_left(32) ^ u64::from(tag)).wrapping_mul(FIBONACCI);
     }
 
     fn finish(&self) -> u64 {
@@ -76,23 +72,27 @@ impl Hasher for TagHasher {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::hash::BuildHasher;
+
     use super::*;
-    use crate::request::Slot;
 
     #[test]
     fn slots_that_begin_alike_do_not_hash_alike() {
-        let state = SlotState::new();
+        let hasher = SlotHasher::new();
         let hash = |n: u64| {
             let mut bytes = [7; Slot::LEN];
             bytes[8..16].copy_from_slice(&n.to_le_bytes());
-            state.hash_one(Slot::from_bytes(bytes))
+            hasher.hash(&Slot::from_bytes(bytes))
         };
-        // The map's parts are told by the upper bits, places in a part by the lower.
-        for bits in [0..8, 49..57] {
-            let places: std::collections::HashSet<_> = (0..10_000)
-                .map(|n| hash(n) >> bits.start & ((1 << (bits.end - bits.start)) - 1))
-                .collect();
-            assert!(places.len() > 200, "{bits:?}: {}", places.len());
+        let shards: HashSet<_> = (0..10_000).map(|n| hash(n).shard_of(128)).collect();
+        assert_eq!(shards.len(), 128);
+        // Within one shard.
+        let hashes = || (0..1_000_000).map(hash).filter(|hash| hash.shard_of(128) == 5);
+        for bits in [0..8, 57..64] {
+            let of = |hash: SlotHash| hash.spread() >> bits.start & ((1 << (bits.end - bits.start)) - 1);
+            let places: HashSet<_> = hashes().map(of).collect();
+            assert_eq!(places.len(), 1 << (bits.end - bits.start));
         }
     }
 
@@ -100,7 +100,7 @@ mod tests {
     fn tags_spread_over_upper_and_lower_bits() {
         let state = std::hash::BuildHasherDefault::<TagHasher>::default();
         for bits in [0..8, 57..64] {
-            let places: std::collections::HashSet<_> = (0..10_000)
+            let places: HashSet<_> = (0..10_000)
                 .map(|n| state.hash_one(crate::request::ScopeTag::new(n * 256)) >> bits.start)
                 .map(|hash| hash & ((1 << (bits.end - bits.start)) - 1))
                 .collect();
@@ -111,6 +111,6 @@ mod tests {
     #[test]
     fn each_store_hashes_by_a_seed_of_its_own() {
         let slot = Slot::from_bytes([7; Slot::LEN]);
-        assert_ne!(SlotState::new().hash_one(slot), SlotState::new().hash_one(slot));
+        assert_ne!(SlotHasher::new().hash(&slot), SlotHasher::new().hash(&slot));
     }
 }

@@ -1,153 +1,127 @@
-//! The memory store's book of what ends when: which records expire, and which claims there are; and
+//! The memory store's book of what ends when: which records expire, and which claims to look at; and
 //! of what each scope takes.
 //!
-//! Each record has one line here, in the bucket of the tick at which it expires; buckets are in
-//! order of time, lines within a bucket in order of completion. So taking the next to expire costs
-//! the same however many there are, and no line is ever searched for.
+//! Each record and each claim has one line here, in order of time. A line leaves when its record or
+//! its claim does, whatever the reason, so that what is here is what is held. Lines are in B-trees:
+//! none of their steps moves more than a few nodes, and an empty node is given back.
 //!
 //! Evicting takes the next to expire of those scopes that hold more than half of an equal share. The
 //! lines of others that stand before it are set aside, in order, and looked at again when the rest
 //! is used up. The scopes above that measure hold at least half of all bytes, so that there always is
 //! something to evict, and what is set aside stays so until as much as that is gone.
 
-use std::collections::btree_map::OccupiedEntry;
-use std::collections::{BTreeMap, HashMap, VecDeque, hash_map};
-
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::hash::BuildHasherDefault;
 
-use slab::Slab;
+use hashbrown::{HashMap, hash_map};
 
-use super::hash::TagHasher;
-use crate::request::{ScopeTag, Slot};
+use super::hash::{SlotHash, TagHasher};
+use crate::request::ScopeTag;
 use crate::store::Millis;
-
-/// A bucket spans 2¹⁰ ms. A record is swept up to one tick after it expired; until then, reading
-/// it finds it expired.
-const TICK_BITS: u32 = 10;
-/// Lines of one chunk. Full chunks are never moved, so that a bucket grows without copying, and
-/// wastes little.
-const CHUNK: usize = 256;
 
 /// Lines that are set aside at most before others may have the ledger.
 const SET_ASIDE: usize = 64;
 
-/// Which bucket a time falls into.
-pub(super) fn tick(at: Millis) -> u64 {
-    at.0 >> TICK_BITS
-}
-
 #[derive(Default)]
 pub(super) struct Ledger {
-    expiring: Lines,
+    /// When each record expires.
+    expiring: BTreeSet<Line>,
     /// Those that eviction passed over.
-    set_aside: Lines,
+    set_aside: BTreeSet<Line>,
+    /// When each claim is worth a look: it may have been forgotten by then. The claims whose holders
+    /// died are found so.
+    claims: BTreeSet<Line>,
     takings: Takings,
-    claims: Slab<Claim>,
-    /// The next claim to look at: one step for each write, so that claims whose holders died are
-    /// found without a scan.
-    hand: usize,
+    /// Of the next line.
+    number: u32,
 }
 
-/// Of one record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Line {
-    pub(super) slot: Slot,
-    pub(super) scope: ScopeTag,
-    /// What the record takes; four gigabytes and more count as that.
-    pub(super) bytes: u32,
+/// A tick is 2¹⁰ ms. A record is swept up to one tick after it expired; until then, reading
+/// it finds it expired.
+const TICK_BITS: u32 = 10;
+
+/// Which tick a time falls into. The last of all, which comes in 139 years, stands for all later ones.
+fn tick(at: Millis) -> u32 {
+    u32::try_from(at.0 >> TICK_BITS).unwrap_or(u32::MAX)
 }
+
+/// That an entry of the map ends, and when.
+///
+/// Sixteen bytes. The entry is found by its hash, and known by the line's number.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    tick: u32,
+    /// Lines of one tick are in the order in which they were written, and no two are the same, unless
+    /// four thousand million were written while one stood there.
+    pub(super) number: u32,
+    pub(super) hash: SlotHash,
+    /// Whose it is.
+    pub(super) scope: ScopeTag,
+}
+
+impl Line {
+    pub(super) fn new(at: Millis, number: u32, hash: SlotHash, scope: ScopeTag) -> Self {
+        Self {
+            tick: tick(at),
+            number,
+            hash,
+            scope,
+        }
+    }
+}
+
+impl Ord for Line {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let order = |line: &Self| u64::from(line.tick) << 32 | u64::from(line.number);
+        order(self).cmp(&order(other))
+    }
+}
+
+impl PartialOrd for Line {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Line {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Line {}
 
 /// What there is to evict.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Evictable {
-    /// This record, which expires in that tick.
-    Record(u64, Slot),
+    /// This record.
+    Record(Line),
     /// Perhaps something: ask again.
     NotYetFound,
     Nothing,
 }
 
-struct Claim {
-    slot: Slot,
-    /// Not worth looking at before.
-    look_at: Millis,
-}
-
-#[derive(Default)]
-struct Bucket {
-    chunks: VecDeque<Vec<Line>>,
-    /// Lines of the first chunk that were taken.
-    taken: usize,
-}
-
-impl Bucket {
-    fn push(&mut self, line: Line) {
-        match self.chunks.back_mut() {
-            Some(last) if last.len() < CHUNK => {
-                if last.len() == last.capacity() {
-                    last.reserve_exact(last.len().min(CHUNK - last.len()));
-                }
-                last.push(line);
-            }
-            Some(_) => {
-                let mut chunk = Vec::with_capacity(CHUNK);
-                chunk.push(line);
-                self.chunks.push_back(chunk);
-            }
-            None => self.chunks.push_back(vec![line]),
-        }
-    }
-
-    fn first(&self) -> Option<&Line> {
-        self.chunks.front()?.get(self.taken)
-    }
-
-    fn drop_first(&mut self) {
-        self.taken += 1;
-        if self.chunks.front().is_some_and(|first| self.taken >= first.len()) {
-            self.chunks.pop_front();
-            self.taken = 0;
-        }
-    }
-}
-
-/// Buckets by their ticks; none is empty.
-#[derive(Default)]
-struct Lines(BTreeMap<u64, Bucket>);
-
-impl Lines {
-    fn push(&mut self, at: u64, line: Line) {
-        self.0.entry(at).or_default().push(line);
-    }
-
-    /// The first line, with its tick, if that is before `end`.
-    fn pop_before(&mut self, end: u64) -> Option<(u64, Line)> {
-        let mut bucket: OccupiedEntry<'_, _, _> = self.0.first_entry()?;
-        let at = *bucket.key();
-        if at >= end {
-            return None;
-        }
-        let line = bucket.get().first().copied();
-        bucket.get_mut().drop_first();
-        if bucket.get().chunks.is_empty() {
-            bucket.remove();
-        }
-        line.map(|line| (at, line))
-    }
-}
-
-/// What the lines of each scope that has any take.
+/// What the records of each scope that has any take.
 struct Takings {
     /// In parts, so that growing one, which moves all its entries under the ledger's lock, is soon done.
     parts: Box<[Taken]>,
-    scopes: u64,
+    scopes: usize,
     total: u64,
 }
 
 type Taken = HashMap<ScopeTag, u64, BuildHasherDefault<TagHasher>>;
 
 /// Parts of [`Takings`].
-const PARTS: usize = 256;
+const PARTS: usize = 64;
+/// What a part takes for each scope, between a quarter less and a third more.
+const SCOPE_BYTES: usize = 32;
+/// Scopes that are not counted: a store of a few tenants takes what its records take.
+const UNCOUNTED_SCOPES: usize = 256;
+/// Bytes for each scope beyond which a part is halved: three times of what it takes if it is full.
+const MOST_SCOPE_BYTES: usize = 51;
+/// Bytes that a part keeps when it empties.
+const KEPT_BYTES: usize = 256;
 
 impl Default for Takings {
     fn default() -> Self {
@@ -164,197 +138,243 @@ impl Takings {
         &mut self.parts[scope.part_of(PARTS)]
     }
 
-    fn add(&mut self, line: Line) {
-        self.total += u64::from(line.bytes);
-        match self.part(line.scope).entry(line.scope) {
-            hash_map::Entry::Occupied(mut taken) => *taken.get_mut() += u64::from(line.bytes),
+    fn add(&mut self, scope: ScopeTag, bytes: u64) {
+        self.total += bytes;
+        match self.part(scope).entry(scope) {
+            hash_map::Entry::Occupied(mut taken) => *taken.get_mut() += bytes,
             hash_map::Entry::Vacant(entry) => {
-                entry.insert(u64::from(line.bytes));
+                entry.insert(bytes);
                 self.scopes += 1;
             }
         }
     }
 
-    fn subtract(&mut self, line: Line) {
-        self.total = self.total.saturating_sub(u64::from(line.bytes));
-        if let hash_map::Entry::Occupied(mut taken) = self.part(line.scope).entry(line.scope) {
-            *taken.get_mut() = taken.get().saturating_sub(u64::from(line.bytes));
-            if *taken.get() == 0 {
-                taken.remove();
-                self.scopes -= 1;
+    fn subtract(&mut self, scope: ScopeTag, bytes: u64) {
+        self.total = self.total.saturating_sub(bytes);
+        let part = self.part(scope);
+        let hash_map::Entry::Occupied(mut taken) = part.entry(scope) else {
+            return;
+        };
+        *taken.get_mut() = taken.get().saturating_sub(bytes);
+        if *taken.get() == 0 {
+            taken.remove();
+            let held = part.allocation_size();
+            if held > KEPT_BYTES && part.len() * MOST_SCOPE_BYTES < held {
+                part.shrink_to(part.len());
             }
+            self.scopes -= 1;
         }
     }
 
     /// More than half of an equal share. There always is a scope that takes that: the one that takes
     /// most.
     fn are_a_share(&mut self, scope: ScopeTag) -> bool {
-        let (scopes, total) = (self.scopes, self.total);
+        let (scopes, total) = (self.scopes as u64, self.total);
         let taken = self.part(scope).get(&scope).copied().unwrap_or_default();
         taken.saturating_mul(2).saturating_mul(scopes) > total
     }
 }
 
+/// Takes the first line out if its tick is before that one.
+fn pop_before(lines: &mut BTreeSet<Line>, end: u32) -> Option<Line> {
+    if lines.first()?.tick < end {
+        lines.pop_first()
+    } else {
+        None
+    }
+}
+
 impl Ledger {
-    pub(super) fn add_record(&mut self, line: Line, expires_at: Millis) {
-        self.takings.add(line);
-        self.expiring.push(tick(expires_at), line);
+    /// Bytes of the table of scopes.
+    pub(super) fn scope_bytes(&self) -> usize {
+        SCOPE_BYTES * self.takings.scopes.saturating_sub(UNCOUNTED_SCOPES)
     }
 
-    /// The next line of a bucket that is wholly past, if there is one.
-    pub(super) fn pop_due(&mut self, now: Millis) -> Option<(u64, Slot)> {
+    fn line(&mut self, at: Millis, hash: SlotHash, scope: ScopeTag) -> Line {
+        self.number = self.number.wrapping_add(1);
+        Line::new(at, self.number, hash, scope)
+    }
+
+    /// Returns the number of the record's line.
+    pub(super) fn add_record(&mut self, expires_at: Millis, hash: SlotHash, scope: ScopeTag, bytes: u64) -> u32 {
+        let line = self.line(expires_at, hash, scope);
+        self.takings.add(scope, bytes);
+        self.expiring.insert(line);
+        line.number
+    }
+
+    pub(super) fn remove_record(&mut self, line: Line, bytes: u64) {
+        if !self.expiring.remove(&line) {
+            self.set_aside.remove(&line);
+        }
+        self.strike(line, bytes);
+    }
+
+    /// After the record of a line that was taken out is gone.
+    pub(super) fn strike(&mut self, line: Line, bytes: u64) {
+        self.takings.subtract(line.scope, bytes);
+    }
+
+    /// Takes the line of a record out whose tick is wholly past, if there is one.
+    pub(super) fn pop_due(&mut self, now: Millis) -> Option<Line> {
         let end = tick(now);
-        let due = self.set_aside.pop_before(end).or_else(|| self.expiring.pop_before(end));
-        due.map(|(at, line)| (at, self.strike(line)))
+        pop_before(&mut self.set_aside, end).or_else(|| pop_before(&mut self.expiring, end))
     }
 
-    /// The record nearest to expiry among those of scopes that take more than half of an equal
-    /// share of all records' room.
+    /// Takes the line of the record out that is nearest to expiry among those of scopes that take
+    /// more than half of an equal share of all records' room.
     pub(super) fn pop_evictable(&mut self) -> Evictable {
         for _ in 0..SET_ASIDE {
-            let Some((at, line)) = self.expiring.pop_before(u64::MAX) else {
-                if self.set_aside.0.is_empty() {
+            let Some(line) = self.expiring.pop_first() else {
+                if self.set_aside.is_empty() {
                     return Evictable::Nothing;
                 }
                 std::mem::swap(&mut self.expiring, &mut self.set_aside);
                 continue;
             };
             if self.takings.are_a_share(line.scope) {
-                return Evictable::Record(at, self.strike(line));
+                return Evictable::Record(line);
             }
-            self.set_aside.push(at, line);
+            self.set_aside.insert(line);
         }
         Evictable::NotYetFound
     }
 
-    /// After a line was taken out.
-    fn strike(&mut self, line: Line) -> Slot {
-        self.takings.subtract(line);
-        line.slot
+    /// Returns the number of the claim's line.
+    pub(super) fn add_claim(&mut self, look_at: Millis, hash: SlotHash, scope: ScopeTag) -> u32 {
+        let line = self.line(look_at, hash, scope);
+        self.claims.insert(line);
+        line.number
     }
 
-    pub(super) fn add_claim(&mut self, slot: Slot, look_at: Millis) -> usize {
-        self.claims.insert(Claim { slot, look_at })
+    pub(super) fn remove_claim(&mut self, line: Line) {
+        self.claims.remove(&line);
     }
 
-    pub(super) fn remove_claim(&mut self, index: usize) {
-        self.claims.try_remove(index);
-    }
-
-    /// The claim is worth a look from then on.
-    pub(super) fn look_at_claim(&mut self, index: usize, at: Millis) {
-        if let Some(claim) = self.claims.get_mut(index) {
-            claim.look_at = at;
-        }
-    }
-
-    /// Moves the hand one step; a claim whose time has come is returned for a closer look, and
-    /// not before `again` a second time.
-    pub(super) fn inspect_claim(&mut self, now: Millis, again: Millis) -> Option<(usize, Slot)> {
-        let index = self.hand;
-        self.hand = if index >= self.claims.capacity() { 0 } else { index + 1 };
-        let claim = self.claims.get_mut(index)?;
-        if claim.look_at > now {
-            return None;
-        }
-        claim.look_at = again;
-        Some((index, claim.slot))
-    }
-
-    #[cfg(test)]
-    pub(super) fn lines(&self) -> usize {
-        let lines = |bucket: &Bucket| bucket.chunks.iter().map(Vec::len).sum::<usize>() - bucket.taken;
-        self.expiring
-            .0
-            .values()
-            .chain(self.set_aside.0.values())
-            .map(lines)
-            .sum()
+    /// Takes the line of a claim out that is worth a look, if there is one: in the tick in which it may
+    /// be forgotten, already. One that is not goes behind the others of its tick.
+    pub(super) fn pop_claim(&mut self, now: Millis) -> Option<Line> {
+        pop_before(&mut self.claims, tick(now).saturating_add(1))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::request::Slot;
+    use crate::store::memory::hash::SlotHasher;
 
-    fn slot(n: u64) -> Slot {
-        let mut bytes = [0; Slot::LEN];
-        bytes[..8].copy_from_slice(&n.to_le_bytes());
-        Slot::from_bytes(bytes)
+    /// What a record takes here.
+    const BYTES: u64 = 100;
+
+    /// A ledger, and which record each line is of.
+    struct Book {
+        ledger: Ledger,
+        hash: SlotHash,
+        names: HashMap<u32, u64>,
     }
 
-    fn line(n: u64) -> Line {
-        line_of(1, n)
-    }
+    impl Book {
+        fn new() -> Self {
+            Self {
+                ledger: Ledger::default(),
+                hash: SlotHasher::new().hash(&Slot::from_bytes([7; Slot::LEN])),
+                names: HashMap::new(),
+            }
+        }
 
-    fn line_of(scope: u32, n: u64) -> Line {
-        Line {
-            slot: slot(n),
-            scope: ScopeTag::new(scope),
-            bytes: 100,
+        fn add(&mut self, scope: u32, n: u64, at: u64) -> Line {
+            let scope = ScopeTag::new(scope);
+            let number = self.ledger.add_record(Millis(at), self.hash, scope, BYTES);
+            self.names.insert(number, n);
+            Line::new(Millis(at), number, self.hash, scope)
+        }
+
+        fn due(&mut self, now: u64) -> Option<u64> {
+            let line = self.ledger.pop_due(Millis(now))?;
+            self.ledger.strike(line, BYTES);
+            self.names.get(&line.number).copied()
+        }
+
+        /// Takes the next line out and its record, until there is one or nothing.
+        fn evict(&mut self) -> Option<u64> {
+            loop {
+                match self.ledger.pop_evictable() {
+                    Evictable::Record(line) => {
+                        self.ledger.strike(line, BYTES);
+                        return self.names.get(&line.number).copied();
+                    }
+                    Evictable::NotYetFound => {}
+                    Evictable::Nothing => return None,
+                }
+            }
+        }
+
+        fn lines(&self) -> usize {
+            self.ledger.expiring.len() + self.ledger.set_aside.len()
+        }
+
+        fn assert_empty(&self) {
+            let takings = &self.ledger.takings;
+            let held = (self.lines(), self.ledger.claims.len(), takings.total, takings.scopes);
+            assert_eq!(held, (0, 0, 0, 0));
         }
     }
 
     #[test]
     fn records_come_out_in_order_of_their_expiry() {
-        let mut ledger = Ledger::default();
+        let mut book = Book::new();
         for n in 0..1000 {
-            ledger.add_record(line(n), Millis(5_000));
+            book.add(1, n, 5_000);
         }
-        ledger.add_record(line(5000), Millis(1_000));
-        assert_eq!(ledger.lines(), 1001);
-        assert_eq!(ledger.pop_evictable(), Evictable::Record(0, slot(5000)));
+        book.add(1, 5000, 1_000);
+        assert_eq!(book.lines(), 1001);
+        assert_eq!(book.evict(), Some(5000));
         for n in 0..1000 {
-            assert_eq!(ledger.pop_evictable(), Evictable::Record(4, slot(n)));
+            assert_eq!(book.evict(), Some(n));
         }
-        assert_eq!(ledger.pop_evictable(), Evictable::Nothing);
-        assert_eq!((ledger.lines(), ledger.takings.total, ledger.takings.scopes), (0, 0, 0));
-    }
-
-    /// Asks until there is something, or nothing.
-    fn evict(ledger: &mut Ledger) -> Option<Slot> {
-        loop {
-            match ledger.pop_evictable() {
-                Evictable::Record(_, slot) => return Some(slot),
-                Evictable::NotYetFound => {}
-                Evictable::Nothing => return None,
-            }
-        }
+        assert_eq!(book.evict(), None);
+        book.assert_empty();
     }
 
     #[test]
     fn a_scope_below_half_of_its_share_is_passed_over_and_expires_in_time() {
-        let mut ledger = Ledger::default();
+        let mut book = Book::new();
         // 240 lines of a small scope, before and among 1000 of a large one.
         for n in 0..240 {
-            ledger.add_record(line_of(2, 10_000 + n), Millis(n * 10));
+            book.add(2, 10_000 + n, n * 10);
         }
         for n in 0..1000 {
-            ledger.add_record(line_of(1, n), Millis(2_000 + n));
+            book.add(1, n, 2_000 + n);
         }
         for n in 0..480 {
-            assert_eq!(evict(&mut ledger), Some(slot(n)));
+            assert_eq!(book.evict(), Some(n));
         }
         // What was passed over is swept when it is due: the lines of the first tick.
         for n in 0..103 {
-            assert_eq!(ledger.pop_due(Millis(1024)), Some((0, slot(10_000 + n))));
+            assert_eq!(book.due(1024), Some(10_000 + n));
         }
-        assert_eq!(ledger.pop_due(Millis(1024)), None);
-        assert_eq!(ledger.lines(), 240 - 103 + 520);
+        assert_eq!(book.due(1024), None);
+        assert_eq!(book.lines(), 240 - 103 + 520);
     }
 
     #[test]
     fn equal_scopes_are_evicted_alike_and_everything_comes_out_once() {
-        let mut ledger = Ledger::default();
+        let mut book = Book::new();
         for n in 0..1000 {
-            ledger.add_record(line_of((n % 10) as u32, n), Millis(n * 100));
+            book.add((n % 10) as u32, n, n * 100);
         }
         let mut out = Vec::new();
         let mut asked = 0;
         loop {
             asked += 1;
-            match ledger.pop_evictable() {
-                Evictable::Record(_, slot) => out.push(slot),
+            match book.ledger.pop_evictable() {
+                Evictable::Record(line) => {
+                    book.ledger.strike(line, BYTES);
+                    out.push(book.names[&line.number]);
+                }
                 Evictable::NotYetFound => {}
                 Evictable::Nothing => break,
             }
@@ -362,36 +382,68 @@ mod tests {
         assert_eq!(out.len(), 1000);
         assert!(asked < 1100, "{asked}");
         out.sort_unstable();
-        out.dedup();
-        assert_eq!((out.len(), ledger.takings.total, ledger.takings.scopes), (1000, 0, 0));
+        assert!(out.into_iter().eq(0..1000));
+        book.assert_empty();
+    }
+
+    #[test]
+    fn what_is_forgotten_leaves_no_line_wherever_it_stood() {
+        let mut book = Book::new();
+        let mut lines: Vec<_> = (0..10).map(|n| book.add(2, n, n)).collect();
+        let others: Vec<_> = (10..100).map(|n| book.add(1, n, n)).collect();
+        assert_eq!(book.evict(), Some(10));
+        assert_eq!(book.ledger.set_aside.len(), 10);
+        lines.extend(&others[1..]);
+        for line in lines {
+            book.ledger.remove_record(line, BYTES);
+        }
+        book.assert_empty();
     }
 
     #[test]
     fn nothing_is_due_before_its_whole_tick_has_passed() {
-        let mut ledger = Ledger::default();
-        ledger.add_record(line(1), Millis(1030));
-        assert_eq!(ledger.pop_due(Millis(2047)), None);
-        assert_eq!(ledger.pop_due(Millis(2048)), Some((1, slot(1))));
-        assert_eq!(ledger.pop_due(Millis(u64::MAX)), None);
+        let mut book = Book::new();
+        book.add(1, 1, 1030);
+        book.add(1, 2, u64::MAX);
+        assert_eq!(book.due(2047), None);
+        assert_eq!(book.due(2048), Some(1));
+        assert_eq!(book.due(u64::MAX), None);
     }
 
     #[test]
-    fn the_hand_reaches_every_claim() {
-        let mut ledger = Ledger::default();
-        let indices: Vec<_> = (0..10).map(|n| ledger.add_claim(slot(n), Millis(100))).collect();
-        ledger.remove_claim(indices[3]);
+    fn claims_are_looked_at_in_time_and_once() {
+        let mut book = Book::new();
+        let scope = ScopeTag::new(1);
+        let (hash, ledger) = (book.hash, &mut book.ledger);
+        let numbers: Vec<_> = (0..10)
+            .map(|n| ledger.add_claim(Millis(2000 + n % 2 * 1024), hash, scope))
+            .collect();
+        ledger.remove_claim(Line::new(Millis(2000), numbers[4], hash, scope));
+        assert_eq!(ledger.pop_claim(Millis(1023)), None);
         let mut seen = Vec::new();
-        for _ in 0..200 {
-            assert!(ledger.inspect_claim(Millis(99), Millis(1000)).is_none(), "not yet");
+        while let Some(line) = ledger.pop_claim(Millis(1024)) {
+            seen.push(line.number);
         }
-        for _ in 0..200 {
-            seen.extend(ledger.inspect_claim(Millis(100), Millis(1000)).map(|(index, _)| index));
+        assert_eq!(seen, [0, 2, 6, 8].map(|n| numbers[n]));
+        assert_eq!(ledger.pop_claim(Millis(2048)).map(|line| line.number), Some(numbers[1]));
+    }
+
+    #[test]
+    fn scopes_beyond_the_first_are_counted_and_their_table_is_given_back() {
+        let mut book = Book::new();
+        let scopes = 10_000 + UNCOUNTED_SCOPES;
+        let mut lines = Vec::new();
+        for n in 0..scopes {
+            lines.push(book.add(n as u32, n as u64, n as u64));
+            let counted = (n + 1).saturating_sub(UNCOUNTED_SCOPES);
+            assert_eq!(book.ledger.scope_bytes(), SCOPE_BYTES * counted);
         }
-        seen.sort_unstable();
-        assert_eq!(
-            seen,
-            [0, 1, 2, 4, 5, 6, 7, 8, 9],
-            "each once, and not again before its time"
-        );
+        for line in lines {
+            book.ledger.remove_record(line, BYTES);
+        }
+        book.assert_empty();
+        assert_eq!(book.ledger.scope_bytes(), 0);
+        let held: usize = book.ledger.takings.parts.iter().map(Taken::allocation_size).sum();
+        assert!(held <= PARTS * KEPT_BYTES, "{held}");
     }
 }

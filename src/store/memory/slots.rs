@@ -5,40 +5,43 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
-use dashmap::{DashMap, Entry as Place};
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
-use super::hash::SlotState;
-use super::ledger::{Evictable, Ledger, Line, tick};
+use super::hash::{SlotHash, SlotHasher};
+use super::ledger::{Evictable, Ledger, Line};
+use super::shard::{self, Shard};
 use super::{Census, Entry, MemoryStats, Phase, WhenFull};
-use crate::request::{ScopeTag, Slot};
+use crate::request::Slot;
 use crate::store::Record;
 use crate::store::rules::Occupant;
 use crate::store::{Begin, Begun, Held, Millis, Token};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Lock shards of the map. Many, so that growing one, which moves all its entries under its lock,
-/// stays below a millisecond with ten million keys.
-const SHARDS: usize = 512;
+/// Lock shards of the map. Many, so that doubling the table of one, which moves it under its lock,
+/// stays below a millisecond with ten million keys: eighty thousand places of eight bytes.
+const SHARDS: usize = 128;
 /// Expired records that one write sweeps at most. More than one, so that sweeping keeps up.
 const SWEEP: usize = 8;
 /// Records that one write evicts at most, which bounds its work. More than it can need, unless one
 /// large record takes the place of many small ones; the next writes then go on.
 const EVICT: usize = 512;
-/// When a claim that was looked at and was alive is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// What an entry takes beside its record: its place in the map (at three quarters full), its line
-/// in the ledger and the record's reference counts. Measured by `benches/footprint.rs`.
+/// What an entry takes beside its record: itself (64 bytes), its place in its shard's table (10 to 27,
+/// 15 on average), its line in the ledger (26 to 46, about 35) and the record's reference counts (16,
+/// and its length is rounded up to eight). Measured by `benches/footprint.rs` and
+/// `tests/memory_accounting.rs`.
 const ENTRY_BYTES: usize = 136;
-/// What a claim takes, entry and all.
-const CLAIM: usize = ENTRY_BYTES + 128;
+/// What a claim takes, entry and all: about 180, and some more if others wait for its end.
+const CLAIM: usize = 216;
 
 pub(super) struct Slots {
-    /// Lock order: a shard of `map`, then `ledger`. No guard of either is held across an await.
-    map: DashMap<Slot, Occupant<Hold>, SlotState>,
+    /// Lock order: a shard, then `ledger`. No guard of either is held across an await. The line of an
+    /// entry is changed under the lock of its shard, so that the two always agree.
+    shards: Box<[CachePadded<Mutex<Shard>>]>,
     ledger: CachePadded<Mutex<Ledger>>,
+    hasher: SlotHasher,
     origin: Instant,
     pub(super) budget: usize,
     pub(super) when_full: WhenFull,
@@ -48,11 +51,9 @@ pub(super) struct Slots {
 }
 
 /// What the store hangs on a claim.
-struct Hold {
-    /// The claim's place in the ledger.
-    index: usize,
-    /// Whose room its record will take.
-    scope: ScopeTag,
+pub(super) struct Hold {
+    /// When the ledger has it looked at.
+    look_at: Millis,
     /// Made by the first who waits.
     waiters: Option<Arc<Notify>>,
 }
@@ -60,8 +61,21 @@ struct Hold {
 fn cost(occupant: &Occupant<Hold>) -> usize {
     match occupant {
         Occupant::Running(_) => CLAIM,
-        Occupant::Done { record, .. } => ENTRY_BYTES + record.len(),
+        Occupant::Done { record, .. } => cost_of(record),
     }
+}
+
+fn cost_of(record: &Record) -> usize {
+    ENTRY_BYTES + record.len()
+}
+
+/// The line of an entry in the ledger.
+fn line(hash: SlotHash, entry: &shard::Entry) -> Line {
+    let at = match &entry.occupant {
+        Occupant::Running(running) => running.extra.look_at,
+        Occupant::Done { expires_at, .. } => *expires_at,
+    };
+    Line::new(at, entry.number, hash, entry.scope)
 }
 
 /// Whether there is room for a new key.
@@ -72,18 +86,19 @@ enum Room {
     None,
 }
 
-/// What a write found to sweep; it is swept when no lock is held.
+/// What a write found to sweep; it is swept when no lock is held. Its lines are out of the ledger.
 #[derive(Default)]
 struct Due {
-    records: Vec<Slot>,
-    claim: Option<(usize, Slot)>,
+    records: SmallVec<[Line; SWEEP]>,
+    claim: Option<Line>,
 }
 
 impl Slots {
     pub(super) fn new(budget: usize, when_full: WhenFull) -> Self {
         Self {
-            map: DashMap::with_capacity_and_hasher_and_shard_amount(0, SlotState::new(), SHARDS),
+            shards: (0..SHARDS).map(|_| CachePadded::default()).collect(),
             ledger: CachePadded::default(),
+            hasher: SlotHasher::new(),
             origin: Instant::now(),
             budget,
             when_full,
@@ -106,82 +121,89 @@ impl Slots {
         Millis(elapsed.as_secs().saturating_mul(1000) + u64::from(elapsed.subsec_millis()))
     }
 
-    /// No code that can panic runs under the lock; should it ever, the book is still whole.
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    /// No code that can panic runs under the lock; should it ever, the map is still whole.
+    fn shard(&self, hash: SlotHash) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[hash.shard_of(SHARDS)])
+    }
+
+    /// Changes the ledger, and counts what its table of scopes takes more or less.
+    fn with_ledger<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
+        let mut ledger = lock(&self.ledger);
+        let before = ledger.scope_bytes();
+        let result = change(&mut ledger);
+        let after = ledger.scope_bytes();
+        if after != before {
+            self.add(after.wrapping_sub(before));
+        }
+        result
     }
 
     pub(super) fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
         let now = self.now();
-        let mut room = self.room_for_claim();
+        let hash = self.hasher.hash(&begin.slot);
+        let mut room = if self.is_over(CLAIM) {
+            Room::Unknown
+        } else {
+            Room::Enough
+        };
         let (due, before) = loop {
-            match self.map.entry(begin.slot) {
-                Place::Occupied(mut entry) => {
-                    if let Some(begun) = entry.get_mut().begin(begin, now) {
-                        return Ok(begun);
-                    }
-                    // Expired and not swept yet: vacant.
-                    let (hold, due) = self.book(begin, now, Some(entry.get()));
-                    let before = std::mem::replace(entry.get_mut(), Occupant::claim(begin, 1, now, hold));
-                    self.add(CLAIM.wrapping_sub(cost(&before)));
-                    break (due, Some(before));
+            let mut shard = self.shard(hash);
+            if let Some(at) = shard.find(hash, &begin.slot) {
+                let entry = shard.get_mut(at);
+                if let Some(begun) = entry.occupant.begin(begin, now) {
+                    return Ok(begun);
                 }
+                // Expired and not swept yet: vacant.
+                self.add(CLAIM.wrapping_sub(cost(&entry.occupant)));
+                let (number, due) = self.with_ledger(|ledger| {
+                    remove(ledger, hash, entry);
+                    self.book(ledger, begin, hash, now)
+                });
+                let before = std::mem::replace(entry, claim(begin, number, now));
+                break (due, Some(before));
+            }
+            match room {
                 // Room is made only for a key that is new, and without its shard's lock.
-                Place::Vacant(entry) if room == Room::Unknown => {
-                    drop(entry);
+                Room::Unknown => {
+                    drop(shard);
                     room = self.make_room(CLAIM, now);
                 }
-                Place::Vacant(_) if room == Room::None => {
+                Room::None => {
                     return Err(StoreError::new(
                         StoreErrorKind::Full,
                         "memory store: the byte budget is spent; raise it, shorten the TTL, or let it evict",
                     ));
                 }
-                Place::Vacant(entry) => {
-                    let (hold, due) = self.book(begin, now, None);
-                    // Counted before it can be seen, so that nobody subtracts it first.
+                Room::Enough => {
                     self.entries.fetch_add(1, Ordering::Relaxed);
                     self.add(CLAIM);
-                    entry.insert(Occupant::claim(begin, 1, now, hold));
+                    let (number, due) = self.with_ledger(|ledger| self.book(ledger, begin, hash, now));
+                    shard.insert(hash, claim(begin, number, now));
                     break (due, None);
                 }
             }
         };
-        before.into_iter().for_each(wake_all);
+        before.into_iter().for_each(|before| wake_all(before.occupant));
         self.sweep(due, now);
         Ok(Begun::Started { attempt: 1 })
     }
 
-    fn room_for_claim(&self) -> Room {
-        if self.is_over(CLAIM) {
-            Room::Unknown
-        } else {
-            Room::Enough
-        }
-    }
-
-    /// Enters a new claim in the ledger, takes its predecessor out, and looks what is due.
-    fn book(&self, begin: &Begin, now: Millis, before: Option<&Occupant<Hold>>) -> (Hold, Due) {
-        let mut ledger = self.ledger();
-        if let Some(Occupant::Running(lapsed)) = before {
-            ledger.remove_claim(lapsed.extra.index);
-        }
-        let index = ledger.add_claim(begin.slot, now.after(begin.lease).after(begin.ttl));
-        let hold = Hold {
-            index,
-            scope: begin.scope,
-            waiters: None,
-        };
-        (hold, due(&mut ledger, now))
+    /// Enters a new claim in the ledger, and looks what is due.
+    fn book(&self, ledger: &mut Ledger, begin: &Begin, hash: SlotHash, now: Millis) -> (u32, Due) {
+        let number = ledger.add_claim(look_at(begin, now), hash, begin.scope);
+        (number, due(ledger, now))
     }
 
     pub(super) fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Held {
         let now = self.now();
+        let hash = self.hasher.hash(slot);
         let waiters = {
-            let Some(mut occupant) = self.map.get_mut(slot) else {
+            let mut shard = self.shard(hash);
+            let Some(entry) = shard.find(hash, slot).map(|at| shard.get_mut(at)) else {
                 return Held::Lost;
             };
-            let Some(running) = occupant.held_by(token, now) else {
+            let before = line(hash, entry);
+            let Some(running) = entry.occupant.held_by(token, now) else {
                 return Held::Lost;
             };
             running.lease_until = now.after(lease);
@@ -189,9 +211,14 @@ impl Slots {
                 return Held::Yes;
             }
             // It lapses at once: whoever waits may take it over, and nobody may ever come back.
-            let forgotten_at = running.lease_until.after(running.memory);
-            self.ledger().look_at_claim(running.extra.index, forgotten_at);
-            running.extra.waiters.take()
+            let look_at = running.lease_until.after(running.memory);
+            running.extra.look_at = look_at;
+            let waiters = running.extra.waiters.take();
+            entry.number = self.with_ledger(|ledger| {
+                ledger.remove_claim(before);
+                ledger.add_claim(look_at, hash, before.scope)
+            });
+            waiters
         };
         wake(waiters);
         Held::Yes
@@ -200,82 +227,93 @@ impl Slots {
     pub(super) fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Held {
         let now = self.now();
         let expires_at = now.after(ttl);
-        let Hold { index, scope, waiters } = {
-            let Some(mut occupant) = self.map.get_mut(slot) else {
-                return Held::Lost;
-            };
-            if occupant.held_by(token, now).is_none() {
-                return Held::Lost;
-            }
-            let done = Occupant::Done {
-                record: record.clone(),
-                expires_at,
-            };
-            // In one step; a record may take less than its claim did.
-            self.add(cost(&done).wrapping_sub(cost(&occupant)));
-            match std::mem::replace(&mut *occupant, done) {
-                Occupant::Running(running) => running.extra,
-                Occupant::Done { .. } => return Held::Lost,
-            }
-        };
-        if self.is_over(0) {
+        let hash = self.hasher.hash(slot);
+        let bytes = cost_of(record);
+        // A record may take less than its claim did.
+        let more = bytes.saturating_sub(CLAIM);
+        if self.is_over(more) && self.is_held(hash, slot, token, now) {
             // Before the new record is in the ledger, so that it is not the one to go.
-            self.make_room(0, now);
+            self.make_room(more, now);
         }
-        let due = {
-            let mut ledger = self.ledger();
-            ledger.remove_claim(index);
-            let line = Line {
-                slot: *slot,
-                scope,
-                bytes: u32::try_from(ENTRY_BYTES + record.len()).unwrap_or(u32::MAX),
+        let (claim, due) = {
+            let mut shard = self.shard(hash);
+            let Some(entry) = shard.find(hash, slot).map(|at| shard.get_mut(at)) else {
+                return Held::Lost;
             };
-            ledger.add_record(line, expires_at);
-            due(&mut ledger, now)
+            if entry.occupant.held_by(token, now).is_none() {
+                return Held::Lost;
+            }
+            self.add(bytes.wrapping_sub(cost(&entry.occupant)));
+            let (number, due) = self.with_ledger(|ledger| {
+                ledger.remove_claim(line(hash, entry));
+                let number = ledger.add_record(expires_at, hash, entry.scope, bytes as u64);
+                (number, due(ledger, now))
+            });
+            entry.number = number;
+            let record = record.clone();
+            let claim = std::mem::replace(&mut entry.occupant, Occupant::Done { record, expires_at });
+            (claim, due)
         };
-        wake(waiters);
+        wake_all(claim);
         self.sweep(due, now);
         Held::Yes
     }
 
+    fn is_held(&self, hash: SlotHash, slot: &Slot, token: Token, now: Millis) -> bool {
+        let mut shard = self.shard(hash);
+        let entry = shard.find(hash, slot).map(|at| shard.get_mut(at));
+        entry.is_some_and(|entry| entry.occupant.held_by(token, now).is_some())
+    }
+
     pub(super) fn release(&self, slot: &Slot, token: Token) -> Held {
         let now = self.now();
-        let removed = self
-            .map
-            .remove_if_mut(slot, |_, occupant| occupant.held_by(token, now).is_some());
-        match removed {
-            Some((_, occupant)) => {
-                self.vacate(occupant);
+        match self.vacate(slot, |occupant| occupant.held_by(token, now).is_some()) {
+            Some(occupant) => {
+                wake_all(occupant);
                 Held::Yes
             }
             None => Held::Lost,
         }
     }
 
-    /// After an occupant was taken out of the map before its time.
-    fn vacate(&self, occupant: Occupant<Hold>) {
-        self.uncount(&occupant);
-        if let Occupant::Running(running) = &occupant {
-            self.ledger().remove_claim(running.extra.index);
-        }
-        wake_all(occupant);
-    }
-
-    /// Empties a slot. The ledger keeps a record's line, which then names nothing.
+    /// Empties a slot.
     pub(super) fn forget(&self, slot: &Slot) -> bool {
         let now = self.now();
-        self.map.remove(slot).is_some_and(|(_, occupant)| {
+        self.vacate(slot, |_| true).is_some_and(|occupant| {
             let known = !occupant.is_forgotten(now);
-            self.vacate(occupant);
+            wake_all(occupant);
             known
         })
     }
 
+    /// Takes an occupant out before its time, and its line.
+    fn vacate(&self, slot: &Slot, is_meant: impl FnOnce(&mut Occupant<Hold>) -> bool) -> Option<Occupant<Hold>> {
+        let hash = self.hasher.hash(slot);
+        let mut shard = self.shard(hash);
+        let at = shard.find(hash, slot)?;
+        if !is_meant(&mut shard.get_mut(at).occupant) {
+            return None;
+        }
+        let entry = self.take(&mut shard, at);
+        self.with_ledger(|ledger| remove(ledger, hash, &entry));
+        Some(entry.occupant)
+    }
+
+    /// Takes an entry out of the map, and not its line.
+    fn take(&self, shard: &mut Shard, at: usize) -> shard::Entry {
+        let entry = shard.remove(at, &self.hasher);
+        self.entries.fetch_sub(1, Ordering::Relaxed);
+        self.subtract(cost(&entry.occupant));
+        entry
+    }
+
     pub(super) fn look_up(&self, slot: &Slot) -> Option<Entry> {
         let now = self.now();
-        let occupant = self.map.get(slot)?;
+        let hash = self.hasher.hash(slot);
+        let shard = self.shard(hash);
+        let occupant = &shard.get(shard.find(hash, slot)?).occupant;
         let forgotten_in = now.until(occupant.forgotten_at());
-        (!forgotten_in.is_zero()).then(|| match &*occupant {
+        (!forgotten_in.is_zero()).then(|| match occupant {
             Occupant::Running(running) => {
                 let phase = Phase::Running {
                     attempt: running.attempt,
@@ -293,37 +331,77 @@ impl Slots {
     pub(super) fn count(&self) -> Census {
         let now = self.now();
         let mut census = Census::default();
-        for occupant in self.map.iter().filter(|occupant| !occupant.is_forgotten(now)) {
-            match &*occupant {
-                Occupant::Running(running) if running.lease_until > now => census.running += 1,
-                Occupant::Running(_) => census.lapsed += 1,
-                Occupant::Done { .. } => census.done += 1,
+        for shard in &self.shards {
+            for entry in lock(shard).iter().filter(|entry| !entry.occupant.is_forgotten(now)) {
+                match &entry.occupant {
+                    Occupant::Running(running) if running.lease_until > now => census.running += 1,
+                    Occupant::Running(_) => census.lapsed += 1,
+                    Occupant::Done { .. } => census.done += 1,
+                }
             }
         }
         census
     }
 
-    /// Removes what is due, if it is still what the ledger says.
+    /// Removes what is due, if it is still what the ledger said.
     fn sweep(&self, due: Due, now: Millis) {
-        for slot in due.records {
-            self.remove_if(&slot, |occupant| {
-                matches!(occupant, Occupant::Done { .. }) && occupant.is_forgotten(now)
-            });
-        }
+        let gone: SmallVec<[(Line, Record); SWEEP]> = due
+            .records
+            .into_iter()
+            .filter_map(|line| Some((line, self.take_record(line)?.0)))
+            .collect();
+        self.strike(&gone);
         if let Some(claim) = due.claim {
             self.sweep_claim(claim, now);
         }
     }
 
-    /// Removes a claim whose holder died and whose memory has ended.
-    fn sweep_claim(&self, (index, slot): (usize, Slot), now: Millis) {
-        let lapsed = |occupant: &Occupant<Hold>| match occupant {
-            Occupant::Running(running) => running.extra.index == index && occupant.is_forgotten(now),
-            Occupant::Done { .. } => false,
-        };
-        if self.remove_if(&slot, lapsed) {
-            self.ledger().remove_claim(index);
+    /// Takes out the record of a line that was taken out of the ledger, if the slot was not used again
+    /// meanwhile.
+    fn take_record(&self, of: Line) -> Option<(Record, Millis)> {
+        let mut shard = self.shard(of.hash);
+        let is_meant =
+            |entry: &shard::Entry| matches!(entry.occupant, Occupant::Done { .. }) && line(of.hash, entry) == of;
+        let at = shard.find_by(of.hash, is_meant)?;
+        match self.take(&mut shard, at).occupant {
+            Occupant::Done { record, expires_at } => Some((record, expires_at)),
+            Occupant::Running(_) => None,
         }
+    }
+
+    /// Records are gone whose lines were taken out of the ledger.
+    fn strike(&self, gone: &[(Line, Record)]) {
+        if !gone.is_empty() {
+            self.with_ledger(|ledger| {
+                for (line, record) in gone {
+                    ledger.strike(*line, cost_of(record) as u64);
+                }
+            });
+        }
+    }
+
+    /// Removes a claim whose holder died and whose memory has ended; another is looked at again when
+    /// that will be so.
+    fn sweep_claim(&self, of: Line, now: Millis) {
+        let lapsed = {
+            let mut shard = self.shard(of.hash);
+            let is_meant =
+                |entry: &shard::Entry| matches!(entry.occupant, Occupant::Running(_)) && line(of.hash, entry) == of;
+            let Some(at) = shard.find_by(of.hash, is_meant) else {
+                return;
+            };
+            let entry = shard.get_mut(at);
+            let look_at = entry.occupant.forgotten_at();
+            match &mut entry.occupant {
+                Occupant::Running(running) if look_at > now => {
+                    running.extra.look_at = look_at;
+                    entry.number = self.with_ledger(|ledger| ledger.add_claim(look_at, of.hash, of.scope));
+                    return;
+                }
+                _ => self.take(&mut shard, at).occupant,
+            }
+        };
+        wake_all(lapsed);
     }
 
     /// Sweeps and, if allowed, evicts until `needed` bytes fit, or enough was done for one write.
@@ -332,22 +410,21 @@ impl Slots {
             if !self.is_over(needed) {
                 return Room::Enough;
             }
-            let (next, claim) = {
-                let mut ledger = self.ledger();
+            let (next, claim) = self.with_ledger(|ledger| {
                 let next = match (ledger.pop_due(now), self.when_full) {
-                    (Some((at, slot)), _) => Evictable::Record(at, slot),
+                    (Some(line), _) => Evictable::Record(line),
                     (None, WhenFull::EvictNearestExpiry) => ledger.pop_evictable(),
                     (None, WhenFull::RefuseNew) => Evictable::Nothing,
                 };
-                (next, ledger.inspect_claim(now, now.after(LOOK_AGAIN)))
-            };
+                (next, ledger.pop_claim(now))
+            });
             if let Some(claim) = claim {
                 self.sweep_claim(claim, now);
             }
             match next {
-                Evictable::Record(at, slot) => self.evict(&slot, at, now),
+                Evictable::Record(line) => self.evict(line, now),
                 Evictable::NotYetFound => {}
-                // Only the claims can make room now; the hand passes them in the writes to come.
+                // Only the claims can make room now; they are looked at in the writes to come.
                 Evictable::Nothing if !self.is_over(needed) => return Room::Enough,
                 Evictable::Nothing => return Room::None,
             }
@@ -360,18 +437,13 @@ impl Slots {
         }
     }
 
-    /// Removes the record of a line of the ledger. A line that its slot has outlived (it expired
-    /// and is in use again) names nothing.
-    fn evict(&self, slot: &Slot, at: u64, now: Millis) {
-        let mut early = false;
-        let removed = self.remove_if(slot, |occupant| match occupant {
-            Occupant::Done { expires_at, .. } => {
-                early = *expires_at > now;
-                !early || tick(*expires_at) == at
-            }
-            Occupant::Running(_) => false,
-        });
-        if removed && early {
+    /// Removes the record of a line that was taken out of the ledger.
+    fn evict(&self, line: Line, now: Millis) {
+        let Some((record, expires_at)) = self.take_record(line) else {
+            return;
+        };
+        self.strike(&[(line, record)]);
+        if expires_at > now {
             let evicted = self.evicted.fetch_add(1, Ordering::Relaxed) + 1;
             // At 1, 2, 4, 8 and so on: seen at once, and never a flood.
             if evicted.is_power_of_two() {
@@ -383,22 +455,6 @@ impl Slots {
                 );
             }
         }
-    }
-
-    fn remove_if(&self, slot: &Slot, condition: impl FnOnce(&Occupant<Hold>) -> bool) -> bool {
-        match self.map.remove_if(slot, |_, occupant| condition(occupant)) {
-            Some((_, occupant)) => {
-                self.uncount(&occupant);
-                wake_all(occupant);
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn uncount(&self, occupant: &Occupant<Hold>) {
-        self.entries.fetch_sub(1, Ordering::Relaxed);
-        self.subtract(cost(occupant));
     }
 
     fn add(&self, bytes: usize) {
@@ -416,7 +472,10 @@ impl Slots {
     /// A future that is ready when the slot's present claim has ended. It is registered before the
     /// slot's lock is given back, so that no end can slip by.
     pub(super) fn ended(&self, slot: &Slot) -> Option<OwnedNotified> {
-        match &mut *self.map.get_mut(slot)? {
+        let hash = self.hasher.hash(slot);
+        let mut shard = self.shard(hash);
+        let at = shard.find(hash, slot)?;
+        match &mut shard.get_mut(at).occupant {
             Occupant::Running(running) => {
                 let waiters = running.extra.waiters.get_or_insert_with(Arc::default);
                 Some(Arc::clone(waiters).notified_owned())
@@ -426,14 +485,46 @@ impl Slots {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When a claim is forgotten, unless it is renewed or taken over.
+fn look_at(begin: &Begin, now: Millis) -> Millis {
+    now.after(begin.lease).after(begin.ttl)
+}
+
+/// The entry of a new claim, whose line has that number.
+fn claim(begin: &Begin, number: u32, now: Millis) -> shard::Entry {
+    let hold = Hold {
+        look_at: look_at(begin, now),
+        waiters: None,
+    };
+    shard::Entry {
+        slot: begin.slot,
+        occupant: Occupant::claim(begin, 1, now, hold),
+        scope: begin.scope,
+        number,
+    }
+}
+
+/// Takes the line of an entry out of the ledger.
+fn remove(ledger: &mut Ledger, hash: SlotHash, entry: &shard::Entry) {
+    let line = line(hash, entry);
+    match &entry.occupant {
+        Occupant::Running(_) => ledger.remove_claim(line),
+        Occupant::Done { record, .. } => ledger.remove_record(line, cost_of(record) as u64),
+    }
+}
+
 fn due(ledger: &mut Ledger, now: Millis) -> Due {
     let mut due = Due::default();
     while due.records.len() < SWEEP
-        && let Some((_, slot)) = ledger.pop_due(now)
+        && let Some(line) = ledger.pop_due(now)
     {
-        due.records.push(slot);
+        due.records.push(line);
     }
-    due.claim = ledger.inspect_claim(now, now.after(LOOK_AGAIN));
+    due.claim = ledger.pop_claim(now);
     due
 }
 

@@ -113,6 +113,7 @@ impl Record {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BUFFER.with_borrow_mut(|out| {
+            // Empty, unless a panic ended the last one's encoding.
             out.clear();
             put_head(out, RESPONSE, status.as_u16(), fingerprint);
             let mut flags = 0;
@@ -129,6 +130,8 @@ impl Record {
             }
             out.extend_from_slice(body);
             let record = Self(Arc::from(out.as_slice()));
+            // Emptied first: a buffer does not shrink below what is in it.
+            out.clear();
             out.shrink_to(SCRATCH);
             record
         })

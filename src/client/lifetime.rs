@@ -1,0 +1,155 @@
+//! How long a key may be sent: until its server may have forgotten it.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::DATE;
+use http::{HeaderMap, HeaderValue};
+use tokio::time::Instant;
+
+/// An hour less than servers keep keys by the default of this crate, and by most providers'
+/// documentation: for the way, and for a server that counts from another moment.
+pub(super) const DEFAULT: Duration = Duration::from_secs(23 * 3600);
+
+/// The part of what a server tells that is not used, as in the default: dates are whole seconds, and an
+/// attempt takes a while to arrive.
+const SPARED: u32 = 24;
+
+const EXPIRES: &str = "idempotency-expires";
+
+/// How long an operation is sent. On the monotonic clock, so that one that is set changes nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lifetime {
+    begun: Instant,
+    /// What had passed when this process met the operation.
+    before: Duration,
+    /// The operation's own; none means the policy's.
+    pub(super) own: Option<Duration>,
+    /// When the server forgets the key, as far as it has told.
+    told: Option<Instant>,
+}
+
+impl Default for Lifetime {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            before: Duration::ZERO,
+            own: None,
+            told: None,
+        }
+    }
+}
+
+impl Lifetime {
+    /// The operation had begun that long ago when this process met it, which is now.
+    pub(super) fn begun_before(&mut self, before: Duration) {
+        self.begun = Instant::now();
+        self.before = before;
+    }
+
+    /// The server forgets the key within that time. Of several such times the soonest counts.
+    pub(super) fn ends_within(&mut self, left: Duration, now: Instant) {
+        // A moment that no clock holds is no bound.
+        if let Some(end) = now.checked_add(left - left / SPARED) {
+            self.told = Some(self.told.map_or(end, |told| told.min(end)));
+        }
+    }
+
+    pub(super) fn left(&self, by_default: Duration, now: Instant) -> Duration {
+        let age = self.before.saturating_add(now.saturating_duration_since(self.begun));
+        let left = self.own.unwrap_or(by_default).saturating_sub(age);
+        match self.told {
+            Some(told) => left.min(told.saturating_duration_since(now)),
+            None => left,
+        }
+    }
+}
+
+/// How long the server keeps the key from its response on, if it tells so by an HTTP date (RFC 9110,
+/// section 5.6.7) in `Idempotency-Expires`. What cannot be read is ignored.
+///
+/// The date is compared with the server's own `Date` if there is one, so that the difference of the two
+/// clocks does not matter.
+pub(super) fn told_by(headers: &HeaderMap) -> Option<Duration> {
+    let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?.trim()).ok();
+    let expires = headers.get_all(EXPIRES).iter().filter_map(date).min()?;
+    let now = headers.get(DATE).and_then(date).unwrap_or_else(SystemTime::now);
+    Some(expires.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const NOON: &str = "Tue, 24 Nov 2026 12:00:00 GMT";
+
+    fn told(values: &[&str], date: Option<&str>) -> Option<Duration> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(EXPIRES, HeaderValue::from_str(value).unwrap());
+        }
+        if let Some(date) = date {
+            headers.insert(DATE, HeaderValue::from_str(date).unwrap());
+        }
+        told_by(&headers)
+    }
+
+    #[test]
+    fn dates_are_read_and_nonsense_is_ignored() {
+        let seconds = Duration::from_secs;
+        for (values, expected) in [
+            (&["Tue, 24 Nov 2026 12:00:07 GMT"][..], Some(seconds(7))),
+            // The two older forms that RFC 9110, section 5.6.7, has recipients accept.
+            (&["Tuesday, 24-Nov-26 12:00:07 GMT"], Some(seconds(7))),
+            (&["Tue Nov 24 12:00:07 2026"], Some(seconds(7))),
+            (&["Wed, 25 Nov 2026 12:00:00 GMT"], Some(24 * HOUR)),
+            (&["Tue, 24 Nov 2026 11:59:59 GMT"], Some(seconds(0))),
+            (
+                &["Tue, 24 Nov 2026 12:00:07 GMT", "Tue, 24 Nov 2026 12:00:05 GMT"],
+                Some(seconds(5)),
+            ),
+            (&["soon", "Tue, 24 Nov 2026 12:00:07 GMT"], Some(seconds(7))),
+            (&["@1795521607"], None),
+            (&["86400"], None),
+            (&["2026-11-24T12:00:07Z"], None),
+            (&["soon"], None),
+            (&[""], None),
+            (&[], None),
+        ] {
+            assert_eq!(told(values, Some(NOON)), expected, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_date_the_own_clock_counts() {
+        let later = httpdate::fmt_http_date(SystemTime::now() + HOUR);
+        for date in [None, Some("unreadable")] {
+            let left = told(&[&later], date).unwrap();
+            assert!((3000..=3600).contains(&left.as_secs()), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn the_soonest_end_counts_and_a_part_is_spared() {
+        let mut lifetime = Lifetime::default();
+        let now = lifetime.begun;
+        assert_eq!(lifetime.left(DEFAULT, now), 23 * HOUR);
+        assert_eq!(lifetime.left(Duration::MAX, now), Duration::MAX);
+        lifetime.ends_within(Duration::MAX, now);
+        lifetime.ends_within(48 * HOUR, now);
+        assert_eq!(lifetime.left(DEFAULT, now), 23 * HOUR, "never longer");
+        lifetime.ends_within(24 * HOUR, now);
+        assert_eq!(lifetime.left(DEFAULT, now), 23 * HOUR);
+        lifetime.ends_within(12 * HOUR, now);
+        lifetime.ends_within(24 * HOUR, now);
+        assert_eq!(lifetime.left(DEFAULT, now), 12 * HOUR - HOUR / 2);
+        assert_eq!(lifetime.left(DEFAULT, now + 11 * HOUR), HOUR / 2);
+        assert_eq!(lifetime.left(DEFAULT, now + 12 * HOUR), Duration::ZERO);
+        lifetime.own = Some(HOUR);
+        assert_eq!(lifetime.left(DEFAULT, now), HOUR);
+        lifetime.begun_before(HOUR / 4);
+        assert_eq!(lifetime.left(DEFAULT, lifetime.begun), HOUR / 4 * 3);
+        lifetime.begun_before(Duration::MAX);
+        assert_eq!(lifetime.left(Duration::MAX, lifetime.begun), Duration::ZERO);
+    }
+}
