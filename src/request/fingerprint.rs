@@ -157,7 +157,7 @@ impl FingerprintSource {
                     match pointer.find(body) {
                         Ok(Some(value)) => canonical_or_raw(&mut digest, value.get().as_bytes()),
                         Ok(None) => digest.field(ABSENT, b""),
-                        Err(json::Ambiguous) => {
+                        Err(_) => {
                             digest.field(AMBIGUOUS, body);
                         }
                     }

@@ -89,12 +89,9 @@ impl Config {
                 format!("{method} has no response that could be stored"),
             ));
         }
-        self.key.source.validate()?;
+        self.key.validate()?;
         self.scope.validate()?;
         self.fingerprint.validate()?;
-        if self.key.max_length == 0 {
-            return Err(ConfigError::new("max_key_length", "0 would refuse every key"));
-        }
         for (option, value, least, most) in [
             ("ttl", self.ttl, MIN, MAX_TTL),
             ("lease", self.lease, MIN, MAX_LEASE),

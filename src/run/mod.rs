@@ -44,7 +44,6 @@ use stage::Stage;
 use crate::answer::Problem;
 use crate::body::{Collected, declares_more_than, drain};
 use crate::bounds::{GuardedBody, GuardedService};
-use crate::request::key::KeyText;
 use crate::store::{Begin, Store, StoreError};
 
 /// A request has arrived; `inner` is ready for it.
@@ -64,8 +63,9 @@ where
     if !config.guards(request.method()) {
         return through(inner, request);
     }
-    let key = match config.key.in_head(request.headers()) {
-        Ok(Some(key)) => Ok(Some(KeyText::from(&*key))),
+    let (request, found) = config.key.in_head(request);
+    let key = match found {
+        Ok(Some(key)) => Ok(Some(key)),
         Ok(None) if config.key.source.needs_body() => Ok(None),
         Ok(None) if !config.require_key => return through(inner, request),
         Ok(None) => Err(Problem::missing_key()),

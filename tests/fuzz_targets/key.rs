@@ -105,7 +105,7 @@ fn key_of(format: KeyFormat, longest: usize, line: &[u8]) -> Option<String> {
         let allowed = |byte: &u8| (0x21..=0x7e).contains(byte) && *byte != b'"' && *byte != b',';
         String::from_utf8(line.iter().all(allowed).then(|| line.to_vec())?).ok()?
     };
-    if key.is_empty() || key.len() > longest {
+    if key.is_empty() || key.len() > longest || is_placeholder(&key) {
         return None;
     }
     match format {
@@ -146,6 +146,20 @@ fn unquoted(line: &[u8]) -> Option<(String, &[u8])> {
             _ => return None,
         }
     }
+}
+
+/// What only a bug in a client can send.
+fn is_placeholder(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    let uuid = key.strip_prefix("urn:uuid:").unwrap_or(&key);
+    let bare = uuid
+        .strip_prefix('{')
+        .and_then(|uuid| uuid.strip_suffix('}'))
+        .unwrap_or(uuid);
+    let nil_or_max = uuid::Uuid::try_parse(bare).is_ok_and(|uuid| uuid.is_nil() || uuid.is_max());
+    let template = key.starts_with("{{") && key.ends_with("}}") && key.len() > 3;
+    let shell = key.starts_with("${") && key.ends_with('}');
+    nil_or_max || template || shell || ["undefined", "null", "none", "nil", "nan", "[object object]"].contains(&&*key)
 }
 
 /// RFC 9562, section 4, of whatever version.
