@@ -282,7 +282,7 @@ struct Shop<St> {
 
 impl<St: Store> Shop<St> {
     fn slot(&self, key: &str) -> tower_idempotency::Slot {
-        self.layer.slot(None, key)
+        self.layer.slot(None, key).unwrap()
     }
     async fn send(&self, path: &str, key: &str) -> Answer {
         send(&self.bank, post(path, key, "{}")).await
@@ -882,7 +882,13 @@ async fn the_extractor<B: Base>(base: B) {
     assert_eq!(refused.status, 503);
     assert_eq!(refused.outcome(), "released");
     assert_eq!(base.charges("in-use").await, 0);
-    assert_eq!(base.store().look_up(&layer.slot(None, "in-use")).await.unwrap(), None);
+    assert_eq!(
+        base.store()
+            .look_up(&layer.slot(None, "in-use").unwrap())
+            .await
+            .unwrap(),
+        None
+    );
     assert_eq!(send(&app, post("/optional", "o", "")).await.text(), "there");
     // Without the layer.
     let bare = routes();

@@ -275,3 +275,13 @@ fn key_sources_that_name_nothing_are_refused() {
     let joined = KeySource::json_pointers(["/a", "/b"]);
     assert_refused(builder().key(joined).key_format(KeyFormat::Uuid), "key_format");
 }
+
+#[test]
+fn an_empty_namespace_is_refused() {
+    assert_refused(builder().namespace(""), "namespace");
+    assert_refused(
+        builder().scope(ScopeSource::host().and(ScopeSource::header("not a name"))),
+        "scope",
+    );
+    builder().namespace("billing").build().unwrap();
+}

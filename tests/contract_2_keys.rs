@@ -441,7 +441,7 @@ async fn contract_2_6_no_crafted_scope_and_key_collide_with_another_pair() {
     slots.push(slot(ScopeSource::shared_by_all("ab"), &[key("c")]).await);
     slots.push(slot(ScopeSource::shared_by_all("a"), &[key("bc")]).await);
     slots.push(slot(ScopeSource::shared_by_all(""), &[key("abc")]).await);
-    slots.push(slot(ScopeSource::from_fn(|_| Ok("ab".into())), &[key("c")]).await);
+    slots.push(slot(ScopeSource::from_head(|_| Ok("ab".into())), &[key("c")]).await);
     let distinct: std::collections::HashSet<_> = slots.iter().collect();
     assert_eq!(distinct.len(), slots.len());
     assert_eq!(Slot::LEN * 8, 256);
@@ -654,4 +654,72 @@ async fn contract_2_7_placeholders_are_invalid_from_every_source() {
     ] {
         assert_eq!(send(&service, post("/", key, "")).await.text(), key);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_2_6_the_slot_of_a_key_obeys_the_rules_for_a_requests_key() {
+    let sent = |layer: &IdempotencyLayer<Scripted>, store: &Scripted, line: &str| {
+        let (service, store) = (telling(layer), store.clone());
+        let request = request(
+            "POST",
+            "/",
+            &[("idempotency-key", line), ("authorization", "Bearer a")],
+            "b",
+        );
+        async move {
+            send(&service, request).await;
+            store.begins().last().unwrap().slot
+        }
+    };
+    for (format, line, spellings) in [
+        (
+            KeyFormat::Any,
+            "order-17",
+            &["order-17", "\"order-17\"", "\"order-17\";v=1"][..],
+        ),
+        (KeyFormat::Any, "\"a b,c\"", &["a b,c", "\"a b,c\""]),
+        (KeyFormat::Structured, "\"k\"", &["k", "\"k\""]),
+        (
+            KeyFormat::Uuid,
+            UUID,
+            &[
+                UUID,
+                "8E03978E-40D5-43DD-BC93-6894A57F9324",
+                "\"8E03978E-40D5-43DD-bc93-6894a57f9324\"",
+            ],
+        ),
+    ] {
+        let store = Scripted::default();
+        let layer = IdempotencyLayer::builder(store.clone())
+            .key_format(format)
+            .build()
+            .unwrap();
+        let slot = sent(&layer, &store, line).await;
+        for spelling in spellings {
+            assert_eq!(
+                layer.slot(Some("Bearer a"), spelling),
+                Ok(slot),
+                "{format:?} {spelling}"
+            );
+        }
+    }
+    let uuids = builder()
+        .key_format(KeyFormat::Uuid)
+        .max_key_length(36)
+        .build()
+        .unwrap();
+    for refused in [
+        "",
+        "\"\"",
+        "order-17",
+        "caf\u{e9}",
+        "undefined",
+        "\"k",
+        UUID.replace('-', "").as_str(),
+    ] {
+        assert!(uuids.slot(None, refused).is_err(), "{refused}");
+    }
+    // A key in the body is taken as it is, quotes included.
+    let by_pointer = builder().key(KeySource::json_pointer("/id")).build().unwrap();
+    assert_ne!(by_pointer.slot(None, "k"), by_pointer.slot(None, "\"k\""));
 }

@@ -50,7 +50,7 @@ fn service<St: Store>(layer: &IdempotencyLayer<St>, gate: &Gate) -> IdempotencyS
 /// One answer of every kind of refusal, through real requests.
 async fn refusals(configure: Configure) -> BTreeMap<&'static str, Answer> {
     let store = Scripted::default();
-    let scope = ScopeSource::from_fn(|parts| match parts.headers.get("x-scope") {
+    let scope = ScopeSource::from_head(|parts| match parts.headers.get("x-scope") {
         Some(scope) => Ok(scope.to_str()?.to_owned()),
         None => Err("no scope".into()),
     });

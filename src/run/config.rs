@@ -7,8 +7,9 @@ use http::{HeaderMap, Method};
 
 use crate::answer::{Fate, Policy, Rendering};
 use crate::error::ConfigError;
+use crate::request::FingerprintSource;
 use crate::request::key::{KeyFormat, KeyRules, KeySource};
-use crate::request::{FingerprintSource, ScopeSource};
+use crate::request::scope::ScopeRules;
 
 /// A crash blocks a key for as long as its lease; renewal makes a longer one needless.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -24,7 +25,7 @@ pub(crate) struct Config {
     pub(crate) methods: Vec<Method>,
     pub(crate) key: KeyRules,
     pub(crate) require_key: bool,
-    pub(crate) scope: ScopeSource,
+    pub(crate) scope: ScopeRules,
     pub(crate) fingerprint: FingerprintSource,
     pub(crate) policy: Policy,
     pub(crate) ttl: Duration,
@@ -54,7 +55,7 @@ impl Default for Config {
                 max_length: 255,
             },
             require_key: false,
-            scope: ScopeSource::default(),
+            scope: ScopeRules::default(),
             fingerprint: FingerprintSource::default(),
             policy: Policy::default(),
             ttl: Duration::from_secs(24 * 60 * 60),

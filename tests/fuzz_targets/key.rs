@@ -59,7 +59,11 @@ pub fn run(data: &[u8]) {
     let found = send(&layer, &lines);
     assert_eq!(found.as_ref().map(IdempotencyKey::as_str), expected.as_deref());
     let Some(found) = found else { return };
-    assert_eq!(*found.slot(), layer.slot(None, found.as_str()));
+    let sent = line.to_str().expect("a valid key is visible");
+    assert_eq!(layer.slot(None, sent).as_ref(), Ok(found.slot()));
+    if !found.as_str().starts_with('"') {
+        assert_eq!(layer.slot(None, found.as_str()).as_ref(), Ok(found.slot()));
+    }
     for spelling in spellings(format, found.as_str()) {
         let same = send(&layer, &[spelling]).expect("another spelling of a valid key is valid");
         assert_eq!(same, found);
