@@ -120,7 +120,8 @@ pub use bounds::{GuardedBody, GuardedService};
 pub use error::{BoxError, ConfigError};
 pub use layer::{Background, IdempotencyLayer, IdempotencyLayerBuilder, IdempotencyService, ResponseFuture};
 pub use request::{
-    Fingerprint, FingerprintSource, IdempotencyKey, InvalidKey, KeyFormat, KeySource, ScopeSource, Slot,
+    Fingerprint, FingerprintSource, IdempotencyKey, InvalidKey, KeyFormat, KeySource, ScopeSource, ScopeValues, Slot,
+    SlotError,
 };
 pub use store::{MemoryStore, OnLapse, Store};
 

@@ -100,6 +100,26 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
+    /// The application's name, as a part of every slot. Default: none.
+    ///
+    /// Two services, or a gateway and the service behind it, can then share one store and receive the same key from the
+    /// same caller without interfering. Changing the name makes the store's operations unknown to the layer. An empty
+    /// name is an error when the layer is built.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// let store = MemoryStore::new();
+    /// let billing = IdempotencyLayer::builder(store.clone()).namespace("billing").build()?;
+    /// let shipping = IdempotencyLayer::builder(store).namespace("shipping").build()?;
+    /// # let _ = (billing, shipping);
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn namespace(mut self, application: &str) -> Self {
+        self.config.scope.namespace = Some(application.into());
+        self
+    }
+
     /// What makes two requests with one key the same. Default: method, path, query and body.
     pub fn fingerprint(mut self, fingerprint: FingerprintSource) -> Self {
         self.chosen.fingerprint = Some(fingerprint);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tower::Layer;
 
-use crate::request::Slot;
+use crate::request::{ScopeValues, Slot, SlotError};
 use crate::run::config::Config;
 use crate::run::guard::Guard;
 use crate::store::{MemoryStore, Store};
@@ -68,13 +68,33 @@ impl<St: Store> IdempotencyLayer<St> {
         self.guard.tally.counts()
     }
 
-    /// The slot of a key, to look it up in the store ([`Inspect`](crate::store::Inspect)). `scope` is
-    /// what the layer's [`ScopeSource`](crate::ScopeSource) makes of the caller's requests (by
-    /// default the whole value of `Authorization`), `None` if that is nothing; `key` is the key
-    /// without quotes. Where all share one scope, `scope` does not count.
-    #[must_use]
-    pub fn slot(&self, scope: Option<&str>, key: &str) -> Slot {
-        self.guard.config.scope.slot_of(scope, key)
+    /// The slot of a key, to look it up in the store ([`Inspect`](crate::store::Inspect)).
+    ///
+    /// `scope` is what the layer's [`ScopeSource`](crate::ScopeSource) finds in the caller's requests: by default the
+    /// whole value of `Authorization`, or `None` if the caller sends none. Where all requests share one scope, it does
+    /// not count. A combined scope takes an array with a value for each of its sources ([`ScopeValues`]).
+    ///
+    /// `key` is the key as the client sends it, or as [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str) shows
+    /// it. The rules are those for a request's key: quotes around a header's key are removed, and with
+    /// [`KeyFormat::Uuid`](crate::KeyFormat::Uuid) the case of the digits does not count.
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError`] says that the layer would refuse the key, or that the scope has another number of values.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// let layer = IdempotencyLayer::new(MemoryStore::new());
+    /// let slot = layer.slot(Some("Bearer sk_acme"), "order-17")?;
+    /// assert_eq!(layer.slot(Some("bearer sk_acme"), "\"order-17\"")?, slot);
+    /// assert!(layer.slot(None, "undefined").is_err());
+    /// # Ok::<(), tower_idempotency::SlotError>(())
+    /// ```
+    pub fn slot<'a>(&self, scope: impl Into<ScopeValues<'a>>, key: &str) -> Result<Slot, SlotError> {
+        let config = &self.guard.config;
+        let key = config.key.of_text(key)?;
+        config.scope.slot_of(&scope.into(), key.as_bytes())
     }
 
     /// The work that goes on without its client, to await it at shutdown.

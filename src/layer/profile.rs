@@ -61,7 +61,8 @@ impl Chosen {
             Some(Profile::Stripe) => {
                 self.exclude_documentation("stripe")?;
                 self.policy.get_or_insert_with(Policy::stripe);
-                self.scope.get_or_insert_with(|| ScopeSource::header("stripe-account")); // MERGE
+                self.scope
+                    .get_or_insert_with(|| ScopeSource::default().and(ScopeSource::header("stripe-account")));
                 self.replay_header
                     .get_or_insert(HeaderName::from_static("idempotent-replayed"));
                 self.rendering.get_or_insert(Rendering::Stripe);
@@ -83,7 +84,7 @@ impl Chosen {
                     return twice("scope");
                 }
                 self.key = Some(event_id);
-                self.scope = Some(ScopeSource::shared_by_all(&sender) /*MERGE*/);
+                self.scope = Some(ScopeSource::shared_by_all(&sender).and(ScopeSource::endpoint()));
                 self.fingerprint.get_or_insert_with(FingerprintSource::none);
                 self.require_key.get_or_insert(true);
             }
@@ -100,7 +101,7 @@ impl Chosen {
             documentation,
         } = self;
         set(&mut config.key.source, key);
-        set(&mut config.scope, scope);
+        set(&mut config.scope.source, scope);
         set(&mut config.fingerprint, fingerprint);
         set(&mut config.require_key, require_key);
         set(&mut config.policy, policy);

@@ -157,7 +157,7 @@ impl FingerprintSource {
                     match pointer.find(body) {
                         Ok(Some(value)) => canonical_or_raw(&mut digest, value.get().as_bytes()),
                         Ok(None) => digest.field(ABSENT, b""),
-                        Err(json::Ambiguous) => {
+                        Err(_) => {
                             digest.field(AMBIGUOUS, body);
                         }
                     }
@@ -205,7 +205,7 @@ fn target(digest: &mut Digest, parts: &Parts) {
 }
 
 #[cfg(feature = "axum")]
-fn original_uri(parts: &Parts) -> &http::Uri {
+pub(super) fn original_uri(parts: &Parts) -> &http::Uri {
     parts
         .extensions
         .get::<axum::extract::OriginalUri>()
@@ -213,7 +213,7 @@ fn original_uri(parts: &Parts) -> &http::Uri {
 }
 
 #[cfg(not(feature = "axum"))]
-fn original_uri(parts: &Parts) -> &http::Uri {
+pub(super) fn original_uri(parts: &Parts) -> &http::Uri {
     &parts.uri
 }
 

@@ -1,5 +1,6 @@
 //! What a request says: its key, whose key it is, and what makes it the same request as another. Pure.
 
+mod authorization;
 pub(crate) mod fingerprint;
 pub(crate) mod header_name;
 pub(crate) mod idempotency_key;
@@ -11,5 +12,5 @@ pub(crate) mod slot;
 pub use fingerprint::{Fingerprint, FingerprintSource};
 pub use idempotency_key::IdempotencyKey;
 pub use key::{InvalidKey, KeyFormat, KeySource};
-pub use scope::ScopeSource;
-pub use slot::{ScopeTag, Slot};
+pub use scope::{ScopeSource, ScopeValues};
+pub use slot::{ScopeTag, Slot, SlotError};

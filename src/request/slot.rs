@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::key::InvalidKey;
 use crate::digest::hex;
 
 /// A SHA-256 of scope and key, each length-prefixed: the name under which a store keeps an
@@ -43,6 +44,49 @@ impl fmt::Display for Slot {
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Slot({self}..)")
+    }
+}
+
+/// Why [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot) cannot name a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SlotError {
+    /// The layer refuses requests with this key, so that no operation is kept under it.
+    InvalidKey(InvalidKey),
+    /// The layer's scope combines another number of sources.
+    #[non_exhaustive]
+    ScopeValues {
+        /// How many sources the layer's [`ScopeSource`](crate::ScopeSource) combines.
+        expected: usize,
+        /// How many values were given.
+        given: usize,
+    },
+}
+
+impl fmt::Display for SlotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidKey(invalid) => write!(f, "the key is invalid: {invalid}"),
+            Self::ScopeValues { expected, given } => write!(
+                f,
+                "the scope has {given} values, but the layer combines {expected} sources; give one value for each, in their order"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for SlotError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::InvalidKey(invalid) => Some(invalid),
+            Self::ScopeValues { .. } => None,
+        }
+    }
+}
+
+impl From<InvalidKey> for SlotError {
+    fn from(invalid: InvalidKey) -> Self {
+        Self::InvalidKey(invalid)
     }
 }
 

@@ -10,8 +10,9 @@ use http::{HeaderMap, Method};
 
 use crate::answer::{Fate, Policy, Rendering};
 use crate::error::ConfigError;
+use crate::request::FingerprintSource;
 use crate::request::key::{KeyFormat, KeyRules, KeySource};
-use crate::request::{FingerprintSource, ScopeSource};
+use crate::request::scope::ScopeRules;
 
 /// A crash blocks a key for as long as its lease; renewal makes a longer one needless.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -27,7 +28,7 @@ pub(crate) struct Config {
     pub(crate) methods: Vec<Method>,
     pub(crate) key: KeyRules,
     pub(crate) require_key: bool,
-    pub(crate) scope: ScopeSource,
+    pub(crate) scope: ScopeRules,
     pub(crate) fingerprint: FingerprintSource,
     pub(crate) policy: Policy,
     pub(crate) ttl: Duration,
@@ -96,7 +97,7 @@ impl Default for Config {
                 max_length: 255,
             },
             require_key: false,
-            scope: ScopeSource::default(),
+            scope: ScopeRules::default(),
             fingerprint: FingerprintSource::default(),
             policy: Policy::default(),
             ttl: Duration::from_secs(24 * 60 * 60),
@@ -139,12 +140,9 @@ impl Config {
                 format!("{method} has no response that could be stored"),
             ));
         }
-        self.key.source.validate()?;
+        self.key.validate()?;
         self.scope.validate()?;
         self.fingerprint.validate()?;
-        if self.key.max_length == 0 {
-            return Err(ConfigError::new("max_key_length", "0 would refuse every key"));
-        }
         for (option, value, least, most) in [
             ("ttl", self.ttl, MIN, MAX_TTL),
             ("lease", self.lease, MIN, MAX_LEASE),

@@ -45,7 +45,7 @@ impl<S, St: Store> Exchange<S, St> {
     pub(crate) fn key_in(&self, body: &Bytes) -> Result<Option<KeyText>, Problem> {
         let config = &self.guard.config;
         match config.key.in_body(&self.parts, body).map_err(Problem::invalid_key)? {
-            Some(key) => Ok(Some(KeyText::from(&*key))),
+            Some(key) => Ok(Some(key)),
             None if config.require_key => Err(Problem::missing_key()),
             None => Ok(None),
         }
@@ -54,11 +54,7 @@ impl<S, St: Store> Exchange<S, St> {
     /// Says whose key it is.
     pub(crate) fn identify(&mut self, key: KeyText) -> Result<(), Problem> {
         let scoped = self.guard.config.scope.slot(&self.parts, key.as_bytes());
-        let Scoped {
-            slot,
-            tag,
-            overlooks_cookie,
-        } = scoped.map_err(|unavailable| {
+        let Scoped { slot, tag, doubts } = scoped.map_err(|unavailable| {
             tracing::error!(
                 target: "tower_idempotency",
                 error = &*unavailable.0 as &(dyn std::error::Error + 'static),
@@ -66,11 +62,21 @@ impl<S, St: Store> Exchange<S, St> {
             );
             Problem::scope_unavailable()
         })?;
-        if overlooks_cookie && !self.guard.warned_of_cookie.swap(true, Ordering::Relaxed) {
+        if doubts.overlooks_cookie && !self.guard.warned_of_cookie.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 target: "tower_idempotency",
                 "a request has a Cookie and no Authorization: under the default scope such requests share their \
                  keys; set a scope that tells your sessions apart"
+            );
+        }
+        if let Some(scheme) = doubts.changing_scheme
+            && !self.guard.warned_of_scheme.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                target: "tower_idempotency",
+                scheme,
+                "the scope has `Authorization` credentials that change with every request, so that no retry is \
+                 recognised; set a scope that stays the same, such as `ScopeSource::extension` with the user or tenant"
             );
         }
         self.identity = Some(Identity { key, slot, scope: tag });

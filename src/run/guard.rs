@@ -25,6 +25,7 @@ pub(crate) struct Guard<St> {
     pub(crate) breaker: Breaker,
     pub(crate) timer: Timer,
     pub(crate) warned_of_cookie: AtomicBool,
+    pub(crate) warned_of_scheme: AtomicBool,
     /// How many claims are being taken back because the store's answer was lost.
     pub(crate) taking_back: AtomicUsize,
     next_token: CachePadded<AtomicU64>,
@@ -42,6 +43,7 @@ impl<St> Guard<St> {
             tasks: TaskTracker::new(),
             tally: CachePadded::default(),
             warned_of_cookie: AtomicBool::new(false),
+            warned_of_scheme: AtomicBool::new(false),
             taking_back: AtomicUsize::new(0),
             next_token: CachePadded::new(AtomicU64::new(start)),
         }

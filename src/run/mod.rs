@@ -48,7 +48,6 @@ use crate::answer::Problem;
 use crate::body::{Collected, declares_more_than, drain};
 use crate::bounds::{GuardedBody, GuardedService};
 use crate::error::BoxError;
-use crate::request::key::KeyText;
 use crate::store::{Begin, Store, StoreError, StoreErrorKind};
 
 /// A request has arrived; `inner` is ready for it.
@@ -96,8 +95,9 @@ where
     St: Store,
 {
     let config = &guard.config;
-    let key = match config.key.in_head(request.headers()) {
-        Ok(Some(key)) => Ok(Some(KeyText::from(&*key))),
+    let (request, found) = config.key.in_head(request);
+    let key = match found {
+        Ok(Some(key)) => Ok(Some(key)),
         Ok(None) if config.key.source.needs_body() => Ok(None),
         Ok(None) if !config.require_key => return through(guard, inner, request),
         Ok(None) => Err(Problem::missing_key()),

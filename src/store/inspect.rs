@@ -105,7 +105,7 @@ impl Census {
 /// let layer = IdempotencyLayer::new(store.clone());
 ///
 /// // A client complains: "my key 8e03978e… is answered 409 for an hour".
-/// let slot = layer.slot(Some("Bearer sk_acme"), "8e03978e-40d5-43dd-bc93-6894a57f9324");
+/// let slot = layer.slot(Some("Bearer sk_acme"), "8e03978e-40d5-43dd-bc93-6894a57f9324")?;
 /// match store.look_up(&slot).await? {
 ///     Some(entry) => println!("{entry}"),
 ///     None => println!("the store knows nothing of this key"),

@@ -187,7 +187,7 @@ async fn contract_1_the_checks_come_in_their_order() {
     let layer = builder()
         .max_request_body(8)
         .wait(Duration::ZERO)
-        .scope(ScopeSource::from_fn(|parts| match parts.headers.get("x-scope") {
+        .scope(ScopeSource::from_head(|parts| match parts.headers.get("x-scope") {
             Some(scope) => Ok(scope.to_str()?.to_owned()),
             None => Err("no scope".into()),
         }))

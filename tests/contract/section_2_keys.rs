@@ -134,8 +134,8 @@ async fn contract_2_2_uuid_takes_any_uuid_and_nothing_else() {
     let service = telling(&builder().key_format(KeyFormat::Uuid).build().unwrap());
     for uuid in [
         UUID,
-        "00000000-0000-0000-0000-000000000000",
-        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        "00000000-0000-0000-0000-000000000001",
+        "ffffffff-ffff-ffff-ffff-fffffffffffe",
         "12345678-1234-1234-1234-123456789abc",
         "01890a5d-ac96-774b-bcce-b302099a8057",
     ] {
@@ -290,9 +290,9 @@ async fn contract_2_5_a_json_pointer_into_the_body() {
         ("/id", r#"{"id":"a","id":"b"}"#, Err("invalid-key")),
         ("/id", r#"{"other":1}"#, Err("missing-key")),
         ("/id", "[1]", Err("missing-key")),
-        ("/id", "{", Err("missing-key")),
+        ("/id", "{", Err("invalid-key")),
         ("/id", "", Err("missing-key")),
-        ("/id", r#"{"id":"a"} trailing"#, Err("missing-key")),
+        ("/id", r#"{"id":"a"} trailing"#, Err("invalid-key")),
     ] {
         let layer = builder()
             .key(KeySource::json_pointer(pointer))
@@ -320,7 +320,7 @@ async fn contract_2_5_nothing_at_the_pointer_passes_through_with_its_body() {
         counter.up();
         async move { ok(axum::body::to_bytes(request.into_body(), 1000).await.unwrap()) }
     }));
-    for body in [r#"{"other":1}"#, "not json", ""] {
+    for body in [r#"{"other":1}"#, "[17]", ""] {
         for _ in 0..2 {
             let answer = send(&service, request("POST", "/", &[("idempotency-key", "k")], body)).await;
             assert_eq!((answer.text(), answer.outcome()), (body, "none"));
@@ -440,7 +440,7 @@ async fn contract_2_6_no_crafted_scope_and_key_collide_with_another_pair() {
     slots.push(slot(ScopeSource::shared_by_all("ab"), &[key("c")]).await);
     slots.push(slot(ScopeSource::shared_by_all("a"), &[key("bc")]).await);
     slots.push(slot(ScopeSource::shared_by_all(""), &[key("abc")]).await);
-    slots.push(slot(ScopeSource::from_fn(|_| Ok("ab".into())), &[key("c")]).await);
+    slots.push(slot(ScopeSource::from_head(|_| Ok("ab".into())), &[key("c")]).await);
     let distinct: std::collections::HashSet<_> = slots.iter().collect();
     assert_eq!(distinct.len(), slots.len());
     assert_eq!(Slot::LEN * 8, 256);
@@ -474,4 +474,251 @@ async fn contract_2_6_the_store_sees_neither_keys_nor_credentials() {
     let seen = String::from_utf8_lossy(&seen);
     assert!(seen.contains("answer"), "what is kept was looked at");
     assert!(!seen.contains("secret"), "{seen}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_2_5_the_first_present_of_several_headers() {
+    let layer = builder()
+        .key(KeySource::headers(["Idempotency-Key", "X-Idempotency-Key"]))
+        .build()
+        .unwrap();
+    let service = telling(&layer);
+    for (headers, key) in [
+        (&[("x-idempotency-key", "old")][..], "old"),
+        (&[("idempotency-key", "new")], "new"),
+        (&[("x-idempotency-key", "old"), ("idempotency-key", "new-2")], "new-2"),
+    ] {
+        let first = send(&service, request("POST", "/", headers, "")).await;
+        assert_eq!((first.text(), first.outcome()), (key, "executed"));
+    }
+    // The same key is the same operation, whichever header carries it.
+    let moved = send(&service, request("POST", "/", &[("idempotency-key", "old")], "")).await;
+    assert!(moved.is_replay(), "{moved:?}");
+    // One that is present and invalid is not passed over.
+    for headers in [
+        &[("idempotency-key", ""), ("x-idempotency-key", "k")][..],
+        &[("x-idempotency-key", "a"), ("x-idempotency-key", "b")],
+    ] {
+        let answer = send(&service, request("POST", "/", headers, "")).await;
+        answer.assert_problem(400, "invalid-key");
+    }
+    let none = send(&service, request("POST", "/", &[("webhook-id", "k")], "")).await;
+    assert_eq!(none.text(), "no key");
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_2_5_several_pointers_are_joined_and_all_must_be_there() {
+    let layer = builder()
+        .key(KeySource::json_pointers(["/code", "/data/reference"]))
+        .require_key(true)
+        .build()
+        .unwrap();
+    let service = telling(&layer);
+    let event = |code: &str, reference: &str| {
+        let body = serde_json::json!({ "code": code, "data": { "reference": reference } });
+        request("POST", "/", &[], body.to_string())
+    };
+    let first = send(&service, event("CAPTURE", "ref-1")).await;
+    assert_eq!((first.text(), first.outcome()), ("7:CAPTURE5:ref-1", "executed"));
+    assert!(send(&service, event("CAPTURE", "ref-1")).await.is_replay());
+    for (code, reference) in [
+        ("REFUND", "ref-1"),
+        ("CAPTURE", "ref-2"),
+        ("CAPTUREr", "ef-1"),
+        ("CAPTURE5:", "ref-1"),
+    ] {
+        let other = send(&service, event(code, reference)).await;
+        assert_eq!(other.outcome(), "executed", "{code} {reference}");
+    }
+    for (body, slug) in [
+        (r#"{"code":"CAPTURE"}"#, "missing-key"),
+        (r#"{"data":{"reference":"ref-1"}}"#, "missing-key"),
+        (r#"{"code":"CAPTURE","data":{"reference":""}}"#, "invalid-key"),
+        (r#"{"code":"CAPTURE","data":{"reference":null}}"#, "invalid-key"),
+        (r#"{"code":"CAPTURE","data":{"reference":"undefined"}}"#, "invalid-key"),
+        (r#"{"data":{"reference":"a","reference":"b"}}"#, "invalid-key"),
+    ] {
+        let answer = send(&service, request("POST", "/", &[], body)).await;
+        answer.assert_problem(400, slug);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_2_5_a_closure_over_the_head_buffers_nothing() {
+    let source = KeySource::from_head(|parts| match parts.uri.path() {
+        "/refuse" => Err(InvalidKey::new("the event has no number")),
+        _ => Ok(parts.uri.query().map(str::to_owned)),
+    });
+    let layer = builder().key(source).max_request_body(4).build().unwrap();
+    let service = telling(&layer);
+    assert_eq!(send(&service, request("POST", "/?e1", &[], "b")).await.text(), "e1");
+    assert!(send(&service, request("POST", "/?e1", &[], "b")).await.is_replay());
+    let refused = send(&service, request("POST", "/refuse", &[], "b")).await;
+    refused.assert_problem(400, "invalid-key");
+    assert_eq!(refused.json()["detail"], "the event has no number");
+    // Without a key the body streams, whatever its size.
+    let passed = send(&service, request("POST", "/", &[], "a body above the limit")).await;
+    assert_eq!((passed.text(), passed.outcome()), ("no key", "none"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_2_5_a_body_that_cannot_be_read_is_invalid_never_without_a_key() {
+    let gzip: &[u8] = &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0];
+    for (encoding, body, reason) in [
+        ("gzip", gzip, "Content-Encoding"),
+        ("br", br#"{"id":"k"}"#, "Content-Encoding"),
+        ("identity, zstd", br#"{"id":"k"}"#, "Content-Encoding"),
+        ("", b"not json", "not JSON"),
+        ("", b" ", "not JSON"),
+        ("", b"{\"id\":\"k\"", "not JSON"),
+        ("", br#"{"note\ud800":1,"id":"k"}"#, "line 1"),
+        ("", b"{\"note\xff\":1,\"id\":\"k\"}", "line 1"),
+        ("", br#"{"id":"\udc00"}"#, "string"),
+        ("", br#"{"id":"k","id":"k"}"#, "more than once"),
+    ] {
+        for require in [false, true] {
+            let layer = builder()
+                .key(KeySource::json_pointer("/id"))
+                .require_key(require)
+                .build()
+                .unwrap();
+            let service = telling(&layer);
+            let mut request = request("POST", "/", &[], body);
+            if !encoding.is_empty() {
+                let encoding = HeaderValue::from_static(encoding);
+                request.headers_mut().insert("content-encoding", encoding);
+            }
+            let answer = send(&service, request).await;
+            answer.assert_problem(400, "invalid-key");
+            let problem = answer.json();
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains(reason), "{detail}");
+        }
+    }
+    let service = telling(&builder().key(KeySource::json_pointer("/id")).build().unwrap());
+    for (encoding, body) in [
+        ("identity", r#"{"id":"k"}"#),
+        ("Identity", r#"{"id":"k"}"#),
+        ("gzip", ""),
+    ] {
+        let answer = send(&service, request("POST", "/", &[("content-encoding", encoding)], body)).await;
+        assert_eq!(answer.status.as_u16(), 200, "{encoding} {body}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_2_7_placeholders_are_invalid_from_every_source() {
+    for placeholder in [
+        "undefined",
+        "NULL",
+        "None",
+        "nil",
+        "NaN",
+        "[object Object]",
+        "{{key}}",
+        "${key}",
+        "00000000-0000-0000-0000-000000000000",
+        "FFFFFFFF-ffff-ffff-ffff-ffffffffffff",
+    ] {
+        let body = serde_json::json!({ "id": placeholder }).to_string();
+        let quoted = format!("\"{placeholder}\"");
+        let headers = [("idempotency-key", quoted.as_str()), ("x-key", quoted.as_str())];
+        let (of_head, of_body) = (placeholder.to_owned(), placeholder.to_owned());
+        for source in [
+            KeySource::default(),
+            KeySource::headers(["x-other", "x-key"]),
+            KeySource::json_pointer("/id"),
+            KeySource::from_head(move |_| Ok(Some(of_head.clone()))),
+            KeySource::from_fn(move |_, _| Ok(Some(of_body.clone()))),
+        ] {
+            for format in [KeyFormat::Any, KeyFormat::Structured, KeyFormat::Uuid] {
+                let layer = builder().key(source.clone()).key_format(format).build().unwrap();
+                let answer = send(&telling(&layer), request("POST", "/", &headers, body.clone())).await;
+                answer.assert_problem(400, "invalid-key");
+            }
+        }
+        let detail = send(
+            &telling(&builder().build().unwrap()),
+            request("POST", "/", &headers, ""),
+        )
+        .await;
+        assert!(detail.text().contains("placeholder"), "{}", detail.text());
+    }
+    let service = telling(&builder().build().unwrap());
+    for key in [
+        "undefined-1",
+        "nullable",
+        "{key}",
+        "00000000-0000-0000-0000-000000000001",
+    ] {
+        assert_eq!(send(&service, post("/", key, "")).await.text(), key);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_2_6_the_slot_of_a_key_obeys_the_rules_for_a_requests_key() {
+    let sent = |layer: &IdempotencyLayer<Scripted>, store: &Scripted, line: &str| {
+        let (service, store) = (telling(layer), store.clone());
+        let request = request(
+            "POST",
+            "/",
+            &[("idempotency-key", line), ("authorization", "Bearer a")],
+            "b",
+        );
+        async move {
+            send(&service, request).await;
+            store.begins().last().unwrap().slot
+        }
+    };
+    for (format, line, spellings) in [
+        (
+            KeyFormat::Any,
+            "order-17",
+            &["order-17", "\"order-17\"", "\"order-17\";v=1"][..],
+        ),
+        (KeyFormat::Any, "\"a b,c\"", &["a b,c", "\"a b,c\""]),
+        (KeyFormat::Structured, "\"k\"", &["k", "\"k\""]),
+        (
+            KeyFormat::Uuid,
+            UUID,
+            &[
+                UUID,
+                "8E03978E-40D5-43DD-BC93-6894A57F9324",
+                "\"8E03978E-40D5-43DD-bc93-6894a57f9324\"",
+            ],
+        ),
+    ] {
+        let store = Scripted::default();
+        let layer = IdempotencyLayer::builder(store.clone())
+            .key_format(format)
+            .build()
+            .unwrap();
+        let slot = sent(&layer, &store, line).await;
+        for spelling in spellings {
+            assert_eq!(
+                layer.slot(Some("Bearer a"), spelling),
+                Ok(slot),
+                "{format:?} {spelling}"
+            );
+        }
+    }
+    let uuids = builder()
+        .key_format(KeyFormat::Uuid)
+        .max_key_length(36)
+        .build()
+        .unwrap();
+    for refused in [
+        "",
+        "\"\"",
+        "order-17",
+        "caf\u{e9}",
+        "undefined",
+        "\"k",
+        UUID.replace('-', "").as_str(),
+    ] {
+        assert!(uuids.slot(None, refused).is_err(), "{refused}");
+    }
+    // A key in the body is taken as it is, quotes included.
+    let by_pointer = builder().key(KeySource::json_pointer("/id")).build().unwrap();
+    assert_ne!(by_pointer.slot(None, "k"), by_pointer.slot(None, "\"k\""));
 }

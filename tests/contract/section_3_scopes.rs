@@ -72,7 +72,7 @@ async fn contract_3_2_the_default_scope_is_the_authorization_header() {
     let service = numbered(&IdempotencyLayer::new(MemoryStore::new()), &runs);
     send(&service, by("Bearer a")).await;
     assert!(send(&service, by("Bearer a")).await.is_replay());
-    for other in ["bearer a", "Bearer a ", "Basic YTpi"] {
+    for other in ["Bearer A", "Bearer a ", "Basic YTpi"] {
         assert!(!send(&service, by(other)).await.is_replay(), "{other}");
     }
     // Two lines are neither of them alone.
@@ -176,7 +176,7 @@ async fn contract_3_2_an_extension_of_the_authentication_layer_can_be_the_scope(
 #[tokio::test(start_paused = true)]
 async fn contract_3_2_a_closure_can_tell_the_scope_or_all_can_share_one() {
     let runs = Count::default();
-    let by_host = ScopeSource::from_fn(|parts| Ok(parts.uri.host().unwrap_or_default().to_owned()));
+    let by_host = ScopeSource::from_head(|parts| Ok(parts.uri.host().unwrap_or_default().to_owned()));
     let service = numbered(&scoped(by_host), &runs);
     let on = |host: &str| {
         let uri = format!("http://{host}/");
@@ -192,7 +192,7 @@ async fn contract_3_2_a_closure_can_tell_the_scope_or_all_can_share_one() {
 
 #[tokio::test(start_paused = true)]
 async fn contract_3_3_a_scope_that_cannot_be_determined_is_500() {
-    let refusing = ScopeSource::from_fn(|_| Err("the session store is down: secret detail".into()));
+    let refusing = ScopeSource::from_head(|_| Err("the session store is down: secret detail".into()));
     let absent = ScopeSource::extension(|tenant: &Tenant| tenant.0.to_string());
     for scope in [refusing, absent] {
         let store = Scripted::default();
@@ -237,4 +237,173 @@ fn contract_3_4_the_documentation_of_the_layer_says_so() {
     let documentation = include_str!("../../src/layer/mod.rs");
     let text = documentation.replace("\n///", "");
     assert!(text.contains("Authentication and authorisation belong outside this layer"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_3_2_the_authorization_scheme_is_compared_case_insensitively() {
+    let runs = Count::default();
+    let layer = scoped(ScopeSource::default());
+    let service = numbered(&layer, &runs);
+    let first = send(&service, by("Bearer Token")).await;
+    for same in ["bearer Token", "BEARER Token", "bEaReR Token"] {
+        send(&service, by(same)).await.assert_replay_of(&first);
+        assert_eq!(layer.slot(Some(same), "k"), layer.slot(Some("Bearer Token"), "k"));
+    }
+    // Only the scheme: credentials have a case, and a value of one word may be a bare token.
+    for other in ["Bearer token", "bearer  Token", "Token", "token", "BEARER"] {
+        assert!(!send(&service, by(other)).await.is_replay(), "{other}");
+        assert_ne!(layer.slot(Some(other), "k"), layer.slot(Some("Bearer Token"), "k"));
+    }
+    // Other headers count as they are.
+    let own = scoped(ScopeSource::header("x-account"));
+    assert_ne!(own.slot(Some("bearer a"), "k"), own.slot(Some("Bearer a"), "k"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_3_2_a_scheme_that_changes_with_every_request_is_warned_of_once() {
+    capture::install();
+    let warnings = || {
+        let mut events = capture::take();
+        events
+            .retain(|event| event.level == tracing::Level::WARN && event.message().contains("ScopeSource::extension"));
+        events.len()
+    };
+    for value in [
+        "AWS4-HMAC-SHA256 Credential=a, Signature=1",
+        "digest username=\"a\", nc=1",
+        "OAuth oauth_nonce=\"1\"",
+        "Signature keyId=\"a\"",
+        "DPoP token",
+        "Negotiate token",
+    ] {
+        let layer = IdempotencyLayer::new(MemoryStore::new());
+        let service = numbered(&layer, &Count::default());
+        for quiet in ["Bearer Digest", "Basic YTpi", "Digest", ""] {
+            send(&service, by(quiet)).await;
+        }
+        assert_eq!(warnings(), 0, "{value}");
+        send(&service, by(value)).await;
+        assert_eq!(warnings(), 1, "{value}");
+        send(&service, by(value)).await;
+        send(&numbered(&layer.clone(), &Count::default()), by(value)).await;
+        assert_eq!(warnings(), 0, "once");
+        // Whoever chose a scope that stays the same knows.
+        let chosen = numbered(&scoped(ScopeSource::header("x-account")), &Count::default());
+        send(&chosen, by(value)).await;
+        assert_eq!(warnings(), 0);
+        // It changes in a combined scope, too.
+        let combined = scoped(ScopeSource::default().and(ScopeSource::host()));
+        send(&numbered(&combined, &Count::default()), by(value)).await;
+        assert_eq!(warnings(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_3_2_scopes_can_be_combined() {
+    let runs = Count::default();
+    let scope = ScopeSource::default()
+        .and(ScopeSource::header("stripe-account"))
+        .and(ScopeSource::host());
+    let layer = scoped(scope);
+    let service = numbered(&layer, &runs);
+    let of = |headers: &[(&str, &str)]| {
+        let mut all = vec![("idempotency-key", "k")];
+        all.extend(headers);
+        request("POST", "/", &all, "b")
+    };
+    let first = [
+        ("authorization", "Bearer a"),
+        ("stripe-account", "acct_A"),
+        ("host", "api.example"),
+    ];
+    let paid = send(&service, of(&first)).await;
+    send(&service, of(&first)).await.assert_replay_of(&paid);
+    let mut others = vec![vec![first[0], first[2]], vec![first[0], first[1]], vec![]];
+    for (at, other) in [(0, "Bearer b"), (1, "acct_B"), (2, "other.example")] {
+        let mut headers = first;
+        headers[at].1 = other;
+        others.push(headers.to_vec());
+    }
+    for headers in &others {
+        let answer = send(&service, of(headers)).await;
+        assert_eq!(answer.outcome(), "executed", "{headers:?}");
+    }
+    assert_eq!(runs.get(), 1 + others.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_3_2_the_slot_of_a_combined_scope_can_be_looked_up() {
+    use tower_idempotency::SlotError;
+    use tower_idempotency::store::Inspect;
+
+    let store = MemoryStore::new();
+    let scope = ScopeSource::default().and(ScopeSource::header("stripe-account"));
+    let layer = IdempotencyLayer::builder(store.clone()).scope(scope).build().unwrap();
+    let service = numbered(&layer, &Count::default());
+    let headers = [
+        ("idempotency-key", "k"),
+        ("authorization", "bearer a"),
+        ("stripe-account", "acct_A"),
+    ];
+    send(&service, request("POST", "/", &headers, "b")).await;
+    send(&service, by("Bearer a")).await;
+    for slot in [
+        layer.slot(["Bearer a", "acct_A"], "k").unwrap(),
+        layer.slot([Some("Bearer a"), None], "k").unwrap(),
+    ] {
+        assert!(store.look_up(&slot).await.unwrap().is_some());
+    }
+    let simple = layer.slot(Some("Bearer a"), "k").unwrap_err();
+    assert!(matches!(
+        simple,
+        SlotError::ScopeValues {
+            expected: 2,
+            given: 1,
+            ..
+        }
+    ));
+    assert!(simple.to_string().contains("2 sources"), "{simple}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_3_5_two_services_share_a_store_under_a_namespace_each() {
+    let (store, runs) = (MemoryStore::new(), Count::default());
+    let named = |name: &str| {
+        let layer = IdempotencyLayer::builder(store.clone()).namespace(name).build();
+        numbered(&layer.unwrap(), &runs)
+    };
+    let (gateway, billing) = (named("gateway"), named("billing"));
+    let first = send(&gateway, by("Bearer a")).await;
+    let second = send(&billing, by("Bearer a")).await;
+    assert_eq!((first.text(), second.text()), ("run 1", "run 2"));
+    send(&gateway, by("Bearer a")).await.assert_replay_of(&first);
+    send(&billing, by("Bearer a")).await.assert_replay_of(&second);
+    let none = numbered(&IdempotencyLayer::new(store.clone()), &runs);
+    assert_eq!(send(&none, by("Bearer a")).await.text(), "run 3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_3_5_a_gateway_in_front_of_a_service_does_not_block_it() {
+    let (store, runs) = (MemoryStore::new(), Count::default());
+    let named = |name: &str| {
+        let layer = IdempotencyLayer::builder(store.clone()).namespace(name).build();
+        layer.unwrap()
+    };
+    let behind = numbered(&named("billing"), &runs);
+    let gateway = named("gateway").layer(inner(move |request: Request<Body>| {
+        // Over a network: the extensions stay here.
+        let (mut parts, body) = request.into_parts();
+        parts.extensions.clear();
+        let behind = behind.clone();
+        async move {
+            behind
+                .oneshot(Request::from_parts(parts, body))
+                .await
+                .expect("no error")
+                .map(Body::new)
+        }
+    }));
+    let first = send(&gateway, by("Bearer a")).await;
+    assert_eq!((first.status.as_u16(), first.text()), (200, "run 1"));
+    send(&gateway, by("Bearer a")).await.assert_replay_of(&first);
 }

@@ -47,7 +47,7 @@ fn service<St: Store>(layer: &IdempotencyLayer<St>, gate: &Gate) -> IdempotencyS
 }
 
 fn layer_of_refusals(store: &Scripted, configure: Configure) -> IdempotencyLayer<Scripted> {
-    let scope = ScopeSource::from_fn(|parts| match parts.headers.get("x-scope") {
+    let scope = ScopeSource::from_head(|parts| match parts.headers.get("x-scope") {
         Some(scope) => Ok(scope.to_str()?.to_owned()),
         None => Err("no scope".into()),
     });

@@ -263,3 +263,24 @@ async fn the_response_limit_is_1_mib_by_default() {
         assert_eq!(send(&service, post("/", "k", "b")).await.is_replay(), kept, "{bytes}");
     }
 }
+
+#[test]
+fn key_sources_that_name_nothing_are_refused() {
+    let nothing: [&str; 0] = [];
+    assert_refused(builder().key(KeySource::headers(nothing)), "key");
+    assert_refused(builder().key(KeySource::headers(["x-key", "not a name"])), "key");
+    assert_refused(builder().key(KeySource::json_pointers(nothing)), "key");
+    assert_refused(builder().key(KeySource::json_pointers(["/a", "b"])), "key");
+    let joined = KeySource::json_pointers(["/a", "/b"]);
+    assert_refused(builder().key(joined).key_format(KeyFormat::Uuid), "key_format");
+}
+
+#[test]
+fn an_empty_namespace_is_refused() {
+    assert_refused(builder().namespace(""), "namespace");
+    assert_refused(
+        builder().scope(ScopeSource::host().and(ScopeSource::header("not a name"))),
+        "scope",
+    );
+    builder().namespace("billing").build().unwrap();
+}

@@ -803,7 +803,7 @@ async fn panics_of_closures_go_on_and_claim_nothing() {
             builder.key(KeySource::from_fn(|_, _| Ok(panics().then(String::new))))
         }),
         ("scope", |builder| {
-            builder.scope(ScopeSource::from_fn(|_| Ok(panics().to_string())))
+            builder.scope(ScopeSource::from_head(|_| Ok(panics().to_string())))
         }),
         ("fingerprint", |builder| {
             builder.fingerprint(FingerprintSource::from_fn(|_, _| vec![u8::from(panics())]))

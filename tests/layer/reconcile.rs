@@ -97,7 +97,7 @@ impl Desk {
         self.store.claim_and_die().await;
         let dead = Token(self.store.begins().last().unwrap().token.0 ^ u64::MAX);
         let memory = self.store.memory();
-        let slot = self.layer.slot(None, "k");
+        let slot = self.layer.slot(None, "k").unwrap();
         memory.renew(&slot, dead, Duration::ZERO).await.unwrap();
     }
     fn say(&self, say: Say) {
@@ -212,7 +212,7 @@ async fn a_reconciler_goes_on_without_its_client() {
     first.await.unwrap_err();
     desk.gate.open();
     drain(&desk.layer).await;
-    let slot = desk.layer.slot(None, "k");
+    let slot = desk.layer.slot(None, "k").unwrap();
     let entry = desk.store.memory().look_up(&slot).await.unwrap().unwrap();
     assert!(matches!(entry.phase, Phase::Done { .. }), "{entry}");
     assert!(send(&desk.service, post("/pay", "k", "{}")).await.is_replay());
@@ -237,7 +237,7 @@ async fn what_lapsed_is_settled_by_hand() {
     let desk = desk_with(Policy::success());
     // Settled by hand although nobody asks.
     desk.lapse().await;
-    let slot = desk.layer.slot(None, "k");
+    let slot = desk.layer.slot(None, "k").unwrap();
     let memory = desk.store.memory();
     let answer = Response::builder().status(201).body(Bytes::from("by hand")).unwrap();
     assert!(memory.settle(&slot, &answer, Duration::from_secs(60)).await.unwrap());
@@ -264,7 +264,7 @@ async fn what_lapsed_is_settled_by_hand() {
     }));
     let asked = spawn(&service, post("/pay", "running", "{}"));
     gate.arrival().await;
-    let slot = running.slot(None, "running");
+    let slot = running.slot(None, "running").unwrap();
     assert!(!memory.settle(&slot, &answer, Duration::from_secs(60)).await.unwrap());
     gate.open();
     assert_eq!(asked.await.unwrap().text(), "ran");

@@ -326,7 +326,7 @@ async fn the_cookie_warning_does_not_show_the_cookie() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_of_a_scope_closure_is_logged_and_not_sent() {
-    let scope = ScopeSource::from_fn(|_| Err("the session store is down".into()));
+    let scope = ScopeSource::from_head(|_| Err("the session store is down".into()));
     let service = service(&builder().scope(scope).build().unwrap());
     let (answer, events) = logged(send(&service, secret_to("/", KEY, BODY))).await;
     let told = |event: &Captured| {

@@ -289,7 +289,7 @@ fn assert_unavailable(answer: &Answer) {
 async fn contract_6_5_what_does_not_open_is_503_and_never_a_wrong_replay() {
     let (shelf, runs) = (Scripted::default(), Count::default());
     let layer = IdempotencyLayer::new(sealed(shelf.clone()));
-    let at = |key| layer.slot(None, key);
+    let at = |key| layer.slot(None, key).unwrap();
     let service_ = service(&layer, &runs);
     let first = send(&service_, post("/", "k", "b")).await;
     send(&service_, post("/", "other", "b")).await;

@@ -6,4 +6,4 @@ mod canonical;
 mod pointer;
 
 pub(crate) use canonical::{canonical, is_json};
-pub(crate) use pointer::{Ambiguous, Pointer};
+pub(crate) use pointer::Pointer;

@@ -34,9 +34,8 @@ impl Pointer {
         Ok(Self { tokens })
     }
 
-    /// The raw text of the value at this pointer. Text that is not JSON holds nothing; an object
-    /// that has a member on the way twice is ambiguous, which is an error.
-    pub(crate) fn find<'a>(&self, body: &'a [u8]) -> Result<Option<&'a RawValue>, Ambiguous> {
+    /// The raw text of the value at this pointer; `None` if there is nothing.
+    pub(crate) fn find<'a>(&self, body: &'a [u8]) -> Result<Option<&'a RawValue>, Unreadable> {
         let mut ambiguous = false;
         let mut parser = serde_json::Deserializer::from_slice(body);
         let seek = Seek {
@@ -46,9 +45,10 @@ impl Pointer {
         let found = seek.deserialize(&mut parser);
         let found = found.and_then(|found| parser.end().map(|()| found));
         match found {
-            _ if ambiguous => Err(Ambiguous),
+            _ if ambiguous => Err(Unreadable::Ambiguous),
             Ok(found) => Ok(found),
-            Err(_) => Ok(None),
+            // The parser's messages name a place and never what is there.
+            Err(error) => Err(Unreadable::NotJson(error.to_string())),
         }
     }
 }
@@ -70,9 +70,26 @@ fn unescape(token: &str) -> Option<String> {
     Some(plain)
 }
 
-/// A member on the way to the value stands twice in its object.
+/// Why it cannot be said what is at a pointer. The text is for the API client's developer.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Ambiguous;
+pub(crate) enum Unreadable {
+    /// A member on the way to the value is in its object more than once.
+    Ambiguous,
+    /// The text is not JSON as far as it had to be read; the parser says why.
+    NotJson(String),
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ambiguous => f.write_str("the body has the key's member more than once; send it once"),
+            Self::NotJson(reason) => write!(
+                f,
+                "the key in the body cannot be read because the body is not JSON: {reason}"
+            ),
+        }
+    }
+}
 
 /// Walks to the value without building what lies beside the way.
 struct Seek<'p> {
@@ -109,7 +126,7 @@ impl<'de> Visitor<'de> for Seek<'_> {
             }
             if seen {
                 *self.ambiguous = true;
-                return Err(A::Error::custom("a member stands twice"));
+                return Err(A::Error::custom("a member appears more than once"));
             }
             seen = true;
             found = map.next_value_seed(Seek {
@@ -170,7 +187,7 @@ impl<'de> Visitor<'de> for Seek<'_> {
 mod tests {
     use super::*;
 
-    fn find(pointer: &str, body: &str) -> Result<Option<String>, Ambiguous> {
+    fn find(pointer: &str, body: &str) -> Result<Option<String>, Unreadable> {
         let pointer = Pointer::parse("key", pointer).unwrap();
         pointer.find(body.as_bytes()).map(|v| v.map(|raw| raw.get().to_owned()))
     }
@@ -195,16 +212,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_holds_nothing() {
-        for body in ["", "{", "not json", "{\"id\":\"x\"} trailing", "\u{1F600}", "[1,2"] {
-            assert_eq!(find("/id", body), Ok(None), "{body:?}");
+    fn what_is_not_json_cannot_be_read() {
+        for body in [
+            "",
+            "{",
+            "not json",
+            "{\"id\":\"x\"} trailing",
+            "\u{1F600}",
+            "[1,2",
+            r#"{"note\ud800":1,"id":"x"}"#,
+        ] {
+            let found = find("/id", body);
+            assert!(matches!(found, Err(Unreadable::NotJson(_))), "{body:?} {found:?}");
         }
     }
 
     #[test]
-    fn a_member_that_stands_twice_is_ambiguous() {
-        assert_eq!(find("/id", r#"{"id":"a","id":"b"}"#), Err(Ambiguous));
-        assert_eq!(find("/id", r#"{"id":"a","\u0069d":"b"}"#), Err(Ambiguous));
+    fn a_member_that_appears_twice_is_ambiguous() {
+        assert_eq!(find("/id", r#"{"id":"a","id":"b"}"#), Err(Unreadable::Ambiguous));
+        assert_eq!(find("/id", r#"{"id":"a","\u0069d":"b"}"#), Err(Unreadable::Ambiguous));
         assert_eq!(find("/id", r#"{"x":1,"x":2,"id":"a"}"#), Ok(Some("\"a\"".into())));
     }
 

@@ -1,43 +1,60 @@
 //! Where a request carries its key.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::CONTENT_ENCODING;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
-use super::text::{InvalidKey, KeyFormat, check_length, check_text, not_visible, unquote};
+use super::text::{InvalidKey, KeyFormat, KeyText, check_length, check_text, is_placeholder, not_visible, unquote};
 use crate::error::ConfigError;
 use crate::request::header_name;
-use crate::request::json::{Ambiguous, Pointer};
+use crate::request::json::Pointer;
 
 /// The header of the draft, and the default.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-type KeyFn = dyn Fn(&Parts, &Bytes) -> Result<Option<String>, InvalidKey> + Send + Sync;
+type HeadFn = dyn Fn(&Parts) -> Result<Option<String>, InvalidKey> + Send + Sync;
+type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Option<String>, InvalidKey> + Send + Sync;
 
-/// Where a request carries its key.
+/// Where a request carries its key. The default is the header `Idempotency-Key`.
+///
+/// Every key has 1 to [`max_key_length`](crate::IdempotencyLayerBuilder::max_key_length) bytes of visible ASCII and
+/// spaces, wherever it comes from. Values that only a bug in a client can send are refused: `undefined`, `null`,
+/// `None`, `nil`, `NaN`, `[object Object]`, an unfilled template (`{{key}}`, `${key}`), the nil UUID and the max UUID.
+/// A key that breaks a rule is `400` problem `invalid-key`.
+///
+/// | the key is in | source | is the body read for it? |
+/// |---|---|---|
+/// | a header | [`header`](Self::header), or the first of [`headers`](Self::headers) | no |
+/// | the head: path, query, several headers | [`from_head`](Self::from_head) | no |
+/// | a JSON body | [`json_pointer`](Self::json_pointer), or [`json_pointers`](Self::json_pointers) joined | yes |
+/// | anything else in the body | [`from_fn`](Self::from_fn) | yes |
 ///
 /// ```
 /// use tower_idempotency::KeySource;
 ///
 /// let paypal = KeySource::header("PayPal-Request-Id");
 /// let square = KeySource::json_pointer("/idempotency_key");
-/// let own = KeySource::from_fn(|parts, _body| {
-///     Ok(parts.uri.query().map(str::to_owned))
+/// let by_query = KeySource::from_head(|parts| Ok(parts.uri.query().map(str::to_owned)));
+/// let by_first_line = KeySource::from_fn(|_parts, body| {
+///     let line = body.split(|byte| *byte == b'\n').next().unwrap_or_default();
+///     Ok(std::str::from_utf8(line).ok().map(str::to_owned))
 /// });
-/// # let _ = (paypal, square, own);
+/// # let _ = (paypal, square, by_query, by_first_line);
 /// ```
 #[derive(Clone)]
 pub struct KeySource(Source);
 
 #[derive(Clone)]
 enum Source {
-    Header(Named<HeaderName>),
-    Pointer(Named<Pointer>),
-    Closure(Arc<KeyFn>),
+    Headers(Named<Vec<HeaderName>>),
+    Head(Arc<HeadFn>),
+    Pointers(Named<Vec<Pointer>>),
+    Body(Arc<BodyFn>),
 }
 
 /// Parsed when it is given, reported when the layer is built.
@@ -45,16 +62,45 @@ type Named<T> = Result<T, ConfigError>;
 
 impl Default for KeySource {
     fn default() -> Self {
-        Self(Source::Header(Ok(IDEMPOTENCY_KEY)))
+        Self(Source::Headers(Ok(vec![IDEMPOTENCY_KEY])))
     }
 }
 
 impl KeySource {
-    /// The header of that name. The default is `Idempotency-Key`. A name that is no header name is
-    /// an error when the layer is built.
+    /// The header of that name.
+    ///
+    /// A name that is not a header name (RFC 9110, section 5.1) is an error when the layer is built.
     #[must_use]
     pub fn header(name: &str) -> Self {
-        Self(Source::Header(header_name::parse("key", name)))
+        Self::headers([name])
+    }
+
+    /// The first of these headers that the request has.
+    ///
+    /// A header that is present and invalid is `400` problem `invalid-key`; the next one is not tried. No name, or one
+    /// that is not a header name, is an error when the layer is built.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
+    ///
+    /// let layer = IdempotencyLayer::builder(MemoryStore::new())
+    ///     .key(KeySource::headers(["Idempotency-Key", "X-Idempotency-Key"]))
+    ///     .build()?;
+    /// # let _ = layer;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn headers<I>(names: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let parse = |name: I::Item| header_name::parse("key", name.as_ref());
+        let names = names.into_iter().map(parse).collect();
+        Self(Source::Headers(at_least_one(
+            names,
+            "`headers` needs at least one header name",
+        )))
     }
 
     /// The header `webhook-id` of [Standard Webhooks](https://www.standardwebhooks.com): the event's
@@ -65,49 +111,149 @@ impl KeySource {
         Self::header("webhook-id")
     }
 
-    /// The string, or integer taken by its digits, at a JSON pointer (RFC 6901) into the body.
+    /// What the closure finds in the request's head. The body is not read for it; `None` is a missing key.
     ///
-    /// Nothing there, or a body that is not JSON, is a missing key. To look, every request of a
-    /// guarded method is buffered, up to `max_request_body`. A pointer that is none is an
-    /// error when the layer is built.
+    /// The text of the error is the `detail` of the `400` problem `invalid-key`. A panic of the closure goes on to the
+    /// outer layers before anything is claimed.
+    ///
+    /// ```
+    /// use tower_idempotency::{InvalidKey, KeySource};
+    ///
+    /// // GitHub's webhooks: the delivery's id at this path.
+    /// let delivery = KeySource::from_head(|parts| {
+    ///     let Some(id) = parts.headers.get("x-github-delivery") else {
+    ///         return Ok(None);
+    ///     };
+    ///     let id = id.to_str().map_err(|_| InvalidKey::new("`X-GitHub-Delivery` must be visible ASCII"))?;
+    ///     Ok(Some(id.to_owned()))
+    /// });
+    /// # let _ = delivery;
+    /// ```
     #[must_use]
-    pub fn json_pointer(pointer: &str) -> Self {
-        Self(Source::Pointer(Pointer::parse("key", pointer)))
+    pub fn from_head<F>(find: F) -> Self
+    where
+        F: Fn(&Parts) -> Result<Option<String>, InvalidKey> + Send + Sync + 'static,
+    {
+        Self(Source::Head(Arc::new(find)))
     }
 
-    /// Whatever the closure finds in the head and the buffered body; `None` is a missing key.
+    /// The string, or integer taken by its digits, at a JSON pointer (RFC 6901) into the body.
     ///
-    /// Every request of a guarded method is buffered for it, up to `max_request_body`. The length and
-    /// the characters are checked as for every other key. A panic of the closure
-    /// goes on to the outer layers before anything is claimed.
+    /// Every request of a guarded method is buffered to look for it, up to
+    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). An empty body, or nothing at the
+    /// pointer, is a missing key. A body that cannot be read is `400` problem `invalid-key`: it is not JSON, has a
+    /// `Content-Encoding`, or has a member on the way more than once. A text that is not a JSON pointer is an error
+    /// when the layer is built.
+    #[must_use]
+    pub fn json_pointer(pointer: &str) -> Self {
+        Self::json_pointers([pointer])
+    }
+
+    /// The values at several JSON pointers, joined: for example an event's code *and* its reference.
+    ///
+    /// Each value obeys the rules of [`json_pointer`](Self::json_pointer). All must be there, otherwise the key is
+    /// missing. The key is what [`join`](Self::join) makes of the values, in the order of the pointers. No pointer at
+    /// all is an error when the layer is built.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
+    ///
+    /// // Adyen sends one event code for many payments, and many event codes for one payment.
+    /// let layer = IdempotencyLayer::builder(MemoryStore::new())
+    ///     .key(KeySource::json_pointers(["/eventCode", "/pspReference"]))
+    ///     .build()?;
+    /// # let _ = layer;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn json_pointers<I>(pointers: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let parse = |pointer: I::Item| Pointer::parse("key", pointer.as_ref());
+        let pointers = pointers.into_iter().map(parse).collect();
+        Self(Source::Pointers(at_least_one(
+            pointers,
+            "`json_pointers` needs at least one JSON pointer",
+        )))
+    }
+
+    /// What the closure finds in the head and the buffered body; `None` is a missing key.
+    ///
+    /// Every request of a guarded method is buffered for it, up to
+    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body);
+    /// [`from_head`](Self::from_head) buffers nothing. The text of the error is the `detail` of the `400` problem
+    /// `invalid-key`. A panic of the closure goes on to the outer layers before anything is claimed.
+    ///
+    /// ```
+    /// use tower_idempotency::{InvalidKey, KeySource};
+    ///
+    /// let by_number = KeySource::from_fn(|_parts, body| {
+    ///     let text = std::str::from_utf8(body).map_err(|_| InvalidKey::new("the body must be UTF-8"))?;
+    ///     Ok(text.lines().find_map(|line| line.strip_prefix("number=")).map(str::to_owned))
+    /// });
+    /// # let _ = by_number;
+    /// ```
     #[must_use]
     pub fn from_fn<F>(find: F) -> Self
     where
         F: Fn(&Parts, &Bytes) -> Result<Option<String>, InvalidKey> + Send + Sync + 'static,
     {
-        Self(Source::Closure(Arc::new(find)))
+        Self(Source::Body(Arc::new(find)))
     }
 
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        match &self.0 {
-            Source::Header(Err(error)) | Source::Pointer(Err(error)) => Err(error.clone()),
-            _ => Ok(()),
+    /// One key of several values, each with its length before it. A single value stays as it is.
+    ///
+    /// No two different lists give the same key. [`json_pointers`](Self::json_pointers) joins in this way; use it in
+    /// your own closures and with [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot).
+    ///
+    /// ```
+    /// use tower_idempotency::KeySource;
+    ///
+    /// assert_eq!(KeySource::join(["CAPTURE", "ref-1"]), "7:CAPTURE5:ref-1");
+    /// assert_eq!(KeySource::join(["evt_1"]), "evt_1");
+    /// ```
+    #[must_use]
+    pub fn join<I>(values: I) -> String
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        let values: Vec<_> = values.into_iter().collect();
+        if let [value] = &values[..] {
+            return value.as_ref().to_owned();
         }
+        let mut key = String::new();
+        for value in &values {
+            let value = value.as_ref();
+            // Writing to a `String` does not fail.
+            let _ = write!(key, "{}:{value}", value.len());
+        }
+        key
     }
 
     /// Whether the key can be told only from the buffered body.
     pub(crate) fn needs_body(&self) -> bool {
-        !matches!(self.0, Source::Header(_))
+        matches!(self.0, Source::Pointers(_) | Source::Body(_))
+    }
+}
+
+fn at_least_one<T>(values: Named<Vec<T>>, otherwise: &'static str) -> Named<Vec<T>> {
+    match values {
+        Ok(values) if values.is_empty() => Err(ConfigError::new("key", otherwise)),
+        values => values,
     }
 }
 
 impl fmt::Debug for KeySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Source::Header(Ok(name)) => write!(f, "KeySource::header({name:?})"),
-            Source::Pointer(Ok(pointer)) => write!(f, "KeySource::json_pointer({pointer:?})"),
-            Source::Header(Err(error)) | Source::Pointer(Err(error)) => write!(f, "KeySource({error})"),
-            Source::Closure(_) => f.write_str("KeySource::from_fn(..)"),
+            Source::Headers(Ok(names)) => write!(f, "KeySource::headers({names:?})"),
+            Source::Pointers(Ok(pointers)) => write!(f, "KeySource::json_pointers({pointers:?})"),
+            Source::Headers(Err(error)) | Source::Pointers(Err(error)) => write!(f, "KeySource({error})"),
+            Source::Head(_) => f.write_str("KeySource::from_head(..)"),
+            Source::Body(_) => f.write_str("KeySource::from_fn(..)"),
         }
     }
 }
@@ -121,39 +267,109 @@ pub(crate) struct KeyRules {
 }
 
 impl KeyRules {
-    /// The key in the head, if the source is a header. A present but invalid key is an error, an
-    /// empty one too.
-    pub(crate) fn in_head<'h>(&self, headers: &'h HeaderMap) -> Result<Option<Cow<'h, str>>, InvalidKey> {
-        let Source::Header(Ok(name)) = &self.source.0 else {
-            return Ok(None);
-        };
-        let mut lines = headers.get_all(name).iter();
-        let Some(line) = lines.next() else {
-            return Ok(None);
-        };
-        if lines.next().is_some() {
-            return Err(InvalidKey::new("the key header stands more than once; send one key"));
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        if self.max_length == 0 {
+            return Err(ConfigError::new("max_key_length", "0 would refuse every key"));
         }
-        self.in_line(line).map(Some)
+        match &self.source.0 {
+            Source::Headers(Err(error)) | Source::Pointers(Err(error)) => Err(error.clone()),
+            Source::Pointers(Ok(pointers)) if pointers.len() > 1 && self.format == KeyFormat::Uuid => {
+                Err(ConfigError::new(
+                    "key_format",
+                    "a key that is joined from several JSON pointers is never a UUID",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The key in the head, if the source looks there. A key that is present but invalid is an error, an empty one too.
+    ///
+    /// The request is handed back: a closure sees its head on the way.
+    pub(crate) fn in_head<B>(&self, request: Request<B>) -> (Request<B>, Result<Option<KeyText>, InvalidKey>) {
+        match &self.source.0 {
+            Source::Headers(Ok(names)) => {
+                let found = self.in_headers(names, request.headers());
+                (request, found)
+            }
+            Source::Head(find) => {
+                let (parts, body) = request.into_parts();
+                let found = find(&parts).and_then(|key| self.of_closure(key));
+                (Request::from_parts(parts, body), found)
+            }
+            Source::Headers(Err(_)) | Source::Pointers(_) | Source::Body(_) => (request, Ok(None)),
+        }
     }
 
     /// The key in the buffered request, if the source needs the body.
-    pub(crate) fn in_body(&self, parts: &Parts, body: &Bytes) -> Result<Option<String>, InvalidKey> {
-        let key = match &self.source.0 {
-            Source::Header(_) | Source::Pointer(Err(_)) => return Ok(None),
-            Source::Closure(find) => find(parts, body)?,
-            Source::Pointer(Ok(pointer)) => match pointer.find(body) {
-                Ok(Some(value)) => Some(text_of(value.get())?),
-                Ok(None) => None,
-                Err(Ambiguous) => return Err(InvalidKey::new("the body holds the key's member more than once")),
-            },
-        };
-        let Some(key) = key else { return Ok(None) };
-        check_text(&key, self.max_length)?;
-        self.check(Cow::Owned(key)).map(|key| Some(key.into_owned()))
+    pub(crate) fn in_body(&self, parts: &Parts, body: &Bytes) -> Result<Option<KeyText>, InvalidKey> {
+        match &self.source.0 {
+            Source::Headers(_) | Source::Head(_) | Source::Pointers(Err(_)) => Ok(None),
+            Source::Body(find) => find(parts, body).and_then(|key| self.of_closure(key)),
+            Source::Pointers(Ok(pointers)) => {
+                if body.is_empty() {
+                    return Ok(None);
+                }
+                if is_encoded(&parts.headers) {
+                    return Err(InvalidKey::new(
+                        "the key in the body cannot be read because the body has a `Content-Encoding`; send the body without one",
+                    ));
+                }
+                self.at_pointers(pointers, body)
+            }
+        }
     }
 
-    fn in_line<'h>(&self, line: &'h HeaderValue) -> Result<Cow<'h, str>, InvalidKey> {
+    /// The key that a text names: what a client sent, or what [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str)
+    /// says. Where keys are in headers, a text that begins with a quotation mark is quoted.
+    pub(crate) fn of_text(&self, text: &str) -> Result<KeyText, InvalidKey> {
+        let key = match &self.source.0 {
+            Source::Headers(_) if text.starts_with('"') => unquote(text.as_bytes())?,
+            _ => Cow::Borrowed(text),
+        };
+        check_text(&key, self.max_length)?;
+        self.check(key)
+    }
+
+    fn of_closure(&self, key: Option<String>) -> Result<Option<KeyText>, InvalidKey> {
+        let Some(key) = key else { return Ok(None) };
+        check_text(&key, self.max_length)?;
+        self.check(Cow::Owned(key)).map(Some)
+    }
+
+    fn at_pointers(&self, pointers: &[Pointer], body: &[u8]) -> Result<Option<KeyText>, InvalidKey> {
+        let mut values = Vec::with_capacity(pointers.len());
+        for pointer in pointers {
+            // What cannot be read is refused even if another value is missing: a missing key lets the request pass.
+            let value = pointer.find(body).map_err(|why| InvalidKey::new(why.to_string()))?;
+            if let Some(value) = value {
+                let value = text_of(value.get())?;
+                check_text(&value, self.max_length)?;
+                refuse_placeholder(&value)?;
+                values.push(value);
+            }
+        }
+        if values.len() < pointers.len() {
+            return Ok(None);
+        }
+        self.check(Cow::Owned(KeySource::join(values))).map(Some)
+    }
+
+    fn in_headers(&self, names: &[HeaderName], headers: &HeaderMap) -> Result<Option<KeyText>, InvalidKey> {
+        for name in names {
+            let mut lines = headers.get_all(name).iter();
+            let Some(line) = lines.next() else { continue };
+            if lines.next().is_some() {
+                return Err(InvalidKey::new(
+                    "the key header appears more than once; send exactly one",
+                ));
+            }
+            return self.in_line(line).map(Some);
+        }
+        Ok(None)
+    }
+
+    fn in_line(&self, line: &HeaderValue) -> Result<KeyText, InvalidKey> {
         let bytes = line.as_bytes();
         if bytes.first() == Some(&b'"') {
             return self.check(unquote(bytes)?);
@@ -177,18 +393,19 @@ impl KeyRules {
     }
 
     /// Length and, if asked for, the form of a UUID; the characters are allowed ones.
-    fn check<'k>(&self, key: Cow<'k, str>) -> Result<Cow<'k, str>, InvalidKey> {
+    fn check(&self, key: Cow<'_, str>) -> Result<KeyText, InvalidKey> {
         check_length(&key, self.max_length)?;
+        refuse_placeholder(&key)?;
         if self.format != KeyFormat::Uuid {
-            return Ok(key);
+            return Ok(KeyText::from(&*key));
         }
-        // `parse_str` takes three more spellings; the length leaves only the one with hyphens.
+        // `try_parse` takes three more spellings; the length leaves only the one with hyphens.
         match uuid::Uuid::try_parse(&key) {
             Ok(_) if key.len() == uuid::fmt::Hyphenated::LENGTH => {
                 if key.bytes().any(|byte| byte.is_ascii_uppercase()) {
-                    Ok(Cow::Owned(key.to_ascii_lowercase()))
+                    Ok(KeyText::from(&*key.to_ascii_lowercase()))
                 } else {
-                    Ok(key)
+                    Ok(KeyText::from(&*key))
                 }
             }
             _ => Err(InvalidKey::new(
@@ -196,6 +413,26 @@ impl KeyRules {
             )),
         }
     }
+}
+
+fn refuse_placeholder(key: &str) -> Result<(), InvalidKey> {
+    if is_placeholder(key) {
+        return Err(InvalidKey::new(
+            "the key is a placeholder (such as `undefined`, `null`, an unfilled template, the nil UUID or the max UUID); \
+             send a key that is unique for the operation",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether the body's bytes are not the content itself (RFC 9110, section 8.4).
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let is_coding = |coding: &[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
+    headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .any(|coding| is_coding(coding.trim_ascii()))
 }
 
 /// A JSON value as a key: a string, or an integer by its digits.
@@ -228,7 +465,14 @@ mod tests {
     fn head(format: KeyFormat, line: &[u8]) -> Result<Option<String>, InvalidKey> {
         let mut headers = HeaderMap::new();
         headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes(line).unwrap());
-        rules(format).in_head(&headers).map(|key| key.map(Cow::into_owned))
+        in_head(&rules(format), headers)
+    }
+
+    fn in_head(rules: &KeyRules, headers: HeaderMap) -> Result<Option<String>, InvalidKey> {
+        let mut request = Request::new(());
+        *request.headers_mut() = headers;
+        let (_, found) = rules.in_head(request);
+        found.map(|key| key.map(|key| key.as_str().to_owned()))
     }
 
     const UUID: &str = "8e03978e-40d5-43dd-bc93-6894a57f9324";
@@ -254,8 +498,8 @@ mod tests {
             (Uuid, upper.as_str(), Some(UUID)),
             (
                 Uuid,
-                "00000000-0000-0000-0000-000000000000",
-                Some("00000000-0000-0000-0000-000000000000"),
+                "00000000-0000-0000-0000-000000000001",
+                Some("00000000-0000-0000-0000-000000000001"),
             ),
             (Uuid, "8e03978e40d543ddbc936894a57f9324", None),
             (Uuid, "{8e03978e-40d5-43dd-bc93-6894a57f9324}", None),
@@ -302,7 +546,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
         headers.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
-        assert!(rules(KeyFormat::Any).in_head(&headers).is_err());
+        assert!(in_head(&rules(KeyFormat::Any), headers).is_err());
     }
 
     #[test]
@@ -310,7 +554,10 @@ mod tests {
         let mut rules = rules(KeyFormat::Any);
         rules.source = KeySource::json_pointer("/event_id");
         let (parts, ()) = http::Request::new(()).into_parts();
-        let find = |body: &str| rules.in_body(&parts, &Bytes::copy_from_slice(body.as_bytes()));
+        let find = |body: &str| {
+            let found = rules.in_body(&parts, &Bytes::copy_from_slice(body.as_bytes()));
+            found.map(|key| key.map(|key| key.as_str().to_owned()))
+        };
         assert_eq!(find(r#"{"event_id":"evt_1"}"#), Ok(Some("evt_1".into())));
         assert_eq!(
             find(r#"{"event_id":98765432109876543210987654321}"#),
@@ -318,7 +565,7 @@ mod tests {
         );
         assert_eq!(find(r#"{"event_id":-7}"#), Ok(Some("-7".into())));
         assert_eq!(find(r#"{"other":1}"#), Ok(None));
-        assert_eq!(find("not json"), Ok(None));
+        assert_eq!(find(""), Ok(None));
         for bad in [
             "1.5",
             "1e3",
@@ -332,8 +579,44 @@ mod tests {
         ] {
             assert!(find(&format!("{{\"event_id\":{bad}}}")).is_err(), "{bad}");
         }
-        assert!(find(r#"{"event_id":"a","event_id":"b"}"#).is_err());
+        for unreadable in [
+            "not json",
+            r#"{"event_id":"a","event_id":"b"}"#,
+            r#"{"note\ud800":1,"event_id":"a"}"#,
+            "{\"event_id\":\"a\"",
+        ] {
+            assert!(find(unreadable).is_err(), "{unreadable}");
+        }
         assert!(find(&format!("{{\"event_id\":\"{}\"}}", "k".repeat(256))).is_err());
+    }
+
+    #[test]
+    fn contract_2_5_joined_values_name_one_key_each() {
+        let lists: [&[&str]; 8] = [
+            &["ab", "c"],
+            &["a", "bc"],
+            &["", "abc"],
+            &["abc", ""],
+            &["1:a", "b"],
+            &["1", "1:a"],
+            &["a", "b", "c"],
+            &["a", "b1:c"],
+        ];
+        let keys: std::collections::HashSet<_> = lists.iter().map(|list| KeySource::join(*list)).collect();
+        assert_eq!(keys.len(), lists.len(), "{keys:?}");
+    }
+
+    #[test]
+    fn contract_2_5_only_sources_in_the_body_need_it() {
+        for (source, needs) in [
+            (KeySource::default(), false),
+            (KeySource::headers(["a", "b"]), false),
+            (KeySource::from_head(|_| Ok(None)), false),
+            (KeySource::json_pointers(["/a", "/b"]), true),
+            (KeySource::from_fn(|_, _| Ok(None)), true),
+        ] {
+            assert_eq!(source.needs_body(), needs, "{source:?}");
+        }
     }
 
     #[test]

@@ -87,6 +87,38 @@ pub(super) fn check_length(key: &str, max_length: usize) -> Result<(), InvalidKe
     Ok(())
 }
 
+/// A value that only a bug in a client can send, in whatever case: an absent value turned into text, a template that
+/// was not filled in, the nil UUID or the max UUID (RFC 9562, sections 5.9 and 5.10).
+///
+/// Decided by the first byte for nearly every key.
+pub(super) fn is_placeholder(key: &str) -> bool {
+    let is_one_of = |texts: &[&str]| texts.iter().any(|text| key.eq_ignore_ascii_case(text));
+    match key.as_bytes() {
+        [b'n' | b'N', ..] => is_one_of(&["null", "none", "nil", "nan"]),
+        [b'u' | b'U', ..] => {
+            is_one_of(&["undefined"])
+                || key
+                    .get(9..)
+                    .is_some_and(|uuid| key[..9].eq_ignore_ascii_case("urn:uuid:") && is_nil_or_max(uuid))
+        }
+        [b'[', ..] => is_one_of(&["[object Object]"]),
+        [b'$', b'{', .., b'}'] | [b'{', b'{', .., b'}', b'}'] => true,
+        [b'{', uuid @ .., b'}'] => std::str::from_utf8(uuid).is_ok_and(is_nil_or_max),
+        _ => is_nil_or_max(key),
+    }
+}
+
+/// The nil or the max UUID, with hyphens or without.
+fn is_nil_or_max(text: &str) -> bool {
+    let [digit @ (b'0' | b'f' | b'F'), ..] = text.as_bytes() else {
+        return false;
+    };
+    // Most keys differ at the second byte; only what is left is parsed.
+    text.bytes()
+        .all(|byte| byte == b'-' || byte.eq_ignore_ascii_case(digit))
+        && uuid::Uuid::try_parse(text).is_ok()
+}
+
 pub(super) fn not_visible() -> InvalidKey {
     InvalidKey::new("the key may hold visible ASCII characters only (and, inside quotes, space)")
 }
@@ -123,5 +155,76 @@ pub(super) fn unquote(line: &[u8]) -> Result<Cow<'_, str>, InvalidKey> {
         _ => Err(InvalidKey::new(
             "not a structured-field String (RFC 9651, section 3.3.3)",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contract_2_7_placeholders_are_whole_values_in_any_case() {
+        for placeholder in [
+            "undefined",
+            "null",
+            "None",
+            "nil",
+            "NaN",
+            "[object Object]",
+            "{{key}}",
+            "{{}}",
+            "{{ $guid }}",
+            "${key}",
+            "${}",
+            "00000000-0000-0000-0000-000000000000",
+            "00000000000000000000000000000000",
+            "{00000000-0000-0000-0000-000000000000}",
+            "urn:uuid:00000000-0000-0000-0000-000000000000",
+            "ffffffff-ffff-ffff-ffff-ffffffffffff",
+            "ffffffffffffffffffffffffffffffff",
+            "{ffffffff-ffff-ffff-ffff-ffffffffffff}",
+            "urn:uuid:ffffffff-ffff-ffff-ffff-ffffffffffff",
+        ] {
+            for spelling in [
+                placeholder.to_owned(),
+                placeholder.to_uppercase(),
+                placeholder.to_lowercase(),
+            ] {
+                assert!(is_placeholder(&spelling), "{spelling}");
+            }
+        }
+    }
+
+    #[test]
+    fn contract_2_7_what_only_resembles_a_placeholder_is_a_key() {
+        for key in [
+            "",
+            "0",
+            "f",
+            "nullable",
+            "undefined-1",
+            " null",
+            "[object Object]1",
+            "{key}",
+            "{{key}}-1",
+            "a{{key}}",
+            "{{key}",
+            "${key}1",
+            "$key",
+            "{{",
+            "${",
+            "}}",
+            "{}",
+            "000000000000",
+            "0000-0000",
+            "00000000-0000-0000-0000-000000000001",
+            "10000000-0000-0000-0000-000000000000",
+            "ffffffff-ffff-ffff-ffff-fffffffffff0",
+            "0000000-00000-0000-0000-000000000000",
+            "urn:uuid:8e03978e-40d5-43dd-bc93-6894a57f9324",
+            "urn:uuid",
+        ] {
+            assert!(!is_placeholder(key), "{key}");
+        }
     }
 }

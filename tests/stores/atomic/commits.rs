@@ -144,7 +144,13 @@ async fn the_extractor<B: Base>(base: B) {
     assert_eq!(refused.status, 503);
     assert_eq!(refused.outcome(), "released");
     assert_eq!(base.charges("in-use").await, 0);
-    assert_eq!(base.store().look_up(&layer.slot(None, "in-use")).await.unwrap(), None);
+    assert_eq!(
+        base.store()
+            .look_up(&layer.slot(None, "in-use").unwrap())
+            .await
+            .unwrap(),
+        None
+    );
     assert_eq!(send(&app, post("/optional", "o", "")).await.text(), "there");
     // Without the layer.
     let bare = routes();

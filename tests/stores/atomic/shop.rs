@@ -25,7 +25,7 @@ pub(super) struct Shop<St> {
 
 impl<St: Store> Shop<St> {
     pub(super) fn slot(&self, key: &str) -> tower_idempotency::Slot {
-        self.layer.slot(None, key)
+        self.layer.slot(None, key).unwrap()
     }
     pub(super) async fn send(&self, path: &str, key: &str) -> Answer {
         send(&self.bank, post(path, key, "{}")).await

@@ -91,7 +91,7 @@ async fn a_server_that_does_not_answer_costs_no_connection() {
     }
     // What looks into the store is given up by its caller.
     for _ in 0..2 {
-        let slot = layer.slot(None, "before");
+        let slot = layer.slot(None, "before").unwrap();
         let _ = tokio::time::timeout(Duration::from_millis(200), store.look_up(&slot)).await;
         let _ = tokio::time::timeout(Duration::from_millis(200), store.count()).await;
     }
