@@ -6,6 +6,7 @@
 //! Every step of that moves a bounded share of one shard, under that shard's lock.
 
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 
 use super::hash::{SlotHash, SlotHasher};
 use super::slots::Hold;
@@ -24,7 +25,7 @@ const KEPT_BUCKETS: usize = 4;
 pub(super) struct Shard {
     places: HashTable<Place>,
     /// All full but the last; one more may be empty.
-    chunks: Vec<Vec<Entry>>,
+    chunks: SmallVec<[Vec<Entry>; 1]>,
     len: usize,
 }
 
@@ -108,8 +109,8 @@ impl Shard {
     fn give_back(&mut self) {
         // Half a chunk more than they are in, so that it is not given back and taken in turns.
         self.chunks.truncate((self.len + CHUNK / 2).div_ceil(CHUNK));
-        if self.chunks.capacity() > 4 && self.chunks.len() < self.chunks.capacity() / 4 {
-            self.chunks.shrink_to(self.chunks.len() * 2);
+        if self.chunks.spilled() && self.chunks.len() < (self.chunks.capacity() / 4).max(2) {
+            self.chunks.shrink_to_fit();
         }
         if let [only] = &mut *self.chunks
             && only.capacity() > KEPT
@@ -215,7 +216,7 @@ mod tests {
                 shard.remove(at, &hasher);
             }
         }
-        assert_eq!((shard.len, room(&shard)), (0, (KEPT, 4, KEPT_BUCKETS)));
+        assert_eq!((shard.len, room(&shard)), (0, (KEPT, 1, KEPT_BUCKETS)));
     }
 
     #[test]

@@ -93,6 +93,17 @@ struct Due {
     claim: Option<Line>,
 }
 
+impl Due {
+    fn take(&mut self, ledger: &mut Ledger, now: Millis) {
+        while self.records.len() < SWEEP
+            && let Some(line) = ledger.pop_due(now)
+        {
+            self.records.push(line);
+        }
+        self.claim = ledger.pop_claim(now);
+    }
+}
+
 impl Slots {
     pub(super) fn new(budget: usize, when_full: WhenFull) -> Self {
         Self {
@@ -146,7 +157,8 @@ impl Slots {
         } else {
             Room::Enough
         };
-        let (due, before) = loop {
+        let mut due = Due::default();
+        let before = loop {
             let mut shard = self.shard(hash);
             if let Some(at) = shard.find(hash, &begin.slot) {
                 let entry = shard.get_mut(at);
@@ -155,12 +167,12 @@ impl Slots {
                 }
                 // Expired and not swept yet: vacant.
                 self.add(CLAIM.wrapping_sub(cost(&entry.occupant)));
-                let (number, due) = self.with_ledger(|ledger| {
+                let number = self.with_ledger(|ledger| {
                     remove(ledger, hash, entry);
-                    self.book(ledger, begin, hash, now)
+                    due.take(ledger, now);
+                    ledger.add_claim(look_at(begin, now), hash, begin.scope)
                 });
-                let before = std::mem::replace(entry, claim(begin, number, now));
-                break (due, Some(before));
+                break Some(std::mem::replace(entry, claim(begin, number, now)));
             }
             match room {
                 // Room is made only for a key that is new, and without its shard's lock.
@@ -177,21 +189,20 @@ impl Slots {
                 Room::Enough => {
                     self.entries.fetch_add(1, Ordering::Relaxed);
                     self.add(CLAIM);
-                    let (number, due) = self.with_ledger(|ledger| self.book(ledger, begin, hash, now));
+                    let number = self.with_ledger(|ledger| {
+                        due.take(ledger, now);
+                        ledger.add_claim(look_at(begin, now), hash, begin.scope)
+                    });
                     shard.insert(hash, claim(begin, number, now));
-                    break (due, None);
+                    break None;
                 }
             }
         };
-        before.into_iter().for_each(|before| wake_all(before.occupant));
-        self.sweep(due, now);
+        if let Some(before) = before {
+            wake_all(before.occupant);
+        }
+        self.sweep(&due, now);
         Ok(Begun::Started { attempt: 1 })
-    }
-
-    /// Enters a new claim in the ledger, and looks what is due.
-    fn book(&self, ledger: &mut Ledger, begin: &Begin, hash: SlotHash, now: Millis) -> (u32, Due) {
-        let number = ledger.add_claim(look_at(begin, now), hash, begin.scope);
-        (number, due(ledger, now))
     }
 
     pub(super) fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Held {
@@ -235,7 +246,8 @@ impl Slots {
             // Before the new record is in the ledger, so that it is not the one to go.
             self.make_room(more, now);
         }
-        let (claim, due) = {
+        let mut due = Due::default();
+        let claim = {
             let mut shard = self.shard(hash);
             let Some(entry) = shard.find(hash, slot).map(|at| shard.get_mut(at)) else {
                 return Held::Lost;
@@ -244,18 +256,16 @@ impl Slots {
                 return Held::Lost;
             }
             self.add(bytes.wrapping_sub(cost(&entry.occupant)));
-            let (number, due) = self.with_ledger(|ledger| {
+            entry.number = self.with_ledger(|ledger| {
                 ledger.remove_claim(line(hash, entry));
-                let number = ledger.add_record(expires_at, hash, entry.scope, bytes as u64);
-                (number, due(ledger, now))
+                due.take(ledger, now);
+                ledger.add_record(expires_at, hash, entry.scope, bytes as u64)
             });
-            entry.number = number;
             let record = record.clone();
-            let claim = std::mem::replace(&mut entry.occupant, Occupant::Done { record, expires_at });
-            (claim, due)
+            std::mem::replace(&mut entry.occupant, Occupant::Done { record, expires_at })
         };
         wake_all(claim);
-        self.sweep(due, now);
+        self.sweep(&due, now);
         Held::Yes
     }
 
@@ -344,13 +354,15 @@ impl Slots {
     }
 
     /// Removes what is due, if it is still what the ledger said.
-    fn sweep(&self, due: Due, now: Millis) {
-        let gone: SmallVec<[(Line, Record); SWEEP]> = due
-            .records
-            .into_iter()
-            .filter_map(|line| Some((line, self.take_record(line)?.0)))
-            .collect();
-        self.strike(&gone);
+    fn sweep(&self, due: &Due, now: Millis) {
+        if !due.records.is_empty() {
+            let gone: SmallVec<[(Line, Record); SWEEP]> = due
+                .records
+                .iter()
+                .filter_map(|line| Some((*line, self.take_record(*line)?.0)))
+                .collect();
+            self.strike(&gone);
+        }
         if let Some(claim) = due.claim {
             self.sweep_claim(claim, now);
         }
@@ -371,13 +383,11 @@ impl Slots {
 
     /// Records are gone whose lines were taken out of the ledger.
     fn strike(&self, gone: &[(Line, Record)]) {
-        if !gone.is_empty() {
-            self.with_ledger(|ledger| {
-                for (line, record) in gone {
-                    ledger.strike(*line, cost_of(record) as u64);
-                }
-            });
-        }
+        self.with_ledger(|ledger| {
+            for (line, record) in gone {
+                ledger.strike(*line, cost_of(record) as u64);
+            }
+        });
     }
 
     /// Removes a claim whose holder died and whose memory has ended; another is looked at again when
@@ -515,17 +525,6 @@ fn remove(ledger: &mut Ledger, hash: SlotHash, entry: &shard::Entry) {
         Occupant::Running(_) => ledger.remove_claim(line),
         Occupant::Done { record, .. } => ledger.remove_record(line, cost_of(record) as u64),
     }
-}
-
-fn due(ledger: &mut Ledger, now: Millis) -> Due {
-    let mut due = Due::default();
-    while due.records.len() < SWEEP
-        && let Some(line) = ledger.pop_due(now)
-    {
-        due.records.push(line);
-    }
-    due.claim = ledger.pop_claim(now);
-    due
 }
 
 fn wake(waiters: Option<Arc<Notify>>) {
