@@ -8,9 +8,11 @@ mod layer {
     mod config;
     mod disconnect;
     mod hostile;
+    mod layers;
     mod leases;
     #[cfg(feature = "metrics")]
     mod metrics;
+    mod panics;
     mod reconcile;
     mod secrets;
     mod tcp;

@@ -72,15 +72,14 @@ impl IdempotencyKey {
         self
     }
 
-    /// The token of the claim on that slot which this layer or one around it holds.
-    pub(crate) fn token_for(&self, slot: &Slot) -> Option<u64> {
-        let (mut held, mut claims) = (&self.slot, &self.claims);
-        loop {
-            if held == slot && claims.token.is_some() {
-                return claims.token;
-            }
-            (held, claims) = claims.outer.as_deref().map(|(slot, claims)| (slot, claims))?;
-        }
+    /// The tokens of the claims on that slot which this layer and those around it hold, each in its store.
+    pub(crate) fn tokens_for(&self, slot: &Slot) -> impl Iterator<Item = u64> {
+        let claims = std::iter::successors(Some((&self.slot, &self.claims)), |(_, claims)| {
+            claims.outer.as_deref().map(|(slot, claims)| (slot, claims))
+        });
+        claims
+            .filter(move |(held, _)| *held == slot)
+            .filter_map(|(_, claims)| claims.token)
     }
 
     /// A key as a handler gets it, for the tests of a handler. Its slot is made from the key alone.

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -27,6 +28,9 @@ pub(crate) enum Admission<St: Store> {
     HeldOutside,
 }
 
+/// Tokens of layers further out that may hold this very claim; none or one in nearly every request.
+pub(crate) type OuterTokens = SmallVec<[Token; 1]>;
+
 /// A question to the store.
 pub(crate) type Question<St> = Pin<Box<dyn Future<Output = Result<Admission<St>, StoreError>> + Send>>;
 
@@ -41,7 +45,7 @@ fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &Begin, begun: Begun) -> 
 pub(crate) fn admit_now<St: Store>(
     guard: &Arc<Guard<St>>,
     begin: &Begin,
-    outer: Option<Token>,
+    outer: &[Token],
 ) -> Option<Result<Admission<St>, StoreError>> {
     if !St::IN_PROCESS {
         return None;
@@ -51,9 +55,11 @@ pub(crate) fn admit_now<St: Store>(
         return None;
     };
     watch.stop(answer.is_ok());
-    if let (Ok(begun), Some(token)) = (&answer, outer)
-        && may_be_held_outside(begun)
-        && let Poll::Ready(Ok(Held::Yes)) = at_once(guard.store.renew(&begin.slot, token, begin.lease))
+    if answer.as_ref().is_ok_and(may_be_held_outside)
+        && outer.iter().any(|token| {
+            let renewed = at_once(guard.store.renew(&begin.slot, *token, begin.lease));
+            matches!(renewed, Poll::Ready(Ok(Held::Yes)))
+        })
     {
         return Some(Ok(Admission::HeldOutside));
     }
@@ -72,7 +78,7 @@ pub(crate) fn admit_now<St: Store>(
 pub(crate) async fn admit<St: Store>(
     guard: Arc<Guard<St>>,
     begin: Begin,
-    outer: Option<Token>,
+    outer: OuterTokens,
     disconnected: Disconnected,
 ) -> Result<Admission<St>, StoreError> {
     let config = &guard.config;
@@ -83,13 +89,13 @@ pub(crate) async fn admit<St: Store>(
         let begun = bounded("begin", config.claim_timeout(), pin!(guard.store.begin(&begin))).await;
         permit.report(&begun);
         let begun = begun.inspect_err(|error| take_back(&guard, begin, error))?;
-        if let Some(token) = outer
-            && may_be_held_outside(&begun)
-        {
-            // A claim that can be renewed under the outer layer's token is the outer layer's.
-            let renewal = pin!(guard.store.renew(&begin.slot, token, begin.lease));
-            if bounded("renew", config.claim_timeout(), renewal).await? == Held::Yes {
-                return Ok(Admission::HeldOutside);
+        if may_be_held_outside(&begun) {
+            for token in &outer {
+                // A claim that can be renewed under an outer layer's token is the outer layer's.
+                let renewal = pin!(guard.store.renew(&begin.slot, *token, begin.lease));
+                if bounded("renew", config.claim_timeout(), renewal).await? == Held::Yes {
+                    return Ok(Admission::HeldOutside);
+                }
             }
         }
         let nobody_waits = disconnected.load(Ordering::Relaxed);

@@ -12,12 +12,12 @@ use http_body::Body;
 use tokio::runtime::Handle;
 use tracing::{Instrument, Span};
 
-use super::admit::{Admission, Question, admit};
+use super::admit::{Admission, OuterTokens, Question, admit};
 use super::ended::Disconnected;
 use super::guard::Guard;
 use super::handler::Run;
 use crate::body::ResponseBody;
-use crate::store::{Begin, Store, StoreError, Token};
+use crate::store::{Begin, Store, StoreError};
 
 /// A question to a store that does not answer at once.
 pub(crate) struct Admitting<St: Store> {
@@ -29,7 +29,7 @@ pub(crate) struct Admitting<St: Store> {
 }
 
 impl<St: Store> Admitting<St> {
-    pub(crate) fn new(guard: Arc<Guard<St>>, begin: Begin, outer: Option<Token>) -> Self {
+    pub(crate) fn new(guard: Arc<Guard<St>>, begin: Begin, outer: OuterTokens) -> Self {
         let disconnected = Disconnected::default();
         Self {
             answer: Some(Box::pin(admit(

@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 
+use super::admit::OuterTokens;
 use super::breaker::was_not_asked;
 use super::claim::Claim;
 use super::guard::Guard;
@@ -83,11 +84,13 @@ impl<S, St: Store> Exchange<S, St> {
         Ok(())
     }
 
-    /// The token under which another idempotency layer, further out, has claimed a slot of the same
-    /// name. If it did so in the same store, this layer would find its own request in flight.
-    pub(crate) fn token_of_outer_layer(&self) -> Option<Token> {
-        let outer = self.parts.extensions.get::<IdempotencyKey>()?;
-        outer.token_for(&self.identity.as_ref()?.slot).map(Token)
+    /// The tokens under which other idempotency layers, further out, have claimed a slot of the same name.
+    /// If one did so in the same store, this layer would find its own request in flight.
+    pub(crate) fn tokens_of_outer_layers(&self) -> OuterTokens {
+        match (self.parts.extensions.get::<IdempotencyKey>(), &self.identity) {
+            (Some(outer), Some(identity)) => outer.tokens_for(&identity.slot).map(Token).collect(),
+            _ => OuterTokens::new(),
+        }
     }
 
     /// Puts the key where the handler finds it.

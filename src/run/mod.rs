@@ -193,8 +193,8 @@ impl<S, St: Store> Exchange<S, St> {
         let Some(begin) = self.claim(&body) else {
             return self.pass(body);
         };
-        let outer = self.token_of_outer_layer();
-        if let Some(answer) = admit_now(&self.guard, &begin, outer) {
+        let outer = self.tokens_of_outer_layers();
+        if let Some(answer) = admit_now(&self.guard, &begin, &outer) {
             return self.store_answered(&begin, answer, body);
         }
         if !self.guard.config.wait.is_zero() {
