@@ -7,7 +7,9 @@ mod contract {
     mod section_2_keys;
     mod section_3_scopes;
     mod section_4_outcomes;
+    mod section_4_verdicts;
     mod section_5_duplicates;
     mod section_6_limits;
     mod section_7_problems;
+    mod section_7_profiles;
 }

@@ -194,6 +194,14 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
+    /// Whether the layer guards anything. Default: yes. With `false` every request passes through: for a
+    /// switch in your configuration, where `tower::util::option_layer` does not fit because the type of
+    /// the response's body differs.
+    pub fn enabled(mut self, enabled: bool) -> Self {
+        self.config.enabled = enabled;
+        self
+    }
+
     /// Requests for which the closure returns `true` pass through untouched, as if they had no key. It
     /// sees the head of the request. Default: none pass.
     ///

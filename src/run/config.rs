@@ -50,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) drain_streams: bool,
     pub(crate) unreplayed: Vec<HeaderName>,
     pub(crate) rendering: Rendering,
+    /// `false`: every request passes through.
+    pub(crate) enabled: bool,
     pub(crate) pass_when: Option<Predicate>,
     pub(crate) on_replay: Option<ReplayHook>,
     /// `None`: the store is asked however often it failed.
@@ -116,6 +118,7 @@ impl Default for Config {
             drain_streams: false,
             unreplayed: vec![header::DATE, header::SET_COOKIE],
             rendering: Rendering::default(),
+            enabled: true,
             pass_when: None,
             on_replay: None,
             breaker: Some(BreakerConfig {
@@ -195,7 +198,7 @@ impl Config {
     }
 
     pub(crate) fn guards(&self, method: &Method) -> bool {
-        self.methods.contains(method)
+        self.enabled && self.methods.contains(method)
     }
 
     /// Which response headers are left out of the record: hop-by-hop ones (RFC 9110, section 7.6.1,
