@@ -107,26 +107,17 @@ impl<X> Occupant<X> {
 /// One slot by the book: the reference that stores are checked against.
 ///
 /// ```
-/// use std::time::Duration;
-/// use tower_idempotency::store::{Begin, Begun, Held, Machine, Millis, OnLapse, Record, ScopeTag, Token};
+/// use tower_idempotency::store::{Begin, Begun, Held, Machine, Millis, Record, Token};
 /// use tower_idempotency::{Fingerprint, Slot};
 ///
-/// let begin = Begin {
-///     slot: Slot::from_bytes([0; 32]),
-///     scope: ScopeTag::default(),
-///     fingerprint: Fingerprint::from_bytes([0; 16]),
-///     token: Token(1),
-///     lease: Duration::from_secs(30),
-///     ttl: Duration::from_secs(3600),
-///     on_lapse: OnLapse::RunAgain,
-/// };
+/// let begin = Begin::new(Slot::from_bytes([0; 32]), Fingerprint::from_bytes([0; 16])).with_token(Token(1));
 /// let mut slot = Machine::default();
-/// assert_eq!(slot.begin(&begin, Millis(0)), Begun::Started { attempt: 1 });
+/// assert_eq!(slot.begin(&begin, Millis(0)), Begun::started(1));
 ///
 /// // The holder dies; when its lease has lapsed, another takes over, and the first is fenced off.
-/// let second = Begin { token: Token(2), ..begin };
+/// let second = begin.with_token(Token(2));
 /// assert!(matches!(slot.begin(&second, Millis(29_999)), Begun::InFlight { .. }));
-/// assert_eq!(slot.begin(&second, Millis(30_000)), Begun::Started { attempt: 2 });
+/// assert_eq!(slot.begin(&second, Millis(30_000)), Begun::started(2));
 /// let record = Record::outcome_unknown(begin.fingerprint);
 /// assert_eq!(slot.complete(Token(1), &record, begin.ttl, Millis(30_001)), Held::Lost);
 /// ```
@@ -242,10 +233,7 @@ mod tests {
             Begun::Mismatch,
             "another fingerprint is refused still"
         );
-        let refuse = Begin {
-            on_lapse: OnLapse::Refuse,
-            ..begin(2, 7)
-        };
+        let refuse = begin(2, 7).with_on_lapse(OnLapse::Refuse);
         assert_eq!(slot.begin(&refuse, at(100)), Begun::OutcomeUnknown);
         assert_eq!(slot.begin(&begin(2, 7), at(100)), Begun::Started { attempt: 2 });
         assert_eq!(slot.complete(Token(1), &record(7), TTL, at(101)), Held::Lost);

@@ -115,7 +115,7 @@ async fn lock_step(input: &mut Input<'_>) {
                 let expected = book.machine.begin(&begin, now());
                 let begun = at_once(store.begin(&begin)).expect("there is room");
                 assert_eq!(begun, expected);
-                if let Begun::Started { attempt } = begun {
+                if let Begun::Started { attempt, .. } = begun {
                     let before = book.holder.replace(begin.token);
                     // Who waits for a claim that was taken over waits for its successor.
                     if attempt == 1 && before != Some(begin.token) {
@@ -218,8 +218,13 @@ fn look(store: &MemoryStore, slot: u8, book: &Book, now: Millis) {
     let found = at_once(store.look_up(&slot_of(slot))).expect("no failure");
     let print = found.map_or(print_of(9), |entry| entry.fingerprint);
     match (found.map(|entry| entry.phase), probe(book, print, now)) {
-        (None, Begun::Started { attempt: 1 }) => {}
-        (Some(Phase::Running { lease_left, .. }), Begun::InFlight { lease_left: expected }) => {
+        (None, Begun::Started { attempt: 1, .. }) => {}
+        (
+            Some(Phase::Running { lease_left, .. }),
+            Begun::InFlight {
+                lease_left: expected, ..
+            },
+        ) => {
             assert_eq!(lease_left, expected);
         }
         (Some(Phase::Running { lease_left, .. }), Begun::OutcomeUnknown) => assert!(lease_left.is_zero()),
@@ -251,7 +256,7 @@ async fn full(input: &mut Input<'_>, when_full: WhenFull) {
                 let ttl = input.one_of(&[Duration::from_secs(60), Duration::from_secs(3600)]);
                 let begin = claim(slot_of(slot), 0, token, Duration::MAX, ttl, false);
                 match at_once(store.begin(&begin)) {
-                    Ok(Begun::Started { attempt }) => {
+                    Ok(Begun::Started { attempt, .. }) => {
                         assert_eq!(attempt, 1);
                         assert!(running.iter().all(|(other, _)| *other != slot), "claimed twice");
                         running.push((slot, begin.token));

@@ -242,13 +242,13 @@ impl Store for Faulty {
             BeginReadsThenWrites if before.is_none() => {
                 yield_now().await;
                 self.inner.begin(&asked).await?;
-                return Ok(Begun::Started { attempt: 1 });
+                return Ok(Begun::started(1));
             }
             TakeoverReadsThenWrites if self.has_lapsed(&begin.slot) => {
                 let attempt = before.map_or(1, |seen| seen.attempts + 1);
                 yield_now().await;
                 self.inner.begin(&asked).await?;
-                return Ok(Begun::Started { attempt });
+                return Ok(Begun::started(attempt));
             }
             // As a cache would that keeps what is read.
             ReadingProlongs
@@ -264,7 +264,7 @@ impl Store for Faulty {
             }
             DroppedBeginHolds => {
                 let draft = asked.token(!asked.token.0);
-                if let Begun::Started { attempt: 1 } = self.inner.begin(&draft).await? {
+                if self.inner.begin(&draft).await? == Begun::started(1) {
                     yield_now().await;
                     self.inner.release(&asked.slot, draft.token).await?;
                 }
@@ -282,7 +282,7 @@ impl Store for Faulty {
             _ => {}
         }
         let begun = self.inner.begin(&asked).await?;
-        if let Begun::Started { attempt } = begun {
+        if let Begun::Started { attempt, .. } = begun {
             let now = Instant::now();
             let attempts = match (&before, self.fault) {
                 (Some(seen), AttemptOutlivesRelease) if seen.done.is_none() && attempt == 1 => seen.attempts.max(1),
@@ -297,21 +297,17 @@ impl Store for Faulty {
                 kept: Duration::ZERO,
             };
             self.seen.lock().unwrap().insert(begin.slot, seen);
-            return Ok(Begun::Started {
-                attempt: match self.fault {
-                    StartsAtAttempt0 => attempt - 1,
-                    AttemptIsAlways1 => 1,
-                    _ => attempts,
-                },
-            });
+            return Ok(Begun::started(match self.fault {
+                StartsAtAttempt0 => attempt - 1,
+                AttemptIsAlways1 => 1,
+                _ => attempts,
+            }));
         }
         let done = before.as_ref().and_then(|seen| seen.done.clone());
         Ok(match (self.fault, begun) {
-            (StartsEverybody, Begun::InFlight { .. }) => Begun::Started { attempt: 1 },
-            (LeaseLeftIsTheTtl, Begun::InFlight { .. }) => Begun::InFlight { lease_left: DAY },
-            (ForgetsFingerprintsInFlight, Begun::Mismatch) if done.is_none() => Begun::InFlight {
-                lease_left: begin.lease,
-            },
+            (StartsEverybody, Begun::InFlight { .. }) => Begun::started(1),
+            (LeaseLeftIsTheTtl, Begun::InFlight { .. }) => Begun::in_flight(DAY),
+            (ForgetsFingerprintsInFlight, Begun::Mismatch) if done.is_none() => Begun::in_flight(begin.lease),
             (ForgetsFingerprintsWhenDone, Begun::Mismatch) if done.is_some() => Begun::Done(done.unwrap()),
             (_, begun) => begun,
         })

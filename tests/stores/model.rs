@@ -269,8 +269,10 @@ fn begin_of(wish: Wish) -> Begin {
 
 fn check_begun(begun: Begun, expected: Reply) {
     let same = match (&begun, expected) {
-        (Begun::Started { attempt }, Reply::Started(expected)) => *attempt == expected,
-        (Begun::InFlight { lease_left }, Reply::InFlight(expected)) => *lease_left == Duration::from_millis(expected),
+        (Begun::Started { attempt, .. }, Reply::Started(expected)) => *attempt == expected,
+        (Begun::InFlight { lease_left, .. }, Reply::InFlight(expected)) => {
+            *lease_left == Duration::from_millis(expected)
+        }
         (Begun::Mismatch, Reply::Mismatch) | (Begun::OutcomeUnknown, Reply::Unknown) => true,
         (Begun::Done(record), Reply::Done(print, token)) => *record == record_of(print, token),
         _ => false,
@@ -366,7 +368,7 @@ impl Memory {
             let begin = claim(Slot::from_bytes(slot))
                 .lease(Duration::from_secs(1))
                 .ttl(Duration::from_secs(1));
-            assert_eq!(store.begin(&begin).await.unwrap(), Begun::Started { attempt: 1 });
+            assert_eq!(store.begin(&begin).await.unwrap(), Begun::started(1));
             assert_eq!(store.release(&begin.slot, begin.token).await.unwrap(), Held::Yes);
         }
     }

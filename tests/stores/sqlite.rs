@@ -100,7 +100,7 @@ async fn what_could_not_be_committed_is_an_error() {
     commits.store(true, Ordering::Relaxed);
     assert_eq!(
         store.begin(&claim(1).token(2)).await.unwrap(),
-        Begun::Started { attempt: 1 },
+        Begun::started(1),
         "nothing was left of it"
     );
     let slot = claim(1).slot;
@@ -184,10 +184,7 @@ async fn a_full_disk_is_told() {
     assert_told(&error, StoreErrorKind::Full, &["complete", "full"]);
     // What fits is done still.
     assert!(full.forget(&claim(1).slot).await.unwrap());
-    assert_eq!(
-        full.begin(&claim(1).token(2)).await.unwrap(),
-        Begun::Started { attempt: 1 }
-    );
+    assert_eq!(full.begin(&claim(1).token(2)).await.unwrap(), Begun::started(1));
 }
 
 #[tokio::test]
@@ -256,10 +253,7 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
     }
     let other = bare.clone().table("Other").unwrap();
     other.migrate().await.unwrap();
-    assert_eq!(
-        other.begin(&claim(1).token(1)).await.unwrap(),
-        Begun::Started { attempt: 1 }
-    );
+    assert_eq!(other.begin(&claim(1).token(1)).await.unwrap(), Begun::started(1));
     assert_eq!(bare.count().await.unwrap().running, 0);
 }
 
@@ -292,10 +286,7 @@ async fn a_writer_that_holds_on_is_told_and_readers_do_not_wait() {
         impatient.pool().size() as usize == impatient.pool().num_idle()
     })
     .await;
-    assert_eq!(
-        impatient.begin(&claim(4).token(1)).await.unwrap(),
-        Begun::Started { attempt: 1 }
-    );
+    assert_eq!(impatient.begin(&claim(4).token(1)).await.unwrap(), Begun::started(1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -308,7 +299,7 @@ async fn many_migrate_at_once() {
         })
         .collect();
     for task in tasks {
-        assert_eq!(task.await.unwrap(), Begun::Started { attempt: 1 });
+        assert_eq!(task.await.unwrap(), Begun::started(1));
     }
 }
 

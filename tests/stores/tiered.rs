@@ -198,7 +198,7 @@ async fn claims_are_not_cached_nor_what_was_not_completed() {
     let lost = store.complete(&begin.slot, Token(0), &record("x"), HOUR).await.unwrap();
     assert_eq!((lost, store.stats().entries), (Held::Lost, 0));
     assert_eq!(store.release(&begin.slot, begin.token).await.unwrap(), Held::Yes);
-    assert_eq!(store.begin(&begin).await.unwrap(), Begun::Started { attempt: 1 });
+    assert_eq!(store.begin(&begin).await.unwrap(), Begun::started(1));
     assert_eq!((remote.calls(Op::Begin), store.stats().hits), (4, 0));
 }
 

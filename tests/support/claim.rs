@@ -50,15 +50,7 @@ impl Place for u64 {
 
 /// A claim with a token of its own, for [`PRINT`] and [`HOUR`]s; [`Claim`] changes what a test cares about.
 pub(crate) fn claim(at: impl Place) -> Begin {
-    Begin {
-        slot: at.slot(),
-        scope: ScopeTag::default(),
-        fingerprint: PRINT,
-        token: Token::random(),
-        lease: HOUR,
-        ttl: HOUR,
-        on_lapse: OnLapse::RunAgain,
-    }
+    Begin::new(at.slot(), PRINT).with_lease(HOUR).with_ttl(HOUR)
 }
 
 /// Changes a [`claim`], one thing at a time.

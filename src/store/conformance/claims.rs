@@ -93,10 +93,7 @@ pub(super) async fn tokens_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>)
     // Values that a double, a signed integer or a 32-bit one does not tell apart, and both ends.
     for token in [0, 1, u64::MAX, 1 << 63, (1 << 53) + 1, random_token().0 | 1 << 62] {
         let slot = slot.elsewhere();
-        let claim = Begin {
-            token: Token(token),
-            ..slot.claim()
-        };
+        let claim = slot.claim().with_token(Token(token));
         slot.begin(&format!("token {token}"), &claim, &FIRST).await;
         for bit in 0..u64::BITS {
             let step = format!("under a token that differs from {token} in bit {bit}");
@@ -210,11 +207,7 @@ pub(super) async fn a_claim_ends_once<H: Harness>(slot: Probe<'_, H>) {
 pub(super) async fn very_long_times_do_not_overflow<H: Harness>(slot: Probe<'_, H>) {
     for time in [Duration::from_secs(1000 * 365 * 86_400), Duration::MAX] {
         let slot = slot.elsewhere();
-        let claim = Begin {
-            lease: time,
-            ttl: time,
-            ..slot.claim()
-        };
+        let claim = slot.claim().with_lease(time).with_ttl(time);
         let step = format!("lease and ttl of {time:?}");
         slot.begin(&step, &claim, &FIRST).await;
         slot.begin(&format!("a duplicate under {step}"), &slot.claim(), &IN_FLIGHT)

@@ -101,10 +101,7 @@ pub(super) async fn a_lapsed_claim_that_nobody_took_over_is_still_held<H: Harnes
 
 pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: Probe<'_, H>) {
     // Lapses at 1, is forgotten at 6.
-    let dead = Begin {
-        ttl: slot.units(5),
-        ..slot.claim_for(1)
-    };
+    let dead = slot.claim_for(1).with_ttl(slot.units(5));
     slot.begin("a claim that lapses", &dead, &FIRST).await;
     slot.pass(3).await;
     slot.begin(
@@ -114,27 +111,17 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
     )
     .await;
     slot.pass(4).await;
-    let next = Begin {
-        ttl: slot.units(1),
-        lease: slot.units(1),
-        ..slot.other_claim()
-    };
+    let next = slot.other_claim().with_lease(slot.units(1)).with_ttl(slot.units(1));
     slot.begin("another fingerprint, after lease and ttl", &next, &FIRST)
         .await;
 
     // A takeover brings its own ttl: attempt 2 begins at 2, lapses at 3 and is forgotten at 11,
     // and would have been at 7 with the ttl of attempt 1.
     let slot = slot.elsewhere();
-    let first = Begin {
-        ttl: slot.units(4),
-        ..slot.claim_for(1)
-    };
+    let first = slot.claim_for(1).with_ttl(slot.units(4));
     slot.begin("a claim that lapses", &first, &FIRST).await;
     slot.pass(2).await;
-    let second = Begin {
-        ttl: slot.units(8),
-        ..slot.claim_for(1)
-    };
+    let second = slot.claim_for(1).with_ttl(slot.units(8));
     slot.begin("taking it over", &second, &Begun::Started { attempt: 2 })
         .await;
     slot.pass(7).await;
@@ -150,10 +137,7 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
 }
 
 pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>) {
-    let refusing = |begin: Begin| Begin {
-        on_lapse: OnLapse::Refuse,
-        ..begin
-    };
+    let refusing = |begin: Begin| begin.with_on_lapse(OnLapse::Refuse);
     let dead = refusing(slot.claim_for(1));
     slot.begin("the first of a slot", &dead, &FIRST).await;
     slot.pass(2).await;
@@ -234,10 +218,7 @@ pub(super) async fn a_foreign_renew_does_not_move_the_lease<H: Harness>(slot: Pr
 }
 
 pub(super) async fn a_record_lives_for_its_ttl_from_completion<H: Harness>(slot: Probe<'_, H>) {
-    let claim = Begin {
-        ttl: slot.units(1),
-        ..slot.claim()
-    };
+    let claim = slot.claim().with_ttl(slot.units(1));
     let record = slot.response(b"for a while");
     slot.begin("the first of a slot", &claim, &FIRST).await;
     slot.pass(4).await;
@@ -261,10 +242,7 @@ pub(super) async fn a_record_lives_for_its_ttl_from_completion<H: Harness>(slot:
 }
 
 pub(super) async fn nobody_holds_what_is_forgotten<H: Harness>(slot: Probe<'_, H>) {
-    let dead = Begin {
-        ttl: slot.units(1),
-        ..slot.claim_for(1)
-    };
+    let dead = slot.claim_for(1).with_ttl(slot.units(1));
     let record = slot.response(b"too late");
     slot.begin("a claim that lapses", &dead, &FIRST).await;
     slot.pass(4).await;

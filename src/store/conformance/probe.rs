@@ -10,11 +10,8 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::harness::Harness;
-use crate::request::Fingerprint;
-use crate::request::{ScopeTag, Slot};
-use crate::store::Record;
-use crate::store::{Begin, Begun, Held, OnLapse, Token};
-use crate::store::{Store, StoreError};
+use crate::request::{Fingerprint, Slot};
+use crate::store::{Begin, Begun, Held, Record, Store, StoreError, Token};
 
 /// Where an answer `InFlight` is expected; how much is left is not compared.
 pub(super) const IN_FLIGHT: Begun = Begun::InFlight {
@@ -62,23 +59,14 @@ impl<'a, H: Harness> Probe<'a, H> {
 
     /// A `begin` of the slot under a new token, with a lease that does not lapse.
     pub(super) fn claim(&self) -> Begin {
-        Begin {
-            slot: self.slot,
-            scope: ScopeTag::default(),
-            fingerprint: self.fingerprint,
-            token: random_token(),
-            lease: self.long,
-            ttl: self.long,
-            on_lapse: OnLapse::RunAgain,
-        }
+        Begin::new(self.slot, self.fingerprint)
+            .with_lease(self.long)
+            .with_ttl(self.long)
     }
 
     /// As [`claim`](Self::claim), with a lease of so many units.
     pub(super) fn claim_for(&self, units: u32) -> Begin {
-        Begin {
-            lease: self.units(units),
-            ..self.claim()
-        }
+        self.claim().with_lease(self.units(units))
     }
 
     /// As [`claim`](Self::claim), with another fingerprint.

@@ -212,25 +212,18 @@ impl<S: Inspect> Inspect for Sealed<S> {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use crate::request::ScopeTag;
     use http::Extensions;
 
     use super::*;
     use crate::request::Fingerprint;
-    use crate::store::{Commit, MemoryStore, OnLapse, Working};
+    use crate::store::{Commit, MemoryStore, Working};
 
     const TTL: Duration = Duration::from_secs(60);
 
     fn begin() -> Begin {
-        Begin {
-            slot: Slot::from_bytes([5; 32]),
-            scope: ScopeTag::default(),
-            fingerprint: Fingerprint::from_bytes([1; 16]),
-            token: Token(1),
-            lease: TTL,
-            ttl: TTL,
-            on_lapse: OnLapse::RunAgain,
-        }
+        Begin::new(Slot::from_bytes([5; 32]), Fingerprint::from_bytes([1; 16]))
+            .with_lease(TTL)
+            .with_ttl(TTL)
     }
 
     fn starved() -> KeyRing {
