@@ -72,7 +72,9 @@ pub struct Begin {
     pub slot: Slot,
     /// Whose it is. Two slots of one scope have one tag; a store may share out its room by it.
     pub scope: ScopeTag,
-    /// What the request is; another fingerprint under the same slot is a mismatch.
+    /// What the request is. A slot that runs or is done under another fingerprint of the same rule is a
+    /// mismatch. A fingerprint of another rule counts as the same request, because the two cannot be
+    /// compared.
     pub fingerprint: Fingerprint,
     /// The claim's name if it is granted.
     pub token: Token,
@@ -80,7 +82,7 @@ pub struct Begin {
     pub lease: Duration,
     /// How long a claim that lapsed is remembered after it lapsed.
     pub ttl: Duration,
-    /// What to do with a lapsed claim of the same fingerprint.
+    /// What to do with a lapsed claim of the same request.
     pub on_lapse: OnLapse,
 }
 
@@ -146,13 +148,13 @@ pub enum Begun {
         /// 1, and one more for each lapsed claim that was taken over.
         attempt: u32,
     },
-    /// Another claim of the same fingerprint runs.
+    /// Another claim of the same request runs.
     #[non_exhaustive]
     InFlight {
         /// How long its lease still holds; it may be renewed.
         lease_left: Duration,
     },
-    /// The slot runs or is done under another fingerprint.
+    /// The slot runs or is done under another fingerprint of the same rule.
     Mismatch,
     /// Done: the outcome.
     Done(Record),

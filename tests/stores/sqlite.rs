@@ -79,6 +79,30 @@ async fn what_cannot_be_opened_is_told() {
 }
 
 #[tokio::test]
+async fn contract_6_5_a_fingerprint_of_the_wrong_length_is_corrupt() {
+    let directory = Directory::new();
+    let store = open(&directory).await;
+    for slot in [1, 2] {
+        store.begin(&claim(slot).token(1)).await.unwrap();
+    }
+    let held = store.complete(&claim(2).slot, Token(1), &record(), HOUR).await;
+    assert_eq!(held.unwrap(), Held::Yes);
+    for bad in ["x''", "x'ab'", "x'abab'"] {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "UPDATE idempotency_keys SET fingerprint = {bad}"
+        )))
+        .execute(store.pool())
+        .await
+        .unwrap();
+        for slot in [1, 2] {
+            let error = store.begin(&claim(slot).token(2)).await.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+            assert!(error.to_string().contains("wrong length"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_could_not_be_committed_is_an_error() {
     let directory = Directory::new();
     open(&directory).await;

@@ -4,7 +4,7 @@
 //! from the next boundary.
 
 use super::harness::Harness;
-use super::probe::{IN_FLIGHT, Probe};
+use super::probe::{IN_FLIGHT, Probe, response};
 use crate::store::{Begin, Begun, Held, OnLapse};
 
 const FIRST: Begun = Begun::Started { attempt: 1 };
@@ -25,6 +25,31 @@ pub(super) async fn a_lapsed_claim_is_taken_over_as_the_next_attempt<H: Harness>
     slot.complete("by the holder of attempt 5", last.token, &record, slot.long, Held::Yes)
         .await;
     slot.begin("after attempt 5 completed", &slot.claim(), &Begun::Done(record))
+        .await;
+}
+
+pub(super) async fn a_takeover_under_another_rule_brings_its_fingerprint<H: Harness>(slot: Probe<'_, H>) {
+    let former = slot.claim_for(1);
+    slot.begin("the first of a slot", &former, &FIRST).await;
+    slot.pass(2).await;
+    let present = slot.claim_under_another_rule();
+    let other = slot.claim_under_another_rule();
+    let started = Begun::Started { attempt: 2 };
+    slot.begin("taking it over under another rule", &present, &started)
+        .await;
+    slot.begin("the takeover, again with the same token", &present, &started)
+        .await;
+    slot.begin("the new rule, another digest", &other, &Begun::Mismatch)
+        .await;
+    slot.begin("the former rule", &slot.claim(), &IN_FLIGHT).await;
+    slot.begin("the former rule, another digest", &slot.other_claim(), &IN_FLIGHT)
+        .await;
+    let record = response(present.fingerprint, b"answer");
+    slot.complete("by the new holder", present.token, &record, slot.long, Held::Yes)
+        .await;
+    slot.begin("the new rule, another digest, done", &other, &Begun::Mismatch)
+        .await;
+    slot.begin("the former rule, done", &slot.claim(), &Begun::Done(record))
         .await;
 }
 
@@ -157,6 +182,12 @@ pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>
         "another fingerprint on a lapsed claim",
         &refusing(slot.other_claim()),
         &Begun::Mismatch,
+    )
+    .await;
+    slot.begin(
+        "refusing a lapsed claim of another rule",
+        &refusing(slot.claim_under_another_rule()),
+        &Begun::OutcomeUnknown,
     )
     .await;
     slot.renew("by the holder, which lives after all", dead.token, slot.long, Held::Yes)

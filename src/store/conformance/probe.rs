@@ -35,7 +35,7 @@ impl<'a, H: Harness> Probe<'a, H> {
             rule,
             store: Arc::new(harness.store()),
             slot: random_slot(),
-            fingerprint: Fingerprint::from_bytes(Uuid::new_v4().into_bytes()),
+            fingerprint: random_fingerprint(),
             long: Duration::from_secs(3600).max(harness.unit() * 1000),
         }
     }
@@ -69,10 +69,25 @@ impl<'a, H: Harness> Probe<'a, H> {
         self.claim().with_lease(self.units(units))
     }
 
-    /// As [`claim`](Self::claim), with another fingerprint.
+    /// As [`claim`](Self::claim), with another fingerprint of the same rule.
     pub(super) fn other_claim(&self) -> Begin {
+        let [first, second, ..] = *self.fingerprint.as_bytes();
+        self.claim_of([first, second])
+    }
+
+    /// As [`claim`](Self::claim), with a random fingerprint of another rule. The rule is the
+    /// same each time.
+    pub(super) fn claim_under_another_rule(&self) -> Begin {
+        let [first, second, ..] = *self.fingerprint.as_bytes();
+        self.claim_of([!first, second])
+    }
+
+    /// As [`claim`](Self::claim), with a random digest under that rule.
+    fn claim_of(&self, rule: [u8; 2]) -> Begin {
+        let mut bytes = *random_fingerprint().as_bytes();
+        bytes[..2].copy_from_slice(&rule);
         Begin {
-            fingerprint: Fingerprint::from_bytes(Uuid::new_v4().into_bytes()),
+            fingerprint: Fingerprint::from_bytes(bytes),
             ..self.claim()
         }
     }
@@ -193,6 +208,10 @@ pub(super) fn random_slot() -> Slot {
     first.copy_from_slice(Uuid::new_v4().as_bytes());
     second.copy_from_slice(Uuid::new_v4().as_bytes());
     Slot::from_bytes(bytes)
+}
+
+fn random_fingerprint() -> Fingerprint {
+    Fingerprint::from_bytes(Uuid::new_v4().into_bytes())
 }
 
 pub(super) fn random_token() -> Token {

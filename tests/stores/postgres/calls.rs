@@ -43,6 +43,9 @@ async fn one_round_trip_each() {
     trips("complete", 1 + CHECK).await;
     assert_eq!(store.begin(&claim(1).token(3)).await.unwrap(), Begun::Done(record()));
     trips("replay", 1 + CHECK).await;
+    let other_rule = claim(1).token(3).print(print_under_another_rule(8));
+    assert_eq!(store.begin(&other_rule).await.unwrap(), Begun::Done(record()));
+    trips("replay, under another rule", 1 + CHECK).await;
     store.begin(&claim(2).token(1)).await.unwrap();
     trips("claim", 1 + CHECK).await;
     assert_eq!(store.release(&claim(2).slot, Token(1)).await.unwrap(), Held::Yes);
