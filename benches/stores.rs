@@ -30,7 +30,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::sqlite::SqlitePool;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::store::sql::{PostgresStore, SqliteStore};
-use tower_idempotency::store::{Begin, Begun, OnLapse, RedisStore, ScopeTag, Token};
+use tower_idempotency::store::{Begin, Begun, RedisStore, Token};
 use tower_idempotency::{Fingerprint, IdempotencyLayer, Slot, Store};
 use uuid::Uuid;
 
@@ -84,15 +84,7 @@ fn fresh() -> Slot {
 }
 
 fn begin(slot: Slot) -> Begin {
-    Begin {
-        slot,
-        scope: ScopeTag::default(),
-        fingerprint: Fingerprint::from_bytes([7; 16]),
-        token: Token::random(),
-        lease: Duration::from_secs(30),
-        ttl: Duration::from_secs(3600),
-        on_lapse: OnLapse::RunAgain,
-    }
+    Begin::new(slot, Fingerprint::from_bytes([7; 16])).with_ttl(Duration::from_secs(3600))
 }
 
 fn request(key: &str) -> Request<Body> {
@@ -144,10 +136,7 @@ async fn cases<S: Store + Clone>(store: S) -> Vec<Case> {
         Case::new("store: replay", move |_| {
             let store = replay.clone();
             async move {
-                let again = Begin {
-                    token: Token::random(),
-                    ..done
-                };
+                let again = done.with_token(Token::random());
                 assert!(matches!(store.begin(&again).await, Ok(Begun::Done(_))));
             }
         }),

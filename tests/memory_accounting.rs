@@ -14,7 +14,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::time::advance;
 use tower_idempotency::Fingerprint;
 use tower_idempotency::store::{
-    Begin, Begun, Held, Inspect, MemoryStats, MemoryStore, OnLapse, Record, ScopeTag, Slot, Store, Token,
+    Begin, Begun, Held, Inspect, MemoryStats, MemoryStore, Record, ScopeTag, Slot, Store, Token,
 };
 
 #[global_allocator]
@@ -102,16 +102,12 @@ fn record(answer: usize) -> Record {
 }
 
 fn claim(store: &MemoryStore, scope: u32, n: u64, lease: Duration, ttl: Duration) {
-    let begin = Begin {
-        slot: slot(n),
-        scope: ScopeTag::new(scope),
-        fingerprint: PRINT,
-        token: Token(n),
-        lease,
-        ttl,
-        on_lapse: OnLapse::RunAgain,
-    };
-    assert_eq!(now(store.begin(&begin)).unwrap(), Begun::Started { attempt: 1 });
+    let begin = Begin::new(slot(n), PRINT)
+        .with_scope(ScopeTag::new(scope))
+        .with_token(Token(n))
+        .with_lease(lease)
+        .with_ttl(ttl);
+    assert_eq!(now(store.begin(&begin)).unwrap(), Begun::started(1));
 }
 
 fn keep(store: &MemoryStore, scope: u32, n: u64, answer: usize, ttl: Duration) {

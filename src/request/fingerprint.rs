@@ -32,6 +32,20 @@ impl Fingerprint {
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
     }
+
+    /// Whether both fingerprints were made under the same rule. The first two bytes name the rule, the
+    /// others are the digest. Fingerprints of different rules cannot be compared.
+    #[must_use]
+    pub fn is_same_rule(&self, other: &Self) -> bool {
+        self.0[..2] == other.0[..2]
+    }
+
+    /// Whether the requests differ: both fingerprints are of the same rule, and their digests are not
+    /// equal.
+    #[must_use]
+    pub fn conflicts_with(&self, other: &Self) -> bool {
+        self.is_same_rule(other) && self != other
+    }
 }
 
 impl fmt::Debug for Fingerprint {

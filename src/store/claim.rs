@@ -54,13 +54,27 @@ pub enum OnLapse {
 }
 
 /// The request to claim a slot.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::store::{Begin, OnLapse};
+/// use tower_idempotency::{Fingerprint, Slot};
+///
+/// let begin = Begin::new(Slot::from_bytes([1; 32]), Fingerprint::from_bytes([2; 16]))
+///     .with_lease(Duration::from_secs(60))
+///     .with_on_lapse(OnLapse::Refuse);
+/// assert_eq!(begin.ttl, Duration::from_secs(24 * 3600));
+/// ```
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Begin {
     /// Which operation.
     pub slot: Slot,
     /// Whose it is. Two slots of one scope have one tag; a store may share out its room by it.
     pub scope: ScopeTag,
-    /// What the request is; another fingerprint under the same slot is a mismatch.
+    /// What the request is. A slot that runs or is done under another fingerprint of the same rule is a
+    /// mismatch. A fingerprint of another rule counts as the same request, because the two cannot be
+    /// compared.
     pub fingerprint: Fingerprint,
     /// The claim's name if it is granted.
     pub token: Token,
@@ -68,8 +82,60 @@ pub struct Begin {
     pub lease: Duration,
     /// How long a claim that lapsed is remembered after it lapsed.
     pub ttl: Duration,
-    /// What to do with a lapsed claim of the same fingerprint.
+    /// What to do with a lapsed claim of the same request.
     pub on_lapse: OnLapse,
+}
+
+impl Begin {
+    /// A claim with a random token, a lease of 30 seconds, a TTL of 24 hours,
+    /// [`OnLapse::RunAgain`] and the default scope tag.
+    #[must_use]
+    pub fn new(slot: Slot, fingerprint: Fingerprint) -> Self {
+        Self {
+            slot,
+            scope: ScopeTag::default(),
+            fingerprint,
+            token: Token::random(),
+            lease: Duration::from_secs(30),
+            ttl: Duration::from_secs(24 * 3600),
+            on_lapse: OnLapse::RunAgain,
+        }
+    }
+
+    /// Sets the token.
+    #[must_use]
+    pub fn with_token(mut self, token: Token) -> Self {
+        self.token = token;
+        self
+    }
+
+    /// Sets the tag of the scope.
+    #[must_use]
+    pub fn with_scope(mut self, scope: ScopeTag) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Sets the lease. A lease of zero lapses at once.
+    #[must_use]
+    pub fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// Sets how long the claim is remembered after it lapsed.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Sets what to do with a lapsed claim of the same request.
+    #[must_use]
+    pub fn with_on_lapse(mut self, on_lapse: OnLapse) -> Self {
+        self.on_lapse = on_lapse;
+        self
+    }
 }
 
 /// What `begin` found.
@@ -77,16 +143,18 @@ pub struct Begin {
 #[non_exhaustive]
 pub enum Begun {
     /// The slot was free (or its claim lapsed) and is now claimed under the token.
+    #[non_exhaustive]
     Started {
         /// 1, and one more for each lapsed claim that was taken over.
         attempt: u32,
     },
-    /// Another claim of the same fingerprint runs.
+    /// Another claim of the same request runs.
+    #[non_exhaustive]
     InFlight {
         /// How long its lease still holds; it may be renewed.
         lease_left: Duration,
     },
-    /// The slot runs or is done under another fingerprint.
+    /// The slot runs or is done under another fingerprint of the same rule.
     Mismatch,
     /// Done: the outcome.
     Done(Record),
@@ -94,8 +162,23 @@ pub enum Begun {
     OutcomeUnknown,
 }
 
+impl Begun {
+    /// The answer [`Started`](Self::Started), for a store.
+    #[must_use]
+    pub const fn started(attempt: u32) -> Self {
+        Self::Started { attempt }
+    }
+
+    /// The answer [`InFlight`](Self::InFlight), for a store.
+    #[must_use]
+    pub const fn in_flight(lease_left: Duration) -> Self {
+        Self::InFlight { lease_left }
+    }
+}
+
 /// Whether a claim was still held when its holder spoke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Held {
     /// It was; what was asked is done.
     Yes,

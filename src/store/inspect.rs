@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 
-use super::{Begin, Begun, Held, OnLapse, Record, ScopeTag, Slot, Store, StoreError, Token};
+use super::{Begin, Begun, Held, Record, Slot, Store, StoreError};
 use crate::request::Fingerprint;
 
 /// What a slot holds. No body, no header, no key.
@@ -159,15 +159,9 @@ pub trait Inspect: Store {
                 }
                 _ => return Ok(false),
             };
-            let claim = Begin {
-                slot: *slot,
-                scope: ScopeTag::default(),
-                fingerprint: lapsed.fingerprint,
-                token: Token::random(),
-                lease: Duration::from_secs(60),
-                ttl,
-                on_lapse: OnLapse::RunAgain,
-            };
+            let claim = Begin::new(*slot, lapsed.fingerprint)
+                .with_lease(Duration::from_secs(60))
+                .with_ttl(ttl);
             let Begun::Started { .. } = self.begin(&claim).await? else {
                 return Ok(false);
             };

@@ -113,7 +113,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Claims the slot, or says why not.
     ///
-    /// Asked twice with the same token it answers `Started` twice.
+    /// Asked twice with the same token it answers `Started` twice. Compare fingerprints with
+    /// [`Fingerprint::conflicts_with`](crate::Fingerprint::conflicts_with), not with `==`: a fingerprint
+    /// of another rule counts as the same request. A takeover keeps the new fingerprint.
     fn begin(&self, begin: &Begin) -> impl Future<Output = Result<Begun, StoreError>> + Send;
 
     /// Moves the end of the claim's lease to `lease` from now. A lease of zero makes it lapse at

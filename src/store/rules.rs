@@ -63,10 +63,10 @@ impl<X> Occupant<X> {
             return None;
         }
         let running = match self {
-            Self::Done { record, .. } if record.fingerprint() == begin.fingerprint => {
-                return Some(Begun::Done(record.clone()));
+            Self::Done { record, .. } if record.fingerprint().conflicts_with(&begin.fingerprint) => {
+                return Some(Begun::Mismatch);
             }
-            Self::Done { .. } => return Some(Begun::Mismatch),
+            Self::Done { record, .. } => return Some(Begun::Done(record.clone())),
             Self::Running(running) => running,
         };
         Some(if running.token == begin.token {
@@ -74,7 +74,7 @@ impl<X> Occupant<X> {
             Begun::Started {
                 attempt: running.attempt,
             }
-        } else if running.fingerprint != begin.fingerprint {
+        } else if running.fingerprint.conflicts_with(&begin.fingerprint) {
             Begun::Mismatch
         } else if now < running.lease_until {
             Begun::InFlight {
@@ -85,6 +85,8 @@ impl<X> Occupant<X> {
         } else {
             let attempt = running.attempt.saturating_add(1);
             running.token = begin.token;
+            // It may be of another rule, and the next request is of the new rule.
+            running.fingerprint = begin.fingerprint;
             running.attempt = attempt;
             running.lease_until = now.after(begin.lease);
             running.memory = begin.ttl;
@@ -107,26 +109,17 @@ impl<X> Occupant<X> {
 /// One slot by the book: the reference that stores are checked against.
 ///
 /// ```
-/// use std::time::Duration;
-/// use tower_idempotency::store::{Begin, Begun, Held, Machine, Millis, OnLapse, Record, ScopeTag, Token};
+/// use tower_idempotency::store::{Begin, Begun, Held, Machine, Millis, Record, Token};
 /// use tower_idempotency::{Fingerprint, Slot};
 ///
-/// let begin = Begin {
-///     slot: Slot::from_bytes([0; 32]),
-///     scope: ScopeTag::default(),
-///     fingerprint: Fingerprint::from_bytes([0; 16]),
-///     token: Token(1),
-///     lease: Duration::from_secs(30),
-///     ttl: Duration::from_secs(3600),
-///     on_lapse: OnLapse::RunAgain,
-/// };
+/// let begin = Begin::new(Slot::from_bytes([0; 32]), Fingerprint::from_bytes([0; 16])).with_token(Token(1));
 /// let mut slot = Machine::default();
-/// assert_eq!(slot.begin(&begin, Millis(0)), Begun::Started { attempt: 1 });
+/// assert_eq!(slot.begin(&begin, Millis(0)), Begun::started(1));
 ///
 /// // The holder dies; when its lease has lapsed, another takes over, and the first is fenced off.
-/// let second = Begin { token: Token(2), ..begin };
+/// let second = begin.with_token(Token(2));
 /// assert!(matches!(slot.begin(&second, Millis(29_999)), Begun::InFlight { .. }));
-/// assert_eq!(slot.begin(&second, Millis(30_000)), Begun::Started { attempt: 2 });
+/// assert_eq!(slot.begin(&second, Millis(30_000)), Begun::started(2));
 /// let record = Record::outcome_unknown(begin.fingerprint);
 /// assert_eq!(slot.complete(Token(1), &record, begin.ttl, Millis(30_001)), Held::Lost);
 /// ```
@@ -185,25 +178,36 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{ScopeTag, Slot};
+    use crate::request::Slot;
 
     const LEASE: Duration = Duration::from_millis(100);
     const TTL: Duration = Duration::from_millis(1000);
+    const RULE: u8 = 1;
+    const OTHER_RULE: u8 = 2;
 
     fn begin(token: u64, print: u8) -> Begin {
+        Begin::new(Slot::from_bytes([0; 32]), fingerprint(RULE, print))
+            .with_token(Token(token))
+            .with_lease(LEASE)
+            .with_ttl(TTL)
+    }
+
+    /// As [`begin`], after a deploy that changed the rule.
+    fn under_another_rule(token: u64, print: u8) -> Begin {
         Begin {
-            slot: Slot::from_bytes([0; 32]),
-            scope: ScopeTag::default(),
-            fingerprint: Fingerprint::from_bytes([print; 16]),
-            token: Token(token),
-            lease: LEASE,
-            ttl: TTL,
-            on_lapse: OnLapse::RunAgain,
+            fingerprint: fingerprint(OTHER_RULE, print),
+            ..begin(token, print)
         }
     }
 
+    fn fingerprint(rule: u8, print: u8) -> Fingerprint {
+        let mut bytes = [print; Fingerprint::LEN];
+        bytes[..2].copy_from_slice(&[0, rule]);
+        Fingerprint::from_bytes(bytes)
+    }
+
     fn record(print: u8) -> Record {
-        Record::outcome_unknown(Fingerprint::from_bytes([print; 16]))
+        Record::outcome_unknown(fingerprint(RULE, print))
     }
 
     const fn at(millis: u64) -> Millis {
@@ -242,10 +246,7 @@ mod tests {
             Begun::Mismatch,
             "another fingerprint is refused still"
         );
-        let refuse = Begin {
-            on_lapse: OnLapse::Refuse,
-            ..begin(2, 7)
-        };
+        let refuse = begin(2, 7).with_on_lapse(OnLapse::Refuse);
         assert_eq!(slot.begin(&refuse, at(100)), Begun::OutcomeUnknown);
         assert_eq!(slot.begin(&begin(2, 7), at(100)), Begun::Started { attempt: 2 });
         assert_eq!(slot.complete(Token(1), &record(7), TTL, at(101)), Held::Lost);
@@ -259,6 +260,40 @@ mod tests {
             Begun::Started { attempt: 1 },
             "freed: any fingerprint, attempt 1"
         );
+    }
+
+    #[test]
+    fn contract_5_9_a_claim_of_another_rule_is_in_flight_and_its_record_is_replayed() {
+        let mut slot = Machine::default();
+        slot.begin(&begin(1, 7), at(0));
+        for print in [7, 8] {
+            assert_eq!(slot.begin(&under_another_rule(2, print), at(50)), in_flight(50));
+        }
+        slot.complete(Token(1), &record(7), TTL, at(60));
+        for print in [7, 8] {
+            assert_eq!(
+                slot.begin(&under_another_rule(2, print), at(61)),
+                Begun::Done(record(7))
+            );
+        }
+        assert_eq!(slot.begin(&begin(2, 8), at(62)), Begun::Mismatch, "the same rule");
+    }
+
+    #[test]
+    fn contract_5_9_a_lapsed_claim_of_another_rule_is_taken_over_with_the_new_fingerprint() {
+        let mut slot = Machine::default();
+        slot.begin(&begin(1, 7), at(0));
+        let refuse = under_another_rule(2, 7).with_on_lapse(OnLapse::Refuse);
+        assert_eq!(slot.begin(&refuse, at(100)), Begun::OutcomeUnknown);
+        assert_eq!(slot.begin(&under_another_rule(2, 7), at(100)), Begun::started(2));
+        assert_eq!(slot.begin(&under_another_rule(3, 8), at(101)), Begun::Mismatch);
+        assert_eq!(slot.begin(&begin(3, 8), at(101)), in_flight(99), "the former rule");
+        assert_eq!(
+            slot.begin(&under_another_rule(2, 7), at(102)),
+            Begun::started(2),
+            "the same begin again"
+        );
+        assert_eq!(slot.complete(Token(1), &record(7), TTL, at(103)), Held::Lost);
     }
 
     #[test]

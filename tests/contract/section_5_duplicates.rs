@@ -11,10 +11,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use http_body_util::Full;
 use tower::{Layer, ServiceExt};
+use tower_idempotency::store::{Begun, Held, Record};
 use tower_idempotency::{
     FingerprintSource, IdempotencyLayer, IdempotencyLayerBuilder, IdempotencyService, MemoryStore, Store,
 };
 
+use crate::support::claim::{Claim, claim, print, print_under_another_rule};
 use crate::support::store::{Op, Scripted};
 use crate::support::{
     Answer, Count, Gate, Inner, ScriptedBody, Step, counted, drain, inner, ok, poll_once, post, request, respond, send,
@@ -615,4 +617,53 @@ async fn contract_5_trailers_are_replayed_with_an_empty_body_too() {
     let first = send(&service, post("/", "k", "")).await;
     assert_eq!(first.trailers, Some(trailers));
     send(&service, post("/", "k", "")).await.assert_replay_of(&first);
+}
+
+/// The layers of two hosts on one store, before and after a deploy that changes the rule.
+fn before_and_after(runs: &Count, gate: &Gate) -> [IdempotencyService<Inner, MemoryStore>; 2] {
+    let store = MemoryStore::new();
+    [FingerprintSource::request(), FingerprintSource::canonical_json()].map(|rule| {
+        let layer = IdempotencyLayer::builder(store.clone())
+            .fingerprint(rule)
+            .build()
+            .unwrap();
+        gated(&layer, gate, runs, 0)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_9_a_retry_after_the_fingerprint_rule_has_changed_is_replayed() {
+    let (runs, gate) = (Count::default(), Gate::default());
+    let [before, after] = before_and_after(&runs, &gate);
+    let json = r#"{"a":1,"b":2}"#;
+    let first = spawn(&before, post("/", "k", json));
+    gate.arrival().await;
+    send(&after, post("/", "k", json))
+        .await
+        .assert_problem(409, "in-flight");
+    gate.open();
+    let first = first.await.unwrap();
+    send(&after, post("/", "k", json)).await.assert_replay_of(&first);
+    // A deploy that is rolled back.
+    send(&before, post("/", "k", json)).await.assert_replay_of(&first);
+    assert_eq!(runs.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_9_a_store_compares_fingerprints_of_one_rule_only() {
+    let store = MemoryStore::new();
+    let (first, answer) = (claim(1), Response::new(Bytes::from_static(b"answer")));
+    let others = [0xAB, 8].map(|byte| claim(1).print(print_under_another_rule(byte)));
+    assert_eq!(store.begin(&first).await.unwrap(), Begun::started(1));
+    for other in &others {
+        assert!(matches!(store.begin(other).await.unwrap(), Begun::InFlight { .. }));
+    }
+    assert_eq!(store.begin(&claim(1).print(print(8))).await.unwrap(), Begun::Mismatch);
+    let record = Record::of_response(first.fingerprint, &answer);
+    let held = store.complete(&first.slot, first.token, &record, first.ttl).await;
+    assert_eq!(held.unwrap(), Held::Yes);
+    for other in &others {
+        assert_eq!(store.begin(other).await.unwrap(), Begun::Done(record.clone()));
+    }
+    assert_eq!(store.begin(&claim(1).print(print(8))).await.unwrap(), Begun::Mismatch);
 }

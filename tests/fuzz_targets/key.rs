@@ -21,7 +21,7 @@ impl Store for Grants {
     const IN_PROCESS: bool = true;
 
     async fn begin(&self, _: &Begin) -> Result<Begun, StoreError> {
-        Ok(Begun::Started { attempt: 1 })
+        Ok(Begun::started(1))
     }
 
     async fn renew(&self, _: &Slot, _: Token, _: Duration) -> Result<Held, StoreError> {

@@ -36,7 +36,7 @@ impl Store for Shelf {
     const IN_PROCESS: bool = true;
 
     async fn begin(&self, _: &Begin) -> Result<Begun, StoreError> {
-        Ok(self.record().map_or(Begun::Started { attempt: 1 }, Begun::Done))
+        Ok(self.record().map_or(Begun::started(1), Begun::Done))
     }
 
     async fn renew(&self, _: &Slot, _: Token, _: Duration) -> Result<Held, StoreError> {

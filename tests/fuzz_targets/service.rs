@@ -158,7 +158,7 @@ impl<const IN_PROCESS: bool> Store for Watched<IN_PROCESS> {
             let begun = at_once(self.inner.begin(begin))?;
             let mut world = self.shared.world();
             match (&begun, world.slots.get(&begin.slot)) {
-                (Begun::Started { attempt }, known) => {
+                (Begun::Started { attempt, .. }, known) => {
                     assert_eq!(*attempt, 1, "no lease lapses here");
                     match known {
                         Some(Known::Claimed { token, .. }) => assert_eq!(*token, begin.token, "claimed twice"),

@@ -136,7 +136,7 @@ impl<const IN_PROCESS: bool> Watched<IN_PROCESS> {
         let mut book = self.book();
         let runs = |claim: &Claim| claim.until.is_none_or(|until| now < until);
         match begun {
-            Begun::Started { attempt } => {
+            Begun::Started { attempt, .. } => {
                 assert!(!book.done, "claimed although done");
                 let before = book.claim.map_or(0, |claim| claim.attempt);
                 match book.claim {

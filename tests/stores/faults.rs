@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     ForgetsFingerprintsInFlight,
     ForgetsFingerprintsWhenDone,
     HalvesFingerprints,
+    ComparesAcrossRules,
+    TakeoverKeepsTheFingerprint,
     HalvesSlots,
     TokensAreDoubles,
     TokensArePositive,
@@ -69,7 +71,7 @@ pub(crate) enum Fault {
 use Fault::*;
 
 /// Every fault, with a rule that is there to find it.
-pub(crate) const ALL: [(Fault, &str); 44] = [
+pub(crate) const ALL: [(Fault, &str); 46] = [
     (StartsAtAttempt0, "the_first_begin_starts_attempt_1"),
     (StartsEverybody, "a_duplicate_is_in_flight"),
     (LeaseLeftIsTheTtl, "a_duplicate_is_in_flight"),
@@ -80,6 +82,11 @@ pub(crate) const ALL: [(Fault, &str); 44] = [
     (ForgetsFingerprintsInFlight, "another_fingerprint_is_a_mismatch"),
     (ForgetsFingerprintsWhenDone, "another_fingerprint_is_a_mismatch"),
     (HalvesFingerprints, "fingerprints_count_to_the_last_bit"),
+    (ComparesAcrossRules, "a_fingerprint_of_another_rule_is_not_a_mismatch"),
+    (
+        TakeoverKeepsTheFingerprint,
+        "a_takeover_under_another_rule_brings_its_fingerprint",
+    ),
     (HalvesSlots, "slots_count_to_the_last_bit"),
     (TokensAreDoubles, "tokens_count_to_the_last_bit"),
     (TokensArePositive, "tokens_count_to_the_last_bit"),
@@ -236,19 +243,27 @@ impl Store for Faulty {
                 bytes[Fingerprint::LEN / 2..].fill(0);
                 asked.fingerprint = Fingerprint::from_bytes(bytes);
             }
+            TakeoverKeepsTheFingerprint if self.has_lapsed(&begin.slot) => {
+                if let Some(seen) = before
+                    .as_ref()
+                    .filter(|seen| !seen.begin.fingerprint.is_same_rule(&begin.fingerprint))
+                {
+                    asked.fingerprint = seen.begin.fingerprint;
+                }
+            }
             ForgetsLapsedClaims => asked.ttl = Duration::ZERO,
             RemembersLapsedClaims => asked.ttl = DAY,
             IgnoresOnLapse => asked.on_lapse = OnLapse::RunAgain,
             BeginReadsThenWrites if before.is_none() => {
                 yield_now().await;
                 self.inner.begin(&asked).await?;
-                return Ok(Begun::Started { attempt: 1 });
+                return Ok(Begun::started(1));
             }
             TakeoverReadsThenWrites if self.has_lapsed(&begin.slot) => {
                 let attempt = before.map_or(1, |seen| seen.attempts + 1);
                 yield_now().await;
                 self.inner.begin(&asked).await?;
-                return Ok(Begun::Started { attempt });
+                return Ok(Begun::started(attempt));
             }
             // As a cache would that keeps what is read.
             ReadingProlongs
@@ -258,13 +273,13 @@ impl Store for Faulty {
                 let seen = seen.get_mut(&begin.slot).unwrap();
                 seen.lapses = Instant::now() + seen.kept;
                 return Ok(match seen.done.clone() {
-                    Some(record) if record.fingerprint() == begin.fingerprint => Begun::Done(record),
+                    Some(record) if !record.fingerprint().conflicts_with(&begin.fingerprint) => Begun::Done(record),
                     _ => Begun::Mismatch,
                 });
             }
             DroppedBeginHolds => {
                 let draft = asked.token(!asked.token.0);
-                if let Begun::Started { attempt: 1 } = self.inner.begin(&draft).await? {
+                if self.inner.begin(&draft).await? == Begun::started(1) {
                     yield_now().await;
                     self.inner.release(&asked.slot, draft.token).await?;
                 }
@@ -282,7 +297,7 @@ impl Store for Faulty {
             _ => {}
         }
         let begun = self.inner.begin(&asked).await?;
-        if let Begun::Started { attempt } = begun {
+        if let Begun::Started { attempt, .. } = begun {
             let now = Instant::now();
             let attempts = match (&before, self.fault) {
                 (Some(seen), AttemptOutlivesRelease) if seen.done.is_none() && attempt == 1 => seen.attempts.max(1),
@@ -297,21 +312,19 @@ impl Store for Faulty {
                 kept: Duration::ZERO,
             };
             self.seen.lock().unwrap().insert(begin.slot, seen);
-            return Ok(Begun::Started {
-                attempt: match self.fault {
-                    StartsAtAttempt0 => attempt - 1,
-                    AttemptIsAlways1 => 1,
-                    _ => attempts,
-                },
-            });
+            return Ok(Begun::started(match self.fault {
+                StartsAtAttempt0 => attempt - 1,
+                AttemptIsAlways1 => 1,
+                _ => attempts,
+            }));
         }
         let done = before.as_ref().and_then(|seen| seen.done.clone());
+        let differs = before.is_some_and(|seen| seen.begin.fingerprint != begin.fingerprint);
         Ok(match (self.fault, begun) {
-            (StartsEverybody, Begun::InFlight { .. }) => Begun::Started { attempt: 1 },
-            (LeaseLeftIsTheTtl, Begun::InFlight { .. }) => Begun::InFlight { lease_left: DAY },
-            (ForgetsFingerprintsInFlight, Begun::Mismatch) if done.is_none() => Begun::InFlight {
-                lease_left: begin.lease,
-            },
+            (StartsEverybody, Begun::InFlight { .. }) => Begun::started(1),
+            (LeaseLeftIsTheTtl, Begun::InFlight { .. }) => Begun::in_flight(DAY),
+            (ForgetsFingerprintsInFlight, Begun::Mismatch) if done.is_none() => Begun::in_flight(begin.lease),
+            (ComparesAcrossRules, Begun::InFlight { .. } | Begun::Done(_)) if differs => Begun::Mismatch,
             (ForgetsFingerprintsWhenDone, Begun::Mismatch) if done.is_some() => Begun::Done(done.unwrap()),
             (_, begun) => begun,
         })

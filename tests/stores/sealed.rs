@@ -13,7 +13,7 @@ use tower_idempotency::store::{
 use tower_idempotency::{IdempotencyLayer, IdempotencyService, MemoryStore, Store};
 
 use super::work::{Asked, Work};
-use crate::support::claim::{Claim, HOUR, claim, print, slot};
+use crate::support::claim::{Claim, HOUR, claim, print, print_under_another_rule, slot};
 use crate::support::store::Scripted;
 use crate::support::{Answer, Count, Inner, inner, ok, post, send};
 
@@ -141,6 +141,25 @@ async fn contract_6_5_a_record_does_not_open_in_another_slot_or_for_another_requ
     shelf.plant(slot(1), with_checksum(&changed));
     let error = corrupt(&store, 1, 2).await;
     assert!(error.contains("does not open"), "{error}");
+}
+
+#[tokio::test]
+async fn contract_5_9_a_record_sealed_under_another_rule_opens() {
+    let (shelf, record) = (Scripted::default(), answer(1, "mine"));
+    let store = sealed(shelf.clone());
+    let stored = run(&store, &shelf, 1, &record).await;
+    let under_another_rule = |at| claim(at).print(print_under_another_rule(1));
+    let begun = store.begin(&under_another_rule(1)).await.unwrap();
+    assert_eq!(begun, Begun::Done(record));
+    // In its own slot only, and with its own fingerprint only.
+    shelf.plant(slot(2), stored.clone());
+    let error = store.begin(&under_another_rule(2)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+    let mut changed = stored[..stored.len() - 8].to_vec();
+    changed[4..20].copy_from_slice(print_under_another_rule(1).as_bytes());
+    shelf.plant(slot(1), with_checksum(&changed));
+    let error = store.begin(&claim_of(1, 1)).await.unwrap_err();
+    assert!(error.to_string().contains("does not open"), "{error}");
 }
 
 #[tokio::test]

@@ -80,6 +80,30 @@ async fn what_cannot_be_opened_is_told() {
 }
 
 #[tokio::test]
+async fn contract_6_5_a_fingerprint_of_the_wrong_length_is_corrupt() {
+    let directory = Directory::new();
+    let store = open(&directory).await;
+    for slot in [1, 2] {
+        store.begin(&claim(slot).token(1)).await.unwrap();
+    }
+    let held = store.complete(&claim(2).slot, Token(1), &record(), HOUR).await;
+    assert_eq!(held.unwrap(), Held::Yes);
+    for bad in ["x''", "x'ab'", "x'abab'"] {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "UPDATE idempotency_keys SET fingerprint = {bad}"
+        )))
+        .execute(store.pool())
+        .await
+        .unwrap();
+        for slot in [1, 2] {
+            let error = store.begin(&claim(slot).token(2)).await.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+            assert!(error.to_string().contains("wrong length"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_could_not_be_committed_is_an_error() {
     let directory = Directory::new();
     open(&directory).await;
@@ -101,7 +125,7 @@ async fn what_could_not_be_committed_is_an_error() {
     commits.store(true, Ordering::Relaxed);
     assert_eq!(
         store.begin(&claim(1).token(2)).await.unwrap(),
-        Begun::Started { attempt: 1 },
+        Begun::started(1),
         "nothing was left of it"
     );
     let slot = claim(1).slot;
@@ -185,10 +209,7 @@ async fn a_full_disk_is_told() {
     assert_told(&error, StoreErrorKind::Full, &["complete", "full"]);
     // What fits is done still.
     assert!(full.forget(&claim(1).slot).await.unwrap());
-    assert_eq!(
-        full.begin(&claim(1).token(2)).await.unwrap(),
-        Begun::Started { attempt: 1 }
-    );
+    assert_eq!(full.begin(&claim(1).token(2)).await.unwrap(), Begun::started(1));
 }
 
 #[tokio::test]
@@ -257,10 +278,7 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
     }
     let other = bare.clone().table("Other").unwrap();
     other.migrate().await.unwrap();
-    assert_eq!(
-        other.begin(&claim(1).token(1)).await.unwrap(),
-        Begun::Started { attempt: 1 }
-    );
+    assert_eq!(other.begin(&claim(1).token(1)).await.unwrap(), Begun::started(1));
     assert_eq!(bare.count().await.unwrap().running, 0);
 }
 
@@ -292,10 +310,7 @@ async fn a_writer_that_holds_on_is_told_and_readers_do_not_wait() {
         patient.pool().size() as usize == patient.pool().num_idle()
     })
     .await;
-    assert_eq!(
-        patient.begin(&claim(4).token(1)).await.unwrap(),
-        Begun::Started { attempt: 1 }
-    );
+    assert_eq!(patient.begin(&claim(4).token(1)).await.unwrap(), Begun::started(1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -308,7 +323,7 @@ async fn many_migrate_at_once() {
         })
         .collect();
     for task in tasks {
-        assert_eq!(task.await.unwrap(), Begun::Started { attempt: 1 });
+        assert_eq!(task.await.unwrap(), Begun::started(1));
     }
 }
 

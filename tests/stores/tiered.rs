@@ -14,7 +14,7 @@ use tower_idempotency::store::{
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Store};
 
 use super::work::Work;
-use crate::support::claim::{Claim, HOUR, PRINT, claim, print};
+use crate::support::claim::{Claim, HOUR, PRINT, claim, print, print_under_another_rule};
 use crate::support::store::{Act, Op, Scripted};
 use crate::support::{Count, Gate, inner, ok, poll_once, post, send, settle};
 
@@ -188,6 +188,29 @@ async fn a_found_record_is_as_old_as_the_question() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn contract_5_9_a_cached_record_of_another_rule_is_replayed() {
+    let (remote, store) = tiered();
+    run(&store, &claim(1), &record("x"), HOUR).await;
+    for byte in [0xAB, 2] {
+        let other = claim(1).print(print_under_another_rule(byte));
+        assert_eq!(store.begin(&other).await.unwrap(), Begun::Done(record("x")));
+    }
+    assert_eq!(store.begin(&claim(1).print(print(2))).await.unwrap(), Begun::Mismatch);
+    assert_eq!((remote.calls(Op::Begin), store.stats().hits), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_9_a_record_that_was_found_under_another_rule_is_cached_with_its_own_fingerprint() {
+    let (remote, store) = tiered();
+    run(&remote, &claim(1), &record("x"), HOUR).await;
+    let other = claim(1).print(print_under_another_rule(2));
+    assert_eq!(store.begin(&other).await.unwrap(), Begun::Done(record("x")));
+    assert_eq!(store.begin(&claim(1).print(print(2))).await.unwrap(), Begun::Mismatch);
+    assert_eq!(done(&store, 1).await, Some(record("x")));
+    assert_eq!((remote.calls(Op::Begin), store.stats().hits), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn claims_are_not_cached_nor_what_was_not_completed() {
     let (remote, store) = tiered();
     let begin = claim(1);
@@ -198,7 +221,7 @@ async fn claims_are_not_cached_nor_what_was_not_completed() {
     let lost = store.complete(&begin.slot, Token(0), &record("x"), HOUR).await.unwrap();
     assert_eq!((lost, store.stats().entries), (Held::Lost, 0));
     assert_eq!(store.release(&begin.slot, begin.token).await.unwrap(), Held::Yes);
-    assert_eq!(store.begin(&begin).await.unwrap(), Begun::Started { attempt: 1 });
+    assert_eq!(store.begin(&begin).await.unwrap(), Begun::started(1));
     assert_eq!((remote.calls(Op::Begin), store.stats().hits), (4, 0));
 }
 

@@ -9,11 +9,23 @@ use tower_idempotency::store::{Begin, OnLapse, ScopeTag, Slot, Token};
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
 /// The fingerprint of a [`claim`].
-pub(crate) const PRINT: Fingerprint = Fingerprint::from_bytes([0xAB; Fingerprint::LEN]);
+pub(crate) const PRINT: Fingerprint = print(0xAB);
 
-/// A fingerprint other than [`PRINT`], for each byte but `0xAB`.
-pub(crate) fn print(byte: u8) -> Fingerprint {
-    Fingerprint::from_bytes([byte; Fingerprint::LEN])
+/// A fingerprint of the same rule as [`PRINT`]. Its digest is another, for each byte but `0xAB`.
+pub(crate) const fn print(byte: u8) -> Fingerprint {
+    print_under(0xAB, byte)
+}
+
+/// A fingerprint of another rule than [`PRINT`], as after a deploy that changed the rule.
+pub(crate) const fn print_under_another_rule(byte: u8) -> Fingerprint {
+    print_under(0xCD, byte)
+}
+
+const fn print_under(rule: u8, byte: u8) -> Fingerprint {
+    let mut bytes = [byte; Fingerprint::LEN];
+    bytes[0] = rule;
+    bytes[1] = rule;
+    Fingerprint::from_bytes(bytes)
 }
 
 /// A slot for each number, spread as digests are.
@@ -50,15 +62,7 @@ impl Place for u64 {
 
 /// A claim with a token of its own, for [`PRINT`] and [`HOUR`]s; [`Claim`] changes what a test cares about.
 pub(crate) fn claim(at: impl Place) -> Begin {
-    Begin {
-        slot: at.slot(),
-        scope: ScopeTag::default(),
-        fingerprint: PRINT,
-        token: Token::random(),
-        lease: HOUR,
-        ttl: HOUR,
-        on_lapse: OnLapse::RunAgain,
-    }
+    Begin::new(at.slot(), PRINT).with_lease(HOUR).with_ttl(HOUR)
 }
 
 /// Changes a [`claim`], one thing at a time.

@@ -48,7 +48,18 @@ pub(super) async fn another_fingerprint_is_a_mismatch<H: Harness>(slot: Probe<'_
 }
 
 pub(super) async fn fingerprints_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) {
-    slot.begin("the first of a slot", &slot.claim(), &FIRST).await;
+    let claim = slot.claim();
+    slot.begin("the first of a slot", &claim, &FIRST).await;
+    differ_in_each_bit(&slot, "in flight", &IN_FLIGHT).await;
+    let record = slot.response(b"answer");
+    slot.complete("by the holder", claim.token, &record, slot.long, Held::Yes)
+        .await;
+    differ_in_each_bit(&slot, "done", &Begun::Done(record)).await;
+}
+
+/// Asks with fingerprints that differ in one bit: of the digest, which is a mismatch, or of the rule,
+/// which is as if the fingerprint were the same.
+async fn differ_in_each_bit<H: Harness>(slot: &Probe<'_, H>, state: &str, same: &Begun) {
     for bit in 0..Fingerprint::LEN * 8 {
         let mut bytes = *slot.fingerprint.as_bytes();
         bytes[bit / 8] ^= 1 << (bit % 8);
@@ -56,9 +67,36 @@ pub(super) async fn fingerprints_count_to_the_last_bit<H: Harness>(slot: Probe<'
             fingerprint: Fingerprint::from_bytes(bytes),
             ..slot.claim()
         };
-        let step = format!("a fingerprint that differs in bit {bit}");
-        slot.begin(&step, &begin, &Begun::Mismatch).await;
+        let (part, expected) = match bit / 8 {
+            0 | 1 => ("rule", same),
+            _ => ("digest", &Begun::Mismatch),
+        };
+        let step = format!("a fingerprint whose {part} differs in bit {bit}, {state}");
+        slot.begin(&step, &begin, expected).await;
     }
+}
+
+pub(super) async fn a_fingerprint_of_another_rule_is_not_a_mismatch<H: Harness>(slot: Probe<'_, H>) {
+    let claim = slot.claim();
+    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("another rule, in flight", &slot.claim_under_another_rule(), &IN_FLIGHT)
+        .await;
+    slot.begin("the same rule, after the other", &slot.other_claim(), &Begun::Mismatch)
+        .await;
+    let record = slot.response(b"answer");
+    slot.complete("by the holder", claim.token, &record, slot.long, Held::Yes)
+        .await;
+    let done = Begun::Done(record);
+    slot.begin("another rule, done", &slot.claim_under_another_rule(), &done)
+        .await;
+    slot.begin("the same fingerprint, after the other rule", &slot.claim(), &done)
+        .await;
+    slot.begin(
+        "the same rule, after the other, done",
+        &slot.other_claim(),
+        &Begun::Mismatch,
+    )
+    .await;
 }
 
 pub(super) async fn slots_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) {
@@ -93,10 +131,7 @@ pub(super) async fn tokens_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>)
     // Values that a double, a signed integer or a 32-bit one does not tell apart, and both ends.
     for token in [0, 1, u64::MAX, 1 << 63, (1 << 53) + 1, random_token().0 | 1 << 62] {
         let slot = slot.elsewhere();
-        let claim = Begin {
-            token: Token(token),
-            ..slot.claim()
-        };
+        let claim = slot.claim().with_token(Token(token));
         slot.begin(&format!("token {token}"), &claim, &FIRST).await;
         for bit in 0..u64::BITS {
             let step = format!("under a token that differs from {token} in bit {bit}");
@@ -210,11 +245,7 @@ pub(super) async fn a_claim_ends_once<H: Harness>(slot: Probe<'_, H>) {
 pub(super) async fn very_long_times_do_not_overflow<H: Harness>(slot: Probe<'_, H>) {
     for time in [Duration::from_secs(1000 * 365 * 86_400), Duration::MAX] {
         let slot = slot.elsewhere();
-        let claim = Begin {
-            lease: time,
-            ttl: time,
-            ..slot.claim()
-        };
+        let claim = slot.claim().with_lease(time).with_ttl(time);
         let step = format!("lease and ttl of {time:?}");
         slot.begin(&step, &claim, &FIRST).await;
         slot.begin(&format!("a duplicate under {step}"), &slot.claim(), &IN_FLIGHT)

@@ -7,10 +7,8 @@ use uuid::Uuid;
 
 use super::harness::Harness;
 use super::probe::{Probe, alike, named, random_slot, random_token, response};
-use crate::request::Fingerprint;
-use crate::request::{ScopeTag, Slot};
-use crate::store::Store;
-use crate::store::{Begin, Begun, Held, Machine, Millis, OnLapse, Token};
+use crate::request::{Fingerprint, Slot};
+use crate::store::{Begin, Begun, Held, Machine, Millis, OnLapse, Store, Token};
 
 const SLOTS: usize = 6;
 const STEPS: u32 = 40;
@@ -174,7 +172,8 @@ impl Answer {
 struct Followed {
     slot: Slot,
     machine: Machine,
-    prints: [Fingerprint; 2],
+    /// Two of one rule, and two of another.
+    prints: [Fingerprint; 4],
     begun: Vec<Begin>,
     /// The story so far, for the message.
     told: String,
@@ -186,7 +185,11 @@ impl Followed {
         Self {
             slot: random_slot(),
             machine: Machine::default(),
-            prints: [print, !print].map(|byte| Fingerprint::from_bytes([byte; Fingerprint::LEN])),
+            prints: [(0, print), (0, !print), (1, print), (1, !print)].map(|(rule, digest)| {
+                let mut bytes = [digest; Fingerprint::LEN];
+                bytes[..2].copy_from_slice(&[rule, print]);
+                Fingerprint::from_bytes(bytes)
+            }),
             begun: Vec::new(),
             told: String::new(),
         }
@@ -209,18 +212,15 @@ impl Followed {
             (5, Some(begin)) => Call::Release(begin.token),
             (6, _) if dice.below(4) == 0 => Call::Release(random_token()),
             _ => {
-                let begin = Begin {
-                    slot: self.slot,
-                    scope: ScopeTag::default(),
-                    fingerprint: self.prints[usize::from(dice.below(5) == 0)],
-                    token: random_token(),
-                    lease: halves(dice),
-                    ttl: whole(dice),
-                    on_lapse: match dice.below(4) {
-                        0 => OnLapse::Refuse,
-                        _ => OnLapse::RunAgain,
-                    },
+                let print = self.prints[[0, 0, 0, 0, 0, 0, 1, 1, 2, 3][dice.below(10)]];
+                let on_lapse = match dice.below(4) {
+                    0 => OnLapse::Refuse,
+                    _ => OnLapse::RunAgain,
                 };
+                let begin = Begin::new(self.slot, print)
+                    .with_lease(halves(dice))
+                    .with_ttl(whole(dice))
+                    .with_on_lapse(on_lapse);
                 self.begun.push(begin);
                 Call::Begin(begin)
             }

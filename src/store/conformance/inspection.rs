@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::Response;
 
 use super::harness::Harness;
-use super::probe::{IN_FLIGHT, Probe};
-use crate::store::{Begin, Begun, Held, OnLapse};
+use super::probe::{IN_FLIGHT, Probe, random_token};
+use crate::store::{Begun, Held, OnLapse};
 use crate::store::{Entry, Inspect, Phase, StoreError};
 
 impl<H: Harness<Store: Inspect>> Probe<'_, H> {
@@ -56,10 +56,7 @@ pub(super) async fn look_up_tells_how_far_an_operation_is<H: Harness<Store: Insp
     if !alike(entry, lapsed, probe.long) || entry.is_some_and(|entry| entry.forgotten_in > probe.long) {
         probe.broken(step, format_args!("expected attempt 1 without a lease, got {entry:?}"));
     }
-    let second = Begin {
-        token: super::probe::random_token(),
-        ..claim
-    };
+    let second = claim.with_token(random_token());
     probe
         .begin("taking it over", &second, &Begun::Started { attempt: 2 })
         .await;
@@ -142,11 +139,7 @@ pub(super) async fn settle_ends_a_lapsed_claim_and_nothing_else<H: Harness<Store
         .await;
     let settled = probe.store.settle(&probe.slot, &answer, probe.long).await;
     probe.expect_bool("settle, of a claim that is held", settled, false);
-    let duplicate = Begin {
-        token: super::probe::random_token(),
-        on_lapse: OnLapse::Refuse,
-        ..claim
-    };
+    let duplicate = claim.with_token(random_token()).with_on_lapse(OnLapse::Refuse);
     probe.begin("a duplicate, after that", &duplicate, &IN_FLIGHT).await;
     probe.renew("to zero", claim.token, Duration::ZERO, Held::Yes).await;
     probe

@@ -4,7 +4,7 @@
 //! from the next boundary.
 
 use super::harness::Harness;
-use super::probe::{IN_FLIGHT, Probe};
+use super::probe::{IN_FLIGHT, Probe, response};
 use crate::store::{Begin, Begun, Held, OnLapse};
 
 const FIRST: Begun = Begun::Started { attempt: 1 };
@@ -25,6 +25,31 @@ pub(super) async fn a_lapsed_claim_is_taken_over_as_the_next_attempt<H: Harness>
     slot.complete("by the holder of attempt 5", last.token, &record, slot.long, Held::Yes)
         .await;
     slot.begin("after attempt 5 completed", &slot.claim(), &Begun::Done(record))
+        .await;
+}
+
+pub(super) async fn a_takeover_under_another_rule_brings_its_fingerprint<H: Harness>(slot: Probe<'_, H>) {
+    let former = slot.claim_for(1);
+    slot.begin("the first of a slot", &former, &FIRST).await;
+    slot.pass(2).await;
+    let present = slot.claim_under_another_rule();
+    let other = slot.claim_under_another_rule();
+    let started = Begun::Started { attempt: 2 };
+    slot.begin("taking it over under another rule", &present, &started)
+        .await;
+    slot.begin("the takeover, again with the same token", &present, &started)
+        .await;
+    slot.begin("the new rule, another digest", &other, &Begun::Mismatch)
+        .await;
+    slot.begin("the former rule", &slot.claim(), &IN_FLIGHT).await;
+    slot.begin("the former rule, another digest", &slot.other_claim(), &IN_FLIGHT)
+        .await;
+    let record = response(present.fingerprint, b"answer");
+    slot.complete("by the new holder", present.token, &record, slot.long, Held::Yes)
+        .await;
+    slot.begin("the new rule, another digest, done", &other, &Begun::Mismatch)
+        .await;
+    slot.begin("the former rule, done", &slot.claim(), &Begun::Done(record))
         .await;
 }
 
@@ -101,10 +126,7 @@ pub(super) async fn a_lapsed_claim_that_nobody_took_over_is_still_held<H: Harnes
 
 pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: Probe<'_, H>) {
     // Lapses at 1, is forgotten at 6.
-    let dead = Begin {
-        ttl: slot.units(5),
-        ..slot.claim_for(1)
-    };
+    let dead = slot.claim_for(1).with_ttl(slot.units(5));
     slot.begin("a claim that lapses", &dead, &FIRST).await;
     slot.pass(3).await;
     slot.begin(
@@ -114,27 +136,17 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
     )
     .await;
     slot.pass(4).await;
-    let next = Begin {
-        ttl: slot.units(1),
-        lease: slot.units(1),
-        ..slot.other_claim()
-    };
+    let next = slot.other_claim().with_lease(slot.units(1)).with_ttl(slot.units(1));
     slot.begin("another fingerprint, after lease and ttl", &next, &FIRST)
         .await;
 
     // A takeover brings its own ttl: attempt 2 begins at 2, lapses at 3 and is forgotten at 11,
     // and would have been at 7 with the ttl of attempt 1.
     let slot = slot.elsewhere();
-    let first = Begin {
-        ttl: slot.units(4),
-        ..slot.claim_for(1)
-    };
+    let first = slot.claim_for(1).with_ttl(slot.units(4));
     slot.begin("a claim that lapses", &first, &FIRST).await;
     slot.pass(2).await;
-    let second = Begin {
-        ttl: slot.units(8),
-        ..slot.claim_for(1)
-    };
+    let second = slot.claim_for(1).with_ttl(slot.units(8));
     slot.begin("taking it over", &second, &Begun::Started { attempt: 2 })
         .await;
     slot.pass(7).await;
@@ -150,10 +162,7 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
 }
 
 pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>) {
-    let refusing = |begin: Begin| Begin {
-        on_lapse: OnLapse::Refuse,
-        ..begin
-    };
+    let refusing = |begin: Begin| begin.with_on_lapse(OnLapse::Refuse);
     let dead = refusing(slot.claim_for(1));
     slot.begin("the first of a slot", &dead, &FIRST).await;
     slot.pass(2).await;
@@ -173,6 +182,12 @@ pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>
         "another fingerprint on a lapsed claim",
         &refusing(slot.other_claim()),
         &Begun::Mismatch,
+    )
+    .await;
+    slot.begin(
+        "refusing a lapsed claim of another rule",
+        &refusing(slot.claim_under_another_rule()),
+        &Begun::OutcomeUnknown,
     )
     .await;
     slot.renew("by the holder, which lives after all", dead.token, slot.long, Held::Yes)
@@ -234,10 +249,7 @@ pub(super) async fn a_foreign_renew_does_not_move_the_lease<H: Harness>(slot: Pr
 }
 
 pub(super) async fn a_record_lives_for_its_ttl_from_completion<H: Harness>(slot: Probe<'_, H>) {
-    let claim = Begin {
-        ttl: slot.units(1),
-        ..slot.claim()
-    };
+    let claim = slot.claim().with_ttl(slot.units(1));
     let record = slot.response(b"for a while");
     slot.begin("the first of a slot", &claim, &FIRST).await;
     slot.pass(4).await;
@@ -261,10 +273,7 @@ pub(super) async fn a_record_lives_for_its_ttl_from_completion<H: Harness>(slot:
 }
 
 pub(super) async fn nobody_holds_what_is_forgotten<H: Harness>(slot: Probe<'_, H>) {
-    let dead = Begin {
-        ttl: slot.units(1),
-        ..slot.claim_for(1)
-    };
+    let dead = slot.claim_for(1).with_ttl(slot.units(1));
     let record = slot.response(b"too late");
     slot.begin("a claim that lapses", &dead, &FIRST).await;
     slot.pass(4).await;

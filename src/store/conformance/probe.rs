@@ -10,11 +10,8 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::harness::Harness;
-use crate::request::Fingerprint;
-use crate::request::{ScopeTag, Slot};
-use crate::store::Record;
-use crate::store::{Begin, Begun, Held, OnLapse, Token};
-use crate::store::{Store, StoreError};
+use crate::request::{Fingerprint, Slot};
+use crate::store::{Begin, Begun, Held, Record, Store, StoreError, Token};
 
 /// Where an answer `InFlight` is expected; how much is left is not compared.
 pub(super) const IN_FLIGHT: Begun = Begun::InFlight {
@@ -38,7 +35,7 @@ impl<'a, H: Harness> Probe<'a, H> {
             rule,
             store: Arc::new(harness.store()),
             slot: random_slot(),
-            fingerprint: Fingerprint::from_bytes(Uuid::new_v4().into_bytes()),
+            fingerprint: random_fingerprint(),
             long: Duration::from_secs(3600).max(harness.unit() * 1000),
         }
     }
@@ -62,29 +59,35 @@ impl<'a, H: Harness> Probe<'a, H> {
 
     /// A `begin` of the slot under a new token, with a lease that does not lapse.
     pub(super) fn claim(&self) -> Begin {
-        Begin {
-            slot: self.slot,
-            scope: ScopeTag::default(),
-            fingerprint: self.fingerprint,
-            token: random_token(),
-            lease: self.long,
-            ttl: self.long,
-            on_lapse: OnLapse::RunAgain,
-        }
+        Begin::new(self.slot, self.fingerprint)
+            .with_lease(self.long)
+            .with_ttl(self.long)
     }
 
     /// As [`claim`](Self::claim), with a lease of so many units.
     pub(super) fn claim_for(&self, units: u32) -> Begin {
-        Begin {
-            lease: self.units(units),
-            ..self.claim()
-        }
+        self.claim().with_lease(self.units(units))
     }
 
-    /// As [`claim`](Self::claim), with another fingerprint.
+    /// As [`claim`](Self::claim), with another fingerprint of the same rule.
     pub(super) fn other_claim(&self) -> Begin {
+        let [first, second, ..] = *self.fingerprint.as_bytes();
+        self.claim_of([first, second])
+    }
+
+    /// As [`claim`](Self::claim), with a random fingerprint of another rule. The rule is the
+    /// same each time.
+    pub(super) fn claim_under_another_rule(&self) -> Begin {
+        let [first, second, ..] = *self.fingerprint.as_bytes();
+        self.claim_of([!first, second])
+    }
+
+    /// As [`claim`](Self::claim), with a random digest under that rule.
+    fn claim_of(&self, rule: [u8; 2]) -> Begin {
+        let mut bytes = *random_fingerprint().as_bytes();
+        bytes[..2].copy_from_slice(&rule);
         Begin {
-            fingerprint: Fingerprint::from_bytes(Uuid::new_v4().into_bytes()),
+            fingerprint: Fingerprint::from_bytes(bytes),
             ..self.claim()
         }
     }
@@ -205,6 +208,10 @@ pub(super) fn random_slot() -> Slot {
     first.copy_from_slice(Uuid::new_v4().as_bytes());
     second.copy_from_slice(Uuid::new_v4().as_bytes());
     Slot::from_bytes(bytes)
+}
+
+fn random_fingerprint() -> Fingerprint {
+    Fingerprint::from_bytes(Uuid::new_v4().into_bytes())
 }
 
 pub(super) fn random_token() -> Token {

@@ -16,10 +16,10 @@ pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, S
         // Compared here and not in the script: a damaged record is no mismatch.
         Value::BulkString(held) => {
             return record(held).map(|record| {
-                if record.fingerprint() == fingerprint {
-                    Begun::Done(record)
-                } else {
+                if record.fingerprint().conflicts_with(&fingerprint) {
                     Begun::Mismatch
+                } else {
+                    Begun::Done(record)
                 }
             });
         }

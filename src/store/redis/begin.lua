@@ -1,13 +1,20 @@
 -- ARGV: token, fingerprint, lease and memory together, memory, 1 to refuse a claim that lapsed.
 -- Answers {1, attempt} started, {2, lease left} in flight, {3} mismatch, {4} outcome unknown, or the
 -- bytes held, if they are no claim.
+
+-- Whether two fingerprints are of the same rule and differ. The first two bytes name the rule. A
+-- fingerprint of another rule cannot be compared, and counts as the same request.
+local function conflict(print, asked)
+  return print ~= asked and string.sub(print, 1, 4) == string.sub(asked, 1, 4)
+end
+
 local attempt = 1
 local held = redis.call('GET', KEYS[1])
 if held then
   local claim = claim_of(held)
   if not claim then return held end
   if claim.token == ARGV[1] then return {1, claim.attempt} end
-  if claim.print ~= ARGV[2] then return {3} end
+  if conflict(claim.print, ARGV[2]) then return {3} end
   if claim.left > 0 then return {2, claim.left} end
   if ARGV[5] == '1' then return {4} end
   attempt = math.min(claim.attempt + 1, 4294967295)

@@ -43,7 +43,8 @@ use unit_of_work::SealedWork;
 /// possibilities.
 ///
 /// **What is not prevented:** who can write to the store can remove entries, so that operations run
-/// again, hold claims, and put an old record of the same slot and fingerprint back.
+/// again, hold claims, and put an old record of the same slot back, if its fingerprint is the same or of
+/// another rule.
 ///
 /// **Introducing it** to a store in use: hosts that still run without it answer `503` to the retries of
 /// what was sealed, and this one to those of what was not, unless it
@@ -126,8 +127,10 @@ impl<S> Sealed<S> {
     }
 
     fn open(&self, begin: &Begin, record: Record) -> Result<Record, StoreError> {
-        // The store compared what it holds beside the record; the seal is bound to what is in it.
-        if record.fingerprint() != begin.fingerprint {
+        // The store compared what it holds beside the record; the seal is bound to what is in the record,
+        // which may be of another rule.
+        let fingerprint = record.fingerprint();
+        if fingerprint.conflicts_with(&begin.fingerprint) {
             return Err(StoreError::new(
                 StoreErrorKind::Corrupt,
                 "sealed store: the record is another request's; it was changed or moved in the store: \
@@ -135,7 +138,7 @@ impl<S> Sealed<S> {
             ));
         }
         match record.envelope()? {
-            Some(envelope) => self.keys.open(&begin.slot, begin.fingerprint, &envelope),
+            Some(envelope) => self.keys.open(&begin.slot, fingerprint, &envelope),
             None if self.accept_unsealed => Ok(record),
             None => Err(StoreError::new(
                 StoreErrorKind::Corrupt,
@@ -212,25 +215,18 @@ impl<S: Inspect> Inspect for Sealed<S> {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use crate::request::ScopeTag;
     use http::Extensions;
 
     use super::*;
     use crate::request::Fingerprint;
-    use crate::store::{Commit, MemoryStore, OnLapse, Working};
+    use crate::store::{Commit, MemoryStore, Working};
 
     const TTL: Duration = Duration::from_secs(60);
 
     fn begin() -> Begin {
-        Begin {
-            slot: Slot::from_bytes([5; 32]),
-            scope: ScopeTag::default(),
-            fingerprint: Fingerprint::from_bytes([1; 16]),
-            token: Token(1),
-            lease: TTL,
-            ttl: TTL,
-            on_lapse: OnLapse::RunAgain,
-        }
+        Begin::new(Slot::from_bytes([5; 32]), Fingerprint::from_bytes([1; 16]))
+            .with_lease(TTL)
+            .with_ttl(TTL)
     }
 
     fn starved() -> KeyRing {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::value::{attempts, left, signed};
+use super::value::{attempts, fingerprint, left, signed};
 use crate::store::{Begin, Begun, OnLapse, Record, StoreError};
 
 /// How often a `begin` asks if other statements get in its way. After that it answers [`BUSY`].
@@ -20,7 +20,7 @@ pub(super) struct Seen {
     pub(super) attempt: i32,
     pub(super) lease_left: i64,
     pub(super) done: bool,
-    /// Present if the row is done and its fingerprint is the one asked for.
+    /// Present if the row is done and its fingerprint does not conflict with the one asked for.
     pub(super) record: Option<Vec<u8>>,
 }
 
@@ -28,7 +28,7 @@ impl Seen {
     /// The answer to a `begin` that did not get the slot. `None` if the slot is free for it, but
     /// another statement was in its way.
     pub(super) fn decide(self, begin: &Begin) -> Result<Option<Begun>, StoreError> {
-        let same = self.fingerprint == begin.fingerprint.as_bytes();
+        let conflicts = fingerprint(&self.fingerprint)?.conflicts_with(&begin.fingerprint);
         if let Some(record) = self.record {
             return Record::from_bytes(&record).map(|record| Some(Begun::Done(record)));
         }
@@ -36,7 +36,7 @@ impl Seen {
             Some(Begun::Started {
                 attempt: attempts(self.attempt),
             })
-        } else if !same {
+        } else if conflicts {
             Some(Begun::Mismatch)
         } else if self.lease_left > 0 {
             Some(Begun::InFlight {

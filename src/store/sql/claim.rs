@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::request::Fingerprint;
-use crate::store::{Begin, OnLapse, ScopeTag, Slot, Token};
+use crate::store::{Begin, Slot, Token};
 
 /// The claim that a transaction belongs to.
 #[derive(Debug, Clone, Copy)]
@@ -33,13 +33,7 @@ pub(super) fn trial() -> Begin {
     let mut slot = [0; Slot::LEN];
     slot[..8].copy_from_slice(&Token::random().0.to_ne_bytes());
     slot[8..16].copy_from_slice(&Token::random().0.to_ne_bytes());
-    Begin {
-        slot: Slot::from_bytes(slot),
-        scope: ScopeTag::default(),
-        fingerprint: Fingerprint::from_bytes([0; Fingerprint::LEN]),
-        token: Token::random(),
-        lease: minute,
-        ttl: minute,
-        on_lapse: OnLapse::RunAgain,
-    }
+    Begin::new(Slot::from_bytes(slot), Fingerprint::from_bytes([0; Fingerprint::LEN]))
+        .with_lease(minute)
+        .with_ttl(minute)
 }

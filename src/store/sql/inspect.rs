@@ -1,8 +1,7 @@
 //! Rows of the statements that look into a store.
 
-use super::value::{attempts, left};
-use crate::request::Fingerprint;
-use crate::store::{Census, Entry, Phase, StoreError, StoreErrorKind};
+use super::value::{attempts, fingerprint, left};
+use crate::store::{Census, Entry, Phase, StoreError};
 
 /// What `LOOK_UP` answers: fingerprint, attempt, length of the record, milliseconds that are left of
 /// the lease and of the row.
@@ -24,14 +23,4 @@ pub(super) fn entry((print, attempt, bytes, lease_left, forgotten_in): EntryRow)
 /// From the row of `COUNT`: claims that are held, claims that lapsed, records.
 pub(super) fn census((running, lapsed, done): (i64, i64, i64)) -> Census {
     Census::new(running.unsigned_abs(), lapsed.unsigned_abs(), done.unsigned_abs())
-}
-
-fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, StoreError> {
-    let bytes = bytes.try_into().map_err(|_| {
-        StoreError::new(
-            StoreErrorKind::Corrupt,
-            "a stored fingerprint has the wrong length; is the table written by something else?",
-        )
-    })?;
-    Ok(Fingerprint::from_bytes(bytes))
 }

@@ -1,9 +1,20 @@
-//! Tokens, times and counts as the databases have them.
+//! Fingerprints, tokens, times and counts as the databases have them.
 
 use std::time::Duration;
 
-use crate::store::Millis;
-use crate::store::{Held, Token};
+use crate::request::Fingerprint;
+use crate::store::{Held, Millis, StoreError, StoreErrorKind, Token};
+
+/// The column `fingerprint`.
+pub(super) fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, StoreError> {
+    let bytes = bytes.try_into().map_err(|_| {
+        StoreError::new(
+            StoreErrorKind::Corrupt,
+            "a stored fingerprint has the wrong length; is the table written by something else?",
+        )
+    })?;
+    Ok(Fingerprint::from_bytes(bytes))
+}
 
 /// A token, which is unsigned, as an integer of a database, which is not.
 pub(super) fn signed(token: Token) -> i64 {

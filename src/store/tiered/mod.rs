@@ -25,8 +25,8 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60);
 ///
 /// A completed record does not change, so it can be cached; claims never are. What was completed
 /// through this handle is cached until its TTL ends, and for at most [`max_age`](TieredBuilder::max_age);
-/// what was found in the store, whose remaining TTL is not known, for at most `max_age`. A cached record
-/// answers another fingerprint with a mismatch, as the store would.
+/// what was found in the store, whose remaining TTL is not known, for at most `max_age`. The cache compares
+/// fingerprints as the store does.
 ///
 /// **What it costs:** a record that was [forgotten](Inspect::forget) through another process, or whose
 /// TTL has ended in the store, may be replayed here for `max_age` more. One forgotten through this
@@ -186,10 +186,10 @@ impl<S: Store> Store for Tiered<S> {
 
     async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
         if let Some(record) = self.cache.get(&begin.slot) {
-            return Ok(if record.fingerprint() == begin.fingerprint {
-                Begun::Done(record)
-            } else {
+            return Ok(if record.fingerprint().conflicts_with(&begin.fingerprint) {
                 Begun::Mismatch
+            } else {
+                Begun::Done(record)
             });
         }
         let asked = self.cache.asking();

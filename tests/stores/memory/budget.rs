@@ -154,7 +154,7 @@ async fn claims_alone_can_fill_the_budget() {
         let mut claimed = 0;
         let error = loop {
             match now(store.begin(&claim(claimed).token(claimed))) {
-                Ok(begun) => assert_eq!(begun, Begun::Started { attempt: 1 }),
+                Ok(begun) => assert_eq!(begun, Begun::started(1)),
                 Err(error) => break error,
             }
             claimed += 1;

@@ -60,7 +60,7 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 
 fn started(store: &MemoryStore, begin: &Begin) -> u32 {
     match now(store.begin(begin)).unwrap() {
-        Begun::Started { attempt } => attempt,
+        Begun::Started { attempt, .. } => attempt,
         other => panic!("expected Started, got {other:?}"),
     }
 }

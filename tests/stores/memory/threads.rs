@@ -45,7 +45,7 @@ fn of_many_threads_at_one_slot_one_at_a_time_is_started() {
         for n in 0..10_000 {
             let token = thread << 32 | n;
             match now(store.begin(&claim(1).token(token))).unwrap() {
-                Begun::Started { attempt } => {
+                Begun::Started { attempt, .. } => {
                     assert_eq!(attempt, 1);
                     assert!(!inside.swap(true, Ordering::SeqCst), "another is at work");
                     runs.fetch_add(1, Ordering::SeqCst);
@@ -75,7 +75,7 @@ fn every_takeover_is_an_attempt_of_its_own_and_one_completes() {
             let begin = claim(1).token(thread << 32 | n).lease(Duration::ZERO);
             let attempt = loop {
                 match now(store.begin(&begin)).unwrap() {
-                    Begun::Started { attempt } => break attempt,
+                    Begun::Started { attempt, .. } => break attempt,
                     Begun::InFlight { .. } => std::thread::yield_now(),
                     other => panic!("expected Started or InFlight, got {other:?}"),
                 }
@@ -109,7 +109,7 @@ fn many_threads_at_many_slots_do_not_meet() {
         for n in 0..10_000 {
             dice = mix(dice);
             let (at, token) = (dice % SLOTS, thread << 32 | n);
-            if let Begun::Started { attempt } = now(store.begin(&claim(at).token(token))).unwrap() {
+            if let Begun::Started { attempt, .. } = now(store.begin(&claim(at).token(token))).unwrap() {
                 assert_eq!(attempt, 1);
                 assert!(!inside[at as usize].swap(true, Ordering::SeqCst), "another is at work");
                 assert!(inside[at as usize].swap(false, Ordering::SeqCst));

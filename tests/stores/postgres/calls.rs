@@ -24,10 +24,7 @@ async fn one_round_trip_each() {
     };
     let start = proxy.round_trips();
     trips("so far", start).await;
-    assert_eq!(
-        store.begin(&claim(1).token(1)).await.unwrap(),
-        Begun::Started { attempt: 1 }
-    );
+    assert_eq!(store.begin(&claim(1).token(1)).await.unwrap(), Begun::started(1));
     trips("claim", 1 + CHECK).await;
     assert!(matches!(
         store.begin(&claim(1).token(2)).await.unwrap(),
@@ -46,6 +43,9 @@ async fn one_round_trip_each() {
     trips("complete", 1 + CHECK).await;
     assert_eq!(store.begin(&claim(1).token(3)).await.unwrap(), Begun::Done(record()));
     trips("replay", 1 + CHECK).await;
+    let other_rule = claim(1).token(3).print(print_under_another_rule(8));
+    assert_eq!(store.begin(&other_rule).await.unwrap(), Begun::Done(record()));
+    trips("replay, under another rule", 1 + CHECK).await;
     store.begin(&claim(2).token(1)).await.unwrap();
     trips("claim", 1 + CHECK).await;
     assert_eq!(store.release(&claim(2).slot, Token(1)).await.unwrap(), Held::Yes);
@@ -85,7 +85,7 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
         assert_eq!(store.sweep(10).await.unwrap(), 0);
         lock.rollback().await.unwrap();
         let again = store.begin(&claim(slot).token(2)).await.unwrap();
-        assert_eq!(again == Begun::Started { attempt: 2 }, lapse, "{again:?}");
+        assert_eq!(again == Begun::started(2), lapse, "{again:?}");
     }
     // Forgotten and locked.
     let brief = claim(3).token(1).lease(Duration::ZERO).ttl(Duration::ZERO);
@@ -101,10 +101,7 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
         Begun::InFlight { .. }
     ));
     lock.rollback().await.unwrap();
-    assert_eq!(
-        store.begin(&claim(3).token(2)).await.unwrap(),
-        Begun::Started { attempt: 1 }
-    );
+    assert_eq!(store.begin(&claim(3).token(2)).await.unwrap(), Begun::started(1));
 }
 
 #[tokio::test]
@@ -143,5 +140,5 @@ async fn what_is_in_a_slot_is_told_and_settled() {
     assert!(!store.forget(&brief.slot).await.unwrap(), "it was forgotten already");
     assert!(store.forget(&slot).await.unwrap());
     let other = claim(1).token(5).print(print(8));
-    assert_eq!(store.begin(&other).await.unwrap(), Begun::Started { attempt: 1 });
+    assert_eq!(store.begin(&other).await.unwrap(), Begun::started(1));
 }

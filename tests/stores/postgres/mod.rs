@@ -20,7 +20,7 @@ use tower_idempotency::store::sql::PostgresStore;
 use tower_idempotency::store::{Begun, Held, Inspect, OnLapse, Phase, Record, StoreError, StoreErrorKind, Token};
 use tower_idempotency::{IdempotencyLayer, Store};
 
-use crate::support::claim::{Claim, HOUR, PRINT, claim, print};
+use crate::support::claim::{Claim, HOUR, PRINT, claim, print, print_under_another_rule};
 use crate::support::servers::postgres::{PASSWORD, Postgres};
 use crate::support::servers::proxy::Proxy;
 use crate::support::{eventually, inner, ok, post, send, spawn};

@@ -38,7 +38,7 @@ fn record(body: &'static [u8]) -> Record {
     Record::of_response(PRINT, &Response::new(Bytes::from_static(body)))
 }
 
-const STARTED: Begun = Begun::Started { attempt: 1 };
+const STARTED: Begun = Begun::started(1);
 
 async fn store(server: &Redis) -> RedisStore {
     RedisStore::connect(&server.url()).await.unwrap()

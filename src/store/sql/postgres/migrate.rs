@@ -8,7 +8,7 @@ use crate::store::sql::claim::{ClaimId, trial};
 use crate::store::sql::open::Open;
 use crate::store::sql::table::DEFAULT;
 use crate::store::sql::unit_of_work::AtomicStore;
-use crate::store::{Begin, StoreError, Token};
+use crate::store::{StoreError, Token};
 
 /// The SQL that [`PostgresStore::migrate`] runs.
 const LAYOUT: &str = include_str!("table.sql");
@@ -65,10 +65,7 @@ impl PostgresStore {
         let mut transaction = Open::begin(&self.pool, BEGIN).await?;
         self.claim(&begin).fetch_one(&mut *transaction).await?;
         self.complete_in(&mut transaction, &claim, b"trial", begin.ttl).await?;
-        let retry = Begin {
-            token: Token::random(),
-            ..begin
-        };
+        let retry = begin.with_token(Token::random());
         let row = self.claim(&retry).fetch_one(&mut *transaction).await?;
         let kept: Option<Vec<u8>> = row.try_get("record")?;
         if kept.as_deref() != Some(b"trial") {

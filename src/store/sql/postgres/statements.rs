@@ -15,7 +15,8 @@ const DIALECT: Dialect = Dialect {
 };
 
 /// Answers what is in the slot, and claims it if nothing is. If it did neither, the row is not swept
-/// yet, or another statement came in between.
+/// yet, or another statement came in between. The record is left out if its fingerprint conflicts: it
+/// is of the same rule, which the first two bytes name, and another digest.
 ///
 /// `$1` slot, `$2` fingerprint, `$3` token, `$4` lease, `$5` ttl.
 const BEGIN: &str = "\
@@ -35,12 +36,13 @@ WITH seen AS MATERIALIZED (
 SELECT (SELECT attempt FROM inserted) AS started,
        seen.fingerprint, seen.token, seen.attempt, seen.lease_left,
        seen.record IS NOT NULL AS done,
-       CASE WHEN seen.fingerprint = $2 THEN seen.record END AS record
+       CASE WHEN seen.fingerprint = $2 OR substr(seen.fingerprint, 1, 2) <> substr($2, 1, 2)
+            THEN seen.record END AS record
 FROM (SELECT 1) AS one LEFT JOIN seen ON true";
 
-/// Claims a row that is forgotten or whose lease has lapsed. It is separate from [`BEGIN`] because
-/// it is rare, and would make every `begin` slower. A row that is being written is skipped, not
-/// waited for.
+/// Claims a row that is forgotten, or whose lease has lapsed and whose fingerprint does not conflict.
+/// It is separate from [`BEGIN`] because it is rare, and would make every `begin` slower. A row that is
+/// being written is skipped, not waited for.
 ///
 /// `$1` to `$5` as in [`BEGIN`], `$6` whether a lapsed claim is refused.
 const TAKE_OVER: &str = "\
@@ -55,7 +57,8 @@ WHERE claimed.slot IN (
     SELECT slot FROM idempotency_keys
     WHERE slot = $1
       AND (forget_at <= {now}
-        OR (record IS NULL AND fingerprint = $2 AND token <> $3
+        OR (record IS NULL AND token <> $3
+            AND (fingerprint = $2 OR substr(fingerprint, 1, 2) <> substr($2, 1, 2))
             AND lease_until <= {now} AND NOT $6))
     {skip_locked})
 RETURNING attempt AS started";

@@ -3,7 +3,7 @@
 CREATE TABLE IF NOT EXISTS idempotency_keys (
     -- SHA-256 of scope and key.
     slot        bytea       NOT NULL PRIMARY KEY,
-    -- What the request was.
+    -- What the request was: two bytes for the rule, and 14 of a digest.
     fingerprint bytea       NOT NULL,
     -- The fencing token of the present or last claim.
     token       bigint      NOT NULL,

@@ -15,12 +15,17 @@ const DIALECT: Dialect = Dialect {
     numbers_parameters: false,
 };
 
-/// What is in the slot. `?1` slot, `?2` fingerprint.
+/// What is in the slot. The record is left out if its fingerprint conflicts: it is of the same rule,
+/// which the first two bytes name, and another digest.
+///
+/// `?1` slot, `?2` fingerprint.
 const READ: &str = "SELECT fingerprint, token, attempt, {lease_left} AS lease_left, \
-     record IS NOT NULL AS done, CASE WHEN fingerprint = ?2 THEN record END AS record \
+     record IS NOT NULL AS done, \
+     CASE WHEN fingerprint = ?2 OR substr(fingerprint, 1, 2) <> substr(?2, 1, 2) THEN record END AS record \
      FROM idempotency_keys WHERE slot = ?1 AND forget_at > {now}";
 
-/// Claims a slot that is free, forgotten, or whose lease has lapsed.
+/// Claims a slot that is free, forgotten, or whose lease has lapsed and whose fingerprint does not
+/// conflict.
 ///
 /// `?1` slot, `?2` fingerprint, `?3` token, `?4` lease, `?5` ttl, `?6` whether a lapsed claim is
 /// refused.
@@ -30,7 +35,8 @@ const CLAIM: &str = "INSERT INTO idempotency_keys AS held (slot, fingerprint, to
      attempt = CASE WHEN held.forget_at <= {now} THEN 1 ELSE min(held.attempt, 2147483646) + 1 END, \
      fingerprint = excluded.fingerprint, token = excluded.token, record = NULL, \
      lease_until = excluded.lease_until, forget_at = excluded.forget_at, sweep_at = excluded.sweep_at \
-     WHERE held.forget_at <= {now} OR (held.record IS NULL AND held.fingerprint = excluded.fingerprint \
+     WHERE held.forget_at <= {now} OR (held.record IS NULL AND (held.fingerprint = excluded.fingerprint \
+     OR substr(held.fingerprint, 1, 2) <> substr(excluded.fingerprint, 1, 2)) \
      AND held.token <> excluded.token AND held.lease_until <= {now} AND NOT ?6) \
      RETURNING attempt";
 
