@@ -1,6 +1,7 @@
 //! What a request says: its key, whose key it is, and what makes it the same request as another. Pure.
 
 mod authorization;
+mod content;
 pub(crate) mod fingerprint;
 pub(crate) mod header_name;
 pub(crate) mod idempotency_key;

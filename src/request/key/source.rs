@@ -5,12 +5,12 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::CONTENT_ENCODING;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
 use super::text::{InvalidKey, KeyFormat, KeyText, check_length, check_text, is_placeholder, not_visible, unquote};
 use crate::error::ConfigError;
+use crate::request::content::is_encoded;
 use crate::request::header_name;
 use crate::request::json::Pointer;
 
@@ -423,16 +423,6 @@ fn refuse_placeholder(key: &str) -> Result<(), InvalidKey> {
         ));
     }
     Ok(())
-}
-
-/// Whether the body's bytes are not the content itself (RFC 9110, section 8.4).
-fn is_encoded(headers: &HeaderMap) -> bool {
-    let is_coding = |coding: &[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
-    headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .any(|coding| is_coding(coding.trim_ascii()))
 }
 
 /// A JSON value as a key: a string, or an integer by its digits.
