@@ -33,7 +33,8 @@ pub(crate) fn is_form(headers: &HeaderMap) -> bool {
         .is_some_and(|value| media_type(value).eq_ignore_ascii_case("application/x-www-form-urlencoded"))
 }
 
-/// Whether the body is said to be JSON (`application/json`, or the suffix `+json` of RFC 6839), or nothing is said of it.
+/// Whether the body is said to be JSON (`application/json`, or the suffix `+json` of RFC 6839), or
+/// nothing is said of it.
 pub(crate) fn may_be_json(headers: &HeaderMap) -> bool {
     if !headers.contains_key(CONTENT_TYPE) {
         return true;

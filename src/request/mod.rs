@@ -1,4 +1,5 @@
-//! What a request says: its key, whose key it is, and what makes it the same request as another. Pure.
+//! What a request says: its key, whose key it is, and what makes it the same request as another.
+//! Pure.
 
 mod authorization;
 mod content;

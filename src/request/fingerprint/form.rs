@@ -5,7 +5,8 @@ use crate::request::json::Pointer;
 
 const PAIR: u8 = 1;
 
-/// A digest of the fields in their order, each by its bytes, without those whose name is in `without`.
+/// A digest of the fields in their order, each by its bytes, without those whose name is in
+/// `without`.
 pub(super) fn digest_of(body: &[u8], without: &[Pointer]) -> [u8; 32] {
     let mut digest = Digest::new(b"ti.pairs");
     for pair in body.split(|byte| *byte == b'&') {

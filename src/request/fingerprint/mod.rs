@@ -17,8 +17,8 @@ pub use source::FingerprintSource;
 /// | 2 to 15 | 112 bits of a SHA-256 over what the rule covers; zeros if it covers nothing |
 ///
 /// Two fingerprints can be compared only if they were made by one rule
-/// ([`is_same_rule`](Self::is_same_rule)). After a deploy that changed the rule, the fingerprints in the
-/// store say nothing of the requests that arrive: a store must not answer that they differ.
+/// ([`is_same_rule`](Self::is_same_rule)). After a deploy that changed the rule, the fingerprints
+/// in the store say nothing of the requests that arrive: a store must not answer that they differ.
 ///
 /// A client that found two requests with one fingerprint would only get its own first answer for
 /// the second, so that half a SHA-256 is ample; slots, which separate tenants, keep the whole.
@@ -72,7 +72,8 @@ impl Fingerprint {
 
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A digest of a short body could be found by trying; a few bytes are enough to compare by eye.
+        // A digest of a short body could be found by trying; a few bytes are enough to compare by
+        // eye.
         let [rule, kind, first, second, ..] = self.0;
         write!(f, "Fingerprint({rule:02x}{kind:02x}:{first:02x}{second:02x}..)")
     }

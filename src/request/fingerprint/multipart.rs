@@ -27,8 +27,9 @@ const TYPE: u8 = 2;
 const TRANSFER_ENCODING: u8 = 3;
 const CONTENT: u8 = 4;
 
-/// A digest of the parts in their order: `Content-Disposition` (which has the name and the file name), `Content-Type`,
-/// `Content-Transfer-Encoding` and content of each. Parts whose name is in `without` are left out.
+/// A digest of the parts in their order: `Content-Disposition` (which has the name and the file
+/// name), `Content-Type`, `Content-Transfer-Encoding` and content of each. Parts whose name is in
+/// `without` are left out.
 ///
 /// `None` if the body is not `multipart/form-data`, or is malformed.
 pub(super) fn digest_of(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) -> Option<[u8; 32]> {
@@ -88,8 +89,8 @@ async fn content_of(part: &mut Field<'_>) -> Option<Bytes> {
     part.chunk().await.ok()?.is_none().then_some(content)
 }
 
-/// What follows a part in the body. `None` if the parser has passed over something: what it does not show would not
-/// count.
+/// What follows a part in the body. `None` if the parser has passed over something: what it does
+/// not show would not count.
 fn after_part<'b>(rest: &'b [u8], boundary: &str, headers: &HeaderMap, content: &[u8]) -> Option<&'b [u8]> {
     let rest = rest.strip_prefix(b"--")?.strip_prefix(boundary.as_bytes())?;
     let rest = rest.strip_prefix(b"\r\n")?;
@@ -108,7 +109,8 @@ fn is_end(rest: &[u8], boundary: &str) -> bool {
     matches!(end, Some(b"--" | b"--\r\n"))
 }
 
-/// The name in a `Content-Disposition`, if it is where every client puts it. A part whose name is elsewhere counts.
+/// The name in a `Content-Disposition`, if it is where every client puts it. A part whose name is
+/// elsewhere counts.
 fn name_in(disposition: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(disposition).ok()?;
     let text = text.trim_start().strip_prefix("form-data")?.trim_start();

@@ -17,14 +17,14 @@ type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Vec<u8>, BoxError> + Send + Sync;
 
 /// What makes two requests with one key the same. The default is [`request`](Self::request).
 ///
-/// Headers never count: signatures and traces change with each attempt. A `multipart/form-data` body counts by its
-/// parts (name, file name, content type, content), not by its boundary, which clients make anew for each attempt. What
-/// cannot be read as its source needs it counts whole, by its bytes: nothing is taken as absent because it is
-/// malformed.
+/// Headers never count: signatures and traces change with each attempt. A `multipart/form-data`
+/// body counts by its parts (name, file name, content type, content), not by its boundary, which
+/// clients make anew for each attempt. What cannot be read as its source needs it counts whole, by
+/// its bytes: nothing is taken as absent because it is malformed.
 ///
-/// After a deploy that changed the source, the stored fingerprints cannot be compared with those of new requests
-/// ([`Fingerprint::is_same_rule`]): a retry is replayed, and never reported as another request. Two closures count as
-/// one rule.
+/// After a deploy that changed the source, the stored fingerprints cannot be compared with those of
+/// new requests ([`Fingerprint::is_same_rule`]): a retry is replayed, and never reported as another
+/// request. Two closures count as one rule.
 ///
 /// ```
 /// use tower_idempotency::FingerprintSource;
@@ -63,8 +63,8 @@ impl Default for FingerprintSource {
 }
 
 impl FingerprintSource {
-    /// Method, path, query and body: the default. In a nested Axum router the path is the original one, not the
-    /// stripped one.
+    /// Method, path, query and body: the default. In a nested Axum router the path is the original
+    /// one, not the stripped one.
     #[must_use]
     pub fn request() -> Self {
         Self::new(Covers::Request)
@@ -73,8 +73,8 @@ impl FingerprintSource {
     /// As [`request`](Self::request), with the body as canonical JSON: order of members, white
     /// space and escapes do not count; `1` and `1.0` differ.
     ///
-    /// A body without a canonical form (not JSON, text that is not Unicode, a member more than once, nested deeper than
-    /// 64) counts whole.
+    /// A body without a canonical form (not JSON, text that is not Unicode, a member more than
+    /// once, nested deeper than 64) counts whole.
     #[must_use]
     pub fn canonical_json() -> Self {
         Self::new(Covers::CanonicalJson)
@@ -83,8 +83,8 @@ impl FingerprintSource {
     /// As [`canonical_json`](Self::canonical_json), but of the body only the values at these JSON
     /// pointers (RFC 6901) count.
     ///
-    /// A body without a canonical form counts whole. A text that is not a JSON pointer, or no pointer at all, is an
-    /// error when the layer is built.
+    /// A body without a canonical form counts whole. A text that is not a JSON pointer, or no
+    /// pointer at all, is an error when the layer is built.
     #[must_use]
     pub fn json_fields<I>(pointers: I) -> Self
     where
@@ -106,8 +106,9 @@ impl FingerprintSource {
 
     /// The bytes that the closure makes of the request's head; the body does not count.
     ///
-    /// If it fails, the request counts as under [`request`](Self::request). The error is not logged: it may quote the
-    /// request. A panic goes on to the outer layers before anything is claimed.
+    /// If it fails, the request counts as under [`request`](Self::request). The error is not
+    /// logged: it may quote the request. A panic goes on to the outer layers before anything is
+    /// claimed.
     ///
     /// ```
     /// use tower_idempotency::FingerprintSource;
@@ -129,8 +130,9 @@ impl FingerprintSource {
 
     /// The bytes that the closure makes of the head and the body.
     ///
-    /// If it fails, the request counts as under [`request`](Self::request). The error is not logged: it may quote the
-    /// request. A panic goes on to the outer layers before anything is claimed.
+    /// If it fails, the request counts as under [`request`](Self::request). The error is not
+    /// logged: it may quote the request. A panic goes on to the outer layers before anything is
+    /// claimed.
     ///
     /// ```
     /// use tower_idempotency::FingerprintSource;
@@ -172,9 +174,9 @@ impl FingerprintSource {
     /// | `application/x-www-form-urlencoded` | every field `csrf` | field by field, in order |
     /// | `multipart/form-data` | every part `csrf` | part by part, in order |
     ///
-    /// [`canonical_json`](Self::canonical_json) reads JSON under any other type, too. Whether a field is there does not
-    /// count either. A pointer of several steps names nothing in a form. Any other body, and one that cannot be read,
-    /// counts whole.
+    /// [`canonical_json`](Self::canonical_json) reads JSON under any other type as well. Whether a
+    /// field is there does not count either. A pointer of several steps names nothing in a form.
+    /// Any other body, and one that cannot be read, counts whole.
     ///
     /// No pointer, a text that is not one, or another source are errors when the layer is built.
     ///
@@ -282,7 +284,8 @@ impl FingerprintSource {
         }
     }
 
-    /// What does not count; none if that could not be parsed, which was reported when the layer was built.
+    /// What does not count; none if that could not be parsed, which was reported when the layer was
+    /// built.
     fn fields(&self) -> &[Pointer] {
         self.without.as_deref().unwrap_or_default()
     }
@@ -319,9 +322,9 @@ impl fmt::Debug for FingerprintSource {
     }
 }
 
-/// The tag of a rule: four bits for the source, so that no two sources are confused, and twelve of a digest of its
-/// parameters. Part of what stored fingerprints mean: a source that comes to cover something else takes another domain,
-/// here and for the fingerprint.
+/// The tag of a rule: four bits for the source, so that no two sources are confused, and twelve of
+/// a digest of its parameters. Part of what stored fingerprints mean: a source that comes to cover
+/// something else takes another domain, here and for the fingerprint.
 fn rule(covers: &Covers, without: &Result<Arc<[Pointer]>, ConfigError>) -> [u8; Fingerprint::RULE] {
     let (source, counting) = match covers {
         Covers::Request => (1, None),
@@ -380,7 +383,8 @@ fn original_uri(parts: &Parts) -> &http::Uri {
     &parts.uri
 }
 
-/// The whole body: by its parts if it has any, otherwise by its bytes. The tags keep one from being taken for another.
+/// The whole body: by its parts if it has any, otherwise by its bytes. The tags keep one from being
+/// taken for another.
 fn whole(digest: &mut Digest, parts: &Parts, body: &Bytes) {
     match multipart::digest_of(&parts.headers, body, &[]) {
         Some(print) => digest.field(MULTIPART, &print),
@@ -405,7 +409,8 @@ mod tests {
 
     #[test]
     fn contract_5_4_each_source_covers_what_it_says() {
-        // (source, same as ("POST", "/a?x=1", {"a":1,"b":2}) for: method, path, query, order, value of b, white space)
+        // (source, same as ("POST", "/a?x=1", {"a":1,"b":2}) for: method, path, query, order, value
+        // of b, white space)
         let base = ("POST", "/a?x=1", r#"{"a":1,"b":2}"#);
         for (source, [method, path, query, order, b, space]) in [
             (FingerprintSource::request(), [false, false, false, false, false, false]),

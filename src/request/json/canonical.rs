@@ -375,7 +375,7 @@ mod tests {
             assert_eq!(canon(text), None, "{text}");
         }
         assert_eq!(canonical(b"\"\xff\"", &[]), None);
-        // What is left out must be readable, too.
+        // What is left out must be readable as well.
         assert_eq!(canon_without(&["/a"], r#"{"a":"\ud800"}"#), None);
         assert_eq!(canon_without(&["/a"], r#"{"a":1,"a":2}"#), None);
     }

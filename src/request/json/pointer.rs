@@ -44,8 +44,8 @@ impl Pointer {
         matches!(&self.tokens[..], [token] if token == name)
     }
 
-    /// The index that a token names in an array. RFC 6901, section 4: no leading zeros; `-` is the element after the
-    /// last, which is not there.
+    /// The index that a token names in an array. RFC 6901, section 4: no leading zeros; `-` is the
+    /// element after the last, which is not there.
     pub(super) fn index(token: &str) -> Option<usize> {
         if token.starts_with(['0', '+']) && token != "0" {
             return None;
@@ -252,6 +252,20 @@ mod tests {
         for text in ["", "event_id", "/a~", "/a~2b"] {
             assert!(Pointer::parse("key", text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_way_deeper_than_the_parser_goes_cannot_be_read() {
+        let body = format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200));
+        let found = find(&"/a".repeat(200), &body);
+        assert!(matches!(found, Err(Unreadable::NotJson(_))), "{found:?}");
+        assert_eq!(
+            find(
+                &"/a".repeat(100),
+                &format!("{}1{}", r#"{"a":"#.repeat(100), "}".repeat(100))
+            ),
+            Ok(Some("1".into()))
+        );
     }
 
     #[test]
