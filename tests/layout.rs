@@ -263,7 +263,9 @@ fn no_files_import_each_other_in_a_circle() {
         }
         for module in free {
             imports.remove(module);
-            imports.values_mut().for_each(|others| drop(others.remove(module)));
+            imports.values_mut().for_each(|others| {
+                others.remove(module);
+            });
         }
     }
     let left: Vec<_> = imports

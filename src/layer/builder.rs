@@ -102,9 +102,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
 
     /// The application's name, as a part of every slot. Default: none.
     ///
-    /// Two services, or a gateway and the service behind it, can then share one store and receive the same key from the
-    /// same caller without interfering. Changing the name makes the store's operations unknown to the layer. An empty
-    /// name is an error when the layer is built.
+    /// Two services, or a gateway and the service behind it, can then share one store and receive
+    /// the same key from the same caller without interfering. Changing the name makes the store's
+    /// operations unknown to the layer. An empty name is an error when the layer is built.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};

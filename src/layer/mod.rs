@@ -70,17 +70,20 @@ impl<St: Store> IdempotencyLayer<St> {
 
     /// The slot of a key, to look it up in the store ([`Inspect`](crate::store::Inspect)).
     ///
-    /// `scope` is what the layer's [`ScopeSource`](crate::ScopeSource) finds in the caller's requests: by default the
-    /// whole value of `Authorization`, or `None` if the caller sends none. Where all requests share one scope, it does
-    /// not count. A combined scope takes an array with a value for each of its sources ([`ScopeValues`]).
+    /// `scope` is what the layer's [`ScopeSource`](crate::ScopeSource) finds in the caller's
+    /// requests: by default the whole value of `Authorization`, or `None` if the caller sends none.
+    /// Where all requests share one scope, it does not count. A combined scope takes an array with
+    /// a value for each of its sources ([`ScopeValues`]).
     ///
-    /// `key` is the key as the client sends it, or as [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str) shows
-    /// it. The rules are those for a request's key: quotes around a header's key are removed, and with
+    /// `key` is the key as the client sends it, or as
+    /// [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str) shows it. The rules are those for
+    /// a request's key: quotes around a header's key are removed, and with
     /// [`KeyFormat::Uuid`](crate::KeyFormat::Uuid) the case of the digits does not count.
     ///
     /// # Errors
     ///
-    /// [`SlotError`] says that the layer would refuse the key, or that the scope has another number of values.
+    /// [`SlotError`] says that the layer would refuse the key, or that the scope has another number
+    /// of values.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Schemes whose credentials are others with every request: they hold a signature, a nonce or a date, or are a step of
-/// a handshake.
+/// Schemes whose credentials are others with every request: they hold a signature, a nonce or a
+/// date, or are a step of a handshake.
 const CHANGING: [&str; 8] = [
     "AWS4-HMAC-SHA256",
     "Digest",
@@ -26,7 +26,8 @@ pub(crate) fn changing_scheme(value: &[u8]) -> Option<&'static str> {
         .find(|changing| scheme.eq_ignore_ascii_case(changing.as_bytes()))
 }
 
-/// The value with its scheme capitalised, as in `Bearer`: schemes are case-insensitive (RFC 9110, section 11.1).
+/// The value with its scheme capitalised, as in `Bearer`: schemes are case-insensitive (RFC 9110,
+/// section 11.1).
 ///
 /// The common spelling stays as it is, without an allocation.
 pub(crate) fn with_scheme_in_one_case(value: &[u8]) -> Cow<'_, [u8]> {
@@ -44,7 +45,8 @@ pub(crate) fn with_scheme_in_one_case(value: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(value)
 }
 
-/// The scheme before the first space. A value of one word has none: it may be a bare token, whose case counts.
+/// The scheme before the first space. A value of one word has none: it may be a bare token, whose
+/// case counts.
 fn scheme_of(value: &[u8]) -> Option<&[u8]> {
     let end = value.iter().position(|byte| *byte == b' ')?;
     let scheme = &value[..end];

@@ -1,6 +1,8 @@
-//! What a request says: its key, whose key it is, and what makes it the same request as another. Pure.
+//! What a request says: its key, whose key it is, and what makes it the same request as another.
+//! Pure.
 
 mod authorization;
+mod content;
 pub(crate) mod fingerprint;
 pub(crate) mod header_name;
 pub(crate) mod idempotency_key;
@@ -8,6 +10,7 @@ pub(crate) mod json;
 pub(crate) mod key;
 pub(crate) mod scope;
 pub(crate) mod slot;
+mod target;
 
 pub use fingerprint::{Fingerprint, FingerprintSource};
 pub use idempotency_key::IdempotencyKey;

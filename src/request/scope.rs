@@ -11,9 +11,9 @@ use http::{Extensions, HeaderName};
 use smallvec::{SmallVec, smallvec};
 
 use super::authorization;
-use super::fingerprint::original_uri;
 use super::header_name;
 use super::slot::{ScopeTag, Slot, SlotError};
+use super::target::original_uri;
 use crate::digest::Digest;
 use crate::error::{BoxError, ConfigError};
 
@@ -22,10 +22,10 @@ type HeadFn = dyn Fn(&Parts) -> Result<String, BoxError> + Send + Sync;
 
 /// Whose key it is. The same key under two scopes names two unrelated operations.
 ///
-/// The default is the `Authorization` header's value, which separates callers without any set-up. The scheme is compared
-/// case-insensitively. Where tokens rotate or signatures change with every request (AWS SigV4, Digest, OAuth 1.0), take
-/// the user or tenant that your authentication layer found instead: a retry with a refreshed token is then still the
-/// same caller's.
+/// The default is the `Authorization` header's value, which separates callers without any set-up.
+/// The scheme is compared case-insensitively. Where tokens rotate or signatures change with every
+/// request (AWS SigV4, Digest, OAuth 1.0), take the user or tenant that your authentication layer
+/// found instead: a retry with a refreshed token is then still the same caller's.
 ///
 /// ```
 /// use tower_idempotency::ScopeSource;
@@ -95,16 +95,18 @@ pub(crate) struct ScopeUnavailable(pub(crate) BoxError);
 impl ScopeSource {
     /// The value of a header. Requests without it share one anonymous scope.
     ///
-    /// A name that is not a header name (RFC 9110, section 5.1) is an error when the layer is built.
+    /// A name that is not a header name (RFC 9110, section 5.1) is an error when the layer is
+    /// built.
     #[must_use]
     pub fn header(name: &str) -> Self {
         Self(Source::Header(header_name::parse("scope", name)))
     }
 
-    /// The host that the request is for: the URI's authority, otherwise the `Host` header. Case-insensitive, with the
-    /// port if there is one.
+    /// The host that the request is for: the URI's authority, otherwise the `Host` header.
+    /// Case-insensitive, with the port if there is one.
     ///
-    /// Combine it with a scope that separates callers ([`and`](Self::and)), for one service under many names.
+    /// Combine it with a scope that separates callers ([`and`](Self::and)), for one service under
+    /// many names.
     #[must_use]
     pub fn host() -> Self {
         Self(Source::Host)
@@ -136,8 +138,8 @@ impl ScopeSource {
 
     /// What the closure makes of the request's head.
     ///
-    /// An error is `500` problem `scope-unavailable`; it is logged, not shown to the client. A panic of the closure
-    /// goes on to the outer layers before anything is claimed.
+    /// An error is `500` problem `scope-unavailable`; it is logged, not shown to the client. A
+    /// panic of the closure goes on to the outer layers before anything is claimed.
     ///
     /// ```
     /// use tower_idempotency::ScopeSource;
@@ -165,8 +167,8 @@ impl ScopeSource {
 
     /// This scope *and* another one: two requests are in one scope only if they agree on both.
     ///
-    /// The order counts: `a.and(b)` and `b.and(a)` are different scopes. A combined scope is never equal to a simple
-    /// one.
+    /// The order counts: `a.and(b)` and `b.and(a)` are different scopes. A combined scope is never
+    /// equal to a simple one.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore, ScopeSource};
@@ -194,8 +196,8 @@ impl ScopeSource {
     }
 }
 
-/// The values of a scope, one for each source that is combined in it, in their order. `None` is a source that finds
-/// nothing.
+/// The values of a scope, one for each source that is combined in it, in their order. `None` is a
+/// source that finds nothing.
 ///
 /// It is made of an `Option<&str>` for a simple scope, and of an array of them for a combined one:
 ///
@@ -406,8 +408,8 @@ impl ScopeDigest {
         self.tag.write_u8(tag);
     }
 
-    /// Where the fields of the next source begin. A simple scope has no such mark: its slots are older than combined
-    /// ones.
+    /// Where the fields of the next source begin. A simple scope has no such mark: its slots are
+    /// older than combined ones.
     fn begin(&mut self, source: &Source, of: usize) {
         if of > 1 {
             let name = match source {

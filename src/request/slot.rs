@@ -90,8 +90,8 @@ impl From<InvalidKey> for SlotError {
     }
 }
 
-/// Whose slot it is, for a store that shares out its room: the same for all slots of one scope, and,
-/// but for chance, for those alone. It means nothing in another process.
+/// Whose slot it is, for a store that shares out its room: the same for all slots of one scope,
+/// and, but for chance, for those alone. It means nothing in another process.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct ScopeTag(u32);
 

@@ -291,7 +291,7 @@ async fn contract_3_2_a_scheme_that_changes_with_every_request_is_warned_of_once
         let chosen = numbered(&scoped(ScopeSource::header("x-account")), &Count::default());
         send(&chosen, by(value)).await;
         assert_eq!(warnings(), 0);
-        // It changes in a combined scope, too.
+        // It changes in a combined scope as well.
         let combined = scoped(ScopeSource::default().and(ScopeSource::host()));
         send(&numbered(&combined, &Count::default()), by(value)).await;
         assert_eq!(warnings(), 1);

@@ -432,11 +432,8 @@ async fn contract_5_4_frames_and_headers_do_not_count() {
 #[tokio::test(start_paused = true)]
 async fn contract_5_4_the_fingerprint_has_alternatives() {
     let by_header = FingerprintSource::from_fn(|parts, _| {
-        parts
-            .headers
-            .get("x-print")
-            .map(|value| value.as_bytes().to_vec())
-            .unwrap_or_default()
+        let print = parts.headers.get("x-print");
+        Ok(print.map(|value| value.as_bytes().to_vec()).unwrap_or_default())
     });
     let json = r#"{"a":1,"b":[1,2]}"#;
     for (name, source, cases) in [
@@ -666,4 +663,134 @@ async fn contract_5_9_a_store_compares_fingerprints_of_one_rule_only() {
         assert_eq!(store.begin(other).await.unwrap(), Begun::Done(record.clone()));
     }
     assert_eq!(store.begin(&claim(1).print(print(8))).await.unwrap(), Begun::Mismatch);
+}
+
+fn typed(content_type: &str, body: impl Into<Body>) -> Request<Body> {
+    let headers = [("idempotency-key", "k"), ("content-type", content_type)];
+    request("POST", "/", &headers, body)
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_4_a_rebuilt_multipart_form_is_the_same_request() {
+    let form = |boundary: &str, amount: &str| {
+        let body = format!(
+            "--{boundary}\r\nContent-Disposition: form-data; name=\"amount\"\r\n\r\n{amount}\r\n\
+             --{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.png\"\r\n\
+             Content-Type: image/png\r\n\r\nPNG\r\n--{boundary}--\r\n"
+        );
+        typed(&format!("multipart/form-data; boundary={boundary}"), body)
+    };
+    for source in [
+        FingerprintSource::default(),
+        FingerprintSource::canonical_json(),
+        FingerprintSource::json_fields(["/amount"]),
+        FingerprintSource::body(),
+    ] {
+        let runs = Count::default();
+        let service = numbered(&builder().fingerprint(source).build().unwrap(), &runs);
+        let first = send(&service, form("X-BOUNDARY-1", "5")).await;
+        assert_eq!(first.outcome(), "executed");
+        send(&service, form("----WebKitFormBoundary2", "5"))
+            .await
+            .assert_replay_of(&first);
+        send(&service, form("X-BOUNDARY-1", "9000"))
+            .await
+            .assert_problem(422, "key-reused");
+        // Without the boundary in its head, only the bytes can be compared.
+        let (_, body) = form("X-BOUNDARY-1", "5").into_parts();
+        send(&service, typed("multipart/form-data", body))
+            .await
+            .assert_problem(422, "key-reused");
+        assert_eq!(runs.get(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_4_fields_that_do_not_count_can_be_named() {
+    let multipart = |token: &str, amount: u32| {
+        let body = format!(
+            "--b\r\nContent-Disposition: form-data; name=\"csrf\"\r\n\r\n{token}\r\n\
+             --b\r\nContent-Disposition: form-data; name=\"amount\"\r\n\r\n{amount}\r\n--b--\r\n"
+        );
+        typed("multipart/form-data; boundary=b", body)
+    };
+    let form = |token: &str, amount: u32| {
+        let body = format!("csrf={token}&amount={amount}&sent_at={token}");
+        typed("application/x-www-form-urlencoded", body)
+    };
+    let json = |token: &str, amount: u32| {
+        let body = format!(r#"{{"csrf":"{token}","amount":{amount},"sent_at":"{token}"}}"#);
+        typed("application/json", body)
+    };
+    type Send<'s> = &'s dyn Fn(&str, u32) -> Request<Body>;
+    for source in [FingerprintSource::request(), FingerprintSource::canonical_json()] {
+        let source = source.without(["/csrf", "/sent_at"]);
+        for (name, of) in [
+            ("multipart", &multipart as Send<'_>),
+            ("form", &form as Send<'_>),
+            ("json", &json as Send<'_>),
+        ] {
+            let runs = Count::default();
+            let service = numbered(&builder().fingerprint(source.clone()).build().unwrap(), &runs);
+            let first = send(&service, of("t1", 5)).await;
+            assert_eq!(first.outcome(), "executed", "{name}");
+            send(&service, of("t2", 5)).await.assert_replay_of(&first);
+            send(&service, of("t1", 6)).await.assert_problem(422, "key-reused");
+            assert_eq!(runs.get(), 1, "{name}");
+        }
+    }
+    // Under the default they count.
+    let service = numbered(&builder().build().unwrap(), &Count::default());
+    send(&service, json("t1", 5)).await;
+    send(&service, json("t2", 5)).await.assert_problem(422, "key-reused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_4_a_body_that_cannot_be_read_counts_whole() {
+    for source in [
+        FingerprintSource::canonical_json(),
+        FingerprintSource::json_fields(["/amount"]),
+        FingerprintSource::request().without(["/csrf"]),
+    ] {
+        for (one, other) in [
+            (r#"{"note\ud800":1,"amount":5}"#, r#"{"note\ud800":1,"amount":9000}"#),
+            (r#"{"note":"\ud800","amount":5}"#, r#"{"note":"\ud800","amount":9000}"#),
+            (r#"{"x":1,"x":1,"amount":5}"#, r#"{"x":1,"x":1,"amount":9000}"#),
+        ] {
+            let service = numbered(
+                &builder().fingerprint(source.clone()).build().unwrap(),
+                &Count::default(),
+            );
+            let first = send(&service, post("/", "k", one)).await;
+            send(&service, post("/", "k", one)).await.assert_replay_of(&first);
+            send(&service, post("/", "k", other))
+                .await
+                .assert_problem(422, "key-reused");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_4_a_closure_that_fails_lets_the_whole_request_count() {
+    let amount = |_: &http::request::Parts, body: &Bytes| {
+        let amount: u32 = serde_json::from_slice(body)?;
+        Ok(amount.to_le_bytes().to_vec())
+    };
+    let by_header = |parts: &http::request::Parts| {
+        let digest = parts.headers.get("content-digest").ok_or("no digest")?;
+        Ok(digest.as_bytes().to_vec())
+    };
+    for source in [
+        FingerprintSource::from_fn(amount),
+        FingerprintSource::from_head(by_header),
+    ] {
+        let service = numbered(&builder().fingerprint(source).build().unwrap(), &Count::default());
+        let first = send(&service, post("/", "k", "not a number")).await;
+        send(&service, post("/", "k", "not a number"))
+            .await
+            .assert_replay_of(&first);
+        for other in [post("/", "k", "no number"), post("/other", "k", "not a number")] {
+            send(&service, other).await.assert_problem(422, "key-reused");
+        }
+    }
 }

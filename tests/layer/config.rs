@@ -284,3 +284,20 @@ fn an_empty_namespace_is_refused() {
     );
     builder().namespace("billing").build().unwrap();
 }
+
+#[test]
+fn fields_that_cannot_be_left_out_are_refused() {
+    let nothing: [&str; 0] = [];
+    for source in [
+        FingerprintSource::request().without(nothing),
+        FingerprintSource::request().without(["csrf"]),
+        FingerprintSource::canonical_json().without(["/ok", ""]),
+        FingerprintSource::body().without(["/csrf"]),
+        FingerprintSource::none().without(["/csrf"]),
+        FingerprintSource::json_fields(["/a"]).without(["/csrf"]),
+    ] {
+        assert_refused(builder().fingerprint(source), "fingerprint");
+    }
+    let right = FingerprintSource::request().without(["/csrf", "/items/0/at"]);
+    builder().fingerprint(right).build().unwrap();
+}

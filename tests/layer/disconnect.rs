@@ -806,7 +806,7 @@ async fn panics_of_closures_go_on_and_claim_nothing() {
             builder.scope(ScopeSource::from_head(|_| Ok(panics().to_string())))
         }),
         ("fingerprint", |builder| {
-            builder.fingerprint(FingerprintSource::from_fn(|_, _| vec![u8::from(panics())]))
+            builder.fingerprint(FingerprintSource::from_fn(|_, _| Ok(vec![u8::from(panics())])))
         }),
     ];
     for (what, configure) in builders {

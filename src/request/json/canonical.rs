@@ -1,88 +1,304 @@
 //! One form for every spelling of the same JSON.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::borrow::Cow;
+use std::ops::Range;
 
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 
-/// Deeper bodies are not canonicalised. serde_json refuses to parse deeper than 128 itself; each
-/// level is read once more, so the limit also bounds the work a hostile body can cause.
+use super::Pointer;
+
+/// Deeper bodies have no canonical form: the writer below calls itself for each level.
 const MAX_DEPTH: usize = 64;
 
-/// Whether the bytes are one JSON text.
-pub(crate) fn is_json(body: &[u8]) -> bool {
-    serde_json::from_slice::<&RawValue>(body).is_ok()
-}
-
 /// The same bytes for every spelling of the same JSON: no white space, members sorted by name,
-/// strings escaped one way; numbers as they are written. `None` for what has no single canonical
-/// form: text that is not JSON, an object with a member twice, nesting deeper than [`MAX_DEPTH`].
-pub(crate) fn canonical(body: &[u8]) -> Option<Vec<u8>> {
+/// strings escaped one way; numbers as they are written. The values at `without` are left out.
+///
+/// `None` for what has no single canonical form: text that is not JSON, a string that is not
+/// Unicode, an object with a member more than once, nesting deeper than [`MAX_DEPTH`].
+///
+/// Each byte is read twice, once to check the grammar and once to write it, and is moved at most
+/// once more, however deep it is.
+pub(crate) fn canonical(body: &[u8], without: &[Pointer]) -> Option<Vec<u8>> {
+    // This checks the grammar and UTF-8, without recursion. What follows reads a text that is JSON.
     let raw: &RawValue = serde_json::from_slice(body).ok()?;
-    let mut out = Vec::with_capacity(body.len());
-    write_canonical(raw.get(), &mut out, MAX_DEPTH)?;
-    Some(out)
+    work::done(body.len());
+    let mut writer = Writer {
+        text: raw.get(),
+        at: 0,
+        out: Vec::with_capacity(body.len()),
+        open: Vec::new(),
+        sorted: Vec::new(),
+        unsorted: Vec::new(),
+    };
+    let ways: Ways<'_> = without.iter().map(Pointer::tokens).collect();
+    writer.value(MAX_DEPTH, &ways)?;
+    Some(writer.finish())
 }
 
-fn write_canonical(raw: &str, out: &mut Vec<u8>, depth: usize) -> Option<()> {
-    let depth = depth.checked_sub(1)?;
-    match raw.trim_start().as_bytes().first()? {
-        b'{' => {
-            let members: Members<'_> = serde_json::from_str(raw).ok()?;
-            out.push(b'{');
-            for (i, (name, value)) in members.0.iter().enumerate() {
-                if i > 0 {
-                    out.push(b',');
-                }
-                serde_json::to_writer(&mut *out, name).ok()?;
-                out.push(b':');
-                write_canonical(value.get(), out, depth)?;
+/// What is left of each pointer on the way to a value.
+type Ways<'p> = SmallVec<[&'p [String]; 4]>;
+
+/// Writes every member where it was found, and notes the order in which it belongs. The bytes are
+/// put in order at the end, all at once: sorting each object by itself would move a byte once for
+/// each object that it is in.
+struct Writer<'a> {
+    text: &'a str,
+    at: usize,
+    out: Vec<u8>,
+    /// The members of the objects that are not closed yet.
+    open: Vec<Member<'a>>,
+    /// Where in `out` the members of the unsorted objects are, in the order of their names.
+    sorted: Vec<Range<usize>>,
+    unsorted: Vec<Unsorted>,
+}
+
+struct Member<'a> {
+    name: Cow<'a, str>,
+    /// Where in `out` name and value are. Nowhere, if it was left out.
+    range: Range<usize>,
+}
+
+/// An object whose members were not written in the order of their names.
+struct Unsorted {
+    /// Where in `out` it is, braces included.
+    range: Range<usize>,
+    /// Which of `sorted` are its members.
+    members: Range<usize>,
+}
+
+impl<'a> Writer<'a> {
+    fn value(&mut self, depth: usize, ways: &[&[String]]) -> Option<()> {
+        let depth = depth.checked_sub(1)?;
+        match self.next()? {
+            b'{' => self.object(depth, ways),
+            b'[' => self.array(depth, ways),
+            b'"' => {
+                let (raw, escaped) = self.string()?;
+                self.write_string(raw, escaped).map(|_| ())
             }
-            out.push(b'}');
-        }
-        b'[' => {
-            let elements: Vec<&RawValue> = serde_json::from_str(raw).ok()?;
-            out.push(b'[');
-            for (i, value) in elements.iter().enumerate() {
-                if i > 0 {
-                    out.push(b',');
-                }
-                write_canonical(value.get(), out, depth)?;
+            _ => {
+                let rest = &self.text[self.at..];
+                let is_end = |c| matches!(c, ',' | ']' | '}' | ' ' | '\t' | '\n' | '\r');
+                let literal = &rest[..rest.find(is_end).unwrap_or(rest.len())];
+                self.step(literal.len());
+                self.write(literal.as_bytes());
+                Some(())
             }
-            out.push(b']');
         }
-        b'"' => {
-            let text: String = serde_json::from_str(raw).ok()?;
-            serde_json::to_writer(out, &text).ok()?;
-        }
-        _ => out.extend_from_slice(raw.trim().as_bytes()),
     }
-    Some(())
-}
 
-/// The members of an object in the order of their names, each once.
-struct Members<'a>(BTreeMap<String, &'a RawValue>);
-
-impl<'de> serde::Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Once;
-        impl<'de> Visitor<'de> for Once {
-            type Value = Members<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+    fn object(&mut self, depth: usize, ways: &[&[String]]) -> Option<()> {
+        let (start, first) = (self.out.len(), self.open.len());
+        let mut in_order = true;
+        let mut more = self.opens(b'}');
+        self.write(b"{");
+        while more {
+            let before = (self.out.len(), self.unsorted.len());
+            if before.0 > start + 1 {
+                self.write(b",");
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = BTreeMap::new();
-                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    if members.insert(name, value).is_some() {
-                        return Err(A::Error::custom("a member stands twice"));
-                    }
+            let member = self.out.len();
+            self.next()?;
+            let (raw, escaped) = self.string()?;
+            let name = self.write_string(raw, escaped)?;
+            self.next()?;
+            self.step(b":".len());
+            self.write(b":");
+            let further: Ways<'_> = ways
+                .iter()
+                .filter_map(|way| way.split_first().filter(|(token, _)| **token == *name))
+                .map(|(_, further)| further)
+                .collect();
+            self.value(depth, &further)?;
+            if further.iter().any(|way| way.is_empty()) {
+                self.out.truncate(before.0);
+                self.unsorted.truncate(before.1);
+            }
+            let range = member.min(self.out.len())..self.out.len();
+            in_order &= self.open[first..].last().is_none_or(|last| last.name < name);
+            self.open.push(Member { name, range });
+            more = self.goes_on()?;
+        }
+        self.write(b"}");
+        if !in_order {
+            let members = &mut self.open[first..];
+            members.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+            if members.windows(2).any(|two| two[0].name == two[1].name) {
+                return None;
+            }
+            let from = self.sorted.len();
+            let kept = members.iter().map(|member| member.range.clone());
+            self.sorted.extend(kept.filter(|range| !range.is_empty()));
+            self.unsorted.push(Unsorted {
+                range: start..self.out.len(),
+                members: from..self.sorted.len(),
+            });
+        }
+        self.open.truncate(first);
+        Some(())
+    }
+
+    fn array(&mut self, depth: usize, ways: &[&[String]]) -> Option<()> {
+        let start = self.out.len();
+        let mut more = self.opens(b']');
+        self.write(b"[");
+        let ways: SmallVec<[(usize, &[String]); 4]> = ways
+            .iter()
+            .filter_map(|way| way.split_first())
+            .filter_map(|(token, further)| Some((Pointer::index(token)?, further)))
+            .collect();
+        for at in 0.. {
+            if !more {
+                break;
+            }
+            let before = (self.out.len(), self.unsorted.len());
+            if before.0 > start + 1 {
+                self.write(b",");
+            }
+            let further: Ways<'_> = ways
+                .iter()
+                .filter(|(index, _)| *index == at)
+                .map(|(_, way)| *way)
+                .collect();
+            self.value(depth, &further)?;
+            if further.iter().any(|way| way.is_empty()) {
+                self.out.truncate(before.0);
+                self.unsorted.truncate(before.1);
+            }
+            more = self.goes_on()?;
+        }
+        self.write(b"]");
+        Some(())
+    }
+
+    /// The next byte that is not white space.
+    fn next(&mut self) -> Option<u8> {
+        let rest = &self.text.as_bytes()[self.at..];
+        let space = rest
+            .iter()
+            .take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
+            .count();
+        self.step(space);
+        rest.get(space).copied()
+    }
+
+    /// Whether something is in the object or array that opens here. If not, it is closed as well.
+    fn opens(&mut self, close: u8) -> bool {
+        self.step(1);
+        let empty = self.next() == Some(close);
+        if empty {
+            self.step(1);
+        }
+        !empty
+    }
+
+    /// Whether a comma follows. If not, the object or array is closed.
+    fn goes_on(&mut self) -> Option<bool> {
+        let byte = self.next()?;
+        self.step(1);
+        Some(byte == b',')
+    }
+
+    /// The string at this place with its quotes, and whether it has escapes.
+    fn string(&mut self) -> Option<(&'a str, bool)> {
+        let rest = &self.text[self.at..];
+        let bytes = rest.as_bytes();
+        let (mut end, mut escaped) = (1, false);
+        loop {
+            match bytes.get(end)? {
+                b'"' => break,
+                b'\\' => {
+                    escaped = true;
+                    end += 2;
                 }
-                Ok(Members(members))
+                _ => end += 1,
             }
         }
-        deserializer.deserialize_map(Once)
+        self.step(end + 1);
+        Some((&rest[..=end], escaped))
+    }
+
+    /// Writes a string, and gives its text. `None` if its escapes are not Unicode.
+    fn write_string(&mut self, raw: &'a str, escaped: bool) -> Option<Cow<'a, str>> {
+        if !escaped {
+            self.write(raw.as_bytes());
+            return Some(Cow::Borrowed(&raw[1..raw.len() - 1]));
+        }
+        let text: String = serde_json::from_str(raw).ok()?;
+        work::done(raw.len());
+        serde_json::to_writer(&mut self.out, &text).ok()?;
+        Some(Cow::Owned(text))
+    }
+
+    fn step(&mut self, bytes: usize) {
+        self.at += bytes;
+        work::done(bytes);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
+        work::done(bytes.len());
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        if self.unsorted.is_empty() {
+            return self.out;
+        }
+        // An object is noted when it closes, after those inside it.
+        self.unsorted.sort_unstable_by_key(|object| object.range.start);
+        let mut ordered = Vec::with_capacity(self.out.len());
+        self.put_in_order(0..self.out.len(), &mut ordered);
+        ordered
+    }
+
+    /// Copies a range of `out`, with the members of each object in the order of their names.
+    fn put_in_order(&self, range: Range<usize>, ordered: &mut Vec<u8>) {
+        let mut at = range.start;
+        loop {
+            let next = self.unsorted.partition_point(|object| object.range.start < at);
+            let Some(object) = self.unsorted.get(next).filter(|object| object.range.start < range.end) else {
+                break;
+            };
+            copy(&self.out[at..=object.range.start], ordered);
+            for (i, member) in self.sorted[object.members.clone()].iter().enumerate() {
+                if i > 0 {
+                    ordered.push(b',');
+                }
+                self.put_in_order(member.clone(), ordered);
+            }
+            ordered.push(b'}');
+            at = object.range.end;
+        }
+        copy(&self.out[at..range.end], ordered);
+    }
+}
+
+fn copy(bytes: &[u8], ordered: &mut Vec<u8>) {
+    ordered.extend_from_slice(bytes);
+    work::done(bytes.len());
+}
+
+/// How many bytes were read, written or moved: what the tests compare instead of times.
+mod work {
+    #[cfg(test)]
+    std::thread_local! {
+        static DONE: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    }
+
+    #[cfg(test)]
+    pub(super) fn done(bytes: usize) {
+        DONE.set(DONE.get() + bytes);
+    }
+
+    #[cfg(not(test))]
+    pub(super) fn done(_: usize) {}
+
+    #[cfg(test)]
+    pub(super) fn of(what: impl FnOnce()) -> usize {
+        let before = DONE.get();
+        what();
+        DONE.get() - before
     }
 }
 
@@ -90,9 +306,17 @@ impl<'de> serde::Deserialize<'de> for Members<'de> {
 mod tests {
     use super::*;
 
+    fn canon(text: &str) -> Option<String> {
+        canonical(text.as_bytes(), &[]).map(|v| String::from_utf8(v).unwrap())
+    }
+
+    fn canon_without(pointers: &[&str], text: &str) -> Option<String> {
+        let pointers: Vec<_> = pointers.iter().map(|text| Pointer::parse("", text).unwrap()).collect();
+        canonical(text.as_bytes(), &pointers).map(|v| String::from_utf8(v).unwrap())
+    }
+
     #[test]
     fn canonical_form_ignores_order_space_and_escapes_only() {
-        let canon = |text: &str| canonical(text.as_bytes()).map(|v| String::from_utf8(v).unwrap());
         assert_eq!(
             canon(" { \"b\" : [ 1 , {\"y\":null,\"x\":true} ] , \"a\" : \"\\u0041\" } ").unwrap(),
             r#"{"a":"A","b":[1,{"x":true,"y":null}]}"#
@@ -104,11 +328,160 @@ mod tests {
         assert_eq!(canon("{"), None);
     }
 
+    /// The form is a part of what stored fingerprints mean.
+    #[test]
+    fn golden_canonical_forms() {
+        for (text, expected) in [
+            ("0", "0"),
+            (" -1.50E+3 ", "-1.50E+3"),
+            ("\t[ ]\n", "[]"),
+            ("{ }", "{}"),
+            ("[[],{},[{}]]", "[[],{},[{}]]"),
+            (r#""\u0041\/\"\\\n\u0001é\ud83d\ude00""#, r#""A/\"\\\n\u0001é😀""#),
+            (r##"{"":1,"\"":2,"!":3,"#":4}"##, r##"{"":1,"!":3,"\"":2,"#":4}"##),
+            (
+                r#"{"b":{"d":1,"c":{"f":[],"e":2}},"a":{"z":0,"y":0}}"#,
+                r#"{"a":{"y":0,"z":0},"b":{"c":{"e":2,"f":[]},"d":1}}"#,
+            ),
+            (
+                r#"[{"b":1,"a":2},{"a":1,"b":2},{"b":3,"a":{"d":4,"c":5}}]"#,
+                r#"[{"a":2,"b":1},{"a":1,"b":2},{"a":{"c":5,"d":4},"b":3}]"#,
+            ),
+            (r#"{"é":1,"z":2,"\u0061":3}"#, r#"{"a":3,"z":2,"é":1}"#),
+        ] {
+            assert_eq!(canon(text).as_deref(), Some(expected), "{text}");
+            assert_eq!(canon(expected).as_deref(), Some(expected), "the form of the form");
+        }
+    }
+
+    #[test]
+    fn contract_5_4_what_cannot_be_read_has_no_canonical_form() {
+        for text in [
+            "",
+            " ",
+            "{",
+            "[1,]",
+            "1 2",
+            "01",
+            "'a'",
+            "\"a\nb\"",
+            r#""\ud800""#,
+            r#"{"\udc00":1}"#,
+            r#"[{"a":"\ud800\u0041"}]"#,
+            r#"{"b":1,"a":2,"b":3}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"[{"x":{"a":1,"a":1}}]"#,
+        ] {
+            assert_eq!(canon(text), None, "{text}");
+        }
+        assert_eq!(canonical(b"\"\xff\"", &[]), None);
+        // What is left out must be readable as well.
+        assert_eq!(canon_without(&["/a"], r#"{"a":"\ud800"}"#), None);
+        assert_eq!(canon_without(&["/a"], r#"{"a":1,"a":2}"#), None);
+    }
+
+    #[test]
+    fn contract_5_4_values_are_left_out_wherever_they_are() {
+        for (pointers, text, expected) in [
+            (&["/a"][..], r#"{"a":1,"b":2}"#, r#"{"b":2}"#),
+            (&["/a"], r#"{"b":2,"a":1}"#, r#"{"b":2}"#),
+            (&["/a"], r#"{"a":{"x":[1,{"z":1,"y":2}]}}"#, "{}"),
+            (&["/a", "/c"], r#"{"d":4,"c":3,"b":2,"a":1}"#, r#"{"b":2,"d":4}"#),
+            (
+                &["/b/x"],
+                r#"{"b":{"y":2,"x":1},"a":{"x":1}}"#,
+                r#"{"a":{"x":1},"b":{"y":2}}"#,
+            ),
+            (&["/0"], "[1,2,3]", "[2,3]"),
+            (&["/0", "/2"], "[1,2,3]", "[2]"),
+            (&["/1/a"], r#"[{"a":1},{"a":1,"b":2}]"#, r#"[{"a":1},{"b":2}]"#),
+            (&["/0"], r#"{"1":"y","0":"x"}"#, r#"{"1":"y"}"#),
+            (&["/00", "/-", "/+1"], "[1,2]", "[1,2]"),
+            (&["/a", "/a/b"], r#"{"a":{"b":1}}"#, "{}"),
+            (&["/a~1b", "/c~0d"], r#"{"a/b":1,"c~d":2,"e":3}"#, r#"{"e":3}"#),
+            (&["/a"], r#"{"\u0061":1,"b":2}"#, r#"{"b":2}"#),
+            (&["/a/b"], r#"{"a":7}"#, r#"{"a":7}"#),
+            (&["/a"], "7", "7"),
+        ] {
+            assert_eq!(
+                canon_without(pointers, text).as_deref(),
+                Some(expected),
+                "{pointers:?} {text}"
+            );
+        }
+    }
+
     #[test]
     fn nesting_beyond_the_limit_is_refused_without_recursing_further() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        assert!(canonical(nested(MAX_DEPTH).as_bytes()).is_some());
-        assert!(canonical(nested(MAX_DEPTH + 1).as_bytes()).is_none());
-        assert!(canonical(nested(100_000).as_bytes()).is_none());
+        assert!(canonical(nested(MAX_DEPTH).as_bytes(), &[]).is_some());
+        assert!(canonical(nested(MAX_DEPTH + 1).as_bytes(), &[]).is_none());
+        assert!(canonical(nested(100_000).as_bytes(), &[]).is_none());
+    }
+
+    /// 2 MB, 62 deep, in the worst order: each level has its members the wrong way round.
+    #[test]
+    fn contract_5_4_a_nested_body_costs_as_much_as_a_flat_one() {
+        const SIZE: usize = 2_000_000;
+        let flat: String = (0..SIZE / 16).map(|n| format!(r#","{n:010}":1"#)).collect();
+        let flat = format!("{{{}}}", &flat[1..]);
+        let within = |open: &str, close: &str, inner: &str| format!("{}{inner}{}", open.repeat(62), close.repeat(62));
+        let filling = format!("\"{}\"", "x".repeat(SIZE));
+        let cost = |body: &str| {
+            work::of(|| {
+                canon(body).unwrap();
+            })
+        };
+        let of_flat = cost(&flat) as f64 / flat.len() as f64;
+        for (open, close) in [
+            ("[", "]"),
+            (r#"{"a":"#, "}"),
+            (r#"{"b":"#, r#","a":1}"#),
+            (r#"{"b":[],"a":"#, "}"),
+        ] {
+            let nested = within(open, close, &filling);
+            let of_nested = cost(&nested) as f64 / nested.len() as f64;
+            assert!(of_nested <= 1.5 * of_flat, "{open} {of_nested} {of_flat}");
+        }
+        assert!(
+            of_flat <= 4.0,
+            "each byte is checked, read, written and at most moved once: {of_flat}"
+        );
+    }
+
+    /// Against a model that sorts by building the value.
+    #[test]
+    fn the_form_agrees_with_a_parsed_value() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..2000 {
+            let text = value(&mut random, 4);
+            let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+            // serde_json's map is sorted by name.
+            assert_eq!(canon(&text), Some(parsed.to_string()), "{text}");
+        }
+    }
+
+    fn value(random: &mut fastrand::Rng, depth: usize) -> String {
+        let space = [" ", "", "\n"][random.usize(..3)];
+        let inner = |random: &mut fastrand::Rng| value(random, depth - 1);
+        let text = match random.usize(..if depth == 0 { 3 } else { 6 }) {
+            0 => random.u16(..).to_string(),
+            1 => format!("\"{}\"", random.alphabetic()),
+            2 => ["true", "null", "false"][random.usize(..3)].to_owned(),
+            3 => {
+                let values: Vec<_> = (0..random.usize(..4)).map(|_| inner(random)).collect();
+                format!("[{}]", values.join(","))
+            }
+            _ => {
+                let mut names: Vec<_> = ('a'..'f').collect();
+                random.shuffle(&mut names);
+                let members: Vec<_> = names[..random.usize(..5)]
+                    .iter()
+                    .map(|name| format!("\"{name}\"{space}:{}", inner(random)))
+                    .collect();
+                format!("{{{}}}", members.join(","))
+            }
+        };
+        format!("{space}{text}{space}")
     }
 }

@@ -5,5 +5,5 @@
 mod canonical;
 mod pointer;
 
-pub(crate) use canonical::{canonical, is_json};
+pub(crate) use canonical::canonical;
 pub(crate) use pointer::Pointer;

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use crate::error::ConfigError;
 
 /// A JSON pointer (RFC 6901), checked and split when the layer is built.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Pointer {
     tokens: Vec<String>,
 }
@@ -32,6 +32,25 @@ impl Pointer {
                 )
             })?;
         Ok(Self { tokens })
+    }
+
+    /// The name or index at each step of the way.
+    pub(crate) fn tokens(&self) -> &[String] {
+        &self.tokens
+    }
+
+    /// Whether it is the name of a field: of a form, which has no nesting.
+    pub(crate) fn is_name(&self, name: &str) -> bool {
+        matches!(&self.tokens[..], [token] if token == name)
+    }
+
+    /// The index that a token names in an array. RFC 6901, section 4: no leading zeros; `-` is the
+    /// element after the last, which is not there.
+    pub(super) fn index(token: &str) -> Option<usize> {
+        if token.starts_with(['0', '+']) && token != "0" {
+            return None;
+        }
+        token.parse().ok()
     }
 
     /// The raw text of the value at this pointer; `None` if there is nothing.
@@ -138,13 +157,7 @@ impl<'de> Visitor<'de> for Seek<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        // RFC 6901, section 4: no leading zeros; `-` names the element after the last, which is not there.
-        let canonical = |token: &String| token == "0" || !token.starts_with(['0', '+']);
-        let index = self
-            .tokens
-            .first()
-            .filter(|token| canonical(token))
-            .and_then(|t| t.parse().ok());
+        let index = self.tokens.first().and_then(|token| Pointer::index(token));
         let (mut at, mut found) = (0usize, None);
         loop {
             if Some(at) == index {
@@ -239,6 +252,20 @@ mod tests {
         for text in ["", "event_id", "/a~", "/a~2b"] {
             assert!(Pointer::parse("key", text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_way_deeper_than_the_parser_goes_cannot_be_read() {
+        let body = format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200));
+        let found = find(&"/a".repeat(200), &body);
+        assert!(matches!(found, Err(Unreadable::NotJson(_))), "{found:?}");
+        assert_eq!(
+            find(
+                &"/a".repeat(100),
+                &format!("{}1{}", r#"{"a":"#.repeat(100), "}".repeat(100))
+            ),
+            Ok(Some("1".into()))
+        );
     }
 
     #[test]

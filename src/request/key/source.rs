@@ -5,12 +5,12 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::CONTENT_ENCODING;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
 use super::text::{InvalidKey, KeyFormat, KeyText, check_length, check_text, is_placeholder, not_visible, unquote};
 use crate::error::ConfigError;
+use crate::request::content::is_encoded;
 use crate::request::header_name;
 use crate::request::json::Pointer;
 
@@ -22,10 +22,11 @@ type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Option<String>, InvalidKey> + Sen
 
 /// Where a request carries its key. The default is the header `Idempotency-Key`.
 ///
-/// Every key has 1 to [`max_key_length`](crate::IdempotencyLayerBuilder::max_key_length) bytes of visible ASCII and
-/// spaces, wherever it comes from. Values that only a bug in a client can send are refused: `undefined`, `null`,
-/// `None`, `nil`, `NaN`, `[object Object]`, an unfilled template (`{{key}}`, `${key}`), the nil UUID and the max UUID.
-/// A key that breaks a rule is `400` problem `invalid-key`.
+/// Every key has 1 to [`max_key_length`](crate::IdempotencyLayerBuilder::max_key_length) bytes of
+/// visible ASCII and spaces, wherever it comes from. Values that only a bug in a client can send
+/// are refused: `undefined`, `null`, `None`, `nil`, `NaN`, `[object Object]`, an unfilled template
+/// (`{{key}}`, `${key}`), the nil UUID and the max UUID. A key that breaks a rule is `400` problem
+/// `invalid-key`.
 ///
 /// | the key is in | source | is the body read for it? |
 /// |---|---|---|
@@ -69,7 +70,8 @@ impl Default for KeySource {
 impl KeySource {
     /// The header of that name.
     ///
-    /// A name that is not a header name (RFC 9110, section 5.1) is an error when the layer is built.
+    /// A name that is not a header name (RFC 9110, section 5.1) is an error when the layer is
+    /// built.
     #[must_use]
     pub fn header(name: &str) -> Self {
         Self::headers([name])
@@ -77,8 +79,8 @@ impl KeySource {
 
     /// The first of these headers that the request has.
     ///
-    /// A header that is present and invalid is `400` problem `invalid-key`; the next one is not tried. No name, or one
-    /// that is not a header name, is an error when the layer is built.
+    /// A header that is present and invalid is `400` problem `invalid-key`; the next one is not
+    /// tried. No name, or one that is not a header name, is an error when the layer is built.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
@@ -103,18 +105,19 @@ impl KeySource {
         )))
     }
 
-    /// The header `webhook-id` of [Standard Webhooks](https://www.standardwebhooks.com): the event's
-    /// id, the same at each delivery. Short for `header("webhook-id")`; see
+    /// The header `webhook-id` of [Standard Webhooks](https://www.standardwebhooks.com): the
+    /// event's id, the same at each delivery. Short for `header("webhook-id")`; see
     /// [`webhooks`](crate::IdempotencyLayerBuilder::webhooks).
     #[must_use]
     pub fn webhook_id() -> Self {
         Self::header("webhook-id")
     }
 
-    /// What the closure finds in the request's head. The body is not read for it; `None` is a missing key.
+    /// What the closure finds in the request's head. The body is not read for it; `None` is a
+    /// missing key.
     ///
-    /// The text of the error is the `detail` of the `400` problem `invalid-key`. A panic of the closure goes on to the
-    /// outer layers before anything is claimed.
+    /// The text of the error is the `detail` of the `400` problem `invalid-key`. A panic of the
+    /// closure goes on to the outer layers before anything is claimed.
     ///
     /// ```
     /// use tower_idempotency::{InvalidKey, KeySource};
@@ -140,20 +143,21 @@ impl KeySource {
     /// The string, or integer taken by its digits, at a JSON pointer (RFC 6901) into the body.
     ///
     /// Every request of a guarded method is buffered to look for it, up to
-    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). An empty body, or nothing at the
-    /// pointer, is a missing key. A body that cannot be read is `400` problem `invalid-key`: it is not JSON, has a
-    /// `Content-Encoding`, or has a member on the way more than once. A text that is not a JSON pointer is an error
-    /// when the layer is built.
+    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). An empty body, or
+    /// nothing at the pointer, is a missing key. A body that cannot be read is `400` problem
+    /// `invalid-key`: it is not JSON, has a `Content-Encoding`, or has a member on the way more
+    /// than once. A text that is not a JSON pointer is an error when the layer is built.
     #[must_use]
     pub fn json_pointer(pointer: &str) -> Self {
         Self::json_pointers([pointer])
     }
 
-    /// The values at several JSON pointers, joined: for example an event's code *and* its reference.
+    /// The values at several JSON pointers, joined: for example an event's code *and* its
+    /// reference.
     ///
-    /// Each value obeys the rules of [`json_pointer`](Self::json_pointer). All must be there, otherwise the key is
-    /// missing. The key is what [`join`](Self::join) makes of the values, in the order of the pointers. No pointer at
-    /// all is an error when the layer is built.
+    /// Each value obeys the rules of [`json_pointer`](Self::json_pointer). All must be there,
+    /// otherwise the key is missing. The key is what [`join`](Self::join) makes of the values, in
+    /// the order of the pointers. No pointer at all is an error when the layer is built.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
@@ -183,8 +187,9 @@ impl KeySource {
     ///
     /// Every request of a guarded method is buffered for it, up to
     /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body);
-    /// [`from_head`](Self::from_head) buffers nothing. The text of the error is the `detail` of the `400` problem
-    /// `invalid-key`. A panic of the closure goes on to the outer layers before anything is claimed.
+    /// [`from_head`](Self::from_head) buffers nothing. The text of the error is the `detail` of the
+    /// `400` problem `invalid-key`. A panic of the closure goes on to the outer layers before
+    /// anything is claimed.
     ///
     /// ```
     /// use tower_idempotency::{InvalidKey, KeySource};
@@ -205,8 +210,9 @@ impl KeySource {
 
     /// One key of several values, each with its length before it. A single value stays as it is.
     ///
-    /// No two different lists give the same key. [`json_pointers`](Self::json_pointers) joins in this way; use it in
-    /// your own closures and with [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot).
+    /// No two different lists give the same key. [`json_pointers`](Self::json_pointers) joins in
+    /// this way; use it in your own closures and with
+    /// [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot).
     ///
     /// ```
     /// use tower_idempotency::KeySource;
@@ -283,7 +289,8 @@ impl KeyRules {
         }
     }
 
-    /// The key in the head, if the source looks there. A key that is present but invalid is an error, an empty one too.
+    /// The key in the head, if the source looks there. A key that is present but invalid is an
+    /// error, an empty one too.
     ///
     /// The request is handed back: a closure sees its head on the way.
     pub(crate) fn in_head<B>(&self, request: Request<B>) -> (Request<B>, Result<Option<KeyText>, InvalidKey>) {
@@ -320,8 +327,9 @@ impl KeyRules {
         }
     }
 
-    /// The key that a text names: what a client sent, or what [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str)
-    /// says. Where keys are in headers, a text that begins with a quotation mark is quoted.
+    /// The key that a text names: what a client sent, or what
+    /// [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str) says. Where keys are in headers, a
+    /// text that begins with a quotation mark is quoted.
     pub(crate) fn of_text(&self, text: &str) -> Result<KeyText, InvalidKey> {
         let key = match &self.source.0 {
             Source::Headers(_) if text.starts_with('"') => unquote(text.as_bytes())?,
@@ -340,7 +348,8 @@ impl KeyRules {
     fn at_pointers(&self, pointers: &[Pointer], body: &[u8]) -> Result<Option<KeyText>, InvalidKey> {
         let mut values = Vec::with_capacity(pointers.len());
         for pointer in pointers {
-            // What cannot be read is refused even if another value is missing: a missing key lets the request pass.
+            // What cannot be read is refused even if another value is missing: a missing key lets
+            // the request pass.
             let value = pointer.find(body).map_err(|why| InvalidKey::new(why.to_string()))?;
             if let Some(value) = value {
                 let value = text_of(value.get())?;
@@ -423,16 +432,6 @@ fn refuse_placeholder(key: &str) -> Result<(), InvalidKey> {
         ));
     }
     Ok(())
-}
-
-/// Whether the body's bytes are not the content itself (RFC 9110, section 8.4).
-fn is_encoded(headers: &HeaderMap) -> bool {
-    let is_coding = |coding: &[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
-    headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .any(|coding| is_coding(coding.trim_ascii()))
 }
 
 /// A JSON value as a key: a string, or an integer by its digits.

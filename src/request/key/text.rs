@@ -14,7 +14,8 @@ pub enum KeyFormat {
     /// The quoted form of the draft and the bare form that SDKs send; both name the same key.
     #[default]
     Any,
-    /// Only a structured-field String (RFC 9651, section 3.3.3), as the draft's section 2.1 demands.
+    /// Only a structured-field String (RFC 9651, section 3.3.3), as the draft's section 2.1
+    /// demands.
     Structured,
     /// Only UUIDs in the form of RFC 9562, section 4, bare or quoted, of any version. The case of
     /// the digits does not count.
@@ -87,8 +88,9 @@ pub(super) fn check_length(key: &str, max_length: usize) -> Result<(), InvalidKe
     Ok(())
 }
 
-/// A value that only a bug in a client can send, in whatever case: an absent value turned into text, a template that
-/// was not filled in, the nil UUID or the max UUID (RFC 9562, sections 5.9 and 5.10).
+/// A value that only a bug in a client can send, in whatever case: an absent value turned into
+/// text, a template that was not filled in, the nil UUID or the max UUID (RFC 9562, sections 5.9
+/// and 5.10).
 ///
 /// Decided by the first byte for nearly every key.
 pub(super) fn is_placeholder(key: &str) -> bool {
