@@ -15,8 +15,16 @@ const CHANGING: [&str; 8] = [
     "Hawk",
 ];
 
+/// What nearly every client sends, in the spelling of the RFCs.
+fn is_usual(value: &[u8]) -> bool {
+    value.starts_with(b"Bearer ") || value.starts_with(b"Basic ")
+}
+
 /// The scheme of this value, if its credentials are others with every request.
 pub(crate) fn changing_scheme(value: &[u8]) -> Option<&'static str> {
+    if is_usual(value) {
+        return None;
+    }
     let scheme = scheme_of(value)?;
     if scheme.len() > 5 && scheme[..5].eq_ignore_ascii_case(b"AWS4-") {
         return Some(CHANGING[0]);
@@ -31,6 +39,9 @@ pub(crate) fn changing_scheme(value: &[u8]) -> Option<&'static str> {
 ///
 /// The common spelling stays as it is, without an allocation.
 pub(crate) fn with_scheme_in_one_case(value: &[u8]) -> Cow<'_, [u8]> {
+    if is_usual(value) {
+        return Cow::Borrowed(value);
+    }
     let Some([first, rest @ ..]) = scheme_of(value) else {
         return Cow::Borrowed(value);
     };

@@ -293,9 +293,10 @@ impl ScopeRules {
             source.write(parts, &mut digest, &mut doubts)?;
         }
         // An identity that the application found makes up for a missing `Authorization`.
-        doubts.overlooks_cookie &= !sources
-            .iter()
-            .any(|source| matches!(source, Source::Extension(..) | Source::Head(_)));
+        if doubts.overlooks_cookie {
+            let is_identity = |source: &Source| matches!(source, Source::Extension(..) | Source::Head(_));
+            doubts.overlooks_cookie = !sources.iter().any(is_identity);
+        }
         let (slot, tag) = digest.finish(key);
         Ok(Scoped { slot, tag, doubts })
     }

@@ -46,7 +46,7 @@ impl<S, St: Store> Exchange<S, St> {
     pub(crate) fn key_in(&self, body: &Bytes) -> Result<Option<KeyText>, Problem> {
         let config = &self.guard.config;
         match config.key.in_body(&self.parts, body).map_err(Problem::invalid_key)? {
-            Some(key) => Ok(Some(key)),
+            Some(key) => Ok(Some(KeyText::from(&*key))),
             None if config.require_key => Err(Problem::missing_key()),
             None => Ok(None),
         }

@@ -48,6 +48,7 @@ use crate::answer::Problem;
 use crate::body::{Collected, declares_more_than, drain};
 use crate::bounds::{GuardedBody, GuardedService};
 use crate::error::BoxError;
+use crate::request::key::KeyText;
 use crate::store::{Begin, Store, StoreError, StoreErrorKind};
 
 /// A request has arrived; `inner` is ready for it.
@@ -95,9 +96,17 @@ where
     St: Store,
 {
     let config = &guard.config;
-    let (request, found) = config.key.in_head(request);
+    let mut request = request;
+    let found = if config.key.source.is_of_head() {
+        let (parts, body) = request.into_parts();
+        let found = config.key.in_head(&parts);
+        request = Request::from_parts(parts, body);
+        found
+    } else {
+        config.key.in_headers(request.headers())
+    };
     let key = match found {
-        Ok(Some(key)) => Ok(Some(key)),
+        Ok(Some(key)) => Ok(Some(KeyText::from(&*key))),
         Ok(None) if config.key.source.needs_body() => Ok(None),
         Ok(None) if !config.require_key => return through(guard, inner, request),
         Ok(None) => Err(Problem::missing_key()),

@@ -55,6 +55,23 @@ impl<'a> Input<'a> {
 
 /// The output of a future that waits for nothing.
 pub(crate) fn at_once<F: Future>(future: F) -> F::Output {
+    // The layer refuses to work where there is no runtime.
+    thread_local! {
+        static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+    }
+    if tokio::runtime::Handle::try_current().is_ok() {
+        return poll_at_once(future);
+    }
+    RUNTIME.with(|runtime| {
+        let _inside = runtime.enter();
+        poll_at_once(future)
+    })
+}
+
+fn poll_at_once<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
         Poll::Pending => panic!("nothing here waits"),

@@ -80,7 +80,7 @@ impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A digest of a short body could be found by trying; a few bytes are enough to compare by
         // eye.
-        let [rule, kind, first, second, ..] = self.0;
-        write!(f, "Fingerprint({rule:02x}{kind:02x}:{first:02x}{second:02x}..)")
+        let [source, rule, first, second, ..] = self.0;
+        write!(f, "Fingerprint({source:02x}{rule:02x}:{first:02x}{second:02x}..)")
     }
 }

@@ -34,7 +34,15 @@ const CONTENT: u8 = 4;
 /// `None` if the body is not `multipart/form-data`, or is malformed.
 pub(super) fn digest_of(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) -> Option<[u8; 32]> {
     // Nearly every other body is told by its first byte.
-    if !body.starts_with(b"--") || is_encoded(headers) {
+    match body.starts_with(b"--") {
+        true => digest_of_form(headers, body, without),
+        false => None,
+    }
+}
+
+#[cold]
+fn digest_of_form(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) -> Option<[u8; 32]> {
+    if is_encoded(headers) {
         return None;
     }
     let boundary = multer::parse_boundary(content_type(headers)?).ok()?;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::text::{InvalidKey, KeyFormat, KeyText, check_length, check_text, is_placeholder, not_visible, unquote};
+use super::text::{InvalidKey, KeyFormat, check_length, check_text, is_placeholder, not_visible, unquote};
 use crate::error::ConfigError;
 use crate::request::content::is_encoded;
 use crate::request::header_name;
@@ -239,6 +239,11 @@ impl KeySource {
         key
     }
 
+    /// Whether a closure over the head finds the key.
+    pub(crate) fn is_of_head(&self) -> bool {
+        matches!(self.0, Source::Head(_))
+    }
+
     /// Whether the key can be told only from the buffered body.
     pub(crate) fn needs_body(&self) -> bool {
         matches!(self.0, Source::Pointers(_) | Source::Body(_))
@@ -289,27 +294,35 @@ impl KeyRules {
         }
     }
 
-    /// The key in the head, if the source looks there. A key that is present but invalid is an
+    /// The key in the headers, if the source looks there. A key that is present but invalid is an
     /// error, an empty one too.
-    ///
-    /// The request is handed back: a closure sees its head on the way.
-    pub(crate) fn in_head<B>(&self, request: Request<B>) -> (Request<B>, Result<Option<KeyText>, InvalidKey>) {
+    pub(crate) fn in_headers<'h>(&self, headers: &'h HeaderMap) -> Result<Option<Cow<'h, str>>, InvalidKey> {
+        let Source::Headers(Ok(names)) = &self.source.0 else {
+            return Ok(None);
+        };
+        for name in names {
+            let mut lines = headers.get_all(name).iter();
+            let Some(line) = lines.next() else { continue };
+            if lines.next().is_some() {
+                return Err(InvalidKey::new(
+                    "the key header appears more than once; send exactly one",
+                ));
+            }
+            return self.in_line(line).map(Some);
+        }
+        Ok(None)
+    }
+
+    /// The key that a closure finds in the head, if that is the source.
+    pub(crate) fn in_head(&self, parts: &Parts) -> Result<Option<Cow<'static, str>>, InvalidKey> {
         match &self.source.0 {
-            Source::Headers(Ok(names)) => {
-                let found = self.in_headers(names, request.headers());
-                (request, found)
-            }
-            Source::Head(find) => {
-                let (parts, body) = request.into_parts();
-                let found = find(&parts).and_then(|key| self.of_closure(key));
-                (Request::from_parts(parts, body), found)
-            }
-            Source::Headers(Err(_)) | Source::Pointers(_) | Source::Body(_) => (request, Ok(None)),
+            Source::Head(find) => self.of_closure(find(parts)?),
+            _ => Ok(None),
         }
     }
 
     /// The key in the buffered request, if the source needs the body.
-    pub(crate) fn in_body(&self, parts: &Parts, body: &Bytes) -> Result<Option<KeyText>, InvalidKey> {
+    pub(crate) fn in_body(&self, parts: &Parts, body: &Bytes) -> Result<Option<Cow<'static, str>>, InvalidKey> {
         match &self.source.0 {
             Source::Headers(_) | Source::Head(_) | Source::Pointers(Err(_)) => Ok(None),
             Source::Body(find) => find(parts, body).and_then(|key| self.of_closure(key)),
@@ -330,7 +343,7 @@ impl KeyRules {
     /// The key that a text names: what a client sent, or what
     /// [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str) says. Where keys are in headers, a
     /// text that begins with a quotation mark is quoted.
-    pub(crate) fn of_text(&self, text: &str) -> Result<KeyText, InvalidKey> {
+    pub(crate) fn of_text<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, InvalidKey> {
         let key = match &self.source.0 {
             Source::Headers(_) if text.starts_with('"') => unquote(text.as_bytes())?,
             _ => Cow::Borrowed(text),
@@ -339,13 +352,13 @@ impl KeyRules {
         self.check(key)
     }
 
-    fn of_closure(&self, key: Option<String>) -> Result<Option<KeyText>, InvalidKey> {
+    fn of_closure(&self, key: Option<String>) -> Result<Option<Cow<'static, str>>, InvalidKey> {
         let Some(key) = key else { return Ok(None) };
         check_text(&key, self.max_length)?;
         self.check(Cow::Owned(key)).map(Some)
     }
 
-    fn at_pointers(&self, pointers: &[Pointer], body: &[u8]) -> Result<Option<KeyText>, InvalidKey> {
+    fn at_pointers(&self, pointers: &[Pointer], body: &[u8]) -> Result<Option<Cow<'static, str>>, InvalidKey> {
         let mut values = Vec::with_capacity(pointers.len());
         for pointer in pointers {
             // What cannot be read is refused even if another value is missing: a missing key lets
@@ -364,21 +377,7 @@ impl KeyRules {
         self.check(Cow::Owned(KeySource::join(values))).map(Some)
     }
 
-    fn in_headers(&self, names: &[HeaderName], headers: &HeaderMap) -> Result<Option<KeyText>, InvalidKey> {
-        for name in names {
-            let mut lines = headers.get_all(name).iter();
-            let Some(line) = lines.next() else { continue };
-            if lines.next().is_some() {
-                return Err(InvalidKey::new(
-                    "the key header appears more than once; send exactly one",
-                ));
-            }
-            return self.in_line(line).map(Some);
-        }
-        Ok(None)
-    }
-
-    fn in_line(&self, line: &HeaderValue) -> Result<KeyText, InvalidKey> {
+    fn in_line<'h>(&self, line: &'h HeaderValue) -> Result<Cow<'h, str>, InvalidKey> {
         let bytes = line.as_bytes();
         if bytes.first() == Some(&b'"') {
             return self.check(unquote(bytes)?);
@@ -402,19 +401,19 @@ impl KeyRules {
     }
 
     /// Length and, if asked for, the form of a UUID; the characters are allowed ones.
-    fn check(&self, key: Cow<'_, str>) -> Result<KeyText, InvalidKey> {
+    fn check<'k>(&self, key: Cow<'k, str>) -> Result<Cow<'k, str>, InvalidKey> {
         check_length(&key, self.max_length)?;
         refuse_placeholder(&key)?;
         if self.format != KeyFormat::Uuid {
-            return Ok(KeyText::from(&*key));
+            return Ok(key);
         }
         // `try_parse` takes three more spellings; the length leaves only the one with hyphens.
         match uuid::Uuid::try_parse(&key) {
             Ok(_) if key.len() == uuid::fmt::Hyphenated::LENGTH => {
                 if key.bytes().any(|byte| byte.is_ascii_uppercase()) {
-                    Ok(KeyText::from(&*key.to_ascii_lowercase()))
+                    Ok(Cow::Owned(key.to_ascii_lowercase()))
                 } else {
-                    Ok(KeyText::from(&*key))
+                    Ok(key)
                 }
             }
             _ => Err(InvalidKey::new(
@@ -464,14 +463,7 @@ mod tests {
     fn head(format: KeyFormat, line: &[u8]) -> Result<Option<String>, InvalidKey> {
         let mut headers = HeaderMap::new();
         headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes(line).unwrap());
-        in_head(&rules(format), headers)
-    }
-
-    fn in_head(rules: &KeyRules, headers: HeaderMap) -> Result<Option<String>, InvalidKey> {
-        let mut request = Request::new(());
-        *request.headers_mut() = headers;
-        let (_, found) = rules.in_head(request);
-        found.map(|key| key.map(|key| key.as_str().to_owned()))
+        rules(format).in_headers(&headers).map(|key| key.map(Cow::into_owned))
     }
 
     const UUID: &str = "8e03978e-40d5-43dd-bc93-6894a57f9324";
@@ -545,7 +537,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
         headers.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
-        assert!(in_head(&rules(KeyFormat::Any), headers).is_err());
+        assert!(rules(KeyFormat::Any).in_headers(&headers).is_err());
     }
 
     #[test]
@@ -555,7 +547,7 @@ mod tests {
         let (parts, ()) = http::Request::new(()).into_parts();
         let find = |body: &str| {
             let found = rules.in_body(&parts, &Bytes::copy_from_slice(body.as_bytes()));
-            found.map(|key| key.map(|key| key.as_str().to_owned()))
+            found.map(|key| key.map(Cow::into_owned))
         };
         assert_eq!(find(r#"{"event_id":"evt_1"}"#), Ok(Some("evt_1".into())));
         assert_eq!(
