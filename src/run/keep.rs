@@ -84,8 +84,10 @@ where
                 return Response::from_parts(head, body);
             }
         };
-        // What failed has no effect to commit, whether its answer is kept or not.
-        let settled = if head.status.is_client_error() || head.status.is_server_error() {
+        // A failure has no effect to commit, whether its answer is stored or not. A sealed refusal is one
+        // that the application calls done.
+        let stored = outcome == Outcome::Executed;
+        let settled = if head.status.is_server_error() || stored && head.status.is_client_error() {
             claim.settle(settlement).await
         } else {
             claim.succeed(settlement).await

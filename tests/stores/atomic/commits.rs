@@ -6,6 +6,7 @@ on_both![
     a_success_commits_effect_and_record,
     streams_and_lost_bodies_commit_with_a_tombstone,
     seals,
+    stored_failures_have_no_effect,
     savepoints,
     a_handler_that_never_begins,
     through_dyn_store_and_arc,
@@ -83,6 +84,29 @@ async fn seals<B: Base>(base: B) {
         .send("/error", "error")
         .await
         .assert_problem(409, "outcome-unknown");
+}
+
+async fn stored_failures_have_no_effect<B: Base>(base: B) {
+    let by_policy = shop_with::<B, _>(base.store(), |builder| builder.policy(Policy::everything()));
+    let by_profile = shop_with::<B, _>(base.store(), |builder| builder.stripe());
+    for (shop, status) in [
+        (&by_policy, 402),
+        (&by_policy, 500),
+        (&by_profile, 402),
+        (&by_profile, 500),
+    ] {
+        let key = format!("{status}-{}", std::ptr::eq(shop, &by_policy));
+        let path = format!("/status/{status}");
+        let first = shop.send(&path, &key).await;
+        assert_eq!((first.status.as_u16(), first.outcome()), (status, "executed"));
+        assert_eq!(base.charges(&key).await, 0, "{key}: rolled back");
+        let retry = shop.send(&path, &key).await;
+        assert_eq!(
+            (retry.status.as_u16(), retry.outcome()),
+            (status, "replayed"),
+            "{key}: stored"
+        );
+    }
 }
 
 async fn savepoints<B: Base>(base: B) {
