@@ -87,6 +87,27 @@ impl Judge {
         })
     }
 
+    /// Whether trailers are needed beside the head, and the body is not.
+    pub(super) fn needs_trailers_alone(&self) -> bool {
+        self.needs_trailers() && !self.needs_body()
+    }
+
+    fn needs_trailers(&self) -> bool {
+        match self {
+            Self::Grpc => true,
+            Self::Either(both) => both.0.needs_trailers() || both.1.needs_trailers(),
+            _ => false,
+        }
+    }
+
+    fn needs_body(&self) -> bool {
+        match self {
+            Self::Whole(_) | Self::GraphQl => true,
+            Self::Either(both) => both.0.needs_body() || both.1.needs_body(),
+            _ => false,
+        }
+    }
+
     pub(super) fn by_whole(&self, response: &WholeResponse<'_>) -> Verdict {
         let store_if = |stored| if stored { Verdict::Store } else { Verdict::Release };
         match self {

@@ -242,6 +242,11 @@ impl Policy {
         self.judge.by_head(status, headers)
     }
 
+    /// Whether a response whose head is not enough can be judged when its body has ended, without the body.
+    pub(crate) fn judges_by_trailers(&self) -> bool {
+        self.judge.needs_trailers_alone()
+    }
+
     /// Judges a whole response, as the layer does after the handler's own [`Verdict`] and before it looks
     /// for a stream. For the tests of a policy.
     #[must_use]
