@@ -235,6 +235,21 @@ mod tests {
     }
 
     #[test]
+    fn contract_7_3_trailers_are_enough_unless_another_policy_needs_the_body() {
+        let either = |first, second| Judge::Either(Arc::new((first, second)));
+        for (judge, enough) in [
+            (Judge::Grpc, true),
+            (either(Judge::Success, Judge::Grpc), true),
+            (either(Judge::Grpc, Judge::GraphQl), false),
+            (Judge::GraphQl, false),
+            (Judge::Whole(Arc::new(|_| Verdict::Store)), false),
+            (Judge::Everything, false),
+        ] {
+            assert_eq!(judge.needs_trailers_alone(), enough);
+        }
+    }
+
+    #[test]
     fn contract_4_2_a_second_policy_is_asked_also_when_the_first_needs_the_whole() {
         let judge = Judge::Either(Arc::new((Judge::Grpc, Judge::Everything)));
         assert_eq!(judge.by_head(StatusCode::OK, &HeaderMap::new()), None);

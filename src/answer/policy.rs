@@ -103,7 +103,8 @@ impl Policy {
     }
 
     /// Stores a response whose `grpc-status`, in its headers or trailers, is 0, and releases every
-    /// other: a gRPC server reports failures with status 200.
+    /// other: a gRPC server reports failures with status 200. A response that is too large or takes too long
+    /// to be held leaves a tombstone if its trailers, when it ends, say 0.
     #[must_use]
     pub fn grpc() -> Self {
         Self::new(Judge::Grpc)

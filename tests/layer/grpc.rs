@@ -19,13 +19,15 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::server::NamedService;
-use tonic::service::{LayerExt, Routes};
+use tonic::service::{InterceptorLayer, LayerExt, Routes};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status, Streaming, client, server};
 use tonic_prost::ProstCodec;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_idempotency::{IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, MemoryStore, Store, Verdict};
+use tower_idempotency::{
+    IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, MemoryStore, ScopeSource, Store, Verdict,
+};
 
 use crate::support::store::Scripted;
 use crate::support::wait::watched;
@@ -701,6 +703,35 @@ async fn contract_7_3_a_long_response_goes_on_live_and_is_judged_when_it_ends() 
     assert_eq!(ledger.runs.get(), 3);
 }
 
+#[tokio::test]
+async fn contract_7_3_a_drained_response_is_judged_by_its_trailers() {
+    let layer = builder()
+        .response_body_within(Duration::from_millis(100))
+        .drain_streams(true);
+    let Served { ledger, client, .. } = serve(layer).await;
+    let gate = Gate::default();
+    ledger.acts([
+        Act::StopAndFail(gate.clone(), Code::Unavailable),
+        Act::Stop(gate.clone()),
+    ]);
+    drop(client.open_statement("k", "ab").await.unwrap());
+    gate.arrival().await;
+    assert_refused(client.statement("k", "ab").await, Code::Aborted, "in-flight", "1000");
+    gate.open_once();
+    let retry = eventually("the failed call frees its key", async || {
+        client.open_statement("k", "ab").await.ok()
+    });
+    drop(retry.await);
+    gate.arrival().await;
+    gate.open_once();
+    let done = eventually("the second call ends", async || {
+        let refused = client.statement("k", "ab").await.unwrap_err();
+        (refused.code() != Code::Aborted).then_some(refused)
+    });
+    assert_refused::<()>(Err(done.await), Code::AlreadyExists, "response-not-retained", "-1");
+    assert_eq!(ledger.runs.get(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn contract_7_3_a_slow_first_message_is_not_taken_for_a_stream() {
     let layer = builder().build().unwrap();
@@ -790,6 +821,47 @@ async fn contract_7_3_a_retry_after_a_lost_connection_gets_the_first_answer() {
     let retry = eventually("the call ends", async || client.call(PAY, "k", "10").await.ok()).await;
     assert!(is_replay(&retry));
     assert_eq!((retry.get_ref().text.as_str(), ledger.runs.get()), ("10 1", 1));
+}
+
+#[derive(Clone)]
+struct Tenant(String);
+
+/// Knows callers by their tokens, which change.
+fn authenticate(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let token = request
+        .metadata()
+        .get("authorization")
+        .and_then(|token| token.to_str().ok());
+    let tenant = token.and_then(|token| token.strip_prefix("Bearer ")?.split('.').next());
+    let tenant = Tenant(tenant.ok_or_else(|| Status::unauthenticated("no token"))?.to_owned());
+    request.extensions_mut().insert(tenant);
+    Ok(request)
+}
+
+#[tokio::test]
+async fn contract_7_3_an_interceptor_outside_says_whose_key_it_is() {
+    let scope = ScopeSource::extension(|tenant: &Tenant| tenant.0.clone());
+    let layer = builder().scope(scope).build().unwrap();
+    let ledger = Ledger::default();
+    let (address, incoming) = listen().await;
+    // The first layer is the outermost.
+    let mut server = Server::builder()
+        .layer(InterceptorLayer::new(authenticate))
+        .layer(layer);
+    tokio::spawn(server.add_service(ledger.clone()).serve_with_incoming(incoming));
+    let client = Client::to(address);
+    let pay = async |token: &str| {
+        let mut request = keyed("k", line("10"));
+        if !token.is_empty() {
+            request.metadata_mut().insert("authorization", token.parse().unwrap());
+        }
+        client.send(PAY, request).await
+    };
+    assert_eq!(pay("Bearer acme.1").await.unwrap().get_ref().text, "10 1");
+    assert_eq!(pay("").await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(pay("Bearer acme.2").await.unwrap().get_ref().text, "10 1");
+    assert_eq!(pay("Bearer other.1").await.unwrap().get_ref().text, "10 2");
+    assert_eq!(ledger.runs.get(), 2);
 }
 
 #[tokio::test]
