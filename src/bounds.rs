@@ -87,6 +87,14 @@ impl GuardedBody for axum::body::Body {
     }
 }
 
+#[cfg(feature = "tonic")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
+impl GuardedBody for tonic::body::Body {
+    fn from_buffered(data: Bytes) -> Self {
+        Self::new(Full::new(data))
+    }
+}
+
 /// An HTTP service that an [`IdempotencyLayer`](crate::IdempotencyLayer) can guard.
 ///
 /// It is implemented for every [`Service`] of [`http::Request`]s that is `Clone + Send + 'static`,

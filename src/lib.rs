@@ -81,6 +81,7 @@
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `axum` | yes | the extractor of [`IdempotencyKey`]; fingerprints over the original URI of nested routers |
+//! | `tonic` | no | the layer in tonic's `Server::builder().layer(…)`; see [`grpc`](IdempotencyLayerBuilder::grpc) |
 //! | `metrics` | no | counters by outcome, store latency, entries and bytes, through the `metrics` facade |
 //! | `client` | no | [`client`]: Tower layers that make keys and retry |
 //! | `reqwest` | no | `client::reqwest`: the same as a middleware of `reqwest-middleware` |

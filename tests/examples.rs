@@ -5,6 +5,8 @@ mod support;
 mod examples {
     #[cfg(target_os = "linux")]
     mod demo_page;
+    #[cfg(feature = "tonic")]
+    mod grpc;
     mod identity_verification;
     #[cfg(target_os = "linux")]
     mod resilient_client;

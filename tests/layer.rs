@@ -7,6 +7,8 @@ mod layer {
     mod composition;
     mod config;
     mod disconnect;
+    #[cfg(feature = "tonic")]
+    mod grpc;
     mod hostile;
     mod layers;
     mod leases;

@@ -87,6 +87,27 @@ impl Judge {
         })
     }
 
+    /// Whether trailers are needed beside the head, and the body is not.
+    pub(super) fn needs_trailers_alone(&self) -> bool {
+        self.needs_trailers() && !self.needs_body()
+    }
+
+    fn needs_trailers(&self) -> bool {
+        match self {
+            Self::Grpc => true,
+            Self::Either(both) => both.0.needs_trailers() || both.1.needs_trailers(),
+            _ => false,
+        }
+    }
+
+    fn needs_body(&self) -> bool {
+        match self {
+            Self::Whole(_) | Self::GraphQl => true,
+            Self::Either(both) => both.0.needs_body() || both.1.needs_body(),
+            _ => false,
+        }
+    }
+
     pub(super) fn by_whole(&self, response: &WholeResponse<'_>) -> Verdict {
         let store_if = |stored| if stored { Verdict::Store } else { Verdict::Release };
         match self {
@@ -211,6 +232,21 @@ mod tests {
         assert_eq!(whole(&judge, StatusCode::OK, &grpc, "", Some(&good)), Verdict::Store);
         assert_eq!(whole(&judge, StatusCode::OK, &grpc, "", Some(&bad)), Verdict::Release);
         assert_eq!(whole(&judge, StatusCode::OK, &grpc, "", None), Verdict::Release);
+    }
+
+    #[test]
+    fn contract_7_3_trailers_are_enough_unless_another_policy_needs_the_body() {
+        let either = |first, second| Judge::Either(Arc::new((first, second)));
+        for (judge, enough) in [
+            (Judge::Grpc, true),
+            (either(Judge::Success, Judge::Grpc), true),
+            (either(Judge::Grpc, Judge::GraphQl), false),
+            (Judge::GraphQl, false),
+            (Judge::Whole(Arc::new(|_| Verdict::Store)), false),
+            (Judge::Everything, false),
+        ] {
+            assert_eq!(judge.needs_trailers_alone(), enough);
+        }
     }
 
     #[test]

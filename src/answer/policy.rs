@@ -103,7 +103,8 @@ impl Policy {
     }
 
     /// Stores a response whose `grpc-status`, in its headers or trailers, is 0, and releases every
-    /// other: a gRPC server reports failures with status 200.
+    /// other: a gRPC server reports failures with status 200. A response that is too large or takes too long
+    /// to be held leaves a tombstone if its trailers, when it ends, say 0.
     #[must_use]
     pub fn grpc() -> Self {
         Self::new(Judge::Grpc)
@@ -240,6 +241,11 @@ impl Policy {
     /// Judges a response by its head. `None`: the whole response must be seen.
     pub(crate) fn verdict_on_head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Verdict> {
         self.judge.by_head(status, headers)
+    }
+
+    /// Whether a response whose head is not enough can be judged when its body has ended, without the body.
+    pub(crate) fn judges_by_trailers(&self) -> bool {
+        self.judge.needs_trailers_alone()
     }
 
     /// Judges a whole response, as the layer does after the handler's own [`Verdict`] and before it looks

@@ -5,6 +5,7 @@
 //! `code` member, which is the slug.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -218,6 +219,18 @@ impl Problem {
 
     pub(crate) fn invalid_key(invalid: InvalidKey) -> Self {
         Self::new(ProblemKind::InvalidKey, invalid.into_detail())
+    }
+
+    /// A gRPC call whose request goes on after its first message.
+    pub(crate) fn key_on_a_stream(within: Duration) -> Self {
+        Self::new(
+            ProblemKind::InvalidKey,
+            format!(
+                "The call has an idempotency key, but its request did not end within {within:?} of its first message, so \
+                 the method did not run. End the request before you wait for a response, or call a streaming method \
+                 without a key."
+            ),
+        )
     }
 
     pub(crate) fn scope_unavailable() -> Self {

@@ -33,10 +33,14 @@ enum Read {
 
 impl Read {
     fn len(&self) -> usize {
+        self.bytes().len()
+    }
+
+    fn bytes(&self) -> &[u8] {
         match self {
-            Self::Nothing => 0,
-            Self::One(bytes) => bytes.len(),
-            Self::Many(bytes) => bytes.len(),
+            Self::Nothing => &[],
+            Self::One(bytes) => bytes,
+            Self::Many(bytes) => bytes,
         }
     }
 
@@ -98,6 +102,11 @@ impl<B: Body<Data = Bytes>> Collect<B> {
     /// What was read and not handed out yet, and the rest of the body.
     pub(crate) fn into_parts(mut self) -> (Bytes, B) {
         (self.read.take(), self.body)
+    }
+
+    /// What was read and not handed out yet.
+    pub(crate) fn read(&self) -> &[u8] {
+        self.read.bytes()
     }
 
     /// The rest of the body, in place.

@@ -5,12 +5,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame};
 
 /// How a stream ended.
 pub(crate) enum StreamEnd<B> {
-    /// It was read to its end.
-    Complete,
+    /// It was read to its end, which had these trailers.
+    Complete(Option<Box<HeaderMap>>),
     /// It failed.
     Failed,
     /// It panicked.
@@ -47,9 +48,14 @@ impl<B: Body<Data = Bytes>> WatchedStream<B> {
             Ok(poll) => {
                 let frame = ready!(poll);
                 match &frame {
-                    None => self.end(StreamEnd::Complete),
+                    None => self.end(StreamEnd::Complete(None)),
                     Some(Err(_)) => self.end(StreamEnd::Failed),
-                    Some(Ok(_)) => {}
+                    // Nothing follows trailers, and a server may not ask.
+                    Some(Ok(frame)) => {
+                        if let Some(trailers) = frame.trailers_ref().cloned() {
+                            self.end(StreamEnd::Complete(Some(Box::new(trailers))));
+                        }
+                    }
                 }
                 Poll::Ready(frame)
             }
@@ -77,7 +83,7 @@ impl<B: Body> Drop for WatchedStream<B> {
         let Some(body) = self.body.take() else { return };
         // A server that knows where the body ends does not poll it once more.
         if body.is_end_stream() || body.size_hint().exact() == Some(0) {
-            self.end(StreamEnd::Complete);
+            self.end(StreamEnd::Complete(None));
         } else {
             self.end(StreamEnd::Dropped(body));
         }

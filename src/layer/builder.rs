@@ -179,16 +179,42 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// For a gRPC server. The key is the metadata entry `idempotency-key`. Only a call that ended with
-    /// `grpc-status: 0` is stored, with its trailers. Refusals are gRPC statuses with `grpc-message` and
-    /// `grpc-retry-pushback-ms`.
+    /// For a gRPC server, such as tonic's (feature `tonic`).
     ///
-    /// A call without the entry passes through untouched, streams too. A call with it is guarded as a
-    /// unary one: its request is read to the end before the method runs. If your clients send a key with
-    /// every call, name the streaming methods with [`pass_when`](Self::pass_when).
+    /// - The key is the metadata entry `idempotency-key`. A call without it passes through untouched.
+    /// - Only a call that ended with `grpc-status: 0` is stored, with its metadata and trailers.
+    /// - Refusals are gRPC statuses with `grpc-message`. `grpc-retry-pushback-ms` says when to retry; it is
+    ///   -1 where a retry makes no sense. `idempotency-problem` has the problem's slug.
     ///
-    /// [`policy`](Self::policy) and [`problem_response`](Self::problem_response) take precedence, before
-    /// or after this call.
+    /// # Streaming calls
+    ///
+    /// A server cannot see from a call whether its method streams. A streaming call *without* a key passes
+    /// through untouched. A call *with* a key is never run without protection, whatever its kind:
+    ///
+    /// - Its request is read to the end before the method runs. A call that streams its request is guarded
+    ///   if the client ends the request within 5 seconds of its first message
+    ///   ([`grpc_request_within`](Self::grpc_request_within)). If not, for example because the client waits
+    ///   for a response first, the call is refused with `INVALID_ARGUMENT` and the method does not run.
+    /// - Its response is held until it has ended, for up to 5 seconds
+    ///   ([`response_body_within`](Self::response_body_within)). A response that ends in time is stored with
+    ///   all its messages. A longer one goes on live and leaves a tombstone when it ends with
+    ///   `grpc-status: 0`; a retry then gets `ALREADY_EXISTS`.
+    ///
+    /// If your clients send a key with every call, name the streaming methods with
+    /// [`pass_when`](Self::pass_when). They then pass through untouched, and without protection.
+    ///
+    /// [`policy`](Self::policy), [`problem_response`](Self::problem_response) and `response_body_within` take
+    /// precedence, before or after this call.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// let idempotency = IdempotencyLayer::builder(MemoryStore::new()).grpc().build()?;
+    /// # #[cfg(feature = "tonic")]
+    /// let mut server = tonic::transport::Server::builder().layer(idempotency);
+    /// // server.add_service(PaymentsServer::new(payments)).serve(address).await
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn grpc(mut self) -> Self {
         self.chosen.profiles.push(Profile::Grpc);
         self
@@ -288,9 +314,20 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
 
     /// How long a response's body may take to be read once the handler has answered. One that takes
     /// longer is a stream: what there is of it goes out, the rest follows live, and it leaves a
-    /// tombstone. Default: 30 seconds. From 1 ms to 24 hours.
+    /// tombstone. Default: 30 seconds; for [`grpc`](Self::grpc) 5 seconds. From 1 ms to 24 hours.
     pub fn response_body_within(mut self, duration: Duration) -> Self {
-        self.config.response_body_within = duration;
+        self.chosen.response_body_within = Some(duration);
+        self
+    }
+
+    /// How long the request of a gRPC call with a key may go on after its first message. A call whose
+    /// request goes on for longer is a streaming call that cannot be guarded: it is refused with
+    /// `INVALID_ARGUMENT`, and its method does not run. The time that the first message takes does not
+    /// count. Default: 5 seconds. From 1 ms to 24 hours.
+    ///
+    /// Together with any profile but [`grpc`](Self::grpc), or none, it is an error of `build`.
+    pub fn grpc_request_within(mut self, duration: Duration) -> Self {
+        self.chosen.grpc_request_within = Some(duration);
         self
     }
 

@@ -61,11 +61,21 @@ where
                 StageProj::Through { future } => {
                     return future.poll(cx).map_ok(|response| response.map(ResponseBody::live));
                 }
-                StageProj::Reading { mut body, exchange } => {
-                    let collected = ready!(body.as_mut().poll(cx));
-                    let rest = body.body_mut().take();
-                    exchange.take().expect(TWICE).body_read(collected, rest)
-                }
+                StageProj::Reading {
+                    mut body,
+                    exchange,
+                    unary,
+                } => match body.as_mut().poll(cx) {
+                    Poll::Ready(collected) => {
+                        let rest = body.body_mut().take();
+                        exchange.take().expect(TWICE).body_read(collected, rest)
+                    }
+                    Poll::Pending => {
+                        ready!(exchange.as_ref().expect(TWICE).poll_streams(cx, unary, body.read()));
+                        let rest = body.body_mut().take();
+                        exchange.take().expect(TWICE).refuse_stream(rest)
+                    }
+                },
                 StageProj::Admitting { asked, exchange, body } => {
                     let answer = ready!(asked.poll(cx));
                     let exchange = exchange.take().expect(TWICE);

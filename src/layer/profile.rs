@@ -1,12 +1,18 @@
 //! The profiles, and how they and single options go together: an option that was given counts, before or
 //! after the profile.
 
+use std::time::Duration;
+
 use http::HeaderName;
 
 use crate::answer::{Policy, Rendering};
 use crate::error::ConfigError;
 use crate::request::{FingerprintSource, KeySource, ScopeSource};
 use crate::run::config::Config;
+
+/// A call's request ends with its first message, and so does a unary call's response. One that goes on for
+/// longer is a stream.
+const GRPC_STREAM_AFTER: Duration = Duration::from_secs(5);
 
 /// A set of options under one name.
 #[derive(Debug, Clone)]
@@ -39,6 +45,8 @@ pub(super) struct Chosen {
     pub(super) replay_header: Option<HeaderName>,
     pub(super) rendering: Option<Rendering>,
     pub(super) documentation: Option<Rendering>,
+    pub(super) response_body_within: Option<Duration>,
+    pub(super) grpc_request_within: Option<Duration>,
 }
 
 impl Chosen {
@@ -56,6 +64,12 @@ impl Chosen {
                 format!("`{}` was given before; use one profile for a layer", first.option()),
             ));
         }
+        if self.grpc_request_within.is_some() && !matches!(self.profiles[..], [Profile::Grpc]) {
+            return Err(ConfigError::new(
+                "grpc_request_within",
+                "it applies to gRPC calls only; use it together with `grpc`",
+            ));
+        }
         match self.profiles.pop() {
             None => {}
             Some(Profile::Stripe) => {
@@ -71,6 +85,8 @@ impl Chosen {
                 self.exclude_documentation("grpc")?;
                 self.policy.get_or_insert_with(Policy::grpc);
                 self.rendering.get_or_insert(Rendering::Grpc);
+                self.response_body_within.get_or_insert(GRPC_STREAM_AFTER);
+                self.grpc_request_within.get_or_insert(GRPC_STREAM_AFTER);
             }
             Some(Profile::Webhooks { sender, event_id }) => {
                 let twice = |option| {
@@ -99,6 +115,8 @@ impl Chosen {
             replay_header,
             rendering,
             documentation,
+            response_body_within,
+            grpc_request_within,
         } = self;
         set(&mut config.key.source, key);
         set(&mut config.scope.source, scope);
@@ -107,6 +125,8 @@ impl Chosen {
         set(&mut config.policy, policy);
         set(&mut config.replay_header, replay_header);
         set(&mut config.rendering, rendering.or(documentation));
+        set(&mut config.response_body_within, response_body_within);
+        config.grpc_request_within = grpc_request_within;
         Ok(config)
     }
 
@@ -124,5 +144,33 @@ impl Chosen {
 fn set<T>(option: &mut T, chosen: Option<T>) {
     if let Some(value) = chosen {
         *option = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contract_7_3_grpc_bounds_both_streams_and_an_option_takes_precedence() {
+        let grpc = || Chosen {
+            profiles: vec![Profile::Grpc],
+            ..Chosen::default()
+        };
+        let config = grpc().resolve(Config::default()).unwrap();
+        assert_eq!(config.response_body_within, GRPC_STREAM_AFTER);
+        assert_eq!(config.grpc_request_within, Some(GRPC_STREAM_AFTER));
+        let minute = Duration::from_secs(60);
+        let chosen = Chosen {
+            response_body_within: Some(minute),
+            grpc_request_within: Some(minute),
+            ..grpc()
+        };
+        let config = chosen.resolve(Config::default()).unwrap();
+        assert_eq!(config.response_body_within, minute);
+        assert_eq!(config.grpc_request_within, Some(minute));
+        let config = Chosen::default().resolve(Config::default()).unwrap();
+        assert_eq!(config.response_body_within, Duration::from_secs(30));
+        assert_eq!(config.grpc_request_within, None);
     }
 }

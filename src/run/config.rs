@@ -40,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) max_request_body: usize,
     pub(crate) max_response_body: usize,
     pub(crate) response_body_within: Duration,
+    /// How long the request of a gRPC call may go on after its first message. `None`: no request is one.
+    pub(crate) grpc_request_within: Option<Duration>,
     pub(crate) max_detached: usize,
     /// `None`: the handler runs to its end.
     pub(crate) cancel_on_disconnect: Option<Fate>,
@@ -111,6 +113,7 @@ impl Default for Config {
             max_request_body: 2 * 1024 * 1024,
             max_response_body: 1024 * 1024,
             response_body_within: Duration::from_secs(30),
+            grpc_request_within: None,
             max_detached: 1024,
             cancel_on_disconnect: None,
             replay_header: HeaderName::from_static("idempotency-replayed"),
@@ -153,6 +156,12 @@ impl Config {
             ("store_timeout", self.store_timeout, MIN, MAX_WAIT),
             ("response_body_within", self.response_body_within, MIN, MAX_WAIT),
             ("settle_within", self.settle_within, Duration::ZERO, MAX_WAIT),
+            (
+                "grpc_request_within",
+                self.grpc_request_within.unwrap_or(MIN),
+                MIN,
+                MAX_WAIT,
+            ),
         ] {
             if value < least || value > most {
                 return Err(ConfigError::new(

@@ -15,7 +15,7 @@ use super::config::Config;
 use super::ended::{Disconnected, Ended, Panic, to_its_end};
 use super::settlement::{Settled, Settlement, Undone};
 use super::store_call::within;
-use super::stream::held_by_stream;
+use super::stream::{AtEnd, held_by_stream};
 use crate::answer::{Fate, Outcome, Problem, Verdict, WholeResponse};
 use crate::body::{Collect, Collected, ResponseBody, declares_more_than};
 use crate::store::{Record, Store};
@@ -72,14 +72,22 @@ where
                 body,
                 panicked,
             } => (settlement, outcome, body, panicked),
-            Read::Stream { read, rest } if claim.has_begun_work() => {
+            Read::Stream { read, rest, .. } if claim.has_begun_work() => {
                 // A transaction cannot wait for a stream: it is committed with the tombstone now.
                 let (settlement, outcome) = claim.settlement_of(Fate::Seal, not_retained(&head));
                 (settlement, outcome, ResponseBody::overflowed(read, rest), None)
             }
-            Read::Stream { read, rest } => {
+            Read::Stream {
+                read,
+                rest,
+                by_trailers,
+            } => {
                 tally(claim, Outcome::Sealed);
-                let body = held_by_stream(claim.hand_on(), not_retained(&head)(claim.fingerprint), read, rest);
+                let at_end = AtEnd {
+                    done: not_retained(&head)(claim.fingerprint),
+                    head: by_trailers.then(|| Box::new((head.status, head.headers.clone()))),
+                };
+                let body = held_by_stream(claim.hand_on(), at_end, read, rest);
                 head.extensions.insert(Outcome::Sealed);
                 return Response::from_parts(head, body);
             }
@@ -115,7 +123,12 @@ enum Read<RB: Body> {
         panicked: Option<Panic>,
     },
     /// The response is a stream: what was read of it, and the rest.
-    Stream { read: [Bytes; 2], rest: Pin<Box<RB>> },
+    Stream {
+        read: [Bytes; 2],
+        rest: Pin<Box<RB>>,
+        /// Whether it is still to be judged, by its trailers.
+        by_trailers: bool,
+    },
 }
 
 /// The tombstone of a response that was not stored. What failed leaves in doubt what was done.
@@ -167,10 +180,12 @@ where
         Some(Verdict::Seal) => return settle(Fate::Seal, ResponseBody::live(body), head),
         Some(Verdict::Store | Verdict::StoreFor(_)) | None => {}
     }
+    let by_trailers = verdict.is_none() && config.policy.judges_by_trailers();
     if config.policy.is_stream(&head.headers) {
         return Read::Stream {
             read: [Bytes::new(), Bytes::new()],
             rest: Box::pin(body),
+            by_trailers,
         };
     }
     // The bodies of applications may panic wherever they are asked.
@@ -196,6 +211,13 @@ where
                 Err(panic) => return end_by_panic(panic),
             }
         }
+        Ok(Ended::Returned(Collected::TooLarge { data, next })) if lost == Fate::Seal && by_trailers => {
+            return Read::Stream {
+                read: [data, next],
+                rest: collect.into_parts().1,
+                by_trailers,
+            };
+        }
         Ok(Ended::Returned(Collected::TooLarge { data, next })) => {
             return settle(
                 lost,
@@ -211,7 +233,11 @@ where
             let (data, rest) = collect.into_parts();
             let read = [data, Bytes::new()];
             return match lost {
-                Fate::Seal => Read::Stream { read, rest },
+                Fate::Seal => Read::Stream {
+                    read,
+                    rest,
+                    by_trailers,
+                },
                 fate => settle(fate, ResponseBody::overflowed(read, rest), head),
             };
         }

@@ -18,6 +18,7 @@ pub(crate) mod config;
 mod detach;
 mod ended;
 pub(crate) mod exchange;
+mod grpc;
 pub(crate) mod guard;
 mod handler;
 mod keep;

@@ -6,6 +6,7 @@ use pin_project_lite::pin_project;
 
 use super::detach::{Admitting, Running};
 use super::exchange::Exchange;
+use super::grpc::UnaryRequest;
 use crate::body::{Collect, ResponseBody, Unread};
 use crate::bounds::{GuardedBody, GuardedService};
 use crate::store::Store;
@@ -22,7 +23,12 @@ pin_project! {
         // service's own future.
         Through { #[pin] future: S::Future },
         // Reading the request's body. Dropped here, nothing has happened yet.
-        Reading { #[pin] body: Collect<Unread<B>>, exchange: Option<Box<Exchange<S, St>>> },
+        Reading {
+            #[pin] body: Collect<Unread<B>>,
+            exchange: Option<Box<Exchange<S, St>>>,
+            // For a gRPC call whose request did not come at once.
+            unary: Option<Box<UnaryRequest>>,
+        },
         // The store is asked, or the outcome of another request is awaited. Dropped here, a claim is
         // given back.
         Admitting { asked: Admitting<St>, exchange: Option<Box<Exchange<S, St>>>, body: Bytes },
@@ -44,6 +50,7 @@ where
         Self::Reading {
             body: Collect::new(Unread::new(body), limit),
             exchange: Some(exchange),
+            unary: None,
         }
     }
 

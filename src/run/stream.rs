@@ -1,24 +1,34 @@
 //! A response that is a stream: its claim is held until the stream ends, and then sealed.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::ready;
 
 use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 use http_body::Body;
 
 use super::claim::Claim;
 use super::ended::{Ended, to_its_end};
 use super::settlement::Settlement;
-use crate::answer::Fate;
+use crate::answer::{Fate, Verdict, WholeResponse};
 use crate::body::{ResponseBody, StreamEnd};
 use crate::store::{Record, Store};
 
-/// The body of a stream. `done` is kept if the stream is read to its end; else the outcome is unknown.
+/// What is kept of a stream that is read to its end.
+pub(crate) struct AtEnd {
+    /// The tombstone.
+    pub(crate) done: Record,
+    /// The head, if the trailers decide whether the tombstone is kept.
+    pub(crate) head: Option<Box<(StatusCode, HeaderMap)>>,
+}
+
+/// The body of a stream. If it is not read to its end, the outcome is unknown.
 pub(crate) fn held_by_stream<RB, St>(
     claim: Claim<St>,
-    done: Record,
+    at_end: AtEnd,
     read: [Bytes; 2],
     rest: Pin<Box<RB>>,
 ) -> ResponseBody<RB>
@@ -27,19 +37,19 @@ where
     St: Store,
 {
     // Behind a lock only so that a body that is `Sync` stays so.
-    let held = Mutex::new((claim, done));
+    let held = Mutex::new((claim, at_end));
     let settle = move |end: StreamEnd<RB>| {
-        let (claim, done) = held.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (claim, at_end) = held.into_inner().unwrap_or_else(PoisonError::into_inner);
         let guard = Arc::clone(&claim.guard);
         let config = &guard.config;
         match end {
-            StreamEnd::Complete => complete(claim, done),
+            StreamEnd::Complete(trailers) => complete(claim, at_end, trailers.as_deref()),
             StreamEnd::Failed => unknown(claim, Fate::Seal),
             StreamEnd::Panicked => unknown(claim, config.policy.on_panic),
             StreamEnd::Dropped(rest) => match config.cancel_on_disconnect {
                 Some(fate) => unknown(claim, fate),
                 None if config.drain_streams && !guard.is_overloaded() => {
-                    guard.adopt(None, drain_and_settle(claim, done, rest));
+                    guard.adopt(None, drain_and_settle(claim, at_end, rest));
                 }
                 None => unknown(claim, Fate::Seal),
             },
@@ -49,16 +59,17 @@ where
 }
 
 /// Reads a stream to its end in the place of the client that left.
-async fn drain_and_settle<RB, St>(claim: Claim<St>, done: Record, mut rest: Pin<Box<RB>>)
+async fn drain_and_settle<RB, St>(claim: Claim<St>, at_end: AtEnd, mut rest: Pin<Box<RB>>)
 where
     RB: Body<Data = Bytes>,
     St: Store,
 {
+    let mut trailers = None;
     let end = {
         let mut drain = std::pin::pin!(poll_fn(|cx| {
             loop {
                 match ready!(rest.as_mut().poll_frame(cx)) {
-                    Some(Ok(_)) => {}
+                    Some(Ok(frame)) => trailers = frame.into_trailers().ok().or(trailers.take()),
                     Some(Err(_)) => return std::task::Poll::Ready(false),
                     None => return std::task::Poll::Ready(true),
                 }
@@ -67,7 +78,7 @@ where
         to_its_end(drain.as_mut(), None).await
     };
     match end {
-        Ended::Returned(true) => complete(claim, done),
+        Ended::Returned(true) => complete(claim, at_end, trailers.as_ref()),
         Ended::Panicked(_) => {
             let fate = claim.guard.config.policy.on_panic;
             unknown(claim, fate);
@@ -76,9 +87,34 @@ where
     }
 }
 
-fn complete<St: Store>(claim: Claim<St>, record: Record) {
-    let ttl = claim.guard.config.ttl;
-    claim.settle_detached(Settlement::Complete { record, ttl });
+fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&HeaderMap>) {
+    let AtEnd { done: record, head } = at_end;
+    let config = &claim.guard.config;
+    let verdict = head.map(|head| {
+        let ended = WholeResponse {
+            status: head.0,
+            headers: &head.1,
+            body: &Bytes::new(),
+            trailers,
+        };
+        catch_unwind(AssertUnwindSafe(|| config.policy.verdict(&ended)))
+    });
+    let verdict = match verdict.transpose() {
+        Ok(verdict) => verdict,
+        Err(_panic) => {
+            let fate = config.policy.on_panic;
+            return unknown(claim, fate);
+        }
+    };
+    let settlement = match verdict {
+        Some(Verdict::Release) => claim.settlement_of(Fate::Release, |_| record).0,
+        Some(Verdict::Reopen) => claim.settlement_of(Fate::Reopen, |_| record).0,
+        Some(Verdict::Store | Verdict::StoreFor(_) | Verdict::Seal) | None => Settlement::Complete {
+            record,
+            ttl: config.ttl,
+        },
+    };
+    claim.settle_detached(settlement);
 }
 
 fn unknown<St: Store>(claim: Claim<St>, fate: Fate) {

@@ -47,6 +47,9 @@ fn durations_that_cannot_work_are_refused() {
         assert_refused(builder().settle_within(wrong), "settle_within");
         assert_refused(builder().response_body_within(wrong), "response_body_within");
     }
+    for wrong in [Duration::ZERO, TINY, DAY + MILLI, Duration::MAX] {
+        assert_refused(builder().grpc().grpc_request_within(wrong), "grpc_request_within");
+    }
     let error = assert_refused(builder().ttl(Duration::ZERO), "ttl");
     assert!(
         error.to_string().contains("1ms"),
@@ -65,6 +68,14 @@ fn durations_at_their_bounds_are_accepted() {
     for value in [Duration::ZERO, DAY] {
         builder().wait(value).settle_within(value).build().unwrap();
     }
+}
+
+#[test]
+fn an_option_for_grpc_needs_its_profile() {
+    let within = Duration::from_secs(1);
+    assert_refused(builder().grpc_request_within(within), "grpc_request_within");
+    assert_refused(builder().stripe().grpc_request_within(within), "grpc_request_within");
+    builder().grpc_request_within(within).grpc().build().unwrap();
 }
 
 #[test]
