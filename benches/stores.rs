@@ -30,7 +30,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::sqlite::SqlitePool;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::store::sql::{PostgresStore, SqliteStore};
-use tower_idempotency::store::{Begin, Begun, RedisStore, Token};
+use tower_idempotency::store::{ClaimOutcome, ClaimRequest, RedisStore, Token};
 use tower_idempotency::{Fingerprint, IdempotencyLayer, Slot, Store};
 use uuid::Uuid;
 
@@ -83,8 +83,8 @@ fn fresh() -> Slot {
     Slot::from_bytes(bytes)
 }
 
-fn begin(slot: Slot) -> Begin {
-    Begin::new(slot, Fingerprint::from_bytes([7; 16])).with_ttl(Duration::from_secs(3600))
+fn begin(slot: Slot) -> ClaimRequest {
+    ClaimRequest::new(slot, Fingerprint::from_bytes([7; 16])).with_ttl(Duration::from_secs(3600))
 }
 
 fn request(key: &str) -> Request<Body> {
@@ -109,7 +109,7 @@ async fn cases<S: Store + Clone>(store: S) -> Vec<Case> {
     };
 
     let done = begin(fresh());
-    assert!(matches!(store.begin(&done).await, Ok(Begun::Started { .. })));
+    assert!(matches!(store.begin(&done).await, Ok(ClaimOutcome::Started { .. })));
     let record =
         tower_idempotency::store::Record::of_response(done.fingerprint, &Response::new(Bytes::from_static(ANSWER)));
     store
@@ -137,7 +137,7 @@ async fn cases<S: Store + Clone>(store: S) -> Vec<Case> {
             let store = replay.clone();
             async move {
                 let again = done.with_token(Token::random());
-                assert!(matches!(store.begin(&again).await, Ok(Begun::Done(_))));
+                assert!(matches!(store.begin(&again).await, Ok(ClaimOutcome::Done(_))));
             }
         }),
         Case::new("layer: first request", move |_| {

@@ -14,7 +14,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::time::advance;
 use tower_idempotency::Fingerprint;
 use tower_idempotency::store::{
-    Begin, Begun, Held, Inspect, MemoryStats, MemoryStore, Record, ScopeTag, Slot, Store, Token,
+    ClaimOutcome, ClaimRequest, Held, Inspect, MemoryStats, MemoryStore, Record, ScopeTag, Slot, Store, Token,
 };
 
 #[global_allocator]
@@ -102,12 +102,12 @@ fn record(answer: usize) -> Record {
 }
 
 fn claim(store: &MemoryStore, scope: u32, n: u64, lease: Duration, ttl: Duration) {
-    let begin = Begin::new(slot(n), PRINT)
+    let begin = ClaimRequest::new(slot(n), PRINT)
         .with_scope(ScopeTag::new(scope))
         .with_token(Token(n))
         .with_lease(lease)
         .with_ttl(ttl);
-    assert_eq!(now(store.begin(&begin)).unwrap(), Begun::started(1));
+    assert_eq!(now(store.begin(&begin)).unwrap(), ClaimOutcome::started(1));
 }
 
 fn keep(store: &MemoryStore, scope: u32, n: u64, answer: usize, ttl: Duration) {

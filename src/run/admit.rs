@@ -16,14 +16,14 @@ use super::ended::Disconnected;
 use super::guard::Guard;
 use super::pauses::Pauses;
 use super::store_call::{Watch, at_once, bounded};
-use crate::store::{Begin, Begun, Held, Store, StoreError, StoreErrorKind, Token};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, Store, StoreError, StoreErrorKind, Token};
 
 /// What the store decided.
 pub(crate) enum Admission<St: Store> {
     /// The handler is to run.
     Started(Claim<St>),
     /// It is not.
-    Found(Begun),
+    Found(ClaimOutcome),
     /// The slot is claimed for this very request, by a layer further out on the same store.
     HeldOutside,
 }
@@ -34,9 +34,9 @@ pub(crate) type OuterTokens = SmallVec<[Token; 1]>;
 /// A question to the store.
 pub(crate) type Question<St> = Pin<Box<dyn Future<Output = Result<Admission<St>, StoreError>> + Send>>;
 
-fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &Begin, begun: Begun) -> Admission<St> {
+fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &ClaimRequest, begun: ClaimOutcome) -> Admission<St> {
     match begun {
-        Begun::Started { attempt } => Admission::Started(Claim::new(Arc::clone(guard), begin, attempt)),
+        ClaimOutcome::Started { attempt } => Admission::Started(Claim::new(Arc::clone(guard), begin, attempt)),
         begun => Admission::Found(begun),
     }
 }
@@ -44,7 +44,7 @@ fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &Begin, begun: Begun) -> 
 /// Asks a store that answers at once, without a box for the wait.
 pub(crate) fn admit_now<St: Store>(
     guard: &Arc<Guard<St>>,
-    begin: &Begin,
+    begin: &ClaimRequest,
     outer: &[Token],
 ) -> Option<Result<Admission<St>, StoreError>> {
     if !St::IN_PROCESS {
@@ -65,7 +65,7 @@ pub(crate) fn admit_now<St: Store>(
     }
     match answer {
         // The wait needs its box.
-        Ok(Begun::InFlight { .. }) if !guard.config.wait.is_zero() => None,
+        Ok(ClaimOutcome::InFlight { .. }) if !guard.config.wait.is_zero() => None,
         answer => Some(
             answer
                 .inspect_err(|error| take_back(guard, *begin, error))
@@ -77,7 +77,7 @@ pub(crate) fn admit_now<St: Store>(
 /// Asks the store; if it is told to wait, until the other's outcome is there or the wait is over.
 pub(crate) async fn admit<St: Store>(
     guard: Arc<Guard<St>>,
-    begin: Begin,
+    begin: ClaimRequest,
     outer: OuterTokens,
     disconnected: Disconnected,
 ) -> Result<Admission<St>, StoreError> {
@@ -104,14 +104,14 @@ pub(crate) async fn admit<St: Store>(
                 claim.hold(asked).await;
                 return Ok(Admission::Started(claim));
             }
-            Admission::Found(Begun::InFlight { lease_left }) if !nobody_waits => lease_left,
+            Admission::Found(ClaimOutcome::InFlight { lease_left }) if !nobody_waits => lease_left,
             admission => return Ok(admission),
         };
         let left = deadline
             .get_or_insert_with(|| Instant::now() + config.wait)
             .saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Ok(Admission::Found(Begun::InFlight { lease_left }));
+            return Ok(Admission::Found(ClaimOutcome::InFlight { lease_left }));
         }
         let nap = left.min(lease_left).max(Duration::from_millis(1));
         let mut changed = pin!(tokio::time::timeout(nap, guard.store.changed(&begin.slot, round)));
@@ -126,8 +126,11 @@ pub(crate) async fn admit<St: Store>(
 }
 
 /// Whether the claim that was found may be the one of a layer further out.
-fn may_be_held_outside(begun: &Begun) -> bool {
-    matches!(begun, Begun::InFlight { .. } | Begun::Mismatch | Begun::OutcomeUnknown)
+fn may_be_held_outside(begun: &ClaimOutcome) -> bool {
+    matches!(
+        begun,
+        ClaimOutcome::InFlight { .. } | ClaimOutcome::Mismatch | ClaimOutcome::OutcomeUnknown
+    )
 }
 
 /// After a `begin` whose answer was lost: finds out in the background whether it took effect, and
@@ -135,7 +138,7 @@ fn may_be_held_outside(begun: &Begun) -> bool {
 ///
 /// Asking again under the same token is safe, whatever became of the first question. It is not
 /// waited for at shutdown: a claim that stays behind lapses.
-fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: Begin, error: &StoreError) {
+fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: ClaimRequest, error: &StoreError) {
     let lost = matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable);
     let config = &guard.config;
     // An outage must not pile up work; the claims of those beyond the bound lapse.
@@ -151,7 +154,7 @@ fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: Begin, error: &StoreError
             pauses.wait().await;
             let asked = pin!(owner.store.begin(&begin));
             match bounded("begin", owner.config.claim_timeout(), asked).await {
-                Ok(Begun::Started { attempt }) => {
+                Ok(ClaimOutcome::Started { attempt }) => {
                     let mut claim = Claim::new(Arc::clone(&owner), &begin, attempt);
                     return claim.give_back().await;
                 }

@@ -14,7 +14,7 @@ use super::settlement::{Settled, Settlement, Undone, apply};
 use super::store_call::{Watch, at_once, bounded, warn_of, within};
 use crate::answer::{Fate, Outcome};
 use crate::request::{Fingerprint, Slot};
-use crate::store::{Begin, Commit, Held, Record, Store, StoreError, StoreErrorKind, Token, UnitOfWork};
+use crate::store::{ClaimRequest, Commit, Held, Record, Store, StoreError, StoreErrorKind, Token, UnitOfWork};
 
 /// A claim on a slot. It must be settled; one that is dropped unsettled lapses, and that is logged.
 pub(crate) struct Claim<St: Store> {
@@ -30,7 +30,7 @@ pub(crate) struct Claim<St: Store> {
 }
 
 impl<St: Store> Claim<St> {
-    pub(crate) fn new(guard: Arc<Guard<St>>, begin: &Begin, attempt: u32) -> Self {
+    pub(crate) fn new(guard: Arc<Guard<St>>, begin: &ClaimRequest, attempt: u32) -> Self {
         Self {
             guard,
             slot: begin.slot,

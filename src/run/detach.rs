@@ -17,19 +17,19 @@ use super::ended::Disconnected;
 use super::guard::Guard;
 use super::handler::Run;
 use crate::body::ResponseBody;
-use crate::store::{Begin, Store, StoreError};
+use crate::store::{ClaimRequest, Store, StoreError};
 
 /// A question to a store that does not answer at once.
 pub(crate) struct Admitting<St: Store> {
     answer: Option<Question<St>>,
     disconnected: Disconnected,
     guard: Arc<Guard<St>>,
-    pub(crate) begin: Begin,
+    pub(crate) begin: ClaimRequest,
     home: Option<Handle>,
 }
 
 impl<St: Store> Admitting<St> {
-    pub(crate) fn new(guard: Arc<Guard<St>>, begin: Begin, outer: OuterTokens) -> Self {
+    pub(crate) fn new(guard: Arc<Guard<St>>, begin: ClaimRequest, outer: OuterTokens) -> Self {
         let disconnected = Disconnected::default();
         Self {
             answer: Some(Box::pin(admit(

@@ -22,7 +22,7 @@ use crate::request::key::KeyText;
 use crate::request::scope::Scoped;
 use crate::request::{IdempotencyKey, ScopeTag, Slot};
 use crate::store::record::Opened;
-use crate::store::{Begin, Begun, Store, StoreError, Token};
+use crate::store::{ClaimOutcome, ClaimRequest, Store, StoreError, Token};
 
 /// A guarded request on its way to a decision.
 pub(crate) struct Exchange<S, St> {
@@ -110,10 +110,10 @@ impl<S, St: Store> Exchange<S, St> {
     }
 
     /// The claim to ask for. `None` if the request was not identified.
-    pub(crate) fn claim(&self, body: &Bytes) -> Option<Begin> {
+    pub(crate) fn claim(&self, body: &Bytes) -> Option<ClaimRequest> {
         let config = &self.guard.config;
         let identity = self.identity.as_ref()?;
-        Some(Begin {
+        Some(ClaimRequest {
             slot: identity.slot,
             scope: identity.scope,
             fingerprint: config.fingerprint.of(&self.parts, body),
@@ -127,15 +127,17 @@ impl<S, St: Store> Exchange<S, St> {
     }
 
     /// Answers without running: from what the store found.
-    pub(crate) fn answer<RB>(&self, begun: Begun) -> Result<Response<ResponseBody<RB>>, StoreError>
+    pub(crate) fn answer<RB>(&self, begun: ClaimOutcome) -> Result<Response<ResponseBody<RB>>, StoreError>
     where
         RB: Body<Data = Bytes>,
     {
         let record = match begun {
-            Begun::Done(record) => record,
-            Begun::Mismatch => return Ok(self.refuse(Problem::key_reused())),
-            Begun::OutcomeUnknown => return Ok(self.refuse(Problem::outcome_unknown())),
-            Begun::InFlight { .. } | Begun::Started { .. } => return Ok(self.refuse(Problem::in_flight())),
+            ClaimOutcome::Done(record) => record,
+            ClaimOutcome::Mismatch => return Ok(self.refuse(Problem::key_reused())),
+            ClaimOutcome::OutcomeUnknown => return Ok(self.refuse(Problem::outcome_unknown())),
+            ClaimOutcome::InFlight { .. } | ClaimOutcome::Started { .. } => {
+                return Ok(self.refuse(Problem::in_flight()));
+            }
         };
         Ok(match record.open()? {
             Opened::NotRetained { status, locations } => {

@@ -21,7 +21,7 @@ use super::reconcile::reconcile;
 use crate::answer::{Fate, Outcome, Problem, Verdict};
 use crate::body::ResponseBody;
 use crate::bounds::{GuardedBody, GuardedService};
-use crate::store::{Begin, Record, Store, StoreError};
+use crate::store::{ClaimRequest, Record, Store, StoreError};
 
 /// What a run ends with. `None` if it was cancelled, when nobody waits for it.
 type Ending<RB, E> = Option<Result<Response<ResponseBody<RB>>, E>>;
@@ -36,7 +36,7 @@ pub(crate) type Run<RB, E> = Pin<Box<dyn Future<Output = Ending<RB, E>> + Send>>
 pub(crate) fn run<S, B, St>(
     mut exchange: Box<Exchange<S, St>>,
     mut claim: Claim<St>,
-    begin: &Begin,
+    begin: &ClaimRequest,
     body: Bytes,
     cancelled: Option<Disconnected>,
 ) -> impl Future<Output = EndingOf<S, B>> + use<S, B, St>

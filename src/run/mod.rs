@@ -50,7 +50,7 @@ use crate::body::{Collected, declares_more_than, drain};
 use crate::bounds::{GuardedBody, GuardedService};
 use crate::error::BoxError;
 use crate::request::key::KeyText;
-use crate::store::{Begin, Store, StoreError, StoreErrorKind};
+use crate::store::{ClaimRequest, Store, StoreError, StoreErrorKind};
 
 /// A request has arrived; `inner` is ready for it.
 pub(crate) fn called<S, B, St>(guard: &Arc<Guard<St>>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
@@ -233,7 +233,7 @@ impl<S, St: Store> Exchange<S, St> {
     /// The store has decided, or failed.
     pub(crate) fn store_answered<B>(
         self: Box<Self>,
-        begin: &Begin,
+        begin: &ClaimRequest,
         answer: Result<Admission<St>, StoreError>,
         body: Bytes,
     ) -> Stage<S, B, St>

@@ -14,7 +14,7 @@ use super::settlement::Settlement;
 use crate::answer::{Lapsed, Problem, Reconciled, Reconciler};
 use crate::body::ResponseBody;
 use crate::request::IdempotencyKey;
-use crate::store::{Begun, Record, Store};
+use crate::store::{ClaimOutcome, Record, Store};
 
 /// Asks the application what became of an operation whose earlier attempt died. `None`: it is to
 /// run.
@@ -68,7 +68,7 @@ where
     claim.settle(Settlement::Complete { record: kept, ttl }).await;
     Some(
         exchange
-            .answer(Begun::Done(record))
+            .answer(ClaimOutcome::Done(record))
             .unwrap_or_else(|error| exchange.refuse_for_store(&error)),
     )
 }

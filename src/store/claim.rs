@@ -57,17 +57,17 @@ pub enum OnLapse {
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_idempotency::store::{Begin, OnLapse};
+/// use tower_idempotency::store::{ClaimRequest, OnLapse};
 /// use tower_idempotency::{Fingerprint, Slot};
 ///
-/// let begin = Begin::new(Slot::from_bytes([1; 32]), Fingerprint::from_bytes([2; 16]))
+/// let begin = ClaimRequest::new(Slot::from_bytes([1; 32]), Fingerprint::from_bytes([2; 16]))
 ///     .with_lease(Duration::from_secs(60))
 ///     .with_on_lapse(OnLapse::Refuse);
 /// assert_eq!(begin.ttl, Duration::from_secs(24 * 3600));
 /// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub struct Begin {
+pub struct ClaimRequest {
     /// Which operation.
     pub slot: Slot,
     /// Whose it is. Two slots of one scope have one tag; a store may share out its room by it.
@@ -86,7 +86,7 @@ pub struct Begin {
     pub on_lapse: OnLapse,
 }
 
-impl Begin {
+impl ClaimRequest {
     /// A claim with a random token, a lease of 30 seconds, a TTL of 24 hours,
     /// [`OnLapse::RunAgain`] and the default scope tag.
     #[must_use]
@@ -141,7 +141,7 @@ impl Begin {
 /// What `begin` found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Begun {
+pub enum ClaimOutcome {
     /// The slot was free (or its claim lapsed) and is now claimed under the token.
     #[non_exhaustive]
     Started {
@@ -162,7 +162,7 @@ pub enum Begun {
     OutcomeUnknown,
 }
 
-impl Begun {
+impl ClaimOutcome {
     /// The answer [`Started`](Self::Started), for a store.
     #[must_use]
     pub const fn started(attempt: u32) -> Self {

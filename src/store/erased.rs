@@ -6,13 +6,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Begin, Begun, Census, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token, UnitOfWork};
+use super::{
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token, UnitOfWork,
+};
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// [`Inspect`] and [`Store`] with boxed futures, so that it can be a trait object.
 trait Erased: Send + Sync {
-    fn begin<'a>(&'a self, begin: &'a Begin) -> Answer<'a, Result<Begun, StoreError>>;
+    fn begin<'a>(&'a self, begin: &'a ClaimRequest) -> Answer<'a, Result<ClaimOutcome, StoreError>>;
     fn renew<'a>(&'a self, slot: &'a Slot, token: Token, lease: Duration) -> Answer<'a, Result<Held, StoreError>>;
     fn complete<'a>(
         &'a self,
@@ -23,14 +25,14 @@ trait Erased: Send + Sync {
     ) -> Answer<'a, Result<Held, StoreError>>;
     fn release<'a>(&'a self, slot: &'a Slot, token: Token) -> Answer<'a, Result<Held, StoreError>>;
     fn changed<'a>(&'a self, slot: &'a Slot, round: u32) -> Answer<'a, ()>;
-    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>>;
+    fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>>;
     fn look_up<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<Option<Entry>, StoreError>>;
     fn forget<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<bool, StoreError>>;
     fn count(&self) -> Answer<'_, Result<Census, StoreError>>;
 }
 
 impl<S: Inspect> Erased for S {
-    fn begin<'a>(&'a self, begin: &'a Begin) -> Answer<'a, Result<Begun, StoreError>> {
+    fn begin<'a>(&'a self, begin: &'a ClaimRequest) -> Answer<'a, Result<ClaimOutcome, StoreError>> {
         Box::pin(Store::begin(self, begin))
     }
     fn renew<'a>(&'a self, slot: &'a Slot, token: Token, lease: Duration) -> Answer<'a, Result<Held, StoreError>> {
@@ -51,7 +53,7 @@ impl<S: Inspect> Erased for S {
     fn changed<'a>(&'a self, slot: &'a Slot, round: u32) -> Answer<'a, ()> {
         Box::pin(Store::changed(self, slot, round))
     }
-    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+    fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         Store::unit_of_work(self, begin)
     }
     fn look_up<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<Option<Entry>, StoreError>> {
@@ -96,7 +98,7 @@ impl fmt::Debug for DynStore {
 }
 
 impl Store for DynStore {
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         self.0.begin(begin).await
     }
     async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
@@ -111,7 +113,7 @@ impl Store for DynStore {
     async fn changed(&self, slot: &Slot, round: u32) {
         self.0.changed(slot, round).await;
     }
-    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+    fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         self.0.unit_of_work(begin)
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 
-use super::{Begin, Begun, Held, Record, Slot, Store, StoreError};
+use super::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, StoreError};
 use crate::request::Fingerprint;
 
 /// What a slot holds. No body, no header, no key.
@@ -159,10 +159,10 @@ pub trait Inspect: Store {
                 }
                 _ => return Ok(false),
             };
-            let claim = Begin::new(*slot, lapsed.fingerprint)
+            let claim = ClaimRequest::new(*slot, lapsed.fingerprint)
                 .with_lease(Duration::from_secs(60))
                 .with_ttl(ttl);
-            let Begun::Started { .. } = self.begin(&claim).await? else {
+            let ClaimOutcome::Started { .. } = self.begin(&claim).await? else {
                 return Ok(false);
             };
             let record = Record::of_response(lapsed.fingerprint, answer);

@@ -45,7 +45,7 @@ use std::time::Duration;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use self::redis::RedisStore;
-pub use claim::{Begin, Begun, Held, Millis, OnLapse, Token};
+pub use claim::{ClaimOutcome, ClaimRequest, Held, Millis, OnLapse, Token};
 pub use erased::DynStore;
 pub use error::{StoreError, StoreErrorKind};
 pub use inspect::{Census, Entry, Inspect, Phase};
@@ -70,7 +70,7 @@ pub use crate::request::{ScopeTag, Slot};
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_idempotency::store::{Begin, Begun, Held, MemoryStore, Record, Slot, Store, StoreError, Token};
+/// use tower_idempotency::store::{ClaimRequest, ClaimOutcome, Held, MemoryStore, Record, Slot, Store, StoreError, Token};
 ///
 /// /// Counts the claims on their way to another store.
 /// struct Counting<S> {
@@ -79,7 +79,7 @@ pub use crate::request::{ScopeTag, Slot};
 /// }
 ///
 /// impl<S: Store> Store for Counting<S> {
-///     async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+///     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
 ///         self.claims.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
 ///         self.inner.begin(begin).await
 ///     }
@@ -116,7 +116,7 @@ pub trait Store: Send + Sync + 'static {
     /// Asked twice with the same token it answers `Started` twice. Compare fingerprints with
     /// [`Fingerprint::conflicts_with`](crate::Fingerprint::conflicts_with), not with `==`: a fingerprint
     /// of another rule counts as the same request. A takeover keeps the new fingerprint.
-    fn begin(&self, begin: &Begin) -> impl Future<Output = Result<Begun, StoreError>> + Send;
+    fn begin(&self, begin: &ClaimRequest) -> impl Future<Output = Result<ClaimOutcome, StoreError>> + Send;
 
     /// Moves the end of the claim's lease to `lease` from now. A lease of zero makes it lapse at
     /// once, its fingerprint and attempts being remembered.
@@ -150,7 +150,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// The transaction in which the handler of a claim that started can write together with the
     /// record: the atomic mode. By default there is none.
-    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+    fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         let _ = begin;
         None
     }
@@ -159,7 +159,7 @@ pub trait Store: Send + Sync + 'static {
 impl<S: Store> Store for Arc<S> {
     const IN_PROCESS: bool = S::IN_PROCESS;
 
-    fn begin(&self, begin: &Begin) -> impl Future<Output = Result<Begun, StoreError>> + Send {
+    fn begin(&self, begin: &ClaimRequest) -> impl Future<Output = Result<ClaimOutcome, StoreError>> + Send {
         (**self).begin(begin)
     }
 
@@ -190,7 +190,7 @@ impl<S: Store> Store for Arc<S> {
         (**self).changed(slot, round)
     }
 
-    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+    fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         (**self).unit_of_work(begin)
     }
 }

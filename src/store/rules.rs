@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::claim::{Begin, Begun, Held, Millis, OnLapse, Token};
+use super::claim::{ClaimOutcome, ClaimRequest, Held, Millis, OnLapse, Token};
 use super::record::Record;
 use crate::request::Fingerprint;
 
@@ -28,7 +28,7 @@ pub(crate) struct Running<X> {
 }
 
 impl<X> Running<X> {
-    fn claim(begin: &Begin, attempt: u32, now: Millis, extra: X) -> Self {
+    fn claim(begin: &ClaimRequest, attempt: u32, now: Millis, extra: X) -> Self {
         Self {
             token: begin.token,
             fingerprint: begin.fingerprint,
@@ -41,7 +41,7 @@ impl<X> Running<X> {
 }
 
 impl<X> Occupant<X> {
-    pub(crate) fn claim(begin: &Begin, attempt: u32, now: Millis, extra: X) -> Self {
+    pub(crate) fn claim(begin: &ClaimRequest, attempt: u32, now: Millis, extra: X) -> Self {
         Self::Running(Box::new(Running::claim(begin, attempt, now, extra)))
     }
 
@@ -58,30 +58,30 @@ impl<X> Occupant<X> {
     }
 
     /// Decides a `begin`, and takes a lapsed claim over. `None` means vacant: the caller claims.
-    pub(crate) fn begin(&mut self, begin: &Begin, now: Millis) -> Option<Begun> {
+    pub(crate) fn begin(&mut self, begin: &ClaimRequest, now: Millis) -> Option<ClaimOutcome> {
         if self.is_forgotten(now) {
             return None;
         }
         let running = match self {
             Self::Done { record, .. } if record.fingerprint().conflicts_with(&begin.fingerprint) => {
-                return Some(Begun::Mismatch);
+                return Some(ClaimOutcome::Mismatch);
             }
-            Self::Done { record, .. } => return Some(Begun::Done(record.clone())),
+            Self::Done { record, .. } => return Some(ClaimOutcome::Done(record.clone())),
             Self::Running(running) => running,
         };
         Some(if running.token == begin.token {
             // The same `begin` again, its first answer having been lost.
-            Begun::Started {
+            ClaimOutcome::Started {
                 attempt: running.attempt,
             }
         } else if running.fingerprint.conflicts_with(&begin.fingerprint) {
-            Begun::Mismatch
+            ClaimOutcome::Mismatch
         } else if now < running.lease_until {
-            Begun::InFlight {
+            ClaimOutcome::InFlight {
                 lease_left: now.until(running.lease_until),
             }
         } else if begin.on_lapse == OnLapse::Refuse {
-            Begun::OutcomeUnknown
+            ClaimOutcome::OutcomeUnknown
         } else {
             let attempt = running.attempt.saturating_add(1);
             running.token = begin.token;
@@ -90,7 +90,7 @@ impl<X> Occupant<X> {
             running.attempt = attempt;
             running.lease_until = now.after(begin.lease);
             running.memory = begin.ttl;
-            Begun::Started { attempt }
+            ClaimOutcome::Started { attempt }
         })
     }
 
@@ -109,17 +109,17 @@ impl<X> Occupant<X> {
 /// One slot by the book: the reference that stores are checked against.
 ///
 /// ```
-/// use tower_idempotency::store::{Begin, Begun, Held, Machine, Millis, Record, Token};
+/// use tower_idempotency::store::{ClaimRequest, ClaimOutcome, Held, Machine, Millis, Record, Token};
 /// use tower_idempotency::{Fingerprint, Slot};
 ///
-/// let begin = Begin::new(Slot::from_bytes([0; 32]), Fingerprint::from_bytes([0; 16])).with_token(Token(1));
+/// let begin = ClaimRequest::new(Slot::from_bytes([0; 32]), Fingerprint::from_bytes([0; 16])).with_token(Token(1));
 /// let mut slot = Machine::default();
-/// assert_eq!(slot.begin(&begin, Millis(0)), Begun::started(1));
+/// assert_eq!(slot.begin(&begin, Millis(0)), ClaimOutcome::started(1));
 ///
 /// // The holder dies; when its lease has lapsed, another takes over, and the first is fenced off.
 /// let second = begin.with_token(Token(2));
-/// assert!(matches!(slot.begin(&second, Millis(29_999)), Begun::InFlight { .. }));
-/// assert_eq!(slot.begin(&second, Millis(30_000)), Begun::started(2));
+/// assert!(matches!(slot.begin(&second, Millis(29_999)), ClaimOutcome::InFlight { .. }));
+/// assert_eq!(slot.begin(&second, Millis(30_000)), ClaimOutcome::started(2));
 /// let record = Record::outcome_unknown(begin.fingerprint);
 /// assert_eq!(slot.complete(Token(1), &record, begin.ttl, Millis(30_001)), Held::Lost);
 /// ```
@@ -130,12 +130,12 @@ pub struct Machine {
 
 impl Machine {
     /// Claims the slot, or says why not.
-    pub fn begin(&mut self, begin: &Begin, now: Millis) -> Begun {
+    pub fn begin(&mut self, begin: &ClaimRequest, now: Millis) -> ClaimOutcome {
         if let Some(begun) = self.occupant.as_mut().and_then(|occupant| occupant.begin(begin, now)) {
             return begun;
         }
         self.occupant = Some(Occupant::claim(begin, 1, now, ()));
-        Begun::Started { attempt: 1 }
+        ClaimOutcome::Started { attempt: 1 }
     }
 
     /// Moves the end of the lease to `lease` from now.
@@ -185,16 +185,16 @@ mod tests {
     const RULE: u8 = 1;
     const OTHER_RULE: u8 = 2;
 
-    fn begin(token: u64, print: u8) -> Begin {
-        Begin::new(Slot::from_bytes([0; 32]), fingerprint(RULE, print))
+    fn begin(token: u64, print: u8) -> ClaimRequest {
+        ClaimRequest::new(Slot::from_bytes([0; 32]), fingerprint(RULE, print))
             .with_token(Token(token))
             .with_lease(LEASE)
             .with_ttl(TTL)
     }
 
     /// As [`begin`], after a deploy that changed the rule.
-    fn under_another_rule(token: u64, print: u8) -> Begin {
-        Begin {
+    fn under_another_rule(token: u64, print: u8) -> ClaimRequest {
+        ClaimRequest {
             fingerprint: fingerprint(OTHER_RULE, print),
             ..begin(token, print)
         }
@@ -214,8 +214,8 @@ mod tests {
         Millis(millis)
     }
 
-    fn in_flight(left: u64) -> Begun {
-        Begun::InFlight {
+    fn in_flight(left: u64) -> ClaimOutcome {
+        ClaimOutcome::InFlight {
             lease_left: Duration::from_millis(left),
         }
     }
@@ -223,12 +223,12 @@ mod tests {
     #[test]
     fn contract_5_3_and_5_4_a_running_claim() {
         let mut slot = Machine::default();
-        assert_eq!(slot.begin(&begin(1, 7), at(0)), Begun::Started { attempt: 1 });
+        assert_eq!(slot.begin(&begin(1, 7), at(0)), ClaimOutcome::Started { attempt: 1 });
         assert_eq!(slot.begin(&begin(2, 7), at(99)), in_flight(1));
-        assert_eq!(slot.begin(&begin(2, 8), at(99)), Begun::Mismatch);
+        assert_eq!(slot.begin(&begin(2, 8), at(99)), ClaimOutcome::Mismatch);
         assert_eq!(
             slot.begin(&begin(1, 7), at(50)),
-            Begun::Started { attempt: 1 },
+            ClaimOutcome::Started { attempt: 1 },
             "the same begin again"
         );
         assert_eq!(slot.renew(Token(1), LEASE, at(90)), Held::Yes);
@@ -243,21 +243,25 @@ mod tests {
         slot.begin(&begin(1, 7), at(0));
         assert_eq!(
             slot.begin(&begin(2, 8), at(100)),
-            Begun::Mismatch,
+            ClaimOutcome::Mismatch,
             "another fingerprint is refused still"
         );
         let refuse = begin(2, 7).with_on_lapse(OnLapse::Refuse);
-        assert_eq!(slot.begin(&refuse, at(100)), Begun::OutcomeUnknown);
-        assert_eq!(slot.begin(&begin(2, 7), at(100)), Begun::Started { attempt: 2 });
+        assert_eq!(slot.begin(&refuse, at(100)), ClaimOutcome::OutcomeUnknown);
+        assert_eq!(slot.begin(&begin(2, 7), at(100)), ClaimOutcome::Started { attempt: 2 });
         assert_eq!(slot.complete(Token(1), &record(7), TTL, at(101)), Held::Lost);
         assert_eq!(slot.renew(Token(1), LEASE, at(101)), Held::Lost);
         assert_eq!(slot.renew(Token(2), Duration::ZERO, at(102)), Held::Yes, "given back");
-        assert_eq!(slot.begin(&begin(3, 8), at(103)), Begun::Mismatch, "and remembered");
-        assert_eq!(slot.begin(&begin(3, 7), at(103)), Begun::Started { attempt: 3 });
+        assert_eq!(
+            slot.begin(&begin(3, 8), at(103)),
+            ClaimOutcome::Mismatch,
+            "and remembered"
+        );
+        assert_eq!(slot.begin(&begin(3, 7), at(103)), ClaimOutcome::Started { attempt: 3 });
         assert_eq!(slot.release(Token(3), at(104)), Held::Yes);
         assert_eq!(
             slot.begin(&begin(4, 8), at(105)),
-            Begun::Started { attempt: 1 },
+            ClaimOutcome::Started { attempt: 1 },
             "freed: any fingerprint, attempt 1"
         );
     }
@@ -273,10 +277,14 @@ mod tests {
         for print in [7, 8] {
             assert_eq!(
                 slot.begin(&under_another_rule(2, print), at(61)),
-                Begun::Done(record(7))
+                ClaimOutcome::Done(record(7))
             );
         }
-        assert_eq!(slot.begin(&begin(2, 8), at(62)), Begun::Mismatch, "the same rule");
+        assert_eq!(
+            slot.begin(&begin(2, 8), at(62)),
+            ClaimOutcome::Mismatch,
+            "the same rule"
+        );
     }
 
     #[test]
@@ -284,13 +292,13 @@ mod tests {
         let mut slot = Machine::default();
         slot.begin(&begin(1, 7), at(0));
         let refuse = under_another_rule(2, 7).with_on_lapse(OnLapse::Refuse);
-        assert_eq!(slot.begin(&refuse, at(100)), Begun::OutcomeUnknown);
-        assert_eq!(slot.begin(&under_another_rule(2, 7), at(100)), Begun::started(2));
-        assert_eq!(slot.begin(&under_another_rule(3, 8), at(101)), Begun::Mismatch);
+        assert_eq!(slot.begin(&refuse, at(100)), ClaimOutcome::OutcomeUnknown);
+        assert_eq!(slot.begin(&under_another_rule(2, 7), at(100)), ClaimOutcome::started(2));
+        assert_eq!(slot.begin(&under_another_rule(3, 8), at(101)), ClaimOutcome::Mismatch);
         assert_eq!(slot.begin(&begin(3, 8), at(101)), in_flight(99), "the former rule");
         assert_eq!(
             slot.begin(&under_another_rule(2, 7), at(102)),
-            Begun::started(2),
+            ClaimOutcome::started(2),
             "the same begin again"
         );
         assert_eq!(slot.complete(Token(1), &record(7), TTL, at(103)), Held::Lost);
@@ -302,16 +310,16 @@ mod tests {
         slot.begin(&begin(1, 7), at(0));
         assert_eq!(slot.renew(Token(1), LEASE, at(500)), Held::Yes);
         assert_eq!(slot.complete(Token(1), &record(7), TTL, at(900)), Held::Yes);
-        assert_eq!(slot.begin(&begin(2, 7), at(901)), Begun::Done(record(7)));
+        assert_eq!(slot.begin(&begin(2, 7), at(901)), ClaimOutcome::Done(record(7)));
     }
 
     #[test]
     fn a_lapsed_claim_is_forgotten_when_its_memory_ends() {
         let mut slot = Machine::default();
         slot.begin(&begin(1, 7), at(0));
-        assert_eq!(slot.begin(&begin(2, 8), at(1099)), Begun::Mismatch);
+        assert_eq!(slot.begin(&begin(2, 8), at(1099)), ClaimOutcome::Mismatch);
         assert_eq!(slot.renew(Token(1), LEASE, at(1100)), Held::Lost);
-        assert_eq!(slot.begin(&begin(2, 8), at(1100)), Begun::Started { attempt: 1 });
+        assert_eq!(slot.begin(&begin(2, 8), at(1100)), ClaimOutcome::Started { attempt: 1 });
     }
 
     #[test]
@@ -324,9 +332,9 @@ mod tests {
             Held::Lost,
             "it has ended"
         );
-        assert_eq!(slot.begin(&begin(2, 7), at(1049)), Begun::Done(record(7)));
-        assert_eq!(slot.begin(&begin(2, 8), at(1049)), Begun::Mismatch);
-        assert_eq!(slot.begin(&begin(2, 8), at(1050)), Begun::Started { attempt: 1 });
+        assert_eq!(slot.begin(&begin(2, 7), at(1049)), ClaimOutcome::Done(record(7)));
+        assert_eq!(slot.begin(&begin(2, 8), at(1049)), ClaimOutcome::Mismatch);
+        assert_eq!(slot.begin(&begin(2, 8), at(1050)), ClaimOutcome::Started { attempt: 1 });
     }
 
     #[test]

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use http_body_util::Full;
 use tower::{Layer, ServiceExt};
-use tower_idempotency::store::{Begun, Held, Record};
+use tower_idempotency::store::{ClaimOutcome, Held, Record};
 use tower_idempotency::{
     FingerprintSource, IdempotencyLayer, IdempotencyLayerBuilder, IdempotencyService, MemoryStore, Store,
 };
@@ -651,18 +651,27 @@ async fn contract_5_9_a_store_compares_fingerprints_of_one_rule_only() {
     let store = MemoryStore::new();
     let (first, answer) = (claim(1), Response::new(Bytes::from_static(b"answer")));
     let others = [0xAB, 8].map(|byte| claim(1).print(print_under_another_rule(byte)));
-    assert_eq!(store.begin(&first).await.unwrap(), Begun::started(1));
+    assert_eq!(store.begin(&first).await.unwrap(), ClaimOutcome::started(1));
     for other in &others {
-        assert!(matches!(store.begin(other).await.unwrap(), Begun::InFlight { .. }));
+        assert!(matches!(
+            store.begin(other).await.unwrap(),
+            ClaimOutcome::InFlight { .. }
+        ));
     }
-    assert_eq!(store.begin(&claim(1).print(print(8))).await.unwrap(), Begun::Mismatch);
+    assert_eq!(
+        store.begin(&claim(1).print(print(8))).await.unwrap(),
+        ClaimOutcome::Mismatch
+    );
     let record = Record::of_response(first.fingerprint, &answer);
     let held = store.complete(&first.slot, first.token, &record, first.ttl).await;
     assert_eq!(held.unwrap(), Held::Yes);
     for other in &others {
-        assert_eq!(store.begin(other).await.unwrap(), Begun::Done(record.clone()));
+        assert_eq!(store.begin(other).await.unwrap(), ClaimOutcome::Done(record.clone()));
     }
-    assert_eq!(store.begin(&claim(1).print(print(8))).await.unwrap(), Begun::Mismatch);
+    assert_eq!(
+        store.begin(&claim(1).print(print(8))).await.unwrap(),
+        ClaimOutcome::Mismatch
+    );
 }
 
 fn typed(content_type: &str, body: impl Into<Body>) -> Request<Body> {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_idempotency::store::{Begin, Begun, Held, Record, Slot, Store, StoreError, Token};
+use tower_idempotency::store::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, StoreError, Token};
 use tower_idempotency::{IdempotencyKey, IdempotencyLayer, KeyFormat, Outcome, ProblemKind};
 
 use super::input::{Input, at_once};
@@ -20,8 +20,8 @@ struct Grants;
 impl Store for Grants {
     const IN_PROCESS: bool = true;
 
-    async fn begin(&self, _: &Begin) -> Result<Begun, StoreError> {
-        Ok(Begun::started(1))
+    async fn begin(&self, _: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
+        Ok(ClaimOutcome::started(1))
     }
 
     async fn renew(&self, _: &Slot, _: Token, _: Duration) -> Result<Held, StoreError> {

@@ -12,7 +12,9 @@ use http_body_util::{BodyExt, Full};
 use sha2::{Digest, Sha256};
 use stats_alloc::INSTRUMENTED_SYSTEM;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_idempotency::store::{Begin, Begun, Held, Record, Slot, Store, StoreError, StoreErrorKind, Token};
+use tower_idempotency::store::{
+    ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, StoreError, StoreErrorKind, Token,
+};
 use tower_idempotency::{Fingerprint, IdempotencyLayer, Outcome, Policy, ProblemKind};
 
 use super::body::{Script, Step};
@@ -35,8 +37,8 @@ impl Shelf {
 impl Store for Shelf {
     const IN_PROCESS: bool = true;
 
-    async fn begin(&self, _: &Begin) -> Result<Begun, StoreError> {
-        Ok(self.record().map_or(Begun::started(1), Begun::Done))
+    async fn begin(&self, _: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
+        Ok(self.record().map_or(ClaimOutcome::started(1), ClaimOutcome::Done))
     }
 
     async fn renew(&self, _: &Slot, _: Token, _: Duration) -> Result<Held, StoreError> {

@@ -17,7 +17,7 @@ use http_body::Body as _;
 use tokio::time::{Instant, advance, sleep, timeout};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::store::{
-    Begin, Begun, Held, Inspect, MemoryStore, Record, Slot, StoreError, StoreErrorKind, Token,
+    ClaimOutcome, ClaimRequest, Held, Inspect, MemoryStore, Record, Slot, StoreError, StoreErrorKind, Token,
 };
 use tower_idempotency::{
     Fate, FingerprintSource, IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, KeyFormat, KeySource, Outcome,
@@ -153,12 +153,12 @@ impl<const IN_PROCESS: bool> Watched<IN_PROCESS> {
 impl<const IN_PROCESS: bool> Store for Watched<IN_PROCESS> {
     const IN_PROCESS: bool = IN_PROCESS;
 
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         self.call(|| {
             let begun = at_once(self.inner.begin(begin))?;
             let mut world = self.shared.world();
             match (&begun, world.slots.get(&begin.slot)) {
-                (Begun::Started { attempt, .. }, known) => {
+                (ClaimOutcome::Started { attempt, .. }, known) => {
                     assert_eq!(*attempt, 1, "no lease lapses here");
                     match known {
                         Some(Known::Claimed { token, .. }) => assert_eq!(*token, begin.token, "claimed twice"),
@@ -173,8 +173,8 @@ impl<const IN_PROCESS: bool> Store for Watched<IN_PROCESS> {
                         world.slots.insert(begin.slot, claimed);
                     }
                 }
-                (Begun::Done(_), known) => assert!(matches!(known, Some(Known::Done { .. }))),
-                (Begun::InFlight { .. }, known) => assert!(matches!(known, Some(Known::Claimed { .. }))),
+                (ClaimOutcome::Done(_), known) => assert!(matches!(known, Some(Known::Done { .. }))),
+                (ClaimOutcome::InFlight { .. }, known) => assert!(matches!(known, Some(Known::Claimed { .. }))),
                 _ => {}
             }
             Ok(begun)

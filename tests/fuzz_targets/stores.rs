@@ -9,7 +9,8 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::{Instant, advance};
 use tower_idempotency::store::{
-    Begin, Begun, Held, Inspect, Machine, MemoryStore, Millis, OnLapse, Phase, Record, StoreErrorKind, Token, WhenFull,
+    ClaimOutcome, ClaimRequest, Held, Inspect, Machine, MemoryStore, Millis, OnLapse, Phase, Record, StoreErrorKind,
+    Token, WhenFull,
 };
 use tower_idempotency::{Fingerprint, Slot, Store};
 
@@ -57,7 +58,7 @@ fn time(input: &mut Input<'_>) -> Duration {
     }
 }
 
-fn claim(slot: Slot, print: u8, token: u64, lease: Duration, ttl: Duration, refuse: bool) -> Begin {
+fn claim(slot: Slot, print: u8, token: u64, lease: Duration, ttl: Duration, refuse: bool) -> ClaimRequest {
     super::claim::claim(slot)
         // A few tenants, who share the room.
         .scope(u32::from(slot.as_bytes()[0] % 3))
@@ -118,7 +119,7 @@ async fn lock_step(input: &mut Input<'_>) {
                 let expected = book.machine.begin(&begin, now());
                 let begun = at_once(store.begin(&begin)).expect("there is room");
                 assert_eq!(begun, expected);
-                if let Begun::Started { attempt, .. } = begun {
+                if let ClaimOutcome::Started { attempt, .. } = begun {
                     let before = book.holder.replace(begin.token);
                     // Who waits for a claim that was taken over waits for its successor.
                     if attempt == 1 && before != Some(begin.token) {
@@ -207,30 +208,30 @@ fn woken(waiters: &mut Vec<Waiter>, slot: u8) {
 }
 
 /// What the machine would answer to one who only looks.
-fn probe(book: &Book, print: Fingerprint, now: Millis) -> Begun {
+fn probe(book: &Book, print: Fingerprint, now: Millis) -> ClaimOutcome {
     let begin = claim(slot_of(0), 0, u64::MAX, Duration::ZERO, Duration::ZERO, true).print(print);
     book.machine.clone().begin(&begin, now)
 }
 
 fn is_running(book: &Book, now: Millis) -> bool {
-    matches!(probe(book, print_of(9), now), Begun::InFlight { .. })
+    matches!(probe(book, print_of(9), now), ClaimOutcome::InFlight { .. })
 }
 
 fn look(store: &MemoryStore, slot: u8, book: &Book, now: Millis) {
     let found = at_once(store.look_up(&slot_of(slot))).expect("no failure");
     let print = found.map_or(print_of(9), |entry| entry.fingerprint);
     match (found.map(|entry| entry.phase), probe(book, print, now)) {
-        (None, Begun::Started { attempt: 1, .. }) => {}
+        (None, ClaimOutcome::Started { attempt: 1, .. }) => {}
         (
             Some(Phase::Running { lease_left, .. }),
-            Begun::InFlight {
+            ClaimOutcome::InFlight {
                 lease_left: expected, ..
             },
         ) => {
             assert_eq!(lease_left, expected);
         }
-        (Some(Phase::Running { lease_left, .. }), Begun::OutcomeUnknown) => assert!(lease_left.is_zero()),
-        (Some(Phase::Done { bytes }), Begun::Done(record)) => assert_eq!(bytes, record.len()),
+        (Some(Phase::Running { lease_left, .. }), ClaimOutcome::OutcomeUnknown) => assert!(lease_left.is_zero()),
+        (Some(Phase::Done { bytes }), ClaimOutcome::Done(record)) => assert_eq!(bytes, record.len()),
         (found, expected) => panic!("found {found:?}, expected {expected:?}"),
     }
 }
@@ -258,13 +259,13 @@ async fn full(input: &mut Input<'_>, when_full: WhenFull) {
                 let ttl = input.one_of(&[Duration::from_secs(60), Duration::from_secs(3600)]);
                 let begin = claim(slot_of(slot), 0, token, Duration::MAX, ttl, false);
                 match at_once(store.begin(&begin)) {
-                    Ok(Begun::Started { attempt, .. }) => {
+                    Ok(ClaimOutcome::Started { attempt, .. }) => {
                         assert_eq!(attempt, 1);
                         assert!(running.iter().all(|(other, _)| *other != slot), "claimed twice");
                         running.push((slot, begin.token));
                     }
-                    Ok(Begun::InFlight { .. }) => assert!(running.iter().any(|(other, _)| *other == slot)),
-                    Ok(Begun::Done(record)) => assert_eq!(Some(&record), done.get(&slot)),
+                    Ok(ClaimOutcome::InFlight { .. }) => assert!(running.iter().any(|(other, _)| *other == slot)),
+                    Ok(ClaimOutcome::Done(record)) => assert_eq!(Some(&record), done.get(&slot)),
                     Ok(begun) => panic!("one fingerprint, and no lease that lapses: {begun:?}"),
                     Err(error) => {
                         assert_eq!(error.kind(), StoreErrorKind::Full);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower_idempotency::Store;
 use tower_idempotency::store::{
-    Begin, Begun, Census, Held, Inspect, MemoryStore, Record, Slot, StoreError, StoreErrorKind, Token,
+    Census, ClaimOutcome, ClaimRequest, Held, Inspect, MemoryStore, Record, Slot, StoreError, StoreErrorKind, Token,
 };
 
 /// How often anything of ours was polled: what stands still for it stands still.
@@ -131,12 +131,12 @@ impl<const IN_PROCESS: bool> Watched<IN_PROCESS> {
         holds
     }
 
-    fn began(&self, begin: &Begin, begun: &Begun) {
+    fn began(&self, begin: &ClaimRequest, begun: &ClaimOutcome) {
         let now = Instant::now();
         let mut book = self.book();
         let runs = |claim: &Claim| claim.until.is_none_or(|until| now < until);
         match begun {
-            Begun::Started { attempt, .. } => {
+            ClaimOutcome::Started { attempt, .. } => {
                 assert!(!book.done, "claimed although done");
                 let before = book.claim.map_or(0, |claim| claim.attempt);
                 match book.claim {
@@ -152,8 +152,8 @@ impl<const IN_PROCESS: bool> Watched<IN_PROCESS> {
                     until: now.checked_add(begin.lease),
                 });
             }
-            Begun::InFlight { .. } => assert!(book.claim.as_ref().is_some_and(runs), "nothing is in flight"),
-            Begun::Done(_) => assert!(book.done, "nothing is done"),
+            ClaimOutcome::InFlight { .. } => assert!(book.claim.as_ref().is_some_and(runs), "nothing is in flight"),
+            ClaimOutcome::Done(_) => assert!(book.done, "nothing is done"),
             begun => panic!("{begun:?}: all requests are the same"),
         }
     }
@@ -162,7 +162,7 @@ impl<const IN_PROCESS: bool> Watched<IN_PROCESS> {
 impl<const IN_PROCESS: bool> Store for Watched<IN_PROCESS> {
     const IN_PROCESS: bool = IN_PROCESS;
 
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         let claim = || {
             let begun = at_once(self.inner.begin(begin))?;
             self.began(begin, &begun);

@@ -11,7 +11,8 @@ use tokio::task::yield_now;
 use tokio::time::Instant;
 use tower_idempotency::Fingerprint;
 use tower_idempotency::store::{
-    Begin, Begun, Held, Machine, MemoryStore, Millis, OnLapse, Record, Slot, Store, StoreError, StoreErrorKind, Token,
+    ClaimOutcome, ClaimRequest, Held, Machine, MemoryStore, Millis, OnLapse, Record, Slot, Store, StoreError,
+    StoreErrorKind, Token,
 };
 
 use crate::support::claim::Claim;
@@ -140,7 +141,7 @@ pub(crate) struct Faulty {
 /// What the wrapper saw of a slot.
 #[derive(Clone)]
 struct Seen {
-    begin: Begin,
+    begin: ClaimRequest,
     since: Instant,
     attempts: u32,
     lapses: Instant,
@@ -232,7 +233,7 @@ fn sealed(content: &[u8]) -> Record {
 }
 
 impl Store for Faulty {
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         self.fail_if_long(begin.ttl)?;
         let before = self.seen(&begin.slot);
         let mut asked = begin.token(self.token(begin.token).0).lease(self.lease(begin.lease));
@@ -257,13 +258,13 @@ impl Store for Faulty {
             BeginReadsThenWrites if before.is_none() => {
                 yield_now().await;
                 self.inner.begin(&asked).await?;
-                return Ok(Begun::started(1));
+                return Ok(ClaimOutcome::started(1));
             }
             TakeoverReadsThenWrites if self.has_lapsed(&begin.slot) => {
                 let attempt = before.map_or(1, |seen| seen.attempts + 1);
                 yield_now().await;
                 self.inner.begin(&asked).await?;
-                return Ok(Begun::started(attempt));
+                return Ok(ClaimOutcome::started(attempt));
             }
             // As a cache would that keeps what is read.
             ReadingProlongs
@@ -273,13 +274,15 @@ impl Store for Faulty {
                 let seen = seen.get_mut(&begin.slot).unwrap();
                 seen.lapses = Instant::now() + seen.kept;
                 return Ok(match seen.done.clone() {
-                    Some(record) if !record.fingerprint().conflicts_with(&begin.fingerprint) => Begun::Done(record),
-                    _ => Begun::Mismatch,
+                    Some(record) if !record.fingerprint().conflicts_with(&begin.fingerprint) => {
+                        ClaimOutcome::Done(record)
+                    }
+                    _ => ClaimOutcome::Mismatch,
                 });
             }
             DroppedBeginHolds => {
                 let draft = asked.token(!asked.token.0);
-                if self.inner.begin(&draft).await? == Begun::started(1) {
+                if self.inner.begin(&draft).await? == ClaimOutcome::started(1) {
                     yield_now().await;
                     self.inner.release(&asked.slot, draft.token).await?;
                 }
@@ -292,12 +295,12 @@ impl Store for Faulty {
                     .as_ref()
                     .is_some_and(|seen| seen.begin.fingerprint != begin.fingerprint) =>
             {
-                return Ok(Begun::Mismatch);
+                return Ok(ClaimOutcome::Mismatch);
             }
             _ => {}
         }
         let begun = self.inner.begin(&asked).await?;
-        if let Begun::Started { attempt, .. } = begun {
+        if let ClaimOutcome::Started { attempt, .. } = begun {
             let now = Instant::now();
             let attempts = match (&before, self.fault) {
                 (Some(seen), AttemptOutlivesRelease) if seen.done.is_none() && attempt == 1 => seen.attempts.max(1),
@@ -312,7 +315,7 @@ impl Store for Faulty {
                 kept: Duration::ZERO,
             };
             self.seen.lock().unwrap().insert(begin.slot, seen);
-            return Ok(Begun::started(match self.fault {
+            return Ok(ClaimOutcome::started(match self.fault {
                 StartsAtAttempt0 => attempt - 1,
                 AttemptIsAlways1 => 1,
                 _ => attempts,
@@ -321,11 +324,17 @@ impl Store for Faulty {
         let done = before.as_ref().and_then(|seen| seen.done.clone());
         let differs = before.is_some_and(|seen| seen.begin.fingerprint != begin.fingerprint);
         Ok(match (self.fault, begun) {
-            (StartsEverybody, Begun::InFlight { .. }) => Begun::started(1),
-            (LeaseLeftIsTheTtl, Begun::InFlight { .. }) => Begun::in_flight(DAY),
-            (ForgetsFingerprintsInFlight, Begun::Mismatch) if done.is_none() => Begun::in_flight(begin.lease),
-            (ComparesAcrossRules, Begun::InFlight { .. } | Begun::Done(_)) if differs => Begun::Mismatch,
-            (ForgetsFingerprintsWhenDone, Begun::Mismatch) if done.is_some() => Begun::Done(done.unwrap()),
+            (StartsEverybody, ClaimOutcome::InFlight { .. }) => ClaimOutcome::started(1),
+            (LeaseLeftIsTheTtl, ClaimOutcome::InFlight { .. }) => ClaimOutcome::in_flight(DAY),
+            (ForgetsFingerprintsInFlight, ClaimOutcome::Mismatch) if done.is_none() => {
+                ClaimOutcome::in_flight(begin.lease)
+            }
+            (ComparesAcrossRules, ClaimOutcome::InFlight { .. } | ClaimOutcome::Done(_)) if differs => {
+                ClaimOutcome::Mismatch
+            }
+            (ForgetsFingerprintsWhenDone, ClaimOutcome::Mismatch) if done.is_some() => {
+                ClaimOutcome::Done(done.unwrap())
+            }
             (_, begun) => begun,
         })
     }
@@ -475,7 +484,7 @@ impl ManualStore {
 }
 
 impl Store for ManualStore {
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         Ok(self.with(&begin.slot, |machine, now| machine.begin(begin, now)))
     }
 

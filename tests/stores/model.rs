@@ -10,7 +10,9 @@ use proptest::test_runner::Config;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 use tokio::runtime::Runtime;
 use tower_idempotency::Fingerprint;
-use tower_idempotency::store::{Begin, Begun, Held, Machine, MemoryStore, Millis, OnLapse, Record, Slot, Store, Token};
+use tower_idempotency::store::{
+    ClaimOutcome, ClaimRequest, Held, Machine, MemoryStore, Millis, OnLapse, Record, Slot, Store, Token,
+};
 
 use crate::support::claim::{Claim, claim, print, print_under_another_rule};
 
@@ -265,7 +267,7 @@ fn token_of(token: u16) -> Token {
     Token(u64::from(token) << 40)
 }
 
-fn begin_of(wish: Wish) -> Begin {
+fn begin_of(wish: Wish) -> ClaimRequest {
     let on_lapse = match wish.refuse {
         true => OnLapse::Refuse,
         false => OnLapse::RunAgain,
@@ -278,14 +280,14 @@ fn begin_of(wish: Wish) -> Begin {
         .on_lapse(on_lapse)
 }
 
-fn check_begun(begun: Begun, expected: Reply) {
+fn check_begun(begun: ClaimOutcome, expected: Reply) {
     let same = match (&begun, expected) {
-        (Begun::Started { attempt, .. }, Reply::Started(expected)) => *attempt == expected,
-        (Begun::InFlight { lease_left, .. }, Reply::InFlight(expected)) => {
+        (ClaimOutcome::Started { attempt, .. }, Reply::Started(expected)) => *attempt == expected,
+        (ClaimOutcome::InFlight { lease_left, .. }, Reply::InFlight(expected)) => {
             *lease_left == Duration::from_millis(expected)
         }
-        (Begun::Mismatch, Reply::Mismatch) | (Begun::OutcomeUnknown, Reply::Unknown) => true,
-        (Begun::Done(record), Reply::Done(print, token)) => *record == record_of(print, token),
+        (ClaimOutcome::Mismatch, Reply::Mismatch) | (ClaimOutcome::OutcomeUnknown, Reply::Unknown) => true,
+        (ClaimOutcome::Done(record), Reply::Done(print, token)) => *record == record_of(print, token),
         _ => false,
     };
     assert!(same, "answered {begun:?}, expected {expected:?}");
@@ -379,7 +381,7 @@ impl Memory {
             let begin = claim(Slot::from_bytes(slot))
                 .lease(Duration::from_secs(1))
                 .ttl(Duration::from_secs(1));
-            assert_eq!(store.begin(&begin).await.unwrap(), Begun::started(1));
+            assert_eq!(store.begin(&begin).await.unwrap(), ClaimOutcome::started(1));
             assert_eq!(store.release(&begin.slot, begin.token).await.unwrap(), Held::Yes);
         }
     }

@@ -8,7 +8,7 @@ use http::{Extensions, HeaderValue, Request, Response, StatusCode};
 use sha2::{Digest, Sha256};
 use tower::Layer;
 use tower_idempotency::store::{
-    Begin, Begun, Census, Commit, Held, Inspect, KeyRing, Record, Sealed, StoreErrorKind, Tiered,
+    Census, ClaimOutcome, ClaimRequest, Commit, Held, Inspect, KeyRing, Record, Sealed, StoreErrorKind, Tiered,
 };
 use tower_idempotency::{IdempotencyLayer, IdempotencyService, MemoryStore, Store};
 
@@ -69,7 +69,7 @@ fn kept(shelf: &Scripted) -> Vec<Vec<u8>> {
     shelf.records().iter().map(Record::to_bytes).collect()
 }
 
-fn claim_of(at: u64, of: u8) -> Begin {
+fn claim_of(at: u64, of: u8) -> ClaimRequest {
     claim(at).print(print(of))
 }
 
@@ -84,7 +84,10 @@ fn answer(of: u8, body: &'static str) -> Record {
 /// Runs an operation in that slot and returns the bytes that the store behind was given.
 async fn run(store: &Sealed<Scripted>, shelf: &Scripted, at: u64, record: &Record) -> Vec<u8> {
     let begin = claim(at).print(record.fingerprint());
-    assert!(matches!(store.begin(&begin).await.unwrap(), Begun::Started { .. }));
+    assert!(matches!(
+        store.begin(&begin).await.unwrap(),
+        ClaimOutcome::Started { .. }
+    ));
     let held = store.complete(&begin.slot, begin.token, record, HOUR).await.unwrap();
     assert_eq!(held, Held::Yes);
     kept(shelf).pop().unwrap()
@@ -107,12 +110,12 @@ async fn records_rotate_from_key_to_key() {
     let record = answer(1, "first");
     run(&sealed(shelf.clone()), &shelf, 1, &record).await;
     let both = Sealed::new(shelf.clone(), KeyRing::new(OTHER).with_former([3; 32]).with_former(KEY)).unwrap();
-    assert_eq!(both.begin(&claim_of(1, 1)).await.unwrap(), Begun::Done(record));
+    assert_eq!(both.begin(&claim_of(1, 1)).await.unwrap(), ClaimOutcome::Done(record));
     // What is sealed meanwhile opens under the new key alone, and what was sealed before does not.
     let second = answer(2, "second");
     run(&both, &shelf, 2, &second).await;
     let new = Sealed::new(shelf.clone(), KeyRing::new(OTHER)).unwrap();
-    assert_eq!(new.begin(&claim_of(2, 2)).await.unwrap(), Begun::Done(second));
+    assert_eq!(new.begin(&claim_of(2, 2)).await.unwrap(), ClaimOutcome::Done(second));
     let error = corrupt(&new, 1, 1).await;
     let name = kept(&shelf)[0][20..28]
         .iter()
@@ -128,7 +131,7 @@ async fn contract_6_5_a_record_does_not_open_in_another_slot_or_for_another_requ
     let store = sealed(shelf.clone());
     let stored = run(&store, &shelf, 1, &record).await;
     shelf.plant(slot(1), stored.clone());
-    assert_eq!(store.begin(&claim_of(1, 1)).await.unwrap(), Begun::Done(record));
+    assert_eq!(store.begin(&claim_of(1, 1)).await.unwrap(), ClaimOutcome::Done(record));
     shelf.plant(slot(2), stored.clone());
     let error = corrupt(&store, 2, 1).await;
     assert!(error.contains("moved from another slot"), "{error}");
@@ -150,7 +153,7 @@ async fn contract_5_9_a_record_sealed_under_another_rule_opens() {
     let stored = run(&store, &shelf, 1, &record).await;
     let under_another_rule = |at| claim(at).print(print_under_another_rule(1));
     let begun = store.begin(&under_another_rule(1)).await.unwrap();
-    assert_eq!(begun, Begun::Done(record));
+    assert_eq!(begun, ClaimOutcome::Done(record));
     // In its own slot only, and with its own fingerprint only.
     shelf.plant(slot(2), stored.clone());
     let error = store.begin(&under_another_rule(2)).await.unwrap_err();
@@ -188,7 +191,7 @@ async fn contract_6_5_no_byte_of_a_sealed_record_can_be_changed() {
         shelf.plant(slot(at), with_checksum(&[whole, &[0]].concat()));
         corrupt(&store, at, 1).await;
         shelf.unplant();
-        assert_eq!(store.begin(&claim_of(at, 1)).await.unwrap(), Begun::Done(record));
+        assert_eq!(store.begin(&claim_of(at, 1)).await.unwrap(), ClaimOutcome::Done(record));
     }
 }
 
@@ -201,7 +204,10 @@ async fn contract_6_5_an_unsealed_record_is_refused_unless_it_is_accepted() {
     assert!(error.contains("accept_unsealed(true)"), "{error}");
     let builder = || Sealed::builder(shelf.clone(), KeyRing::new(KEY));
     let lenient = builder().accept_unsealed(true).build().unwrap();
-    assert_eq!(lenient.begin(&claim_of(1, 1)).await.unwrap(), Begun::Done(record));
+    assert_eq!(
+        lenient.begin(&claim_of(1, 1)).await.unwrap(),
+        ClaimOutcome::Done(record)
+    );
     corrupt(&lenient, 1, 2).await;
     // It still seals what it writes, and still wants sealed records whole.
     let stored = run(&lenient, &shelf, 2, &answer(2, "second")).await;
@@ -343,7 +349,10 @@ async fn a_sealed_store_is_inspected_and_settled() {
     assert!(store.settle(&slot(1), &answer, HOUR).await.unwrap());
     assert_eq!(kept(&shelf)[0][1], 3);
     let expected = Record::of_response(print(1), &answer);
-    assert_eq!(store.begin(&claim_of(1, 1)).await.unwrap(), Begun::Done(expected));
+    assert_eq!(
+        store.begin(&claim_of(1, 1)).await.unwrap(),
+        ClaimOutcome::Done(expected)
+    );
     assert!(store.look_up(&slot(1)).await.unwrap().is_some());
     assert!(store.forget(&slot(1)).await.unwrap());
     assert!(store.look_up(&slot(1)).await.unwrap().is_none());
@@ -378,5 +387,5 @@ async fn a_unit_of_work_commits_a_sealed_record() {
     assert_eq!(*ttl, HOUR);
     assert!(!kept.to_bytes().windows(4).any(|window| window == b"HUSH"));
     shelf.plant(slot(1), kept.to_bytes());
-    assert_eq!(store.begin(&claim_of(1, 1)).await.unwrap(), Begun::Done(record));
+    assert_eq!(store.begin(&claim_of(1, 1)).await.unwrap(), ClaimOutcome::Done(record));
 }

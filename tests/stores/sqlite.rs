@@ -9,7 +9,9 @@ use http::Response;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use tower_idempotency::Store;
 use tower_idempotency::store::sql::SqliteStore;
-use tower_idempotency::store::{Begun, Held, Inspect, OnLapse, Phase, Record, StoreError, StoreErrorKind, Token};
+use tower_idempotency::store::{
+    ClaimOutcome, Held, Inspect, OnLapse, Phase, Record, StoreError, StoreErrorKind, Token,
+};
 
 use crate::support::claim::{Claim, HOUR, PRINT, claim};
 use crate::support::directory::Directory;
@@ -125,7 +127,7 @@ async fn what_could_not_be_committed_is_an_error() {
     commits.store(true, Ordering::Relaxed);
     assert_eq!(
         store.begin(&claim(1).token(2)).await.unwrap(),
-        Begun::started(1),
+        ClaimOutcome::started(1),
         "nothing was left of it"
     );
     let slot = claim(1).slot;
@@ -140,7 +142,7 @@ async fn what_could_not_be_committed_is_an_error() {
     commits.store(true, Ordering::Relaxed);
     assert!(matches!(
         store.begin(&claim(1).token(3)).await.unwrap(),
-        Begun::InFlight { .. }
+        ClaimOutcome::InFlight { .. }
     ));
 }
 
@@ -169,7 +171,10 @@ async fn what_lives_longer_than_its_claim_said_is_put_off_and_swept_in_its_time(
         .await
         .unwrap();
     assert_eq!(due, 0, "the sweeper does not look at the one that lives each time");
-    assert_eq!(store.begin(&claim(1).token(2)).await.unwrap(), Begun::Done(record()));
+    assert_eq!(
+        store.begin(&claim(1).token(2)).await.unwrap(),
+        ClaimOutcome::Done(record())
+    );
     assert_eq!(store.sweep(10).await.unwrap(), 0);
 }
 
@@ -182,7 +187,7 @@ async fn a_read_only_database_is_told_and_still_replays() {
     let read_only = with(options(&directory).read_only(true)).await;
     assert_eq!(
         read_only.begin(&claim(1).token(2)).await.unwrap(),
-        Begun::Done(record())
+        ClaimOutcome::Done(record())
     );
     let error = read_only.begin(&claim(2).token(1)).await.unwrap_err();
     assert_told(
@@ -209,7 +214,7 @@ async fn a_full_disk_is_told() {
     assert_told(&error, StoreErrorKind::Full, &["complete", "full"]);
     // What fits is done still.
     assert!(full.forget(&claim(1).slot).await.unwrap());
-    assert_eq!(full.begin(&claim(1).token(2)).await.unwrap(), Begun::started(1));
+    assert_eq!(full.begin(&claim(1).token(2)).await.unwrap(), ClaimOutcome::started(1));
 }
 
 #[tokio::test]
@@ -278,7 +283,7 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
     }
     let other = bare.clone().table("Other").unwrap();
     other.migrate().await.unwrap();
-    assert_eq!(other.begin(&claim(1).token(1)).await.unwrap(), Begun::started(1));
+    assert_eq!(other.begin(&claim(1).token(1)).await.unwrap(), ClaimOutcome::started(1));
     assert_eq!(bare.count().await.unwrap().running, 0);
 }
 
@@ -298,7 +303,7 @@ async fn a_writer_that_holds_on_is_told_and_readers_do_not_wait() {
     let patient = with(options(&directory).busy_timeout(10 * PATIENCE)).await;
     let asked = claim(1).token(2);
     let begun = watched(PATIENCE, patient.begin(&asked)).await;
-    assert!(matches!(begun.unwrap(), Begun::InFlight { .. }));
+    assert!(matches!(begun.unwrap(), ClaimOutcome::InFlight { .. }));
     // Dropped while they wait, they leave the pool whole.
     for _ in 0..4 {
         let short = Duration::from_millis(20);
@@ -310,7 +315,10 @@ async fn a_writer_that_holds_on_is_told_and_readers_do_not_wait() {
         patient.pool().size() as usize == patient.pool().num_idle()
     })
     .await;
-    assert_eq!(patient.begin(&claim(4).token(1)).await.unwrap(), Begun::started(1));
+    assert_eq!(
+        patient.begin(&claim(4).token(1)).await.unwrap(),
+        ClaimOutcome::started(1)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -323,7 +331,7 @@ async fn many_migrate_at_once() {
         })
         .collect();
     for task in tasks {
-        assert_eq!(task.await.unwrap(), Begun::started(1));
+        assert_eq!(task.await.unwrap(), ClaimOutcome::started(1));
     }
 }
 
@@ -344,9 +352,9 @@ async fn what_is_in_a_slot_is_told_settled_and_swept() {
     assert!(!store.settle(&slot, &answer, HOUR).await.unwrap(), "it runs");
     store.renew(&slot, Token(1), Duration::ZERO).await.unwrap();
     let refuse = claim(1).token(2).on_lapse(OnLapse::Refuse);
-    assert_eq!(store.begin(&refuse).await.unwrap(), Begun::OutcomeUnknown);
+    assert_eq!(store.begin(&refuse).await.unwrap(), ClaimOutcome::OutcomeUnknown);
     assert!(store.settle(&slot, &answer, HOUR).await.unwrap());
-    assert!(matches!(store.begin(&refuse).await.unwrap(), Begun::Done(_)));
+    assert!(matches!(store.begin(&refuse).await.unwrap(), ClaimOutcome::Done(_)));
     assert_eq!(store.release(&slot, Token(1)).await.unwrap(), Held::Lost);
     store.begin(&claim(2).token(1)).await.unwrap();
     for slot in 10..30 {

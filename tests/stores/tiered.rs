@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Extensions, Request, Response};
 use tower::Layer;
 use tower_idempotency::store::{
-    Begin, Begun, Census, Commit, Held, Inspect, Record, StoreError, StoreErrorKind, Tiered, Token,
+    Census, ClaimOutcome, ClaimRequest, Commit, Held, Inspect, Record, StoreError, StoreErrorKind, Tiered, Token,
 };
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Store};
 
@@ -88,16 +88,19 @@ fn record(body: impl Into<Bytes>) -> Record {
     Record::of_response(PRINT, &Response::new(body.into()))
 }
 
-async fn run(store: &impl Store, begin: &Begin, record: &Record, ttl: Duration) {
-    assert!(matches!(store.begin(begin).await.unwrap(), Begun::Started { .. }));
+async fn run(store: &impl Store, begin: &ClaimRequest, record: &Record, ttl: Duration) {
+    assert!(matches!(
+        store.begin(begin).await.unwrap(),
+        ClaimOutcome::Started { .. }
+    ));
     let held = store.complete(&begin.slot, begin.token, record, ttl).await.unwrap();
     assert_eq!(held, Held::Yes);
 }
 
 async fn done(store: &impl Store, at: u64) -> Option<Record> {
     match store.begin(&claim(at)).await.unwrap() {
-        Begun::Done(record) => Some(record),
-        Begun::Started { .. } => None,
+        ClaimOutcome::Done(record) => Some(record),
+        ClaimOutcome::Started { .. } => None,
         other => panic!("{other:?}"),
     }
 }
@@ -130,7 +133,10 @@ async fn what_was_completed_is_cached_until_its_ttl_ends() {
     let (remote, store) = tiered();
     let (begin, record) = (claim(1), record("x"));
     let ttl = Duration::from_secs(10);
-    assert!(matches!(store.begin(&begin).await.unwrap(), Begun::Started { .. }));
+    assert!(matches!(
+        store.begin(&begin).await.unwrap(),
+        ClaimOutcome::Started { .. }
+    ));
     // The answer takes three seconds, which do not count twice.
     let gate = hold(&remote, Op::Complete);
     let (held, ()) = tokio::join!(store.complete(&begin.slot, begin.token, &record, ttl), async {
@@ -193,9 +199,12 @@ async fn contract_5_9_a_cached_record_of_another_rule_is_replayed() {
     run(&store, &claim(1), &record("x"), HOUR).await;
     for byte in [0xAB, 2] {
         let other = claim(1).print(print_under_another_rule(byte));
-        assert_eq!(store.begin(&other).await.unwrap(), Begun::Done(record("x")));
+        assert_eq!(store.begin(&other).await.unwrap(), ClaimOutcome::Done(record("x")));
     }
-    assert_eq!(store.begin(&claim(1).print(print(2))).await.unwrap(), Begun::Mismatch);
+    assert_eq!(
+        store.begin(&claim(1).print(print(2))).await.unwrap(),
+        ClaimOutcome::Mismatch
+    );
     assert_eq!((remote.calls(Op::Begin), store.stats().hits), (1, 3));
 }
 
@@ -204,8 +213,11 @@ async fn contract_5_9_a_record_that_was_found_under_another_rule_is_cached_with_
     let (remote, store) = tiered();
     run(&remote, &claim(1), &record("x"), HOUR).await;
     let other = claim(1).print(print_under_another_rule(2));
-    assert_eq!(store.begin(&other).await.unwrap(), Begun::Done(record("x")));
-    assert_eq!(store.begin(&claim(1).print(print(2))).await.unwrap(), Begun::Mismatch);
+    assert_eq!(store.begin(&other).await.unwrap(), ClaimOutcome::Done(record("x")));
+    assert_eq!(
+        store.begin(&claim(1).print(print(2))).await.unwrap(),
+        ClaimOutcome::Mismatch
+    );
     assert_eq!(done(&store, 1).await, Some(record("x")));
     assert_eq!((remote.calls(Op::Begin), store.stats().hits), (2, 2));
 }
@@ -215,13 +227,19 @@ async fn claims_are_not_cached_nor_what_was_not_completed() {
     let (remote, store) = tiered();
     let begin = claim(1);
     store.begin(&begin).await.unwrap();
-    assert!(matches!(store.begin(&claim(1)).await.unwrap(), Begun::InFlight { .. }));
-    assert_eq!(store.begin(&claim(1).print(print(2))).await.unwrap(), Begun::Mismatch);
+    assert!(matches!(
+        store.begin(&claim(1)).await.unwrap(),
+        ClaimOutcome::InFlight { .. }
+    ));
+    assert_eq!(
+        store.begin(&claim(1).print(print(2))).await.unwrap(),
+        ClaimOutcome::Mismatch
+    );
     assert_eq!(store.renew(&begin.slot, begin.token, HOUR).await.unwrap(), Held::Yes);
     let lost = store.complete(&begin.slot, Token(0), &record("x"), HOUR).await.unwrap();
     assert_eq!((lost, store.stats().entries), (Held::Lost, 0));
     assert_eq!(store.release(&begin.slot, begin.token).await.unwrap(), Held::Yes);
-    assert_eq!(store.begin(&begin).await.unwrap(), Begun::started(1));
+    assert_eq!(store.begin(&begin).await.unwrap(), ClaimOutcome::started(1));
     assert_eq!((remote.calls(Op::Begin), store.stats().hits), (4, 0));
 }
 

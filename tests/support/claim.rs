@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_idempotency::Fingerprint;
-use tower_idempotency::store::{Begin, OnLapse, ScopeTag, Slot, Token};
+use tower_idempotency::store::{ClaimRequest, OnLapse, ScopeTag, Slot, Token};
 
 /// How long a [`claim`] lasts, and how long its outcome is kept: longer than any test.
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
@@ -61,8 +61,8 @@ impl Place for u64 {
 }
 
 /// A claim with a token of its own, for [`PRINT`] and [`HOUR`]s; [`Claim`] changes what a test cares about.
-pub(crate) fn claim(at: impl Place) -> Begin {
-    Begin::new(at.slot(), PRINT).with_lease(HOUR).with_ttl(HOUR)
+pub(crate) fn claim(at: impl Place) -> ClaimRequest {
+    ClaimRequest::new(at.slot(), PRINT).with_lease(HOUR).with_ttl(HOUR)
 }
 
 /// Changes a [`claim`], one thing at a time.
@@ -75,7 +75,7 @@ pub(crate) trait Claim {
     fn on_lapse(self, on_lapse: OnLapse) -> Self;
 }
 
-impl Claim for Begin {
+impl Claim for ClaimRequest {
     fn token(mut self, token: u64) -> Self {
         self.token = Token(token);
         self

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tower_idempotency::Store;
 use tower_idempotency::store::{
-    Begin, Begun, Census, Entry, Held, Inspect, MemoryStore, Record, Slot, StoreError, StoreErrorKind, Token,
-    UnitOfWork,
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, MemoryStore, Record, Slot, StoreError, StoreErrorKind,
+    Token, UnitOfWork,
 };
 
 use super::claim::{Claim, print};
@@ -69,7 +69,7 @@ struct Script {
     once: HashMap<Op, VecDeque<Act>>,
     always: HashMap<Op, Act>,
     calls: HashMap<Op, Count>,
-    begins: Vec<Begin>,
+    begins: Vec<ClaimRequest>,
     records: Vec<Record>,
     /// All calls fail, whatever the script says of them.
     down: bool,
@@ -114,7 +114,7 @@ impl Scripted {
     }
 
     /// Every claim that was asked for, in order.
-    pub(crate) fn begins(&self) -> Vec<Begin> {
+    pub(crate) fn begins(&self) -> Vec<ClaimRequest> {
         self.script().begins.clone()
     }
 
@@ -133,7 +133,7 @@ impl Scripted {
         let last = *self.script().begins.last().expect("a request was sent before");
         let begin = last.token(last.token.0 ^ u64::MAX);
         let begun = self.memory.begin(&begin).await.expect("memory does not fail");
-        assert!(matches!(begun, Begun::Started { .. }), "{begun:?}");
+        assert!(matches!(begun, ClaimOutcome::Started { .. }), "{begun:?}");
     }
 
     fn script(&self) -> std::sync::MutexGuard<'_, Script> {
@@ -214,12 +214,12 @@ fn damaged() -> StoreError {
 }
 
 impl Store for Scripted {
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         self.script().begins.push(*begin);
         let planted = self.script().planted.get(&begin.slot).cloned();
         let effect = async {
             match planted {
-                Some(bytes) => Record::from_bytes(&bytes).map(Begun::Done),
+                Some(bytes) => Record::from_bytes(&bytes).map(ClaimOutcome::Done),
                 None => self.memory.begin(begin).await,
             }
         };
@@ -246,7 +246,7 @@ impl Store for Scripted {
         self.memory.changed(slot, round).await;
     }
 
-    fn unit_of_work(&self, _: &Begin) -> Option<Box<dyn UnitOfWork>> {
+    fn unit_of_work(&self, _: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         self.script().works.pop_front()
     }
 }
@@ -272,7 +272,7 @@ pub(crate) struct Through<S, const IN_PROCESS: bool>(pub(crate) S);
 impl<S: Store, const IN_PROCESS: bool> Store for Through<S, IN_PROCESS> {
     const IN_PROCESS: bool = IN_PROCESS;
 
-    fn begin(&self, begin: &Begin) -> impl Future<Output = Result<Begun, StoreError>> + Send {
+    fn begin(&self, begin: &ClaimRequest) -> impl Future<Output = Result<ClaimOutcome, StoreError>> + Send {
         self.0.begin(begin)
     }
 

@@ -7,9 +7,9 @@ use super::probe::{IN_FLIGHT, Probe, random_token};
 use crate::request::Fingerprint;
 use crate::request::Slot;
 use crate::store::Store;
-use crate::store::{Begin, Begun, Held, Token};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, Token};
 
-const FIRST: Begun = Begun::Started { attempt: 1 };
+const FIRST: ClaimOutcome = ClaimOutcome::Started { attempt: 1 };
 
 pub(super) async fn the_first_begin_starts_attempt_1<H: Harness>(slot: Probe<'_, H>) {
     slot.begin("the first of a slot", &slot.claim(), &FIRST).await;
@@ -21,8 +21,8 @@ pub(super) async fn a_duplicate_is_in_flight<H: Harness>(slot: Probe<'_, H>) {
     let long = slot.long;
     match slot.answered(step, slot.store.begin(&slot.claim()).await) {
         // How much is left is for `Retry-After`, so that a rough answer will do.
-        Begun::InFlight { lease_left } if lease_left >= long / 2 && lease_left <= long + slot.units(1) => {}
-        Begun::InFlight { lease_left } => slot.broken(
+        ClaimOutcome::InFlight { lease_left } if lease_left >= long / 2 && lease_left <= long + slot.units(1) => {}
+        ClaimOutcome::InFlight { lease_left } => slot.broken(
             step,
             format_args!("a lease of {long:?} was just begun, and {lease_left:?} are said to be left"),
         ),
@@ -34,16 +34,24 @@ pub(super) async fn a_duplicate_is_in_flight<H: Harness>(slot: Probe<'_, H>) {
 pub(super) async fn another_fingerprint_is_a_mismatch<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
     slot.begin("the first of a slot", &claim, &FIRST).await;
-    slot.begin("another fingerprint, in flight", &slot.other_claim(), &Begun::Mismatch)
-        .await;
+    slot.begin(
+        "another fingerprint, in flight",
+        &slot.other_claim(),
+        &ClaimOutcome::Mismatch,
+    )
+    .await;
     slot.begin("the right one, after the mismatch", &slot.claim(), &IN_FLIGHT)
         .await;
     let record = slot.response(b"answer");
     slot.complete("by the holder", claim.token, &record, slot.long, Held::Yes)
         .await;
-    slot.begin("another fingerprint, done", &slot.other_claim(), &Begun::Mismatch)
-        .await;
-    slot.begin("the right one, done", &slot.claim(), &Begun::Done(record))
+    slot.begin(
+        "another fingerprint, done",
+        &slot.other_claim(),
+        &ClaimOutcome::Mismatch,
+    )
+    .await;
+    slot.begin("the right one, done", &slot.claim(), &ClaimOutcome::Done(record))
         .await;
 }
 
@@ -54,22 +62,22 @@ pub(super) async fn fingerprints_count_to_the_last_bit<H: Harness>(slot: Probe<'
     let record = slot.response(b"answer");
     slot.complete("by the holder", claim.token, &record, slot.long, Held::Yes)
         .await;
-    differ_in_each_bit(&slot, "done", &Begun::Done(record)).await;
+    differ_in_each_bit(&slot, "done", &ClaimOutcome::Done(record)).await;
 }
 
 /// Asks with fingerprints that differ in one bit: of the digest, which is a mismatch, or of the rule,
 /// which is as if the fingerprint were the same.
-async fn differ_in_each_bit<H: Harness>(slot: &Probe<'_, H>, state: &str, same: &Begun) {
+async fn differ_in_each_bit<H: Harness>(slot: &Probe<'_, H>, state: &str, same: &ClaimOutcome) {
     for bit in 0..Fingerprint::LEN * 8 {
         let mut bytes = *slot.fingerprint.as_bytes();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        let begin = Begin {
+        let begin = ClaimRequest {
             fingerprint: Fingerprint::from_bytes(bytes),
             ..slot.claim()
         };
         let (part, expected) = match bit / 8 {
             0 | 1 => ("rule", same),
-            _ => ("digest", &Begun::Mismatch),
+            _ => ("digest", &ClaimOutcome::Mismatch),
         };
         let step = format!("a fingerprint whose {part} differs in bit {bit}, {state}");
         slot.begin(&step, &begin, expected).await;
@@ -81,12 +89,16 @@ pub(super) async fn a_fingerprint_of_another_rule_is_not_a_mismatch<H: Harness>(
     slot.begin("the first of a slot", &claim, &FIRST).await;
     slot.begin("another rule, in flight", &slot.claim_under_another_rule(), &IN_FLIGHT)
         .await;
-    slot.begin("the same rule, after the other", &slot.other_claim(), &Begun::Mismatch)
-        .await;
+    slot.begin(
+        "the same rule, after the other",
+        &slot.other_claim(),
+        &ClaimOutcome::Mismatch,
+    )
+    .await;
     let record = slot.response(b"answer");
     slot.complete("by the holder", claim.token, &record, slot.long, Held::Yes)
         .await;
-    let done = Begun::Done(record);
+    let done = ClaimOutcome::Done(record);
     slot.begin("another rule, done", &slot.claim_under_another_rule(), &done)
         .await;
     slot.begin("the same fingerprint, after the other rule", &slot.claim(), &done)
@@ -94,7 +106,7 @@ pub(super) async fn a_fingerprint_of_another_rule_is_not_a_mismatch<H: Harness>(
     slot.begin(
         "the same rule, after the other, done",
         &slot.other_claim(),
-        &Begun::Mismatch,
+        &ClaimOutcome::Mismatch,
     )
     .await;
 }
@@ -122,7 +134,7 @@ pub(super) async fn slots_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) 
     slot.begin(
         "after its neighbours were released",
         &slot.claim(),
-        &Begun::Done(slot.response(b"its own")),
+        &ClaimOutcome::Done(slot.response(b"its own")),
     )
     .await;
 }
@@ -157,7 +169,7 @@ pub(super) async fn begin_can_be_repeated_with_its_token<H: Harness>(slot: Probe
     slot.begin("a claim that lapses", &lapsing, &FIRST).await;
     slot.pass(2).await;
     let second = slot.claim();
-    let started = Begun::Started { attempt: 2 };
+    let started = ClaimOutcome::Started { attempt: 2 };
     slot.begin("taking it over", &second, &started).await;
     slot.begin("taking it over, again with the same token", &second, &started)
         .await;
@@ -193,7 +205,7 @@ pub(super) async fn a_foreign_token_is_lost_and_changes_nothing<H: Harness>(slot
     slot.begin(
         "after strangers spoke of the done slot",
         &slot.claim(),
-        &Begun::Done(own),
+        &ClaimOutcome::Done(own),
     )
     .await;
 }
@@ -211,7 +223,7 @@ pub(super) async fn release_frees_the_slot_for_any_fingerprint<H: Harness>(slot:
     slot.begin("a claim that lapses", &slot.claim_for(1), &FIRST).await;
     slot.pass(2).await;
     let second = slot.claim();
-    slot.begin("taking it over", &second, &Begun::Started { attempt: 2 })
+    slot.begin("taking it over", &second, &ClaimOutcome::Started { attempt: 2 })
         .await;
     slot.release("by the holder of attempt 2", second.token, Held::Yes)
         .await;
@@ -229,7 +241,8 @@ pub(super) async fn a_claim_ends_once<H: Harness>(slot: Probe<'_, H>) {
         .await;
     slot.renew("after complete", claim.token, slot.long, Held::Lost).await;
     slot.release("after complete", claim.token, Held::Lost).await;
-    slot.begin("after all that", &slot.claim(), &Begun::Done(record)).await;
+    slot.begin("after all that", &slot.claim(), &ClaimOutcome::Done(record))
+        .await;
 
     let slot = slot.elsewhere();
     let claim = slot.claim();
@@ -258,7 +271,7 @@ pub(super) async fn very_long_times_do_not_overflow<H: Harness>(slot: Probe<'_, 
         slot.begin(
             &format!("after complete with {step}"),
             &slot.claim(),
-            &Begun::Done(record),
+            &ClaimOutcome::Done(record),
         )
         .await;
     }

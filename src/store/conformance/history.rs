@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::harness::Harness;
 use super::probe::{Probe, alike, named, random_slot, random_token, response};
 use crate::request::{Fingerprint, Slot};
-use crate::store::{Begin, Begun, Held, Machine, Millis, OnLapse, Store, Token};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, Machine, Millis, OnLapse, Store, Token};
 
 const SLOTS: usize = 6;
 const STEPS: u32 = 40;
@@ -60,7 +60,7 @@ async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64) -> Result<(), TooS
                 Call::Begin(begin) => {
                     let answer = probe.store.begin(begin).await;
                     let expected = slot.machine.begin(begin, now);
-                    (answer.map(Answer::Begun), Answer::Begun(expected))
+                    (answer.map(Answer::ClaimOutcome), Answer::ClaimOutcome(expected))
                 }
                 Call::Renew(token, lease) => {
                     let answer = probe.store.renew(&slot.slot, *token, *lease).await;
@@ -140,21 +140,21 @@ impl Clock {
 
 #[derive(Debug)]
 enum Call {
-    Begin(Begin),
+    Begin(ClaimRequest),
     Renew(Token, Duration),
     Complete(Token, Fingerprint, Duration),
     Release(Token),
 }
 
 enum Answer {
-    Begun(Begun),
+    ClaimOutcome(ClaimOutcome),
     Held(Held),
 }
 
 impl Answer {
     fn is_like(&self, expected: &Self) -> bool {
         match (self, expected) {
-            (Self::Begun(answer), Self::Begun(expected)) => alike(answer, expected),
+            (Self::ClaimOutcome(answer), Self::ClaimOutcome(expected)) => alike(answer, expected),
             (Self::Held(answer), Self::Held(expected)) => answer == expected,
             _ => false,
         }
@@ -162,7 +162,7 @@ impl Answer {
 
     fn named(&self) -> String {
         match self {
-            Self::Begun(begun) => named(begun),
+            Self::ClaimOutcome(begun) => named(begun),
             Self::Held(held) => format!("{held:?}"),
         }
     }
@@ -174,7 +174,7 @@ struct Followed {
     machine: Machine,
     /// Two of one rule, and two of another.
     prints: [Fingerprint; 4],
-    begun: Vec<Begin>,
+    begun: Vec<ClaimRequest>,
     /// The story so far, for the message.
     told: String,
 }
@@ -217,7 +217,7 @@ impl Followed {
                     0 => OnLapse::Refuse,
                     _ => OnLapse::RunAgain,
                 };
-                let begin = Begin::new(self.slot, print)
+                let begin = ClaimRequest::new(self.slot, print)
                     .with_lease(halves(dice))
                     .with_ttl(whole(dice))
                     .with_on_lapse(on_lapse);

@@ -7,7 +7,7 @@ use http::Response;
 
 use super::harness::Harness;
 use super::probe::{IN_FLIGHT, Probe, random_token};
-use crate::store::{Begun, Held, OnLapse};
+use crate::store::{ClaimOutcome, Held, OnLapse};
 use crate::store::{Entry, Inspect, Phase, StoreError};
 
 impl<H: Harness<Store: Inspect>> Probe<'_, H> {
@@ -38,7 +38,7 @@ pub(super) async fn look_up_tells_how_far_an_operation_is<H: Harness<Store: Insp
     }
     let claim = probe.claim();
     probe
-        .begin("of a vacant slot", &claim, &Begun::Started { attempt: 1 })
+        .begin("of a vacant slot", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let alike = |entry: Option<Entry>, right: fn(Phase, Duration) -> bool, long: Duration| {
         entry.is_some_and(|entry| entry.fingerprint == claim.fingerprint && right(entry.phase, long))
@@ -58,7 +58,7 @@ pub(super) async fn look_up_tells_how_far_an_operation_is<H: Harness<Store: Insp
     }
     let second = claim.with_token(random_token());
     probe
-        .begin("taking it over", &second, &Begun::Started { attempt: 2 })
+        .begin("taking it over", &second, &ClaimOutcome::Started { attempt: 2 })
         .await;
     let record = probe.response(b"a body of 24 bytes, about");
     probe
@@ -80,7 +80,7 @@ pub(super) async fn forget_empties_the_slot<H: Harness<Store: Inspect>>(probe: P
     probe.forget("of a vacant slot", false).await;
     let claim = probe.claim();
     probe
-        .begin("of a vacant slot", &claim, &Begun::Started { attempt: 1 })
+        .begin("of a vacant slot", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     probe.forget("of a claim", true).await;
     let record = probe.response(b"late");
@@ -89,7 +89,11 @@ pub(super) async fn forget_empties_the_slot<H: Harness<Store: Inspect>>(probe: P
         .await;
     let other = probe.other_claim();
     probe
-        .begin("with another fingerprint", &other, &Begun::Started { attempt: 1 })
+        .begin(
+            "with another fingerprint",
+            &other,
+            &ClaimOutcome::Started { attempt: 1 },
+        )
         .await;
     let record = super::probe::response(other.fingerprint, b"kept");
     probe
@@ -101,7 +105,7 @@ pub(super) async fn forget_empties_the_slot<H: Harness<Store: Inspect>>(probe: P
         .begin(
             "of a slot that was forgotten",
             &probe.claim(),
-            &Begun::Started { attempt: 1 },
+            &ClaimOutcome::Started { attempt: 1 },
         )
         .await;
 }
@@ -109,15 +113,15 @@ pub(super) async fn forget_empties_the_slot<H: Harness<Store: Inspect>>(probe: P
 pub(super) async fn count_counts<H: Harness<Store: Inspect>>(probe: Probe<'_, H>) {
     let (lapsed, done) = (probe.elsewhere(), probe.elsewhere());
     probe
-        .begin("one that runs", &probe.claim(), &Begun::Started { attempt: 1 })
+        .begin("one that runs", &probe.claim(), &ClaimOutcome::Started { attempt: 1 })
         .await;
     let claim = lapsed.claim();
     lapsed
-        .begin("one that lapses", &claim, &Begun::Started { attempt: 1 })
+        .begin("one that lapses", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     lapsed.renew("to zero", claim.token, Duration::ZERO, Held::Yes).await;
     let claim = done.claim();
-    done.begin("one that ends", &claim, &Begun::Started { attempt: 1 })
+    done.begin("one that ends", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let record = done.response(b"");
     done.complete("by its holder", claim.token, &record, done.long, Held::Yes)
@@ -135,7 +139,7 @@ pub(super) async fn settle_ends_a_lapsed_claim_and_nothing_else<H: Harness<Store
     probe.expect_bool("settle, of a vacant slot", settled, false);
     let claim = probe.claim();
     probe
-        .begin("of a vacant slot", &claim, &Begun::Started { attempt: 1 })
+        .begin("of a vacant slot", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let settled = probe.store.settle(&probe.slot, &answer, probe.long).await;
     probe.expect_bool("settle, of a claim that is held", settled, false);
@@ -143,13 +147,21 @@ pub(super) async fn settle_ends_a_lapsed_claim_and_nothing_else<H: Harness<Store
     probe.begin("a duplicate, after that", &duplicate, &IN_FLIGHT).await;
     probe.renew("to zero", claim.token, Duration::ZERO, Held::Yes).await;
     probe
-        .begin("a duplicate of the lapsed claim", &duplicate, &Begun::OutcomeUnknown)
+        .begin(
+            "a duplicate of the lapsed claim",
+            &duplicate,
+            &ClaimOutcome::OutcomeUnknown,
+        )
         .await;
     let settled = probe.store.settle(&probe.slot, &answer, probe.long).await;
     probe.expect_bool("settle, of a lapsed claim", settled, true);
     let record = crate::store::Record::of_response(claim.fingerprint, &answer);
     probe
-        .begin("a duplicate, after that", &duplicate, &Begun::Done(record.clone()))
+        .begin(
+            "a duplicate, after that",
+            &duplicate,
+            &ClaimOutcome::Done(record.clone()),
+        )
         .await;
     probe
         .complete("by the former holder", claim.token, &record, probe.long, Held::Lost)

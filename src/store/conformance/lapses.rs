@@ -5,26 +5,27 @@
 
 use super::harness::Harness;
 use super::probe::{IN_FLIGHT, Probe, response};
-use crate::store::{Begin, Begun, Held, OnLapse};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, OnLapse};
 
-const FIRST: Begun = Begun::Started { attempt: 1 };
+const FIRST: ClaimOutcome = ClaimOutcome::Started { attempt: 1 };
 
 pub(super) async fn a_lapsed_claim_is_taken_over_as_the_next_attempt<H: Harness>(slot: Probe<'_, H>) {
     slot.begin("the first of a slot", &slot.claim_for(1), &FIRST).await;
     for attempt in 2..=4 {
         slot.pass(2).await;
         let step = format!("after attempt {} lapsed", attempt - 1);
-        slot.begin(&step, &slot.claim_for(1), &Begun::Started { attempt }).await;
+        slot.begin(&step, &slot.claim_for(1), &ClaimOutcome::Started { attempt })
+            .await;
     }
     slot.pass(2).await;
     let last = slot.claim();
-    slot.begin("after attempt 4 lapsed", &last, &Begun::Started { attempt: 5 })
+    slot.begin("after attempt 4 lapsed", &last, &ClaimOutcome::Started { attempt: 5 })
         .await;
     slot.begin("while attempt 5 runs", &slot.claim(), &IN_FLIGHT).await;
     let record = slot.response(b"at last");
     slot.complete("by the holder of attempt 5", last.token, &record, slot.long, Held::Yes)
         .await;
-    slot.begin("after attempt 5 completed", &slot.claim(), &Begun::Done(record))
+    slot.begin("after attempt 5 completed", &slot.claim(), &ClaimOutcome::Done(record))
         .await;
 }
 
@@ -34,12 +35,12 @@ pub(super) async fn a_takeover_under_another_rule_brings_its_fingerprint<H: Harn
     slot.pass(2).await;
     let present = slot.claim_under_another_rule();
     let other = slot.claim_under_another_rule();
-    let started = Begun::Started { attempt: 2 };
+    let started = ClaimOutcome::Started { attempt: 2 };
     slot.begin("taking it over under another rule", &present, &started)
         .await;
     slot.begin("the takeover, again with the same token", &present, &started)
         .await;
-    slot.begin("the new rule, another digest", &other, &Begun::Mismatch)
+    slot.begin("the new rule, another digest", &other, &ClaimOutcome::Mismatch)
         .await;
     slot.begin("the former rule", &slot.claim(), &IN_FLIGHT).await;
     slot.begin("the former rule, another digest", &slot.other_claim(), &IN_FLIGHT)
@@ -47,9 +48,9 @@ pub(super) async fn a_takeover_under_another_rule_brings_its_fingerprint<H: Harn
     let record = response(present.fingerprint, b"answer");
     slot.complete("by the new holder", present.token, &record, slot.long, Held::Yes)
         .await;
-    slot.begin("the new rule, another digest, done", &other, &Begun::Mismatch)
+    slot.begin("the new rule, another digest, done", &other, &ClaimOutcome::Mismatch)
         .await;
-    slot.begin("the former rule, done", &slot.claim(), &Begun::Done(record))
+    slot.begin("the former rule, done", &slot.claim(), &ClaimOutcome::Done(record))
         .await;
 }
 
@@ -59,7 +60,7 @@ pub(super) async fn a_former_holder_is_fenced_off<H: Harness>(slot: Probe<'_, H>
     slot.begin("the first of a slot", &former, &FIRST).await;
     slot.pass(2).await;
     let present = slot.claim();
-    slot.begin("taking it over", &present, &Begun::Started { attempt: 2 })
+    slot.begin("taking it over", &present, &ClaimOutcome::Started { attempt: 2 })
         .await;
     slot.renew("by the former holder", former.token, slot.long, Held::Lost)
         .await;
@@ -82,7 +83,8 @@ pub(super) async fn a_former_holder_is_fenced_off<H: Harness>(slot: Probe<'_, H>
     .await;
     slot.release("by the former holder, after the end", former.token, Held::Lost)
         .await;
-    slot.begin("after all that", &slot.claim(), &Begun::Done(record)).await;
+    slot.begin("after all that", &slot.claim(), &ClaimOutcome::Done(record))
+        .await;
 }
 
 pub(super) async fn a_lease_of_zero_lapses_at_once_and_is_remembered<H: Harness>(slot: Probe<'_, H>) {
@@ -90,9 +92,9 @@ pub(super) async fn a_lease_of_zero_lapses_at_once_and_is_remembered<H: Harness>
     slot.begin("the first of a slot", &given_back, &FIRST).await;
     slot.renew("by a lease of zero", given_back.token, slot.units(0), Held::Yes)
         .await;
-    slot.begin("with another fingerprint", &slot.other_claim(), &Begun::Mismatch)
+    slot.begin("with another fingerprint", &slot.other_claim(), &ClaimOutcome::Mismatch)
         .await;
-    slot.begin("with the same", &slot.claim(), &Begun::Started { attempt: 2 })
+    slot.begin("with the same", &slot.claim(), &ClaimOutcome::Started { attempt: 2 })
         .await;
     slot.release("by who gave it back", given_back.token, Held::Lost).await;
 }
@@ -114,7 +116,11 @@ pub(super) async fn a_lapsed_claim_that_nobody_took_over_is_still_held<H: Harnes
         .complete("of a claim that lapsed", completed.token, &record, slot.long, Held::Yes)
         .await;
     completing
-        .begin("after the late completion", &completing.claim(), &Begun::Done(record))
+        .begin(
+            "after the late completion",
+            &completing.claim(),
+            &ClaimOutcome::Done(record),
+        )
         .await;
     releasing
         .release("of a claim that lapsed", released.token, Held::Yes)
@@ -132,7 +138,7 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
     slot.begin(
         "another fingerprint, after the lapse and within the ttl",
         &slot.other_claim(),
-        &Begun::Mismatch,
+        &ClaimOutcome::Mismatch,
     )
     .await;
     slot.pass(4).await;
@@ -147,13 +153,13 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
     slot.begin("a claim that lapses", &first, &FIRST).await;
     slot.pass(2).await;
     let second = slot.claim_for(1).with_ttl(slot.units(8));
-    slot.begin("taking it over", &second, &Begun::Started { attempt: 2 })
+    slot.begin("taking it over", &second, &ClaimOutcome::Started { attempt: 2 })
         .await;
     slot.pass(7).await;
     slot.begin(
         "another fingerprint, within the ttl of attempt 2",
         &slot.other_claim(),
-        &Begun::Mismatch,
+        &ClaimOutcome::Mismatch,
     )
     .await;
     slot.pass(4).await;
@@ -162,32 +168,32 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
 }
 
 pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>) {
-    let refusing = |begin: Begin| begin.with_on_lapse(OnLapse::Refuse);
+    let refusing = |begin: ClaimRequest| begin.with_on_lapse(OnLapse::Refuse);
     let dead = refusing(slot.claim_for(1));
     slot.begin("the first of a slot", &dead, &FIRST).await;
     slot.pass(2).await;
     slot.begin(
         "refusing a lapsed claim",
         &refusing(slot.claim()),
-        &Begun::OutcomeUnknown,
+        &ClaimOutcome::OutcomeUnknown,
     )
     .await;
     slot.begin(
         "refusing a lapsed claim, a second time",
         &refusing(slot.claim()),
-        &Begun::OutcomeUnknown,
+        &ClaimOutcome::OutcomeUnknown,
     )
     .await;
     slot.begin(
         "another fingerprint on a lapsed claim",
         &refusing(slot.other_claim()),
-        &Begun::Mismatch,
+        &ClaimOutcome::Mismatch,
     )
     .await;
     slot.begin(
         "refusing a lapsed claim of another rule",
         &refusing(slot.claim_under_another_rule()),
-        &Begun::OutcomeUnknown,
+        &ClaimOutcome::OutcomeUnknown,
     )
     .await;
     slot.renew("by the holder, which lives after all", dead.token, slot.long, Held::Yes)
@@ -200,7 +206,7 @@ pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>
     slot.begin(
         "running a lapsed claim again",
         &slot.claim(),
-        &Begun::Started { attempt: 2 },
+        &ClaimOutcome::Started { attempt: 2 },
     )
     .await;
 }
@@ -215,8 +221,12 @@ pub(super) async fn renew_moves_the_lease<H: Harness>(slot: Probe<'_, H>) {
     slot.begin("after the first lease, within the renewed", &slot.claim(), &IN_FLIGHT)
         .await;
     slot.pass(4).await;
-    slot.begin("after the renewed lease", &slot.claim(), &Begun::Started { attempt: 2 })
-        .await;
+    slot.begin(
+        "after the renewed lease",
+        &slot.claim(),
+        &ClaimOutcome::Started { attempt: 2 },
+    )
+    .await;
 
     // The lease is from now, not added to what was left.
     let slot = slot.elsewhere();
@@ -228,7 +238,7 @@ pub(super) async fn renew_moves_the_lease<H: Harness>(slot: Probe<'_, H>) {
     slot.begin(
         "after the lease was renewed to a shorter one",
         &slot.claim(),
-        &Begun::Started { attempt: 2 },
+        &ClaimOutcome::Started { attempt: 2 },
     )
     .await;
 }
@@ -237,13 +247,13 @@ pub(super) async fn a_foreign_renew_does_not_move_the_lease<H: Harness>(slot: Pr
     slot.begin("the first of a slot", &slot.claim_for(1), &FIRST).await;
     slot.renew("under a foreign token", slot.claim().token, slot.long, Held::Lost)
         .await;
-    slot.begin("another fingerprint", &slot.other_claim(), &Begun::Mismatch)
+    slot.begin("another fingerprint", &slot.other_claim(), &ClaimOutcome::Mismatch)
         .await;
     slot.pass(2).await;
     slot.begin(
         "after the lease of the holder",
         &slot.claim(),
-        &Begun::Started { attempt: 2 },
+        &ClaimOutcome::Started { attempt: 2 },
     )
     .await;
 }
@@ -257,15 +267,15 @@ pub(super) async fn a_record_lives_for_its_ttl_from_completion<H: Harness>(slot:
     slot.complete("by the holder", claim.token, &record, slot.units(5), Held::Yes)
         .await;
     slot.pass(3).await;
-    slot.begin("within the ttl", &slot.claim(), &Begun::Done(record.clone()))
+    slot.begin("within the ttl", &slot.claim(), &ClaimOutcome::Done(record.clone()))
         .await;
     slot.begin(
         "another fingerprint, within the ttl",
         &slot.other_claim(),
-        &Begun::Mismatch,
+        &ClaimOutcome::Mismatch,
     )
     .await;
-    slot.begin("within the ttl, again", &slot.claim(), &Begun::Done(record))
+    slot.begin("within the ttl, again", &slot.claim(), &ClaimOutcome::Done(record))
         .await;
     slot.pass(4).await;
     slot.begin("another fingerprint, after the ttl", &slot.other_claim(), &FIRST)

@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use super::harness::Harness;
 use crate::request::{Fingerprint, Slot};
-use crate::store::{Begin, Begun, Held, Record, Store, StoreError, Token};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, Record, Store, StoreError, Token};
 
 /// Where an answer `InFlight` is expected; how much is left is not compared.
-pub(super) const IN_FLIGHT: Begun = Begun::InFlight {
+pub(super) const IN_FLIGHT: ClaimOutcome = ClaimOutcome::InFlight {
     lease_left: Duration::ZERO,
 };
 
@@ -58,35 +58,35 @@ impl<'a, H: Harness> Probe<'a, H> {
     }
 
     /// A `begin` of the slot under a new token, with a lease that does not lapse.
-    pub(super) fn claim(&self) -> Begin {
-        Begin::new(self.slot, self.fingerprint)
+    pub(super) fn claim(&self) -> ClaimRequest {
+        ClaimRequest::new(self.slot, self.fingerprint)
             .with_lease(self.long)
             .with_ttl(self.long)
     }
 
     /// As [`claim`](Self::claim), with a lease of so many units.
-    pub(super) fn claim_for(&self, units: u32) -> Begin {
+    pub(super) fn claim_for(&self, units: u32) -> ClaimRequest {
         self.claim().with_lease(self.units(units))
     }
 
     /// As [`claim`](Self::claim), with another fingerprint of the same rule.
-    pub(super) fn other_claim(&self) -> Begin {
+    pub(super) fn other_claim(&self) -> ClaimRequest {
         let [first, second, ..] = *self.fingerprint.as_bytes();
         self.claim_of([first, second])
     }
 
     /// As [`claim`](Self::claim), with a random fingerprint of another rule. The rule is the
     /// same each time.
-    pub(super) fn claim_under_another_rule(&self) -> Begin {
+    pub(super) fn claim_under_another_rule(&self) -> ClaimRequest {
         let [first, second, ..] = *self.fingerprint.as_bytes();
         self.claim_of([!first, second])
     }
 
     /// As [`claim`](Self::claim), with a random digest under that rule.
-    fn claim_of(&self, rule: [u8; 2]) -> Begin {
+    fn claim_of(&self, rule: [u8; 2]) -> ClaimRequest {
         let mut bytes = *random_fingerprint().as_bytes();
         bytes[..2].copy_from_slice(&rule);
-        Begin {
+        ClaimRequest {
             fingerprint: Fingerprint::from_bytes(bytes),
             ..self.claim()
         }
@@ -105,7 +105,7 @@ impl<'a, H: Harness> Probe<'a, H> {
         self.harness.pass(self.units(units)).await;
     }
 
-    pub(super) async fn begin(&self, step: &str, begin: &Begin, expected: &Begun) {
+    pub(super) async fn begin(&self, step: &str, begin: &ClaimRequest, expected: &ClaimOutcome) {
         let answer = self.store.begin(begin).await;
         self.expect_begun(&format!("begin, {step}"), answer, expected);
     }
@@ -125,9 +125,9 @@ impl<'a, H: Harness> Probe<'a, H> {
         self.expect_held(&format!("release, {step}"), answer, expected);
     }
 
-    pub(super) fn expect_begun(&self, step: &str, answer: Result<Begun, StoreError>, expected: &Begun) {
+    pub(super) fn expect_begun(&self, step: &str, answer: Result<ClaimOutcome, StoreError>, expected: &ClaimOutcome) {
         let answer = self.answered(step, answer);
-        if let (Begun::Done(got), Begun::Done(expected)) = (&answer, expected)
+        if let (ClaimOutcome::Done(got), ClaimOutcome::Done(expected)) = (&answer, expected)
             && got != expected
         {
             let (got, expected) = (got.to_bytes(), expected.to_bytes());
@@ -188,16 +188,16 @@ impl<'a, H: Harness> Probe<'a, H> {
 }
 
 /// `InFlight` is alike however much of the lease is left.
-pub(super) fn alike(answer: &Begun, expected: &Begun) -> bool {
+pub(super) fn alike(answer: &ClaimOutcome, expected: &ClaimOutcome) -> bool {
     match (answer, expected) {
-        (Begun::InFlight { .. }, Begun::InFlight { .. }) => true,
+        (ClaimOutcome::InFlight { .. }, ClaimOutcome::InFlight { .. }) => true,
         _ => answer == expected,
     }
 }
 
-pub(super) fn named(expected: &Begun) -> String {
+pub(super) fn named(expected: &ClaimOutcome) -> String {
     match expected {
-        Begun::InFlight { .. } => "InFlight".into(),
+        ClaimOutcome::InFlight { .. } => "InFlight".into(),
         _ => format!("{expected:?}"),
     }
 }

@@ -9,7 +9,7 @@ use super::harness::Harness;
 use super::probe::Probe;
 use crate::store::Record;
 use crate::store::Store;
-use crate::store::{Begin, Begun, Held};
+use crate::store::{ClaimOutcome, ClaimRequest, Held};
 
 /// How many ask for one slot at the same time.
 const CROWD: usize = 64;
@@ -34,7 +34,7 @@ pub(super) async fn one_of_many_takes_a_lapsed_claim_over<H: Harness>(slot: Prob
         slot.begin(
             "a claim that lapses",
             &slot.claim_for(1),
-            &Begun::Started { attempt: 1 },
+            &ClaimOutcome::Started { attempt: 1 },
         )
         .await;
     }
@@ -47,7 +47,7 @@ pub(super) async fn one_of_many_takes_a_lapsed_claim_over<H: Harness>(slot: Prob
 /// Exactly one of a crowd is started, as that attempt; the others are in flight.
 async fn crowd<H: Harness>(slot: &Probe<'_, H>, attempt: u32) {
     let handles = handles(slot.harness);
-    let claims: Vec<Begin> = (0..CROWD).map(|_| slot.claim()).collect();
+    let claims: Vec<ClaimRequest> = (0..CROWD).map(|_| slot.claim()).collect();
     let answers = slot
         .together(claims.iter().zip(handles.iter().cycle()).map(|(&claim, store)| {
             let store = Arc::clone(store);
@@ -58,8 +58,8 @@ async fn crowd<H: Harness>(slot: &Probe<'_, H>, attempt: u32) {
     let mut started = Vec::new();
     for (claim, answer) in claims.iter().zip(answers) {
         match slot.answered(&step, answer) {
-            Begun::Started { attempt: got } if got == attempt => started.push(claim.token),
-            Begun::InFlight { .. } => {}
+            ClaimOutcome::Started { attempt: got } if got == attempt => started.push(claim.token),
+            ClaimOutcome::InFlight { .. } => {}
             other => slot.broken(
                 &step,
                 format_args!("expected one to be started as attempt {attempt} and the others in flight, got {other:?}"),
@@ -87,12 +87,12 @@ pub(super) async fn one_of_many_completes_counts<H: Harness>(slot: Probe<'_, H>)
         let slot = slot.elsewhere();
         let handles = handles(slot.harness);
         let claim = slot.claim();
-        slot.begin("the first of a slot", &claim, &Begun::Started { attempt: 1 })
+        slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
             .await;
         let records: Vec<Record> = (0..16).map(|n| slot.response(&[n; 100])).collect();
         let answers = slot
             .together(records.iter().zip(handles.iter().cycle()).map(|(record, store)| {
-                let (store, record, Begin { slot, token, ttl, .. }) = (Arc::clone(store), record.clone(), claim);
+                let (store, record, ClaimRequest { slot, token, ttl, .. }) = (Arc::clone(store), record.clone(), claim);
                 async move { store.complete(&slot, token, &record, ttl).await }
             }))
             .await;
@@ -108,8 +108,12 @@ pub(super) async fn one_of_many_completes_counts<H: Harness>(slot: Probe<'_, H>)
                 format_args!("{} were answered Yes, expected exactly 1", kept.len()),
             )
         };
-        slot.begin("after the one that counted", &slot.claim(), &Begun::Done(kept.clone()))
-            .await;
+        slot.begin(
+            "after the one that counted",
+            &slot.claim(),
+            &ClaimOutcome::Done(kept.clone()),
+        )
+        .await;
     }
 }
 
@@ -117,13 +121,13 @@ pub(super) async fn the_present_holder_wins_against_the_fenced_one<H: Harness>(s
     let slots: Vec<_> = (0..RACES).map(|_| slot.elsewhere()).collect();
     let former: Vec<_> = slots.iter().map(|slot| slot.claim_for(1)).collect();
     for (slot, claim) in slots.iter().zip(&former) {
-        slot.begin("a claim that lapses", claim, &Begun::Started { attempt: 1 })
+        slot.begin("a claim that lapses", claim, &ClaimOutcome::Started { attempt: 1 })
             .await;
     }
     slot.pass(2).await;
     for (slot, former) in slots.iter().zip(former) {
         let present = slot.claim();
-        slot.begin("taking it over", &present, &Begun::Started { attempt: 2 })
+        slot.begin("taking it over", &present, &ClaimOutcome::Started { attempt: 2 })
             .await;
         let (late, record) = (slot.response(b"the former holder's"), slot.response(b"the present's"));
         let handles = handles(slot.harness);
@@ -148,7 +152,7 @@ pub(super) async fn the_present_holder_wins_against_the_fenced_one<H: Harness>(s
             };
             slot.expect_held(who, answer, expected);
         }
-        slot.begin("after both spoke", &slot.claim(), &Begun::Done(record))
+        slot.begin("after both spoke", &slot.claim(), &ClaimOutcome::Done(record))
             .await;
     }
 }
@@ -179,7 +183,7 @@ pub(super) async fn a_dropped_begin_can_be_given_back<H: Harness>(slot: Probe<'_
         let claim = slot.claim();
         claims.push(claim);
         if let Some(answer) = polled(slot.store.begin(&claim), *times).await {
-            slot.expect_begun("begin, not dropped", answer, &Begun::Started { attempt: 1 });
+            slot.expect_begun("begin, not dropped", answer, &ClaimOutcome::Started { attempt: 1 });
         }
     }
     // What was sent may still be on its way.
@@ -191,7 +195,7 @@ pub(super) async fn a_dropped_begin_can_be_given_back<H: Harness>(slot: Probe<'_
         slot.begin(
             &format!("{step} and given back under its token"),
             &slot.claim(),
-            &Begun::Started { attempt: 1 },
+            &ClaimOutcome::Started { attempt: 1 },
         )
         .await;
     }
@@ -202,7 +206,7 @@ pub(super) async fn a_dropped_complete_is_done_or_not<H: Harness>(slot: Probe<'_
     let mut claims = Vec::new();
     for (times, slot) in &dropped {
         let claim = slot.claim();
-        slot.begin("the first of a slot", &claim, &Begun::Started { attempt: 1 })
+        slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
             .await;
         let record = slot.response(b"perhaps");
         let complete = slot.store.complete(&slot.slot, claim.token, &record, slot.long);
@@ -216,18 +220,22 @@ pub(super) async fn a_dropped_complete_is_done_or_not<H: Harness>(slot: Probe<'_
         let step = format!("begin, after a complete that was dropped when polled {times} times");
         let record = slot.response(b"perhaps");
         match slot.answered(&step, slot.store.begin(&slot.claim()).await) {
-            Begun::InFlight { .. } => {
-                slot.begin("the holder's own, repeated", &claim, &Begun::Started { attempt: 1 })
-                    .await;
+            ClaimOutcome::InFlight { .. } => {
+                slot.begin(
+                    "the holder's own, repeated",
+                    &claim,
+                    &ClaimOutcome::Started { attempt: 1 },
+                )
+                .await;
                 slot.complete("repeated by the holder", claim.token, &record, slot.long, Held::Yes)
                     .await;
-                slot.begin("a duplicate, after that", &slot.claim(), &Begun::Done(record))
+                slot.begin("a duplicate, after that", &slot.claim(), &ClaimOutcome::Done(record))
                     .await;
             }
-            answer @ Begun::Done(_) => slot.expect_begun(&step, Ok(answer), &Begun::Done(record)),
+            answer @ ClaimOutcome::Done(_) => slot.expect_begun(&step, Ok(answer), &ClaimOutcome::Done(record)),
             other => slot.broken(&step, format_args!("expected InFlight or Done, got {other:?}")),
         }
-        slot.begin("another fingerprint", &slot.other_claim(), &Begun::Mismatch)
+        slot.begin("another fingerprint", &slot.other_claim(), &ClaimOutcome::Mismatch)
             .await;
     }
 }

@@ -5,7 +5,7 @@ use http::StatusCode;
 use super::harness::Harness;
 use super::probe::Probe;
 use crate::store::Record;
-use crate::store::{Begun, Held};
+use crate::store::{ClaimOutcome, Held};
 
 pub(super) async fn a_record_comes_back_byte_for_byte<H: Harness>(slot: Probe<'_, H>) {
     let all: Vec<u8> = (0..=u8::MAX).collect();
@@ -52,7 +52,7 @@ pub(super) async fn a_tombstone_comes_back<H: Harness>(slot: Probe<'_, H>) {
 async fn keep<H: Harness>(slot: &Probe<'_, H>, record: &Record) {
     let bytes = record.len();
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &Begun::Started { attempt: 1 })
+    slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     slot.complete(
         &format!("with a record of {bytes} bytes"),
@@ -64,8 +64,9 @@ async fn keep<H: Harness>(slot: &Probe<'_, H>, record: &Record) {
     .await;
     for time in ["first", "second"] {
         let step = format!("asking for a record of {bytes} bytes the {time} time");
-        slot.begin(&step, &slot.claim(), &Begun::Done(record.clone())).await;
+        slot.begin(&step, &slot.claim(), &ClaimOutcome::Done(record.clone()))
+            .await;
     }
     let step = format!("asking for a record of {bytes} bytes with another fingerprint");
-    slot.begin(&step, &slot.other_claim(), &Begun::Mismatch).await;
+    slot.begin(&step, &slot.other_claim(), &ClaimOutcome::Mismatch).await;
 }

@@ -9,7 +9,7 @@ use super::harness::Harness;
 use super::probe::Probe;
 use crate::store::Record;
 use crate::store::Store;
-use crate::store::{Begin, Begun, Held};
+use crate::store::{ClaimOutcome, ClaimRequest, Held};
 
 /// After so long, a claim that ended should have been noticed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,7 +21,7 @@ pub(super) async fn changed_returns_when_the_claim_has_ended<H: Harness>(slot: P
     returns(&slot, "of a slot that was never claimed").await;
 
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &Begun::Started { attempt: 1 })
+    slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let early = slot.store.changed(&slot.slot, 0);
     slot.release("by the holder", claim.token, Held::Yes).await;
@@ -31,7 +31,7 @@ pub(super) async fn changed_returns_when_the_claim_has_ended<H: Harness>(slot: P
     returns(&slot, "after the release").await;
 
     let claim = slot.claim();
-    slot.begin("after the release", &claim, &Begun::Started { attempt: 1 })
+    slot.begin("after the release", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let record = slot.response(b"answer");
     let early = slot.store.changed(&slot.slot, 0);
@@ -63,7 +63,7 @@ fn missed<H: Harness>(slot: &Probe<'_, H>, when: &str) -> ! {
 
 pub(super) async fn waiters_learn_of_completion<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &Begun::Started { attempt: 1 })
+    slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let record = slot.response(b"the holder's");
     let waiters = gather(&slot, slot.response(b"a waiter's"));
@@ -74,13 +74,17 @@ pub(super) async fn waiters_learn_of_completion<H: Harness>(slot: Probe<'_, H>) 
         if waited.started {
             slot.broken("begin, by a waiter", "it was started although the holder completed");
         }
-        slot.expect_begun("begin, by a waiter", Ok(waited.begun), &Begun::Done(record.clone()));
+        slot.expect_begun(
+            "begin, by a waiter",
+            Ok(waited.begun),
+            &ClaimOutcome::Done(record.clone()),
+        );
     }
 }
 
 pub(super) async fn waiters_learn_of_release<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &Begun::Started { attempt: 1 })
+    slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let record = slot.response(b"a waiter's");
     let waiters = gather(&slot, record.clone());
@@ -95,14 +99,18 @@ pub(super) async fn waiters_learn_of_release<H: Harness>(slot: Probe<'_, H>) {
         );
     }
     for waited in waited {
-        slot.expect_begun("begin, by a waiter", Ok(waited.begun), &Begun::Done(record.clone()));
+        slot.expect_begun(
+            "begin, by a waiter",
+            Ok(waited.begun),
+            &ClaimOutcome::Done(record.clone()),
+        );
     }
 }
 
 struct Waited {
     /// Whether this waiter was the next to run.
     started: bool,
-    begun: Begun,
+    begun: ClaimOutcome,
 }
 
 type Waiters = JoinSet<Result<Waited, String>>;
@@ -116,12 +124,12 @@ fn gather<H: Harness>(slot: &Probe<'_, H>, record: Record) -> Waiters {
     waiters
 }
 
-async fn wait<S: Store>(store: Arc<S>, begin: Begin, record: Record) -> Result<Waited, String> {
+async fn wait<S: Store>(store: Arc<S>, begin: ClaimRequest, record: Record) -> Result<Waited, String> {
     let mut started = false;
     for round in 0..ROUNDS {
         match store.begin(&begin).await {
-            Ok(Begun::InFlight { .. }) => store.changed(&begin.slot, round).await,
-            Ok(Begun::Started { .. }) => {
+            Ok(ClaimOutcome::InFlight { .. }) => store.changed(&begin.slot, round).await,
+            Ok(ClaimOutcome::Started { .. }) => {
                 started = true;
                 // Long enough that the others find it running, or have to wait anew.
                 tokio::task::yield_now().await;

@@ -10,7 +10,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Begin, Begun, Census, Entry, Held, Inspect, Phase, Record, Slot, Store, StoreError, Token};
+use super::{Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Phase, Record, Slot, Store, StoreError, Token};
 use crate::error::ConfigError;
 use slots::Slots;
 
@@ -168,7 +168,7 @@ impl MemoryStore {
 impl Store for MemoryStore {
     const IN_PROCESS: bool = true;
 
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         let begun = self.slots.begin(begin);
         self.report();
         begun

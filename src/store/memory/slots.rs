@@ -17,7 +17,7 @@ use super::{Census, Entry, MemoryStats, Phase, WhenFull};
 use crate::request::Slot;
 use crate::store::Record;
 use crate::store::rules::Occupant;
-use crate::store::{Begin, Begun, Held, Millis, Token};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, Millis, Token};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Lock shards of the map. Many, so that doubling the table of one, which moves it under its lock,
@@ -149,7 +149,7 @@ impl Slots {
         result
     }
 
-    pub(super) fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    pub(super) fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         let now = self.now();
         let hash = self.hasher.hash(&begin.slot);
         let mut room = if self.is_over(CLAIM) {
@@ -202,7 +202,7 @@ impl Slots {
             wake_all(before.occupant);
         }
         self.sweep(&due, now);
-        Ok(Begun::Started { attempt: 1 })
+        Ok(ClaimOutcome::Started { attempt: 1 })
     }
 
     pub(super) fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Held {
@@ -500,12 +500,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// When a claim is forgotten, unless it is renewed or taken over.
-fn look_at(begin: &Begin, now: Millis) -> Millis {
+fn look_at(begin: &ClaimRequest, now: Millis) -> Millis {
     now.after(begin.lease).after(begin.ttl)
 }
 
 /// The entry of a new claim, whose line has that number.
-fn claim(begin: &Begin, number: u32, now: Millis) -> shard::Entry {
+fn claim(begin: &ClaimRequest, number: u32, now: Millis) -> shard::Entry {
     let hold = Hold {
         look_at: look_at(begin, now),
         waiters: None,

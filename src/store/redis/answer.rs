@@ -8,18 +8,18 @@ use super::failure::{Op, corrupt, unexpected};
 use crate::request::Fingerprint;
 use crate::store::Record;
 use crate::store::StoreError;
-use crate::store::{Begun, Held};
 use crate::store::{Census, Entry, Phase};
+use crate::store::{ClaimOutcome, Held};
 
-pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, StoreError> {
+pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<ClaimOutcome, StoreError> {
     let parts = match answer {
         // Compared here and not in the script: a damaged record is no mismatch.
         Value::BulkString(held) => {
             return record(held).map(|record| {
                 if record.fingerprint().conflicts_with(&fingerprint) {
-                    Begun::Mismatch
+                    ClaimOutcome::Mismatch
                 } else {
-                    Begun::Done(record)
+                    ClaimOutcome::Done(record)
                 }
             });
         }
@@ -27,14 +27,14 @@ pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, S
         _ => return Err(unexpected(Op::Begin)),
     };
     Ok(match parts {
-        [Value::Int(1), Value::Int(attempt)] => Begun::Started {
+        [Value::Int(1), Value::Int(attempt)] => ClaimOutcome::Started {
             attempt: attempt_of(*attempt),
         },
-        [Value::Int(2), Value::Int(left)] => Begun::InFlight {
+        [Value::Int(2), Value::Int(left)] => ClaimOutcome::InFlight {
             lease_left: time(*left),
         },
-        [Value::Int(3)] => Begun::Mismatch,
-        [Value::Int(4)] => Begun::OutcomeUnknown,
+        [Value::Int(3)] => ClaimOutcome::Mismatch,
+        [Value::Int(4)] => ClaimOutcome::OutcomeUnknown,
         _ => return Err(unexpected(Op::Begin)),
     })
 }

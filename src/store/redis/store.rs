@@ -9,14 +9,14 @@ use super::failure::{self, Op};
 use super::replicas::Acknowledged;
 use super::scripts::{decimal, hex, millis};
 use super::{RedisStore, answer, scripts};
-use crate::store::{Begin, Begun, Held, OnLapse, Record, Slot, Store, Token};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, OnLapse, Record, Slot, Store, Token};
 use crate::store::{StoreError, StoreErrorKind};
 
 impl<C> Store for RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         let (lease, memory) = (millis(begin.lease), millis(begin.ttl));
         let refuse: &[u8] = match begin.on_lapse {
             OnLapse::Refuse => b"1",
@@ -32,7 +32,7 @@ where
         let (answer, acknowledged) = self.ask_all(Op::Begin, &scripts::BEGIN, &begin.slot, args).await?;
         let begun = answer::begun(&answer, begin.fingerprint)?;
         match (&begun, acknowledged) {
-            (&Begun::Started { attempt }, Acknowledged::TooFew(cause)) => {
+            (&ClaimOutcome::Started { attempt }, Acknowledged::TooFew(cause)) => {
                 Err(self.give_back(begin, attempt, cause).await)
             }
             _ => Ok(begun),
@@ -72,7 +72,7 @@ where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
     /// Undoes a claim that too few replicas have.
-    async fn give_back(&self, begin: &Begin, attempt: u32, cause: Option<RedisError>) -> StoreError {
+    async fn give_back(&self, begin: &ClaimRequest, attempt: u32, cause: Option<RedisError>) -> StoreError {
         // One that was taken over stays remembered.
         let undone = match attempt {
             1 => self.release(&begin.slot, begin.token).await,

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Begin, Begun, Census, Entry, Held, Inspect, Record, Slot, Store, StoreError, StoreErrorKind, Token, UnitOfWork,
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, Slot, Store, StoreError, StoreErrorKind, Token,
+    UnitOfWork,
 };
 use crate::error::ConfigError;
 pub use keys::KeyRing;
@@ -126,7 +127,7 @@ impl<S> Sealed<S> {
         }
     }
 
-    fn open(&self, begin: &Begin, record: Record) -> Result<Record, StoreError> {
+    fn open(&self, begin: &ClaimRequest, record: Record) -> Result<Record, StoreError> {
         // The store compared what it holds beside the record; the seal is bound to what is in the record,
         // which may be of another rule.
         let fingerprint = record.fingerprint();
@@ -161,9 +162,9 @@ impl<S> fmt::Debug for Sealed<S> {
 impl<S: Store> Store for Sealed<S> {
     const IN_PROCESS: bool = S::IN_PROCESS;
 
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         match self.store.begin(begin).await? {
-            Begun::Done(record) => self.open(begin, record).map(Begun::Done),
+            ClaimOutcome::Done(record) => self.open(begin, record).map(ClaimOutcome::Done),
             begun => Ok(begun),
         }
     }
@@ -190,7 +191,7 @@ impl<S: Store> Store for Sealed<S> {
         self.store.changed(slot, round)
     }
 
-    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+    fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         let work = self.store.unit_of_work(begin)?;
         Some(Box::new(SealedWork::new(work, Arc::clone(&self.keys), begin.slot)))
     }
@@ -223,8 +224,8 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(60);
 
-    fn begin() -> Begin {
-        Begin::new(Slot::from_bytes([5; 32]), Fingerprint::from_bytes([1; 16]))
+    fn begin() -> ClaimRequest {
+        ClaimRequest::new(Slot::from_bytes([5; 32]), Fingerprint::from_bytes([1; 16]))
             .with_lease(TTL)
             .with_ttl(TTL)
     }

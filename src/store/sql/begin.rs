@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::value::{attempts, fingerprint, left, signed};
-use crate::store::{Begin, Begun, OnLapse, Record, StoreError};
+use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, Record, StoreError};
 
 /// How often a `begin` asks if other statements get in its way. After that it answers [`BUSY`].
 pub(super) const ROUNDS: u32 = 3;
 
 /// The slot is in flight: other statements change it all the time.
-pub(super) const BUSY: Begun = Begun::InFlight {
+pub(super) const BUSY: ClaimOutcome = ClaimOutcome::InFlight {
     lease_left: Duration::ZERO,
 };
 
@@ -27,23 +27,23 @@ pub(super) struct Seen {
 impl Seen {
     /// The answer to a `begin` that did not get the slot. `None` if the slot is free for it, but
     /// another statement was in its way.
-    pub(super) fn decide(self, begin: &Begin) -> Result<Option<Begun>, StoreError> {
+    pub(super) fn decide(self, begin: &ClaimRequest) -> Result<Option<ClaimOutcome>, StoreError> {
         let conflicts = fingerprint(&self.fingerprint)?.conflicts_with(&begin.fingerprint);
         if let Some(record) = self.record {
-            return Record::from_bytes(&record).map(|record| Some(Begun::Done(record)));
+            return Record::from_bytes(&record).map(|record| Some(ClaimOutcome::Done(record)));
         }
         Ok(if !self.done && self.token == signed(begin.token) {
-            Some(Begun::Started {
+            Some(ClaimOutcome::Started {
                 attempt: attempts(self.attempt),
             })
         } else if conflicts {
-            Some(Begun::Mismatch)
+            Some(ClaimOutcome::Mismatch)
         } else if self.lease_left > 0 {
-            Some(Begun::InFlight {
+            Some(ClaimOutcome::InFlight {
                 lease_left: left(self.lease_left),
             })
         } else if begin.on_lapse == OnLapse::Refuse {
-            Some(Begun::OutcomeUnknown)
+            Some(ClaimOutcome::OutcomeUnknown)
         } else {
             None
         })

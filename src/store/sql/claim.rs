@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::request::Fingerprint;
-use crate::store::{Begin, Slot, Token};
+use crate::store::{ClaimRequest, Slot, Token};
 
 /// The claim that a transaction belongs to.
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +18,7 @@ pub(super) struct ClaimId {
 }
 
 impl ClaimId {
-    pub(super) fn of(begin: &Begin) -> Self {
+    pub(super) fn of(begin: &ClaimRequest) -> Self {
         Self {
             slot: begin.slot,
             token: begin.token,
@@ -28,12 +28,12 @@ impl ClaimId {
 }
 
 /// A claim that is made and undone again, to see whether the table is as it should be.
-pub(super) fn trial() -> Begin {
+pub(super) fn trial() -> ClaimRequest {
     let minute = Duration::from_secs(60);
     let mut slot = [0; Slot::LEN];
     slot[..8].copy_from_slice(&Token::random().0.to_ne_bytes());
     slot[8..16].copy_from_slice(&Token::random().0.to_ne_bytes());
-    Begin::new(Slot::from_bytes(slot), Fingerprint::from_bytes([0; Fingerprint::LEN]))
+    ClaimRequest::new(Slot::from_bytes(slot), Fingerprint::from_bytes([0; Fingerprint::LEN]))
         .with_lease(minute)
         .with_ttl(minute)
 }

@@ -9,7 +9,9 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Begin, Begun, Census, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token, UnitOfWork};
+use super::{
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token, UnitOfWork,
+};
 use crate::error::ConfigError;
 use cache::Cache;
 use unit_of_work::TieredWork;
@@ -184,17 +186,17 @@ impl<S: Store> Store for Tiered<S> {
     // What is behind it decides, and that is remote.
     const IN_PROCESS: bool = false;
 
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         if let Some(record) = self.cache.get(&begin.slot) {
             return Ok(if record.fingerprint().conflicts_with(&begin.fingerprint) {
-                Begun::Mismatch
+                ClaimOutcome::Mismatch
             } else {
-                Begun::Done(record)
+                ClaimOutcome::Done(record)
             });
         }
         let asked = self.cache.asking();
         let begun = self.store.begin(begin).await?;
-        if let Begun::Done(record) = &begun {
+        if let ClaimOutcome::Done(record) = &begun {
             self.cache.put(&begin.slot, record, asked, Duration::MAX);
         }
         Ok(begun)
@@ -226,7 +228,7 @@ impl<S: Store> Store for Tiered<S> {
         self.store.changed(slot, round)
     }
 
-    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+    fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         let work = self.store.unit_of_work(begin)?;
         Some(Box::new(TieredWork::new(work, Arc::clone(&self.cache), begin.slot)))
     }

@@ -119,7 +119,7 @@ async fn running_claims_are_never_evicted() {
     for n in claims {
         assert!(matches!(
             now(store.begin(&claim(n).token(9999))),
-            Ok(Begun::InFlight { .. })
+            Ok(ClaimOutcome::InFlight { .. })
         ));
         assert_eq!(now(store.renew(&slot(n), Token(n), HOUR)).unwrap(), Held::Yes);
         assert_eq!(
@@ -143,7 +143,10 @@ async fn a_key_in_use_again_is_not_evicted_for_what_it_was() {
         keep(&store, n, &record(100), HOUR);
     }
     assert!(store.stats().evicted > 500);
-    assert_eq!(now(store.begin(&claim(1).token(9))).unwrap(), Begun::Done(record(100)));
+    assert_eq!(
+        now(store.begin(&claim(1).token(9))).unwrap(),
+        ClaimOutcome::Done(record(100))
+    );
     assert_eq!(now(store.renew(&slot(2), Token(2), HOUR)).unwrap(), Held::Yes);
 }
 
@@ -154,7 +157,7 @@ async fn claims_alone_can_fill_the_budget() {
         let mut claimed = 0;
         let error = loop {
             match now(store.begin(&claim(claimed).token(claimed))) {
-                Ok(begun) => assert_eq!(begun, Begun::started(1)),
+                Ok(begun) => assert_eq!(begun, ClaimOutcome::started(1)),
                 Err(error) => break error,
             }
             claimed += 1;
@@ -170,7 +173,7 @@ async fn claims_alone_can_fill_the_budget() {
         for n in 0..claimed {
             assert!(matches!(
                 now(store.begin(&claim(n).token(9999))),
-                Ok(Begun::InFlight { .. })
+                Ok(ClaimOutcome::InFlight { .. })
             ));
             assert_eq!(now(store.renew(&slot(n), Token(n), HOUR)).unwrap(), Held::Yes);
         }
@@ -202,14 +205,14 @@ async fn refusing_new_keys_keeps_the_known() {
     for n in 0..kept {
         assert_eq!(
             now(store.begin(&claim(n).token(9999))).unwrap(),
-            Begun::Done(record.clone())
+            ClaimOutcome::Done(record.clone())
         );
         let other = other_print(claim(n).token(9999));
-        assert_eq!(now(store.begin(&other)).unwrap(), Begun::Mismatch);
+        assert_eq!(now(store.begin(&other)).unwrap(), ClaimOutcome::Mismatch);
     }
     assert!(matches!(
         now(store.begin(&claim(9000).token(1))),
-        Ok(Begun::InFlight { .. })
+        Ok(ClaimOutcome::InFlight { .. })
     ));
     assert_eq!(store.stats(), before);
     assert_eq!(before.evicted, 0);
@@ -220,7 +223,10 @@ async fn refusing_new_keys_keeps_the_known() {
         now(store.complete(&slot(9001), late.token, &large, HOUR)).unwrap(),
         Held::Yes
     );
-    assert_eq!(now(store.begin(&claim(9001).token(1))).unwrap(), Begun::Done(large));
+    assert_eq!(
+        now(store.begin(&claim(9001).token(1))).unwrap(),
+        ClaimOutcome::Done(large)
+    );
     assert!(store.stats().bytes > BUDGET);
     assert_eq!(
         now(store.renew(&slot(9000), running.token, 3 * HOUR)).unwrap(),
@@ -241,7 +247,7 @@ async fn refusing_new_keys_keeps_the_known() {
     assert!(refused <= 2, "{refused} were refused although nearly all had expired");
     assert!(matches!(
         now(store.begin(&claim(9000).token(1))),
-        Ok(Begun::InFlight { .. })
+        Ok(ClaimOutcome::InFlight { .. })
     ));
     assert_eq!(store.stats().evicted, 0);
 }
@@ -264,7 +270,7 @@ fn a_flood_of_keys_stays_within_the_budget() {
     assert_eq!(stats.entries as u64 + stats.evicted, keys);
     assert_eq!(
         now(store.begin(&claim(keys - 1).token(1))).unwrap(),
-        Begun::Done(records[15].clone())
+        ClaimOutcome::Done(records[15].clone())
     );
 }
 
@@ -302,10 +308,10 @@ async fn a_known_key_evicts_nothing() {
     // The first to go, should anything be evicted.
     assert_eq!(
         now(store.begin(&claim(0).token(9999))).unwrap(),
-        Begun::Done(record(22))
+        ClaimOutcome::Done(record(22))
     );
     let other = other_print(claim(kept - 1).token(9999));
-    assert_eq!(now(store.begin(&other)).unwrap(), Begun::Mismatch);
+    assert_eq!(now(store.begin(&other)).unwrap(), ClaimOutcome::Mismatch);
     assert_eq!(store.stats().evicted, 0, "a duplicate needs no room");
 }
 
@@ -344,5 +350,8 @@ async fn a_large_record_makes_room_for_itself() {
         .filter(|&n| now(store.begin(&claim(1 << 40 | n).token(n))).is_err())
         .count();
     assert_eq!(refused, 0, "there is enough to evict");
-    assert_eq!(now(store.begin(&claim(kept).token(9999))).unwrap(), Begun::Done(large));
+    assert_eq!(
+        now(store.begin(&claim(kept).token(9999))).unwrap(),
+        ClaimOutcome::Done(large)
+    );
 }

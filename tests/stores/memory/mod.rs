@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::time::advance;
-use tower_idempotency::store::{Begin, Begun, Held, MemoryStore, Record, Store, StoreErrorKind, Token, WhenFull};
+use tower_idempotency::store::{
+    ClaimOutcome, ClaimRequest, Held, MemoryStore, Record, Store, StoreErrorKind, Token, WhenFull,
+};
 
 use crate::support::claim::{Claim, HOUR, PRINT, claim, mix, print, slot};
 
@@ -34,7 +36,7 @@ fn full(when_full: WhenFull) -> MemoryStore {
         .unwrap()
 }
 
-fn other_print(begin: Begin) -> Begin {
+fn other_print(begin: ClaimRequest) -> ClaimRequest {
     begin.print(print(2))
 }
 
@@ -58,9 +60,9 @@ fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-fn started(store: &MemoryStore, begin: &Begin) -> u32 {
+fn started(store: &MemoryStore, begin: &ClaimRequest) -> u32 {
     match now(store.begin(begin)).unwrap() {
-        Begun::Started { attempt, .. } => attempt,
+        ClaimOutcome::Started { attempt, .. } => attempt,
         other => panic!("expected Started, got {other:?}"),
     }
 }
@@ -81,8 +83,8 @@ fn write(store: &MemoryStore, n: u64) {
 fn knows(store: &MemoryStore, n: u64) -> bool {
     let probe = other_print(claim(n).token(u64::MAX));
     match now(store.begin(&probe)).unwrap() {
-        Begun::Mismatch => true,
-        Begun::Started { .. } => {
+        ClaimOutcome::Mismatch => true,
+        ClaimOutcome::Started { .. } => {
             now(store.release(&probe.slot, probe.token)).unwrap();
             false
         }

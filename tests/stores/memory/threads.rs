@@ -12,13 +12,16 @@ fn clones_share_what_they_hold() {
     started(&store, &claim(1).token(1));
     assert!(matches!(
         now(clone.begin(&claim(1).token(2))),
-        Ok(Begun::InFlight { .. })
+        Ok(ClaimOutcome::InFlight { .. })
     ));
     assert_eq!(
         now(clone.complete(&slot(1), Token(1), &record(100), HOUR)).unwrap(),
         Held::Yes
     );
-    assert_eq!(now(store.begin(&claim(1).token(2))).unwrap(), Begun::Done(record(100)));
+    assert_eq!(
+        now(store.begin(&claim(1).token(2))).unwrap(),
+        ClaimOutcome::Done(record(100))
+    );
     assert_eq!(store.stats(), clone.stats());
     assert_eq!(store.stats().entries, 1);
 }
@@ -45,7 +48,7 @@ fn of_many_threads_at_one_slot_one_at_a_time_is_started() {
         for n in 0..10_000 {
             let token = thread << 32 | n;
             match now(store.begin(&claim(1).token(token))).unwrap() {
-                Begun::Started { attempt, .. } => {
+                ClaimOutcome::Started { attempt, .. } => {
                     assert_eq!(attempt, 1);
                     assert!(!inside.swap(true, Ordering::SeqCst), "another is at work");
                     runs.fetch_add(1, Ordering::SeqCst);
@@ -53,7 +56,7 @@ fn of_many_threads_at_one_slot_one_at_a_time_is_started() {
                     assert!(inside.swap(false, Ordering::SeqCst));
                     assert_eq!(now(store.release(&slot(1), Token(token))).unwrap(), Held::Yes);
                 }
-                Begun::InFlight { .. } => {
+                ClaimOutcome::InFlight { .. } => {
                     assert_eq!(now(store.release(&slot(1), Token(token))).unwrap(), Held::Lost);
                 }
                 other => panic!("expected Started or InFlight, got {other:?}"),
@@ -75,8 +78,8 @@ fn every_takeover_is_an_attempt_of_its_own_and_one_completes() {
             let begin = claim(1).token(thread << 32 | n).lease(Duration::ZERO);
             let attempt = loop {
                 match now(store.begin(&begin)).unwrap() {
-                    Begun::Started { attempt, .. } => break attempt,
-                    Begun::InFlight { .. } => std::thread::yield_now(),
+                    ClaimOutcome::Started { attempt, .. } => break attempt,
+                    ClaimOutcome::InFlight { .. } => std::thread::yield_now(),
                     other => panic!("expected Started or InFlight, got {other:?}"),
                 }
             };
@@ -109,7 +112,7 @@ fn many_threads_at_many_slots_do_not_meet() {
         for n in 0..10_000 {
             dice = mix(dice);
             let (at, token) = (dice % SLOTS, thread << 32 | n);
-            if let Begun::Started { attempt, .. } = now(store.begin(&claim(at).token(token))).unwrap() {
+            if let ClaimOutcome::Started { attempt, .. } = now(store.begin(&claim(at).token(token))).unwrap() {
                 assert_eq!(attempt, 1);
                 assert!(!inside[at as usize].swap(true, Ordering::SeqCst), "another is at work");
                 assert!(inside[at as usize].swap(false, Ordering::SeqCst));
@@ -135,7 +138,7 @@ fn what_many_threads_left_is_counted_right() {
     threads(8, |thread| {
         for n in 0..5_000 {
             let key = thread << 32 | n;
-            let Ok(Begun::Started { .. }) = now(store.begin(&claim(key).token(key))) else {
+            let Ok(ClaimOutcome::Started { .. }) = now(store.begin(&claim(key).token(key))) else {
                 continue;
             };
             if n % 3 == 0 {
@@ -158,7 +161,7 @@ fn what_many_threads_left_is_counted_right() {
     let room = MemoryStore::new();
     let mut found = 0;
     for key in (0..8).flat_map(|thread| (0..5_000).map(move |n| thread << 32 | n)) {
-        if let Ok(Begun::Done(record)) = now(store.begin(&claim(key).token(key))) {
+        if let Ok(ClaimOutcome::Done(record)) = now(store.begin(&claim(key).token(key))) {
             keep(&room, key, &record, HOUR);
             found += 1;
         } else {
@@ -177,7 +180,7 @@ fn threads_at_a_full_store_are_not_refused_while_there_is_something_to_evict() {
         for n in 0..20_000 {
             let key = thread << 32 | n;
             match now(store.begin(&claim(key).token(key))) {
-                Ok(Begun::Started { .. }) => {
+                Ok(ClaimOutcome::Started { .. }) => {
                     now(store.complete(&slot(key), Token(key), &record, HOUR)).unwrap();
                 }
                 Ok(other) => panic!("expected Started, got {other:?}"),

@@ -16,7 +16,7 @@ fn no_runtime_is_needed() {
         .unwrap();
     assert!(matches!(
         now(store.begin(&claim(1).token(2))),
-        Ok(Begun::InFlight { .. })
+        Ok(ClaimOutcome::InFlight { .. })
     ));
     let first = slot(1);
     let mut waiting = pin!(store.changed(&first, 0));

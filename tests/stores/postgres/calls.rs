@@ -24,15 +24,15 @@ async fn one_round_trip_each() {
     };
     let start = proxy.round_trips();
     trips("so far", start).await;
-    assert_eq!(store.begin(&claim(1).token(1)).await.unwrap(), Begun::started(1));
+    assert_eq!(store.begin(&claim(1).token(1)).await.unwrap(), ClaimOutcome::started(1));
     trips("claim", 1 + CHECK).await;
     assert!(matches!(
         store.begin(&claim(1).token(2)).await.unwrap(),
-        Begun::InFlight { .. }
+        ClaimOutcome::InFlight { .. }
     ));
     trips("in flight", 1 + CHECK).await;
     let other = claim(1).token(2).print(print(8));
-    assert_eq!(store.begin(&other).await.unwrap(), Begun::Mismatch);
+    assert_eq!(store.begin(&other).await.unwrap(), ClaimOutcome::Mismatch);
     trips("mismatch", 1 + CHECK).await;
     assert_eq!(store.renew(&other.slot, Token(1), HOUR).await.unwrap(), Held::Yes);
     trips("renew", 1 + CHECK).await;
@@ -41,10 +41,13 @@ async fn one_round_trip_each() {
         Held::Yes
     );
     trips("complete", 1 + CHECK).await;
-    assert_eq!(store.begin(&claim(1).token(3)).await.unwrap(), Begun::Done(record()));
+    assert_eq!(
+        store.begin(&claim(1).token(3)).await.unwrap(),
+        ClaimOutcome::Done(record())
+    );
     trips("replay", 1 + CHECK).await;
     let other_rule = claim(1).token(3).print(print_under_another_rule(8));
-    assert_eq!(store.begin(&other_rule).await.unwrap(), Begun::Done(record()));
+    assert_eq!(store.begin(&other_rule).await.unwrap(), ClaimOutcome::Done(record()));
     trips("replay, under another rule", 1 + CHECK).await;
     store.begin(&claim(2).token(1)).await.unwrap();
     trips("claim", 1 + CHECK).await;
@@ -71,10 +74,10 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
         let asked = tokio::time::timeout(Duration::from_secs(10), store.begin(&claim(slot).token(2))).await;
         assert!(matches!(
             asked.expect("it does not wait").unwrap(),
-            Begun::InFlight { .. }
+            ClaimOutcome::InFlight { .. }
         ));
         let print = claim(slot).token(3).print(print(8));
-        assert_eq!(store.begin(&print).await.unwrap(), Begun::Mismatch);
+        assert_eq!(store.begin(&print).await.unwrap(), ClaimOutcome::Mismatch);
         // The sweeper passes it by.
         sqlx::query(
             "UPDATE idempotency_keys SET forget_at = now() - interval '1 day', sweep_at = now() - interval '1 day'",
@@ -85,7 +88,7 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
         assert_eq!(store.sweep(10).await.unwrap(), 0);
         lock.rollback().await.unwrap();
         let again = store.begin(&claim(slot).token(2)).await.unwrap();
-        assert_eq!(again == Begun::started(2), lapse, "{again:?}");
+        assert_eq!(again == ClaimOutcome::started(2), lapse, "{again:?}");
     }
     // Forgotten and locked.
     let brief = claim(3).token(1).lease(Duration::ZERO).ttl(Duration::ZERO);
@@ -98,10 +101,10 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
     let asked = tokio::time::timeout(Duration::from_secs(10), store.begin(&claim(3).token(2))).await;
     assert!(matches!(
         asked.expect("it does not wait").unwrap(),
-        Begun::InFlight { .. }
+        ClaimOutcome::InFlight { .. }
     ));
     lock.rollback().await.unwrap();
-    assert_eq!(store.begin(&claim(3).token(2)).await.unwrap(), Begun::started(1));
+    assert_eq!(store.begin(&claim(3).token(2)).await.unwrap(), ClaimOutcome::started(1));
 }
 
 #[tokio::test]
@@ -125,10 +128,10 @@ async fn what_is_in_a_slot_is_told_and_settled() {
     let census = store.count().await.unwrap();
     assert_eq!((census.running, census.lapsed, census.done), (0, 1, 0));
     let refuse = claim(1).token(2).on_lapse(OnLapse::Refuse);
-    assert_eq!(store.begin(&refuse).await.unwrap(), Begun::OutcomeUnknown);
+    assert_eq!(store.begin(&refuse).await.unwrap(), ClaimOutcome::OutcomeUnknown);
     assert!(store.settle(&slot, &answer, HOUR).await.unwrap());
     assert!(!store.settle(&slot, &answer, HOUR).await.unwrap());
-    assert!(matches!(store.begin(&refuse).await.unwrap(), Begun::Done(_)));
+    assert!(matches!(store.begin(&refuse).await.unwrap(), ClaimOutcome::Done(_)));
     let entry = store.look_up(&slot).await.unwrap().unwrap();
     assert!(matches!(entry.phase, Phase::Done { bytes } if bytes > 7), "{entry}");
     store.begin(&claim(2).token(1)).await.unwrap();
@@ -140,5 +143,5 @@ async fn what_is_in_a_slot_is_told_and_settled() {
     assert!(!store.forget(&brief.slot).await.unwrap(), "it was forgotten already");
     assert!(store.forget(&slot).await.unwrap());
     let other = claim(1).token(5).print(print(8));
-    assert_eq!(store.begin(&other).await.unwrap(), Begun::started(1));
+    assert_eq!(store.begin(&other).await.unwrap(), ClaimOutcome::started(1));
 }

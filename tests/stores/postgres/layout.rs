@@ -46,7 +46,7 @@ async fn names_of_table_and_schema_are_apart() {
         store.migrate().await.unwrap();
     }
     for store in [&plain, &other, &schema] {
-        assert_eq!(store.begin(&claim(1).token(1)).await.unwrap(), Begun::started(1));
+        assert_eq!(store.begin(&claim(1).token(1)).await.unwrap(), ClaimOutcome::started(1));
         assert_eq!(store.count().await.unwrap().running, 1);
     }
     for bad in ["", "a b", "a\"b", "ä", "1a", "a;b", &"x".repeat(49)] {
@@ -138,7 +138,7 @@ async fn permissions_and_passwords_are_told() {
     let database = name.clone();
     blocking(move || server.sql(&database, &grant)).await;
     guest.migrate().await.unwrap();
-    assert_eq!(guest.begin(&claim(1).token(1)).await.unwrap(), Begun::started(1));
+    assert_eq!(guest.begin(&claim(1).token(1)).await.unwrap(), ClaimOutcome::started(1));
     assert_eq!(guest.release(&claim(1).slot, Token(1)).await.unwrap(), Held::Yes);
     assert!(!format!("{owner:?} {guest:?}").contains(PASSWORD));
 

@@ -17,7 +17,9 @@ use http::Response;
 use sqlx::postgres::PgPoolOptions;
 use tower::Layer;
 use tower_idempotency::store::sql::PostgresStore;
-use tower_idempotency::store::{Begun, Held, Inspect, OnLapse, Phase, Record, StoreError, StoreErrorKind, Token};
+use tower_idempotency::store::{
+    ClaimOutcome, Held, Inspect, OnLapse, Phase, Record, StoreError, StoreErrorKind, Token,
+};
 use tower_idempotency::{IdempotencyLayer, Store};
 
 use crate::support::claim::{Claim, HOUR, PRINT, claim, print, print_under_another_rule};

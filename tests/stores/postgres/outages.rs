@@ -20,10 +20,10 @@ async fn a_server_that_was_restarted_is_found_again_at_once() {
     let restarting = Arc::clone(&server);
     blocking(move || restarting.restart()).await;
     // All six are dead, and the first claim gets through.
-    assert_eq!(store.begin(&claim(2).token(1)).await.unwrap(), Begun::started(1));
+    assert_eq!(store.begin(&claim(2).token(1)).await.unwrap(), ClaimOutcome::started(1));
     assert!(matches!(
         store.begin(&claim(1).token(2)).await.unwrap(),
-        Begun::InFlight { .. }
+        ClaimOutcome::InFlight { .. }
     ));
 
     let layer = IdempotencyLayer::builder(store.clone())
@@ -153,7 +153,7 @@ async fn a_connection_is_made_although_no_caller_waits_for_it() {
     eventually("a claim is made", async || {
         let patience = Duration::from_millis(350);
         let claimed = tokio::time::timeout(patience, store.begin(&claim(1).token(1))).await;
-        matches!(claimed, Ok(Ok(Begun::Started { attempt: 1, .. })))
+        matches!(claimed, Ok(Ok(ClaimOutcome::Started { attempt: 1, .. })))
     })
     .await;
 }

@@ -27,7 +27,10 @@ async fn what_lives_longer_than_its_claim_said_is_put_off_and_swept_in_its_time(
         .await
         .unwrap();
     assert_eq!(due, 0, "the sweeper does not look at the one that lives each time");
-    assert_eq!(store.begin(&claim(1).token(2)).await.unwrap(), Begun::Done(record()));
+    assert_eq!(
+        store.begin(&claim(1).token(2)).await.unwrap(),
+        ClaimOutcome::Done(record())
+    );
     assert_eq!(store.sweep(10).await.unwrap(), 0);
 }
 

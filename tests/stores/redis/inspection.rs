@@ -85,5 +85,8 @@ async fn what_nobody_knows_is_settled() {
     assert!(!store.settle(&slot(1), &answer, HOUR).await.unwrap(), "running");
     store.renew(&slot(1), lapsed.token, Duration::ZERO).await.unwrap();
     assert!(store.settle(&slot(1), &answer, HOUR).await.unwrap());
-    assert_eq!(store.begin(&claim(1)).await.unwrap(), Begun::Done(record(b"charged")));
+    assert_eq!(
+        store.begin(&claim(1)).await.unwrap(),
+        ClaimOutcome::Done(record(b"charged"))
+    );
 }

@@ -23,7 +23,8 @@ use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, cmd};
 use tower::Layer;
 use tower_idempotency::IdempotencyLayer;
 use tower_idempotency::store::{
-    Begun, Census, Held, Inspect, OnLapse, Phase, Record, RedisStore, Slot, Store, StoreError, StoreErrorKind, Token,
+    Census, ClaimOutcome, Held, Inspect, OnLapse, Phase, Record, RedisStore, Slot, Store, StoreError, StoreErrorKind,
+    Token,
 };
 
 use crate::support::claim::{Claim, HOUR, PRINT, claim, print, slot};
@@ -38,7 +39,7 @@ fn record(body: &'static [u8]) -> Record {
     Record::of_response(PRINT, &Response::new(Bytes::from_static(body)))
 }
 
-const STARTED: Begun = Begun::started(1);
+const STARTED: ClaimOutcome = ClaimOutcome::started(1);
 
 async fn store(server: &Redis) -> RedisStore {
     RedisStore::connect(&server.url()).await.unwrap()

@@ -28,7 +28,10 @@ async fn answers_that_are_lost_with_their_connection() {
     // Asked again it would be told that the claim is lost.
     let answer = store.complete(&slot(1), begin.token, &record(b"answer"), HOUR).await;
     assert_fails(answer, StoreErrorKind::Unavailable, "connection failed or broke");
-    assert_eq!(store.begin(&claim(1)).await.unwrap(), Begun::Done(record(b"answer")));
+    assert_eq!(
+        store.begin(&claim(1)).await.unwrap(),
+        ClaimOutcome::Done(record(b"answer"))
+    );
 }
 
 #[tokio::test]
@@ -69,8 +72,14 @@ async fn a_restart_with_kept_data_is_not_noticed() {
         .unwrap();
     store.begin(&running).await.unwrap();
     server.restart();
-    assert_eq!(store.begin(&claim(1)).await.unwrap(), Begun::Done(record(b"answer")));
-    assert!(matches!(store.begin(&claim(2)).await.unwrap(), Begun::InFlight { .. }));
+    assert_eq!(
+        store.begin(&claim(1)).await.unwrap(),
+        ClaimOutcome::Done(record(b"answer"))
+    );
+    assert!(matches!(
+        store.begin(&claim(2)).await.unwrap(),
+        ClaimOutcome::InFlight { .. }
+    ));
     server.restart();
     assert_eq!(store.renew(&slot(2), running.token, HOUR).await.unwrap(), Held::Yes);
     let held = store.complete(&slot(2), running.token, &record(b"late"), HOUR).await;
@@ -109,7 +118,10 @@ async fn a_server_that_is_paused() {
     assert_fails(answer, StoreErrorKind::Timeout, "did not answer in time");
     // Whether the first was done does not matter.
     assert_eq!(store.begin(&begin).await.unwrap(), STARTED);
-    assert!(matches!(store.begin(&claim(1)).await.unwrap(), Begun::InFlight { .. }));
+    assert!(matches!(
+        store.begin(&claim(1)).await.unwrap(),
+        ClaimOutcome::InFlight { .. }
+    ));
 }
 
 #[tokio::test]

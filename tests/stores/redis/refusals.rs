@@ -96,7 +96,10 @@ async fn a_full_server_refuses_new_keys_and_replays() {
     store.begin(&running).await.unwrap();
     let () = query(&mut raw, "CONFIG SET maxmemory 1").await;
     assert_fails(store.begin(&claim(3)).await, StoreErrorKind::Full, "maxmemory");
-    assert_eq!(store.begin(&claim(1)).await.unwrap(), Begun::Done(record(b"answer")));
+    assert_eq!(
+        store.begin(&claim(1)).await.unwrap(),
+        ClaimOutcome::Done(record(b"answer"))
+    );
     assert_eq!(store.renew(&slot(2), running.token, HOUR).await.unwrap(), Held::Yes);
     assert_fails(
         store.complete(&slot(2), running.token, &record(b""), HOUR).await,

@@ -64,7 +64,10 @@ async fn claims_and_records_that_a_replica_has() {
         }
         let held: Vec<u8> = query(&mut replica, &format!("GET {key}")).await;
         assert_eq!(held, record(b"answer").to_bytes());
-        assert_eq!(store.begin(&claim(n)).await.unwrap(), Begun::Done(record(b"answer")));
+        assert_eq!(
+            store.begin(&claim(n)).await.unwrap(),
+            ClaimOutcome::Done(record(b"answer"))
+        );
     }
 }
 
@@ -112,7 +115,10 @@ async fn a_claim_that_too_few_replicas_have_is_given_back() {
                 && event.level == tracing::Level::WARN),
         "{events:?}"
     );
-    assert_eq!(store.begin(&claim(2)).await.unwrap(), Begun::Done(record(b"answer")));
+    assert_eq!(
+        store.begin(&claim(2)).await.unwrap(),
+        ClaimOutcome::Done(record(b"answer"))
+    );
 
     // More are waited for than there are.
     pair.replica.resume();

@@ -59,5 +59,5 @@ async fn a_look_up_transfers_no_body_and_a_refusal_no_record() {
     assert_eq!(store.renew(&slot(1), begin.token, HOUR).await.unwrap(), Held::Lost);
     let (_, bytes) = tally.take();
     assert!(bytes < 1000, "{bytes} bytes");
-    assert_eq!(store.begin(&claim(1)).await.unwrap(), Begun::Done(large));
+    assert_eq!(store.begin(&claim(1)).await.unwrap(), ClaimOutcome::Done(large));
 }

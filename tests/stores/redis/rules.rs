@@ -40,7 +40,7 @@ async fn times_without_end_and_without_length() {
     let (store, mut raw) = (store(&server).await, raw(&server.url()).await);
     let forever = claim(1).lease(Duration::MAX).ttl(Duration::MAX);
     assert_eq!(store.begin(&forever).await.unwrap(), STARTED);
-    let Begun::InFlight { lease_left, .. } = store.begin(&claim(1)).await.unwrap() else {
+    let ClaimOutcome::InFlight { lease_left, .. } = store.begin(&claim(1)).await.unwrap() else {
         panic!("it runs")
     };
     assert!(lease_left > Duration::from_millis(99_999_999_000_000), "{lease_left:?}");
@@ -52,7 +52,7 @@ async fn times_without_end_and_without_length() {
         .complete(&slot(1), forever.token, &record(b""), Duration::MAX)
         .await;
     assert_eq!(held.unwrap(), Held::Yes);
-    assert_eq!(store.begin(&claim(1)).await.unwrap(), Begun::Done(record(b"")));
+    assert_eq!(store.begin(&claim(1)).await.unwrap(), ClaimOutcome::Done(record(b"")));
 
     let nothing = claim(2).lease(Duration::ZERO).ttl(Duration::ZERO);
     assert_eq!(store.begin(&nothing).await.unwrap(), STARTED);
@@ -84,7 +84,7 @@ async fn attempts_do_not_overflow() {
     let () = set.query_async(&mut raw).await.unwrap();
     for _ in 0..2 {
         let begin = claim(1).lease(Duration::ZERO);
-        assert_eq!(store.begin(&begin).await.unwrap(), Begun::started(u32::MAX));
+        assert_eq!(store.begin(&begin).await.unwrap(), ClaimOutcome::started(u32::MAX));
     }
     let held: String = query(&mut raw, &format!("GET {}", store.key(&slot(1)))).await;
     assert!(held.contains(&format!(" {} ", u32::MAX)), "{held}");

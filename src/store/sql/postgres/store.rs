@@ -13,10 +13,10 @@ use crate::store::sql::claim::ClaimId;
 use crate::store::sql::statements::Statement;
 use crate::store::sql::unit_of_work::Unit;
 use crate::store::sql::value::{attempts, signed};
-use crate::store::{Begin, Begun, Held, OnLapse, Record, Slot, Store, StoreError, Token, UnitOfWork};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, OnLapse, Record, Slot, Store, StoreError, Token, UnitOfWork};
 
 impl Store for PostgresStore {
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         let failed = |error| failed("begin", error);
         // All of the pool's connections may be older than the server. The token makes it safe to ask
         // again.
@@ -30,7 +30,7 @@ impl Store for PostgresStore {
                 }
             };
             if let Some(attempt) = found.started {
-                return Ok(Begun::Started {
+                return Ok(ClaimOutcome::Started {
                     attempt: attempts(attempt),
                 });
             }
@@ -41,7 +41,7 @@ impl Store for PostgresStore {
             }
             let taken_over = self.ask(self.take_over(begin)).await.map_err(failed)?;
             if let Some((attempt,)) = taken_over {
-                return Ok(Begun::Started {
+                return Ok(ClaimOutcome::Started {
                     attempt: attempts(attempt),
                 });
             }
@@ -74,22 +74,22 @@ impl Store for PostgresStore {
         self.change("release", query).await
     }
 
-    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+    fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         Some(Box::new(Unit::new(self.clone(), ClaimId::of(begin))))
     }
 }
 
 impl PostgresStore {
-    pub(super) fn claim<'q>(&self, begin: &'q Begin) -> Query<'q> {
+    pub(super) fn claim<'q>(&self, begin: &'q ClaimRequest) -> Query<'q> {
         claiming(&self.sql.begin, begin)
     }
 
-    pub(super) fn take_over<'q>(&self, begin: &'q Begin) -> Query<'q> {
+    pub(super) fn take_over<'q>(&self, begin: &'q ClaimRequest) -> Query<'q> {
         claiming(&self.sql.take_over, begin).bind(begin.on_lapse == OnLapse::Refuse)
     }
 }
 
-fn claiming<'q>(statement: &Statement, begin: &'q Begin) -> Query<'q> {
+fn claiming<'q>(statement: &Statement, begin: &'q ClaimRequest) -> Query<'q> {
     sqlx::query(statement.text())
         .bind(begin.slot.as_bytes().as_slice())
         .bind(begin.fingerprint.as_bytes().as_slice())

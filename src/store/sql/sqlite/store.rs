@@ -11,14 +11,14 @@ use crate::store::sql::begin::{BUSY, ROUNDS, Seen};
 use crate::store::sql::claim::ClaimId;
 use crate::store::sql::unit_of_work::Unit;
 use crate::store::sql::value::{attempts, held, millis, signed};
-use crate::store::{Begin, Begun, Held, OnLapse, Record, Slot, Store, StoreError, Token, UnitOfWork};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, OnLapse, Record, Slot, Store, StoreError, Token, UnitOfWork};
 
 type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 
 impl Store for SqliteStore {
     /// Reads first: replays and refusals need no lock. What is free is decided by the statement
     /// that claims it.
-    async fn begin(&self, begin: &Begin) -> Result<Begun, StoreError> {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         let failed = |error| failed("begin", error);
         for _ in 0..ROUNDS {
             if let Some(seen) = self.read(begin).await.map_err(failed)?
@@ -27,7 +27,7 @@ impl Store for SqliteStore {
                 return Ok(begun);
             }
             if let Some(attempt) = self.claim(begin, &self.pool).await.map_err(failed)? {
-                return Ok(Begun::Started {
+                return Ok(ClaimOutcome::Started {
                     attempt: attempts(attempt),
                 });
             }
@@ -57,13 +57,13 @@ impl Store for SqliteStore {
         self.change("release", query).await
     }
 
-    fn unit_of_work(&self, begin: &Begin) -> Option<Box<dyn UnitOfWork>> {
+    fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         Some(Box::new(Unit::new(self.clone(), ClaimId::of(begin))))
     }
 }
 
 impl SqliteStore {
-    async fn read(&self, begin: &Begin) -> Result<Option<Seen>, sqlx::Error> {
+    async fn read(&self, begin: &ClaimRequest) -> Result<Option<Seen>, sqlx::Error> {
         let row = sqlx::query(self.sql.read.text())
             .bind(begin.slot.as_bytes().as_slice())
             .bind(begin.fingerprint.as_bytes().as_slice())
@@ -85,7 +85,7 @@ impl SqliteStore {
     /// The attempt, if it claimed the slot.
     pub(super) async fn claim(
         &self,
-        begin: &Begin,
+        begin: &ClaimRequest,
         connection: impl SqliteExecutor<'_>,
     ) -> Result<Option<i32>, sqlx::Error> {
         // All rows, although there is at most one: `fetch_optional` ends at the first, and would not
