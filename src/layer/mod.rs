@@ -3,7 +3,6 @@
 mod background;
 mod builder;
 mod future;
-mod profile;
 mod service;
 
 use std::fmt;

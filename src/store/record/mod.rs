@@ -17,20 +17,24 @@
 //! A sealed record is another record, encrypted whole; its status is 0, its fingerprint in clear because
 //! stores compare it. What the ciphertext is bound to is in `store::sealed`.
 
+#[cfg(feature = "sealed")]
+mod envelope;
 mod headers;
+mod read;
+mod write;
 
-use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName};
-use http::{Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 
 use crate::request::Fingerprint;
 use crate::store::StoreError;
-use headers::{Reader, corrupt, put_headers};
+use headers::corrupt;
+
+#[cfg(feature = "sealed")]
+pub(crate) use envelope::Envelope;
+pub(crate) use read::Opened;
 
 const VERSION: u8 = 1;
 const RESPONSE: u8 = 0;
@@ -55,9 +59,6 @@ const CIPHERTEXT_AT: usize = HEAD + KEY_ID + NONCE;
 /// Bytes of the checksum that the stored form ends with.
 const CHECKSUM: usize = 8;
 
-/// Buffers up to this size are kept for the thread's next record.
-const SCRATCH: usize = 16 * 1024;
-
 /// The outcome of an operation as stores keep it. Cloning is cheap: the bytes are shared.
 ///
 /// A store treats it as opaque: [`to_bytes`](Self::to_bytes) to write it, and
@@ -75,123 +76,7 @@ const SCRATCH: usize = 16 * 1024;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Record(Arc<[u8]>);
 
-/// A record opened for an answer.
-#[derive(Debug)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "the large one is the common one, and never stored"
-)]
-pub(crate) enum Opened {
-    /// Replay this.
-    Response(Replay),
-    /// The operation is done, and its answer was not kept; its result may be at `locations`.
-    NotRetained { status: StatusCode, locations: HeaderMap },
-    /// Whether the operation was done is not known.
-    Unknown,
-}
-
-/// The stored response, its values being slices of the record.
-#[derive(Debug)]
-pub(crate) struct Replay {
-    pub(crate) head: Response<()>,
-    pub(crate) body: Bytes,
-    /// Boxed, being rare.
-    pub(crate) trailers: Option<Box<HeaderMap>>,
-}
-
 impl Record {
-    /// A response. `skip` names the headers that are not kept.
-    pub(crate) fn response(
-        fingerprint: Fingerprint,
-        status: StatusCode,
-        headers: &HeaderMap,
-        skip: impl Fn(&HeaderName) -> bool,
-        body: &[u8],
-        trailers: Option<&HeaderMap>,
-    ) -> Self {
-        thread_local! {
-            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
-        BUFFER.with_borrow_mut(|out| {
-            // Empty, unless a panic ended the last one's encoding.
-            out.clear();
-            put_head(out, RESPONSE, status.as_u16(), fingerprint);
-            let mut flags = 0;
-            if headers.keys().any(|name| name == header::CONTENT_LENGTH) {
-                flags |= HAD_CONTENT_LENGTH;
-            }
-            if trailers.is_some() {
-                flags |= HAS_TRAILERS;
-            }
-            out.push(flags);
-            put_headers(out, headers, |name| *name == header::CONTENT_LENGTH || skip(name));
-            if let Some(trailers) = trailers {
-                put_headers(out, trailers, |_| false);
-            }
-            out.extend_from_slice(body);
-            let record = Self(Arc::from(out.as_slice()));
-            // Emptied first: a buffer does not shrink below what is in it.
-            out.clear();
-            out.shrink_to(SCRATCH);
-            record
-        })
-    }
-
-    /// The response to a `HEAD`, whose `Content-Length` declares a body that is not there: kept as it
-    /// was sent, not computed.
-    pub(crate) fn of_head(
-        fingerprint: Fingerprint,
-        status: StatusCode,
-        headers: &HeaderMap,
-        skip: impl Fn(&HeaderName) -> bool,
-    ) -> Self {
-        let mut out = Vec::with_capacity(SCRATCH / 16);
-        put_head(&mut out, RESPONSE, status.as_u16(), fingerprint);
-        out.push(0);
-        put_headers(&mut out, headers, skip);
-        Self(out.into())
-    }
-
-    /// A response, as an application that settles an operation itself makes it. All its headers
-    /// are kept but `Content-Length`, which is computed.
-    #[must_use]
-    pub fn of_response(fingerprint: Fingerprint, response: &Response<Bytes>) -> Self {
-        let (status, headers) = (response.status(), response.headers());
-        Self::response(fingerprint, status, headers, |_| false, response.body(), None)
-    }
-
-    /// A tombstone: the operation was done and answered with `status`; the answer was not kept.
-    #[must_use]
-    pub fn response_not_retained(fingerprint: Fingerprint, status: StatusCode) -> Self {
-        Self::tombstone(NOT_RETAINED, status.as_u16(), fingerprint)
-    }
-
-    /// As [`response_not_retained`](Self::response_not_retained), with the `Location` and
-    /// `Content-Location` of `headers`, which retries are then told.
-    #[must_use]
-    pub fn response_not_retained_at(fingerprint: Fingerprint, status: StatusCode, headers: &HeaderMap) -> Self {
-        let is_location = |name: &HeaderName| *name == header::LOCATION || *name == header::CONTENT_LOCATION;
-        if !headers.keys().any(is_location) {
-            return Self::response_not_retained(fingerprint, status);
-        }
-        let mut out = Vec::with_capacity(2 * HEAD);
-        put_head(&mut out, NOT_RETAINED, status.as_u16(), fingerprint);
-        put_headers(&mut out, headers, |name| !is_location(name));
-        Self(out.into())
-    }
-
-    /// A tombstone: the operation may or may not have been done, and is not to run again.
-    #[must_use]
-    pub fn outcome_unknown(fingerprint: Fingerprint) -> Self {
-        Self::tombstone(UNKNOWN, 0, fingerprint)
-    }
-
-    fn tombstone(kind: u8, status: u16, fingerprint: Fingerprint) -> Self {
-        let mut out = Vec::with_capacity(HEAD);
-        put_head(&mut out, kind, status, fingerprint);
-        Self(out.into())
-    }
-
     /// The fingerprint of the request whose outcome this is.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
@@ -264,138 +149,6 @@ impl Record {
         }
         Ok(())
     }
-
-    /// The fingerprint and the length of a record of which a store has read the first 20 bytes or
-    /// more, and how many bytes it stores. The checksum is not looked at.
-    #[cfg(feature = "redis")]
-    pub(crate) fn peek(head: &[u8], stored: usize) -> Result<(Fingerprint, usize), StoreError> {
-        match (
-            head.first(),
-            head.get(FINGERPRINT_AT..HEAD),
-            stored.checked_sub(CHECKSUM),
-        ) {
-            (Some(&VERSION), Some(bytes), Some(length)) if length >= HEAD => {
-                let mut print = [0; Fingerprint::LEN];
-                print.copy_from_slice(bytes);
-                Ok((Fingerprint::from_bytes(print), length))
-            }
-            _ => Err(corrupt(
-                "the stored record is cut short, or of a version that this build does not know",
-            )),
-        }
-    }
-
-    /// Decodes the record for an answer.
-    pub(crate) fn open(&self) -> Result<Opened, StoreError> {
-        let blob = &*self.0;
-        if blob.len() < HEAD || blob[0] != VERSION {
-            return Err(corrupt("the stored record has no valid head"));
-        }
-        let status = u16::from_be_bytes([blob[2], blob[3]]);
-        let status = || StatusCode::from_u16(status).map_err(|_| corrupt("the stored record has no valid status"));
-        match blob[1] {
-            RESPONSE => self.open_response(status()?).map(Opened::Response),
-            NOT_RETAINED => Ok(Opened::NotRetained {
-                status: status()?,
-                locations: self.locations()?,
-            }),
-            UNKNOWN => Ok(Opened::Unknown),
-            SEALED => Err(corrupt(
-                "the stored record is sealed: wrap the store in `Sealed` (feature `sealed`), with the key that sealed it",
-            )),
-            _ => Err(corrupt("the stored record is of a kind that this build does not know")),
-        }
-    }
-
-    /// The headers of a tombstone, if it has any.
-    fn locations(&self) -> Result<HeaderMap, StoreError> {
-        if self.0.len() == HEAD {
-            return Ok(HeaderMap::new());
-        }
-        let mut reader = Reader {
-            blob: Bytes::copy_from_slice(&self.0),
-            at: HEAD,
-        };
-        reader.headers()
-    }
-
-    fn open_response(&self, status: StatusCode) -> Result<Replay, StoreError> {
-        /// Lets `Bytes` share the record without copying it.
-        struct Shared(Arc<[u8]>);
-        impl AsRef<[u8]> for Shared {
-            fn as_ref(&self) -> &[u8] {
-                &self.0
-            }
-        }
-        let mut reader = Reader {
-            blob: Bytes::from_owner(Shared(Arc::clone(&self.0))),
-            at: HEAD,
-        };
-        let flags = reader.byte()?;
-        let mut head = Response::new(());
-        *head.status_mut() = status;
-        *head.headers_mut() = reader.headers()?;
-        let trailers = if flags & HAS_TRAILERS != 0 {
-            Some(Box::new(reader.headers()?))
-        } else {
-            None
-        };
-        let body = reader.blob.split_off(reader.at);
-        // Trailers exclude it on HTTP/1.1, whose framing they need.
-        if flags & HAD_CONTENT_LENGTH != 0 && trailers.is_none() {
-            head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
-        }
-        Ok(Replay { head, body, trailers })
-    }
-}
-
-/// What is in a sealed record.
-#[cfg(feature = "sealed")]
-pub(crate) struct Envelope<'a> {
-    pub(crate) key_id: &'a [u8; KEY_ID],
-    pub(crate) nonce: &'a [u8; NONCE],
-    pub(crate) ciphertext: &'a [u8],
-}
-
-#[cfg(feature = "sealed")]
-impl Record {
-    /// A sealed record.
-    pub(crate) fn sealed(fingerprint: Fingerprint, envelope: &Envelope<'_>) -> Self {
-        let mut out = Vec::with_capacity(CIPHERTEXT_AT + envelope.ciphertext.len());
-        put_head(&mut out, SEALED, 0, fingerprint);
-        out.extend_from_slice(envelope.key_id);
-        out.extend_from_slice(envelope.nonce);
-        out.extend_from_slice(envelope.ciphertext);
-        Self(out.into())
-    }
-
-    /// The envelope of a sealed record; `None` if the record is in clear.
-    pub(crate) fn envelope(&self) -> Result<Option<Envelope<'_>>, StoreError> {
-        if !self.is_sealed() {
-            return Ok(None);
-        }
-        self.whole_envelope()?;
-        let parts = self.0[HEAD..].split_first_chunk().and_then(|(key_id, rest)| {
-            let (nonce, ciphertext) = rest.split_first_chunk()?;
-            Some(Envelope {
-                key_id,
-                nonce,
-                ciphertext,
-            })
-        });
-        Ok(parts)
-    }
-
-    /// What is encrypted when the record is sealed.
-    pub(crate) fn as_plaintext(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Reads what was encrypted.
-    pub(crate) fn from_plaintext(blob: &[u8]) -> Result<Self, StoreError> {
-        known_version(blob)?;
-        Self::checked(blob)
-    }
 }
 
 impl fmt::Debug for Record {
@@ -424,17 +177,15 @@ fn checksum(record: &[u8]) -> [u8; CHECKSUM] {
     sum
 }
 
-fn put_head(out: &mut Vec<u8>, kind: u8, status: u16, fingerprint: Fingerprint) {
-    out.extend_from_slice(&[VERSION, kind]);
-    out.extend_from_slice(&status.to_be_bytes());
-    out.extend_from_slice(fingerprint.as_bytes());
-}
-
 #[cfg(test)]
 mod tests {
+    use super::write::put_head;
     use super::*;
     use crate::store::StoreErrorKind;
+    use bytes::Bytes;
     use http::HeaderValue;
+    use http::header::{self, HeaderMap};
+    use http::{Response, StatusCode};
 
     const PRINT: Fingerprint = Fingerprint::from_bytes([0xAB; 16]);
 

@@ -1,0 +1,138 @@
+//! Options about answers: what is kept of a response, for how long, and what clients see.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http::request::Parts;
+
+use super::IdempotencyLayerBuilder;
+use crate::answer::{Policy, Problem, Rendering};
+use crate::request::header_name;
+use crate::run::config::ReplayHook;
+use crate::store::Store;
+
+impl<St: Store> IdempotencyLayerBuilder<St> {
+    /// What is kept of what the handler did. Default: responses with a status of 2xx.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.chosen.policy = Some(policy);
+        self
+    }
+
+    /// How long an outcome is kept, from its completion. Default: 24 hours. From 1 ms to 10 years. A
+    /// handler can choose another TTL for one response ([`Verdict::StoreFor`](crate::Verdict::StoreFor)).
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.config.ttl = ttl;
+        self
+    }
+
+    /// The header that marks a replay, with the value `true`. Default: `Idempotency-Replayed`.
+    pub fn replay_header(mut self, name: &str) -> Self {
+        match header_name::parse("replay_header", name) {
+            Ok(name) => self.chosen.replay_header = Some(name),
+            Err(error) => self.fail(error),
+        }
+        self
+    }
+
+    /// The response headers that are not kept, beside those of the connection (RFC 9110, section
+    /// 7.6.1). Default: `Date` and `Set-Cookie`.
+    pub fn unreplayed_headers<I>(mut self, names: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        self.config.unreplayed.clear();
+        for name in names {
+            match header_name::parse("unreplayed_headers", name.as_ref()) {
+                Ok(name) => self.config.unreplayed.push(name),
+                Err(error) => self.fail(error),
+            }
+        }
+        self
+    }
+
+    /// Tells the client in this header until when a retry gets the stored response, as an HTTP date (RFC
+    /// 9110, section 5.6.7), for example `Idempotency-Expires`. Default: none.
+    pub fn lifetime_header(mut self, name: &str) -> Self {
+        match header_name::parse("lifetime_header", name) {
+            Ok(name) => self.config.lifetime_header = Some(name),
+            Err(error) => self.fail(error),
+        }
+        self
+    }
+
+    /// Changes each replay before it is sent. Default: nothing is changed.
+    ///
+    /// A record keeps status, headers and body. The extensions of the first response, which outer layers
+    /// may look for, are not kept: the closure can put them back from the head of the retry.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// #[derive(Clone)]
+    /// struct Route(String);
+    ///
+    /// let layer = IdempotencyLayer::builder(MemoryStore::new())
+    ///     .on_replay(|request, response| {
+    ///         response.extensions.insert(Route(request.uri.path().to_owned()));
+    ///     })
+    ///     .build()?;
+    /// # let _ = layer;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn on_replay<F>(mut self, change: F) -> Self
+    where
+        F: Fn(&Parts, &mut http::response::Parts) + Send + Sync + 'static,
+    {
+        self.config.on_replay = Some(ReplayHook(Arc::new(change)));
+        self
+    }
+
+    /// Reads a stream to its end although its client disconnected, so that the operation is then known
+    /// to be done. Default: the stream is dropped, and a retry gets `409` problem `outcome-unknown`. A
+    /// stream that is read without its client counts towards [`max_detached`](Self::max_detached).
+    pub fn drain_streams(mut self, drain: bool) -> Self {
+        self.config.drain_streams = drain;
+        self
+    }
+
+    /// Where you publish your idempotency policy, as the draft's section 2.2 demands: the `type` of
+    /// each problem is under this URL, and refusals link it. An absolute http or https URL without
+    /// a fragment. Default: this crate's documentation.
+    ///
+    /// It applies to the standard problems only: together with [`stripe`](Self::stripe),
+    /// [`grpc`](Self::grpc) or [`problem_response`](Self::problem_response) it is an error of `build`.
+    pub fn problem_documentation(mut self, url: &str) -> Self {
+        match Rendering::documented(url) {
+            Ok(rendering) => self.chosen.documentation = Some(rendering),
+            Err(error) => self.fail(error),
+        }
+        self
+    }
+
+    /// Renders refusals in another format: an API's own errors, or gRPC statuses.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// let layer = IdempotencyLayer::builder(MemoryStore::new())
+    ///     .problem_response(|problem, _request| {
+    ///         let body = format!("{}: {}", problem.kind().slug(), problem.detail());
+    ///         let mut response = http::Response::new(body.into());
+    ///         *response.status_mut() = problem.kind().status();
+    ///         response
+    ///     })
+    ///     .build()?;
+    /// # let _ = layer;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn problem_response<F>(mut self, render: F) -> Self
+    where
+        F: Fn(&Problem, &Parts) -> Response<Bytes> + Send + Sync + 'static,
+    {
+        self.chosen.rendering = Some(Rendering::Closure(Arc::new(render)));
+        self
+    }
+}

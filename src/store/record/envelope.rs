@@ -1,0 +1,53 @@
+//! Sealed records: another record, encrypted whole, in its envelope.
+
+use super::write::put_head;
+use super::{CIPHERTEXT_AT, HEAD, KEY_ID, NONCE, Record, SEALED, known_version};
+use crate::request::Fingerprint;
+use crate::store::StoreError;
+
+/// What is in a sealed record.
+pub(crate) struct Envelope<'a> {
+    pub(crate) key_id: &'a [u8; KEY_ID],
+    pub(crate) nonce: &'a [u8; NONCE],
+    pub(crate) ciphertext: &'a [u8],
+}
+
+impl Record {
+    /// A sealed record.
+    pub(crate) fn sealed(fingerprint: Fingerprint, envelope: &Envelope<'_>) -> Self {
+        let mut out = Vec::with_capacity(CIPHERTEXT_AT + envelope.ciphertext.len());
+        put_head(&mut out, SEALED, 0, fingerprint);
+        out.extend_from_slice(envelope.key_id);
+        out.extend_from_slice(envelope.nonce);
+        out.extend_from_slice(envelope.ciphertext);
+        Self(out.into())
+    }
+
+    /// The envelope of a sealed record; `None` if the record is in clear.
+    pub(crate) fn envelope(&self) -> Result<Option<Envelope<'_>>, StoreError> {
+        if !self.is_sealed() {
+            return Ok(None);
+        }
+        self.whole_envelope()?;
+        let parts = self.0[HEAD..].split_first_chunk().and_then(|(key_id, rest)| {
+            let (nonce, ciphertext) = rest.split_first_chunk()?;
+            Some(Envelope {
+                key_id,
+                nonce,
+                ciphertext,
+            })
+        });
+        Ok(parts)
+    }
+
+    /// What is encrypted when the record is sealed.
+    pub(crate) fn as_plaintext(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Reads what was encrypted.
+    pub(crate) fn from_plaintext(blob: &[u8]) -> Result<Self, StoreError> {
+        known_version(blob)?;
+        Self::checked(blob)
+    }
+}

@@ -1,0 +1,124 @@
+//! Reads records: opens them for an answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap};
+use http::{Response, StatusCode};
+
+use super::headers::{Reader, corrupt};
+#[cfg(feature = "redis")]
+use super::{CHECKSUM, FINGERPRINT_AT};
+use super::{HAD_CONTENT_LENGTH, HAS_TRAILERS, HEAD, NOT_RETAINED, RESPONSE, Record, SEALED, UNKNOWN, VERSION};
+#[cfg(feature = "redis")]
+use crate::request::Fingerprint;
+use crate::store::StoreError;
+
+/// A record opened for an answer.
+#[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the large one is the common one, and never stored"
+)]
+pub(crate) enum Opened {
+    /// Replay this.
+    Response(Replay),
+    /// The operation is done, and its answer was not kept; its result may be at `locations`.
+    NotRetained { status: StatusCode, locations: HeaderMap },
+    /// Whether the operation was done is not known.
+    Unknown,
+}
+
+/// The stored response, its values being slices of the record.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    pub(crate) head: Response<()>,
+    pub(crate) body: Bytes,
+    /// Boxed, being rare.
+    pub(crate) trailers: Option<Box<HeaderMap>>,
+}
+
+impl Record {
+    /// The fingerprint and the length of a record of which a store has read the first 20 bytes or
+    /// more, and how many bytes it stores. The checksum is not looked at.
+    #[cfg(feature = "redis")]
+    pub(crate) fn peek(head: &[u8], stored: usize) -> Result<(Fingerprint, usize), StoreError> {
+        match (
+            head.first(),
+            head.get(FINGERPRINT_AT..HEAD),
+            stored.checked_sub(CHECKSUM),
+        ) {
+            (Some(&VERSION), Some(bytes), Some(length)) if length >= HEAD => {
+                let mut print = [0; Fingerprint::LEN];
+                print.copy_from_slice(bytes);
+                Ok((Fingerprint::from_bytes(print), length))
+            }
+            _ => Err(corrupt(
+                "the stored record is cut short, or of a version that this build does not know",
+            )),
+        }
+    }
+
+    /// Decodes the record for an answer.
+    pub(crate) fn open(&self) -> Result<Opened, StoreError> {
+        let blob = &*self.0;
+        if blob.len() < HEAD || blob[0] != VERSION {
+            return Err(corrupt("the stored record has no valid head"));
+        }
+        let status = u16::from_be_bytes([blob[2], blob[3]]);
+        let status = || StatusCode::from_u16(status).map_err(|_| corrupt("the stored record has no valid status"));
+        match blob[1] {
+            RESPONSE => self.open_response(status()?).map(Opened::Response),
+            NOT_RETAINED => Ok(Opened::NotRetained {
+                status: status()?,
+                locations: self.locations()?,
+            }),
+            UNKNOWN => Ok(Opened::Unknown),
+            SEALED => Err(corrupt(
+                "the stored record is sealed: wrap the store in `Sealed` (feature `sealed`), with the key that sealed it",
+            )),
+            _ => Err(corrupt("the stored record is of a kind that this build does not know")),
+        }
+    }
+
+    /// The headers of a tombstone, if it has any.
+    fn locations(&self) -> Result<HeaderMap, StoreError> {
+        if self.0.len() == HEAD {
+            return Ok(HeaderMap::new());
+        }
+        let mut reader = Reader {
+            blob: Bytes::copy_from_slice(&self.0),
+            at: HEAD,
+        };
+        reader.headers()
+    }
+
+    fn open_response(&self, status: StatusCode) -> Result<Replay, StoreError> {
+        /// Lets `Bytes` share the record without copying it.
+        struct Shared(Arc<[u8]>);
+        impl AsRef<[u8]> for Shared {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let mut reader = Reader {
+            blob: Bytes::from_owner(Shared(Arc::clone(&self.0))),
+            at: HEAD,
+        };
+        let flags = reader.byte()?;
+        let mut head = Response::new(());
+        *head.status_mut() = status;
+        *head.headers_mut() = reader.headers()?;
+        let trailers = if flags & HAS_TRAILERS != 0 {
+            Some(Box::new(reader.headers()?))
+        } else {
+            None
+        };
+        let body = reader.blob.split_off(reader.at);
+        // Trailers exclude it on HTTP/1.1, whose framing they need.
+        if flags & HAD_CONTENT_LENGTH != 0 && trailers.is_none() {
+            head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
+        }
+        Ok(Replay { head, body, trailers })
+    }
+}

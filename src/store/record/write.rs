@@ -1,0 +1,115 @@
+//! Makes records: of responses, and tombstones.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Response, StatusCode};
+
+use super::headers::put_headers;
+use super::{HAD_CONTENT_LENGTH, HAS_TRAILERS, HEAD, NOT_RETAINED, RESPONSE, Record, UNKNOWN, VERSION};
+use crate::request::Fingerprint;
+
+/// Buffers up to this size are kept for the thread's next record.
+const SCRATCH: usize = 16 * 1024;
+
+impl Record {
+    /// A response. `skip` names the headers that are not kept.
+    pub(crate) fn response(
+        fingerprint: Fingerprint,
+        status: StatusCode,
+        headers: &HeaderMap,
+        skip: impl Fn(&HeaderName) -> bool,
+        body: &[u8],
+        trailers: Option<&HeaderMap>,
+    ) -> Self {
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        BUFFER.with_borrow_mut(|out| {
+            // Empty, unless a panic ended the last one's encoding.
+            out.clear();
+            put_head(out, RESPONSE, status.as_u16(), fingerprint);
+            let mut flags = 0;
+            if headers.keys().any(|name| name == header::CONTENT_LENGTH) {
+                flags |= HAD_CONTENT_LENGTH;
+            }
+            if trailers.is_some() {
+                flags |= HAS_TRAILERS;
+            }
+            out.push(flags);
+            put_headers(out, headers, |name| *name == header::CONTENT_LENGTH || skip(name));
+            if let Some(trailers) = trailers {
+                put_headers(out, trailers, |_| false);
+            }
+            out.extend_from_slice(body);
+            let record = Self(Arc::from(out.as_slice()));
+            // Emptied first: a buffer does not shrink below what is in it.
+            out.clear();
+            out.shrink_to(SCRATCH);
+            record
+        })
+    }
+
+    /// The response to a `HEAD`, whose `Content-Length` declares a body that is not there: kept as it
+    /// was sent, not computed.
+    pub(crate) fn of_head(
+        fingerprint: Fingerprint,
+        status: StatusCode,
+        headers: &HeaderMap,
+        skip: impl Fn(&HeaderName) -> bool,
+    ) -> Self {
+        let mut out = Vec::with_capacity(SCRATCH / 16);
+        put_head(&mut out, RESPONSE, status.as_u16(), fingerprint);
+        out.push(0);
+        put_headers(&mut out, headers, skip);
+        Self(out.into())
+    }
+
+    /// A response, as an application that settles an operation itself makes it. All its headers
+    /// are kept but `Content-Length`, which is computed.
+    #[must_use]
+    pub fn of_response(fingerprint: Fingerprint, response: &Response<Bytes>) -> Self {
+        let (status, headers) = (response.status(), response.headers());
+        Self::response(fingerprint, status, headers, |_| false, response.body(), None)
+    }
+
+    /// A tombstone: the operation was done and answered with `status`; the answer was not kept.
+    #[must_use]
+    pub fn response_not_retained(fingerprint: Fingerprint, status: StatusCode) -> Self {
+        Self::tombstone(NOT_RETAINED, status.as_u16(), fingerprint)
+    }
+
+    /// As [`response_not_retained`](Self::response_not_retained), with the `Location` and
+    /// `Content-Location` of `headers`, which retries are then told.
+    #[must_use]
+    pub fn response_not_retained_at(fingerprint: Fingerprint, status: StatusCode, headers: &HeaderMap) -> Self {
+        let is_location = |name: &HeaderName| *name == header::LOCATION || *name == header::CONTENT_LOCATION;
+        if !headers.keys().any(is_location) {
+            return Self::response_not_retained(fingerprint, status);
+        }
+        let mut out = Vec::with_capacity(2 * HEAD);
+        put_head(&mut out, NOT_RETAINED, status.as_u16(), fingerprint);
+        put_headers(&mut out, headers, |name| !is_location(name));
+        Self(out.into())
+    }
+
+    /// A tombstone: the operation may or may not have been done, and is not to run again.
+    #[must_use]
+    pub fn outcome_unknown(fingerprint: Fingerprint) -> Self {
+        Self::tombstone(UNKNOWN, 0, fingerprint)
+    }
+
+    fn tombstone(kind: u8, status: u16, fingerprint: Fingerprint) -> Self {
+        let mut out = Vec::with_capacity(HEAD);
+        put_head(&mut out, kind, status, fingerprint);
+        Self(out.into())
+    }
+}
+
+pub(super) fn put_head(out: &mut Vec<u8>, kind: u8, status: u16, fingerprint: Fingerprint) {
+    out.extend_from_slice(&[VERSION, kind]);
+    out.extend_from_slice(&status.to_be_bytes());
+    out.extend_from_slice(fingerprint.as_bytes());
+}
