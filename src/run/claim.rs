@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::config::Config;
 use super::guard::Guard;
 use super::pauses::Pauses;
 use super::renewal::Renewal;
-use super::settlement::{Settled, Settlement, Undone, apply};
-use super::store_call::{Watch, at_once, bounded, warn_of, within};
+use super::settlement::{Settled, Settlement, apply};
+use super::store_call::{at_once, warn_of, within};
 use crate::answer::{Fate, Outcome};
 use crate::request::{Fingerprint, Slot};
-use crate::store::{ClaimRequest, Commit, Held, Record, Store, StoreError, StoreErrorKind, Token, UnitOfWork};
+use crate::store::{ClaimRequest, Held, Record, Store, Token, UnitOfWork};
 
 /// A claim on a slot. It must be settled; one that is dropped unsettled lapses, and that is logged.
 pub(crate) struct Claim<St: Store> {
@@ -25,7 +24,7 @@ pub(crate) struct Claim<St: Store> {
     /// The transaction that the handler may work in, if the store has such.
     pub(crate) unit: Option<Box<dyn UnitOfWork>>,
     token: Token,
-    settled: bool,
+    pub(super) settled: bool,
     renewal: Option<Renewal>,
 }
 
@@ -95,78 +94,6 @@ impl<St: Store> Claim<St> {
         self.unit.as_ref().is_some_and(|unit| unit.is_begun())
     }
 
-    /// Ends the claim of an operation that succeeded. In atomic mode, and if the handler worked in the
-    /// transaction, effect and record are committed together.
-    pub(crate) async fn succeed(&mut self, settlement: Settlement) -> Settled {
-        if let Settlement::Complete { record, ttl } = settlement {
-            return match self.unit.take().filter(|unit| unit.is_begun()) {
-                // Boxed, so that a commit takes no space in the futures of requests that need none.
-                Some(unit) => Box::pin(self.commit(unit, record, ttl)).await,
-                None => self.settle(Settlement::Complete { record, ttl }).await,
-            };
-        }
-        self.settle(settlement).await
-    }
-
-    async fn commit(&mut self, unit: Box<dyn UnitOfWork>, record: Record, ttl: Duration) -> Settled {
-        self.is_being_settled();
-        let store_timeout = self.guard.config.store_timeout;
-        let watch = Watch::start("commit");
-        let committed = within(store_timeout, pin!(unit.commit(&record, ttl))).await;
-        let committed = committed.unwrap_or_else(|elapsed| {
-            let message = format!("the store did not answer `commit` within {store_timeout:?}");
-            Commit::Unknown(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
-        });
-        watch.stop(matches!(committed, Commit::Done | Commit::Lost));
-        let error = match committed {
-            Commit::Done => {
-                self.settled = true;
-                return Settled::Yes;
-            }
-            Commit::Lost => {
-                self.settled = true;
-                self.warn_of_loss();
-                return Settled::Undone(Undone::Lost);
-            }
-            Commit::Failed(error) => {
-                warn_of(
-                    &error,
-                    &self.slot,
-                    "the operation could not be committed and is rolled back",
-                );
-                self.settle(Settlement::Release).await;
-                return Settled::Undone(Undone::Failed);
-            }
-            Commit::Unknown(error) => error,
-        };
-        warn_of(
-            &error,
-            &self.slot,
-            "the outcome of a commit is unknown; reading it back",
-        );
-        let known = bounded("read back", store_timeout, pin!(unit.was_committed())).await;
-        match known {
-            Ok(true) => {
-                self.settled = true;
-                Settled::Yes
-            }
-            Ok(false) => {
-                self.settle(Settlement::Release).await;
-                Settled::Undone(Undone::Failed)
-            }
-            Err(error) => {
-                warn_of(
-                    &error,
-                    &self.slot,
-                    "the outcome of a commit is still unknown; trying again in the background",
-                );
-                let claim = self.hand_on();
-                self.guard.adopt(None, read_back_later(claim, unit));
-                Settled::Undone(Undone::Unknown)
-            }
-        }
-    }
-
     async fn roll_back(&mut self) {
         if let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) {
             // In time or not: dropped, it is rolled back as well.
@@ -174,13 +101,13 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    fn is_being_settled(&self) {
+    pub(super) fn is_being_settled(&self) {
         if let Some(renewal) = &self.renewal {
             renewal.expect_the_end();
         }
     }
 
-    fn warn_of_loss(&self) {
+    pub(super) fn warn_of_loss(&self) {
         tracing::warn!(
             target: "tower_idempotency",
             slot = %self.slot,
@@ -273,7 +200,7 @@ impl<St: Store> Drop for Claim<St> {
 }
 
 /// Settles a claim in the background, and holds its lease meanwhile, so that no retry runs.
-async fn settle_later<St: Store>(mut claim: Claim<St>, settlement: Settlement) {
+pub(super) async fn settle_later<St: Store>(mut claim: Claim<St>, settlement: Settlement) {
     try_to_settle(&claim, settlement).await;
     claim.settled = true;
 }
@@ -305,38 +232,4 @@ async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
             "gave up storing an outcome; when its lease has lapsed, a retry runs again as the next attempt"
         );
     }
-}
-
-/// Finds out in the background what became of a commit. The lease is held meanwhile, so that no
-/// retry runs before it is known.
-async fn read_back_later<St: Store>(mut claim: Claim<St>, unit: Box<dyn UnitOfWork>) {
-    let Config {
-        settle_within,
-        store_timeout,
-        ..
-    } = *claim.guard.config;
-    let asking = async {
-        let mut pauses = Pauses::default();
-        loop {
-            pauses.wait().await;
-            match bounded("read back", store_timeout, pin!(unit.was_committed())).await {
-                Ok(committed) => return committed,
-                Err(error) => warn_of(
-                    &error,
-                    &claim.slot,
-                    "the outcome of a commit is still unknown; trying again",
-                ),
-            }
-        }
-    };
-    match tokio::time::timeout(settle_within, asking).await {
-        Ok(true) => {}
-        Ok(false) => return settle_later(claim, Settlement::Release).await,
-        Err(_elapsed) => tracing::error!(
-            target: "tower_idempotency",
-            slot = %claim.slot,
-            "gave up finding out what became of a commit; if it failed, a retry runs when the lease has lapsed"
-        ),
-    }
-    claim.settled = true;
 }

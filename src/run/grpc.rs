@@ -13,10 +13,6 @@ use http::header::CONTENT_TYPE;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::exchange::Exchange;
-use super::stage::Stage;
-use crate::answer::Problem;
-use crate::body::drain;
-use crate::bounds::{GuardedBody, GuardedService};
 use crate::store::Store;
 
 /// A byte of flags and four of length stand before each message.
@@ -69,19 +65,6 @@ impl<S, St: Store> Exchange<S, St> {
             }
             _ => Poll::Pending,
         }
-    }
-
-    /// Refuses a stream, of which this is left.
-    pub(crate) fn refuse_stream<B>(&self, rest: Option<Pin<Box<B>>>) -> Stage<S, B, St>
-    where
-        S: GuardedService<B>,
-        B: GuardedBody,
-    {
-        if let Some(rest) = rest {
-            drain(rest);
-        }
-        let within = self.guard.config.grpc_request_within.unwrap_or_default();
-        Stage::answered(self.refuse(Problem::key_on_a_stream(within)))
     }
 }
 

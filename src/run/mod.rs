@@ -14,6 +14,7 @@
 mod admit;
 mod breaker;
 mod claim;
+mod commit;
 pub(crate) mod config;
 mod detach;
 mod ended;
@@ -216,6 +217,19 @@ impl<S, St: Store> Exchange<S, St> {
             exchange: Some(self),
             body,
         }
+    }
+
+    /// The request is a gRPC stream, of which this is left.
+    pub(crate) fn refuse_stream<B>(&self, rest: Option<Pin<Box<B>>>) -> Stage<S, B, St>
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+    {
+        if let Some(rest) = rest {
+            drain(rest);
+        }
+        let within = self.guard.config.grpc_request_within.unwrap_or_default();
+        Stage::answered(self.refuse(Problem::key_on_a_stream(within)))
     }
 
     /// Sends a request whose body was buffered on as if it had not been.

@@ -182,10 +182,9 @@ mod tests {
     use super::write::put_head;
     use super::*;
     use crate::store::StoreErrorKind;
-    use bytes::Bytes;
     use http::HeaderValue;
+    use http::StatusCode;
     use http::header::{self, HeaderMap};
-    use http::{Response, StatusCode};
 
     const PRINT: Fingerprint = Fingerprint::from_bytes([0xAB; 16]);
 
