@@ -47,6 +47,7 @@ impl Breaker {
 
     /// Permission to ask the store; or the error to refuse with.
     pub(crate) fn enter(&self) -> Result<Permit<'_>, StoreError> {
+        let mut is_probe = false;
         if let Some(config) = self.config {
             let mut state = self.state();
             if let Some(until) = state.open_until {
@@ -58,9 +59,13 @@ impl Breaker {
                     return Err(StoreError::new(StoreErrorKind::Unavailable, message).with_source(Open));
                 }
                 state.probing = true;
+                is_probe = true;
             }
         }
-        Ok(Permit { breaker: self })
+        Ok(Permit {
+            breaker: self,
+            is_probe,
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -76,6 +81,8 @@ pub(crate) fn was_not_asked(error: &StoreError) -> bool {
 /// Permission to ask the store once. One that is dropped lets the next request ask.
 pub(crate) struct Permit<'b> {
     breaker: &'b Breaker,
+    /// Whether the breaker is open, and this is the request that looks for the store.
+    is_probe: bool,
 }
 
 impl Permit<'_> {
@@ -87,6 +94,10 @@ impl Permit<'_> {
             .is_err_and(|error| matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable));
         let mut state = self.breaker.state();
         let was_open = state.open_until.is_some();
+        if failed && was_open && !self.is_probe {
+            // It was asked before the breaker opened, and says nothing new.
+            return;
+        }
         if failed {
             state.failures = state.failures.saturating_add(1);
             if state.failures >= config.failures {
@@ -106,7 +117,7 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if self.breaker.config.is_some() {
+        if self.is_probe {
             self.breaker.state().probing = false;
         }
     }
@@ -174,6 +185,21 @@ mod tests {
         probe.report::<()>(&Err(StoreError::new(StoreErrorKind::Timeout, "still away")));
         assert!(breaker.enter().is_err(), "open for another pause");
         tokio::time::advance(PAUSE).await;
+        answer(&breaker, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn contract_6_3_what_was_asked_before_the_breaker_opened_does_not_keep_it_open() {
+        let breaker = breaker(1);
+        let early = breaker.enter().unwrap();
+        let other = breaker.enter().unwrap();
+        answer(&breaker, Some(StoreErrorKind::Timeout));
+        tokio::time::advance(PAUSE).await;
+        let probe = breaker.enter().unwrap();
+        early.report::<()>(&Err(StoreError::new(StoreErrorKind::Timeout, "late")));
+        assert!(breaker.enter().is_err(), "the probe is still the only one");
+        drop(probe);
+        drop(other);
         answer(&breaker, None);
     }
 

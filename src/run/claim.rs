@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::guard::Guard;
@@ -116,13 +117,15 @@ impl<St: Store> Claim<St> {
     }
 
     /// Ends the claim in the background, or at once in a store that answers at once.
-    pub(crate) fn settle_detached(mut self, settlement: Settlement) {
+    ///
+    /// `home` is the runtime of the request, for callers that may be outside one.
+    pub(crate) fn settle_detached(mut self, settlement: Settlement, home: Option<&Handle>) {
         let guard = Arc::clone(&self.guard);
         let mut settled = Box::pin(async move {
             self.settle(settlement).await;
         });
         if !St::IN_PROCESS || at_once(settled.as_mut()).is_pending() {
-            guard.adopt(None, settled);
+            guard.adopt(home, settled);
         }
     }
 
@@ -133,7 +136,7 @@ impl<St: Store> Claim<St> {
         let (settlement, outcome) = self.settlement_of(fate, Record::outcome_unknown);
         let tally = &self.guard.tally;
         tally.report(outcome, Some(&self.slot), Some(self.attempt), None);
-        self.hand_on().settle_detached(settlement);
+        self.hand_on().settle_detached(settlement, None);
     }
 
     /// The same claim for the background; this one counts as settled.

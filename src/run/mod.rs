@@ -208,8 +208,9 @@ impl<S, St: Store> Exchange<S, St> {
         if let Some(answer) = admit_now(&self.guard, &begin, &outer) {
             return self.store_answered(&begin, answer, body);
         }
-        if !self.guard.config.wait.is_zero() {
-            // Waiting must not hold the place that readiness reserved, as under a concurrency limit.
+        if !self.guard.config.wait.is_zero() && outer.is_empty() {
+            // Waiting must not hold the place that readiness reserved, as under a concurrency limit. A
+            // request that an outer layer has claimed may go on without waiting, and then needs it.
             self.inner = self.inner.clone();
         }
         Stage::Admitting {

@@ -9,6 +9,7 @@ use std::task::ready;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body::Body;
+use tokio::runtime::Handle;
 
 use super::claim::Claim;
 use super::ended::{Ended, to_its_end};
@@ -38,20 +39,22 @@ where
 {
     // Behind a lock only so that a body that is `Sync` stays so.
     let held = Mutex::new((claim, at_end));
+    let home = Handle::try_current().ok();
     let settle = move |end: StreamEnd<RB>| {
         let (claim, at_end) = held.into_inner().unwrap_or_else(PoisonError::into_inner);
         let guard = Arc::clone(&claim.guard);
         let config = &guard.config;
+        let home = home.as_ref();
         match end {
-            StreamEnd::Complete(trailers) => complete(claim, at_end, trailers.as_deref()),
-            StreamEnd::Failed => unknown(claim, Fate::Seal),
-            StreamEnd::Panicked => unknown(claim, config.policy.on_panic),
+            StreamEnd::Complete(trailers) => complete(claim, at_end, trailers.as_deref(), home),
+            StreamEnd::Failed => unknown(claim, Fate::Seal, home),
+            StreamEnd::Panicked => unknown(claim, config.policy.on_panic, home),
             StreamEnd::Dropped(rest) => match config.cancel_on_disconnect {
-                Some(fate) => unknown(claim, fate),
+                Some(fate) => unknown(claim, fate, home),
                 None if config.drain_streams && !guard.is_overloaded() => {
-                    guard.adopt(None, drain_and_settle(claim, at_end, rest));
+                    guard.adopt(home, drain_and_settle(claim, at_end, rest));
                 }
-                None => unknown(claim, Fate::Seal),
+                None => unknown(claim, Fate::Seal, home),
             },
         }
     };
@@ -78,16 +81,16 @@ where
         to_its_end(drain.as_mut(), None).await
     };
     match end {
-        Ended::Returned(true) => complete(claim, at_end, trailers.as_ref()),
+        Ended::Returned(true) => complete(claim, at_end, trailers.as_ref(), None),
         Ended::Panicked(_) => {
             let fate = claim.guard.config.policy.on_panic;
-            unknown(claim, fate);
+            unknown(claim, fate, None);
         }
-        Ended::Returned(false) | Ended::Cancelled => unknown(claim, Fate::Seal),
+        Ended::Returned(false) | Ended::Cancelled => unknown(claim, Fate::Seal, None),
     }
 }
 
-fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&HeaderMap>) {
+fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&HeaderMap>, home: Option<&Handle>) {
     let AtEnd { done: record, head } = at_end;
     let config = &claim.guard.config;
     let verdict = head.map(|head| {
@@ -103,7 +106,7 @@ fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&Header
         Ok(verdict) => verdict,
         Err(_panic) => {
             let fate = config.policy.on_panic;
-            return unknown(claim, fate);
+            return unknown(claim, fate, home);
         }
     };
     let settlement = match verdict {
@@ -114,10 +117,10 @@ fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&Header
             ttl: config.ttl,
         },
     };
-    claim.settle_detached(settlement);
+    claim.settle_detached(settlement, home);
 }
 
-fn unknown<St: Store>(claim: Claim<St>, fate: Fate) {
+fn unknown<St: Store>(claim: Claim<St>, fate: Fate, home: Option<&Handle>) {
     let (settlement, _) = claim.settlement_of(fate, Record::outcome_unknown);
-    claim.settle_detached(settlement);
+    claim.settle_detached(settlement, home);
 }

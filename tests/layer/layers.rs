@@ -183,3 +183,23 @@ async fn contract_5_7_a_layer_on_a_route_keeps_its_own_policy_inside_one_on_the_
     }
     assert_eq!(runs.get(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_7_an_inner_layer_that_steps_aside_calls_a_service_that_is_ready() {
+    let (runs, store) = (Count::default(), Scripted::default());
+    store.always(Op::Begin, Act::Late(2));
+    let with_wait = || {
+        let builder = IdempotencyLayer::builder(store.clone());
+        builder.wait(std::time::Duration::from_secs(5)).build().unwrap()
+    };
+    let counter = runs.clone();
+    // Panics if it is called and did not say before that it is ready.
+    let limited = tower::ServiceBuilder::new().concurrency_limit(1).service(inner(move |_| {
+        let run = counter.up();
+        async move { ok(format!("run {run}")) }
+    }));
+    let service = with_wait().layer(with_wait().layer(limited));
+    let first = send(&service, post("/", "k", "b")).await;
+    assert_eq!(first.text(), "run 1");
+    send(&service, post("/", "k", "b")).await.assert_replay_of(&first);
+}
