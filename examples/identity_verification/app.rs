@@ -84,11 +84,10 @@ impl App {
         options: &Options,
         sender: Option<Sender>,
     ) -> Result<Self, Box<dyn Error>> {
-        // Two layers, which keep their keys in one store: what the accounts do, and what webhook
-        // senders report.
+        // Two layers with one store: one for what the accounts do, one for what webhook senders report.
         let accounts_layer = configure(&store, options)
-            // The account, not the credential: a client that rotates its key between two tries is
-            // still the same client.
+            // The account, not the credential: a client that rotates its API key between two attempts
+            // is still the same client.
             .scope(ScopeSource::extension(|account: &Account| account.id().to_owned()))
             .build()?;
         let webhooks_layer = configure(&store, options)
@@ -163,11 +162,13 @@ impl App {
 
 /// What both layers have in common.
 ///
-/// `--require-key` is for both: an event that names no `event_id` cannot be told from its
-/// repetitions, so it is refused like any other guarded request without a key. Without the option,
-/// the application finds the field missing.
+/// `--require-key` is for both. With it the layer refuses an event without an `event_id`, as any other
+/// guarded request without a key (`400`). Without it the application finds the field missing (`422`).
+/// Neither stores anything.
 fn configure<S: Store + Clone>(store: &S, options: &Options) -> IdempotencyLayerBuilder<S> {
     IdempotencyLayer::builder(store.clone())
+        // Another service on the same store may get the same keys from the same callers.
+        .namespace(&options.namespace)
         .ttl(options.ttl)
         .lease(options.lease)
         .wait(options.wait)

@@ -56,13 +56,22 @@ pub(crate) struct Options {
     #[arg(long, env = "IDV_PROVIDER_LATENCY", value_name = "DURATION", default_value = "150ms", value_parser = humantime::parse_duration)]
     pub(crate) provider_latency: Duration,
 
-    /// Bytes of a guarded request's body at most.
+    /// At most so many bytes in the body of a guarded request.
     #[arg(long, env = "IDV_MAX_REQUEST_BODY", value_name = "BYTES", default_value_t = 2 * 1024 * 1024)]
     pub(crate) max_request_body: usize,
 
-    /// Bytes of a response's body that are kept at most; a larger one is delivered once.
+    /// At most so many bytes of a response body are stored; a larger one is sent to the first client only.
     #[arg(long, env = "IDV_MAX_RESPONSE_BODY", value_name = "BYTES", default_value_t = 1024 * 1024)]
     pub(crate) max_response_body: usize,
+
+    /// The name of this service among those that share the store; a part of every slot.
+    #[arg(
+        long,
+        env = "IDV_NAMESPACE",
+        value_name = "NAME",
+        default_value = "identity-verification"
+    )]
+    pub(crate) namespace: String,
 
     #[command(flatten)]
     pub(crate) events: EventOptions,

@@ -1,4 +1,9 @@
-//! Events that other systems report, each of which may be delivered many times.
+//! Events that other systems report. Each may be delivered many times, and is processed once.
+//!
+//! The idempotency layer outside the handlers takes the key from the body's `event_id`. What has no key
+//! reaches the handler, which refuses it: `422`, or `400` for an empty body. What cannot have been read
+//! for a key never reaches the handler: a body that is not JSON, or an `event_id` that is neither a text
+//! nor an integer, is `400` problem `invalid-key`.
 
 use axum::Json;
 use serde::de::{Error, IgnoredAny};
@@ -24,8 +29,8 @@ pub(crate) struct Event {
     pub(crate) r#type: String,
 }
 
-/// A string or an integer, which is what the idempotency layer takes for a key. It goes back as it
-/// came, all digits included.
+/// A string or an integer, which is what the idempotency layer takes for a key. The receipt has it as it
+/// was sent, all digits included.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub(crate) struct EventId(pub(crate) Box<RawValue>);
@@ -64,7 +69,7 @@ pub(crate) struct Events {
     events: Vec<Event>,
 }
 
-/// Processes an event. That it is processed once is the idempotency layer's doing.
+/// Processes an event. The idempotency layer sees to it that this happens once for each `event_id`.
 pub(crate) async fn receive(data: Data, JsonBody(delivery): JsonBody<Delivery>) -> Result<Json<Receipt>, DataError> {
     let event = Event {
         event_id: delivery.event_id,

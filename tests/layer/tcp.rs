@@ -19,7 +19,9 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceBuilder, service_fn};
-use tower_idempotency::{IdempotencyLayer, IdempotencyLayerBuilder, MemoryStore, RequestBody};
+use tower_http::body::Limited;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_idempotency::{IdempotencyLayer, IdempotencyLayerBuilder, MemoryStore, Policy, RequestBody};
 
 use crate::support::{Answer, Count, Gate, ScriptedBody, Step, counted, drain, eventually, poll_once, read};
 
@@ -46,12 +48,13 @@ struct Application {
 }
 
 impl Application {
-    async fn handle<B>(self, request: Request<B>) -> Response<Body>
+    async fn handle<B>(self, mut request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes>,
         B::Error: std::fmt::Debug,
     {
         let run = self.runs.up();
+        let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
         let body = body.collect().await.expect("a whole body").to_bytes();
         let mut response = Response::builder()
@@ -80,11 +83,51 @@ impl Application {
             }
             "/breaks" => stream([Step::Data("half".into()), Step::Yield, Step::Fail]),
             "/empty" => Body::empty(),
+            "/sse" | "/ndjson" => {
+                response = response.header(
+                    "content-type",
+                    match head.uri.path() {
+                        "/sse" => "text/event-stream",
+                        _ => "application/x-ndjson",
+                    },
+                );
+                stream([
+                    Step::Data("first\n".into()),
+                    Step::Stop(self.gate.clone()),
+                    Step::Data("last\n".into()),
+                ])
+            }
+            // As a `HEAD` is often answered: the length of a body that is not made.
+            "/declared" => {
+                response = response.header("content-length", 12345);
+                Body::empty()
+            }
+            "/upgrade" => {
+                tokio::spawn(echo_in_capitals(upgrade));
+                response = response
+                    .status(101)
+                    .header("connection", "upgrade")
+                    .header("upgrade", "shout");
+                Body::empty()
+            }
             "/large" => Body::from(vec![b'x'; 300_000]),
             _ => Body::from([b"echo ".as_slice(), &body].concat()),
         };
         self.ended.up();
         response.body(body).expect("a valid response")
+    }
+}
+
+/// What is spoken on an upgraded connection.
+async fn echo_in_capitals(upgrade: hyper::upgrade::OnUpgrade) {
+    let mut upgraded = TokioIo::new(upgrade.await.expect("an upgraded connection"));
+    let mut buffer = [0; 100];
+    while let Ok(length @ 1..) = upgraded.read(&mut buffer).await {
+        buffer[..length].make_ascii_uppercase();
+        upgraded
+            .write_all(&buffer[..length])
+            .await
+            .expect("a client that reads");
     }
 }
 
@@ -178,7 +221,9 @@ async fn serve_hyper(listener: TcpListener, layer: IdempotencyLayer, application
         tokio::spawn(async move {
             let builder = auto::Builder::new(TokioExecutor::new());
             // A connection that breaks is what these tests are about.
-            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            let _ = builder
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                .await;
         });
     }
 }
@@ -290,7 +335,7 @@ impl Raw {
             body: Vec::new(),
             trailers: String::new(),
         };
-        if method == "HEAD" || status == 204 || status == 304 {
+        if method == "HEAD" || matches!(status, 101 | 204 | 304) {
             return Some(response);
         }
         if let Some(length) = response.header("content-length") {
@@ -856,6 +901,302 @@ async fn on_one_http2_connection_200_duplicates_run_once() {
             .collect();
         for request in requests {
             assert_eq!(request.await.unwrap().text(), "run 1", "{with:?}");
+        }
+        assert_eq!(server.application.runs.get(), 1);
+    }
+}
+
+/// A guarded `HEAD` as text.
+fn raw_head(path: &str, key: &str) -> String {
+    format!("HEAD {path} HTTP/1.1\r\nhost: localhost\r\nidempotency-key: {key}\r\n\r\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_5_8_the_replay_of_a_head_has_the_first_content_length_on_http1() {
+    for &with in EACH {
+        let server = Server::start(with, |builder| builder.methods([http::Method::HEAD])).await;
+        // hyper declares no length for a body that is empty anyway.
+        for (path, length) in [
+            ("/declared", Some("12345")),
+            ("/large", Some("300000")),
+            ("/empty", None),
+        ] {
+            let mut client = server.connect().await;
+            assert!(client.send(raw_head(path, path)).await);
+            let first = client.response_to("HEAD").await.unwrap();
+            let first_length = first.header("content-length");
+            assert!(length.is_none() || first_length == length, "{with:?} {path} {first:?}");
+            assert_eq!(first.header("idempotency-replayed"), None);
+            // On the same connection: a body that was sent would put it out of step.
+            for _ in 0..2 {
+                assert!(client.send(raw_head(path, path)).await);
+                let replay = client.response_to("HEAD").await.unwrap();
+                assert_eq!(replay.status, first.status);
+                assert_eq!(replay.header("content-length"), first_length, "{with:?} {path}");
+                assert_eq!(replay.header("idempotency-replayed"), Some("true"));
+            }
+        }
+        assert_eq!(server.application.runs.get(), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_5_8_the_replay_of_a_head_has_the_first_content_length_on_http2() {
+    for &with in EACH {
+        let server = Server::start(with, |builder| builder.methods([http::Method::HEAD])).await;
+        let mut client = server.http2().await;
+        let paths: &[_] = match with {
+            // On HTTP/2 hyper sends what body an application gives it, also for a `HEAD`.
+            With::Hyper => &[("/declared", "12345")],
+            #[cfg(feature = "axum")]
+            With::Axum => &[("/declared", "12345"), ("/large", "300000")],
+        };
+        for (path, length) in paths {
+            for replayed in [false, true, true] {
+                let mut head = post(path, path, "");
+                *head.method_mut() = http::Method::HEAD;
+                let answer = read(client.send_request(head).await.unwrap()).await;
+                assert_eq!(answer.status.as_u16(), 201);
+                assert_eq!(answer.header("content-length"), Some(*length), "{with:?} {path}");
+                assert_eq!(answer.is_replay(), replayed);
+                assert!(answer.body.is_empty());
+            }
+        }
+        assert_eq!(server.application.runs.get(), paths.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_4_8_the_first_event_arrives_before_the_last_is_written_on_http1() {
+    for &with in EACH {
+        let server = Server::plain(with).await;
+        for path in ["/sse", "/ndjson"] {
+            let mut client = server.connect().await;
+            assert!(client.send(raw_post(path, path, "b")).await);
+            let read = client.take_until(b"first\n\r\n").await.expect("the first event");
+            assert!(read.starts_with(b"HTTP/1.1 201 "), "{with:?}");
+            server.application.gate.arrival().await;
+            server.post(path, path, "b").await.assert_problem(409, "in-flight");
+            server.application.gate.open_once();
+            assert!(client.take_until(b"last\n\r\n0\r\n\r\n").await.is_some(), "{with:?}");
+            sealed_as(&server, path, "response-not-retained").await;
+        }
+        assert_eq!(server.application.runs.get(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_4_8_the_first_event_arrives_before_the_last_is_written_on_http2() {
+    for &with in EACH {
+        let server = Server::plain(with).await;
+        let mut client = server.http2().await;
+        for path in ["/sse", "/ndjson"] {
+            let mut body = client.send_request(post(path, path, "b")).await.unwrap().into_body();
+            let first = body.frame().await.unwrap().unwrap();
+            assert_eq!(first.into_data().unwrap(), "first\n", "{with:?}");
+            server.application.gate.arrival().await;
+            server.post(path, path, "b").await.assert_problem(409, "in-flight");
+            server.application.gate.open_once();
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "last\n");
+            sealed_as(&server, path, "response-not-retained").await;
+        }
+        assert_eq!(server.application.runs.get(), 2);
+    }
+}
+
+/// Waits until the stream has ended for the server too. A retry then gets that problem.
+async fn sealed_as(server: &Server, path: &str, code: &str) {
+    let sealed = eventually("the stream is sealed", async || {
+        let answer = server.post(path, path, "b").await;
+        (answer.json()["code"] != "in-flight").then_some(answer)
+    });
+    sealed.await.assert_problem(409, code);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_4_8_a_client_that_disconnects_in_mid_stream_leaves_an_unknown_outcome() {
+    for &with in EACH {
+        for path in ["/sse", "/ndjson"] {
+            for leaves in [Leaves::Fin, Leaves::Rst] {
+                let server = Server::plain(with).await;
+                let mut client = server.connect().await;
+                assert!(client.send(raw_post(path, path, "b")).await);
+                client.take_until(b"first\n").await.expect("the first event");
+                if let Leaves::Rst = leaves {
+                    client.stream.set_zero_linger().unwrap();
+                }
+                drop(client);
+                sealed_as(&server, path, "outcome-unknown").await;
+                // What was still to be sent changes nothing.
+                server.application.gate.open();
+                server
+                    .post(path, path, "b")
+                    .await
+                    .assert_problem(409, "outcome-unknown");
+                assert_eq!(server.application.runs.get(), 1, "{with:?} {path} {leaves:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_4_8_a_stream_that_is_reset_on_http2_leaves_an_unknown_outcome() {
+    for &with in EACH {
+        let server = Server::plain(with).await;
+        let mut client = server.http2().await;
+        let mut body = client
+            .send_request(post("/sse", "/sse", "b"))
+            .await
+            .unwrap()
+            .into_body();
+        body.frame().await.unwrap().unwrap();
+        drop(body);
+        sealed_as(&server, "/sse", "outcome-unknown").await;
+        let other = read(client.send_request(post("/", "k", "b")).await.unwrap()).await;
+        assert_eq!(other.text(), "echo b", "{with:?}: the connection goes on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_4_1_an_upgrade_passes_through_a_guarded_route_and_is_never_stored() {
+    let text = raw_post_with("/upgrade", "k", "connection: upgrade\r\nupgrade: shout\r\n", "b");
+    for &with in EACH {
+        let server = Server::start(with, |builder| builder.policy(Policy::everything())).await;
+        for run in 1..=2 {
+            let mut client = server.connect().await;
+            assert!(client.send(&text).await);
+            let answer = client.response().await.expect("an answer");
+            assert_eq!(answer.status, 101, "{with:?}");
+            assert_eq!(
+                answer.header("x-run"),
+                Some(run.to_string().as_str()),
+                "it was not stored"
+            );
+            assert_eq!(answer.header("upgrade"), Some("shout"));
+            assert_eq!(answer.header("connection"), Some("upgrade"));
+            assert_eq!(answer.header("content-length"), None);
+            assert_eq!(answer.header("idempotency-replayed"), None);
+            for (said, heard) in [("hello", b"HELLO".as_slice()), ("again", b"AGAIN")] {
+                assert!(client.send(said).await);
+                assert_eq!(client.take(said.len()).await.as_deref(), Some(heard), "{with:?}");
+            }
+        }
+        assert_eq!(server.store.stats().entries, 0);
+        // Other responses are stored.
+        server.post("/", "other", "b").await;
+        assert!(server.post("/", "other", "b").await.is_replay());
+    }
+}
+
+/// A server with a limit of 100 bytes outside the layer.
+async fn limited_from_outside(with: With) -> Server {
+    let store = MemoryStore::new();
+    let layer = IdempotencyLayer::new(store.clone());
+    let application = Application::default();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let inside = application.clone();
+    let limit = RequestBodyLimitLayer::new(100);
+    match with {
+        With::Hyper => {
+            let handler = service_fn(move |request: Request<RequestBody<Limited<Incoming>>>| {
+                let application = inside.clone();
+                async move { Ok::<_, Infallible>(application.handle(request).await) }
+            });
+            let service = ServiceBuilder::new()
+                .layer(limit)
+                .map_request(|request: Request<Limited<Incoming>>| request.map(RequestBody::live))
+                .layer(layer.clone())
+                .service(handler);
+            tokio::spawn(async move {
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let connection = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service.clone()));
+                    // A connection may be closed in the middle of a body that is too long.
+                    tokio::spawn(async move { drop(connection.await) });
+                }
+            });
+        }
+        #[cfg(feature = "axum")]
+        With::Axum => {
+            let handler = move |request: axum::extract::Request| inside.clone().handle(request);
+            let router = axum::Router::new().fallback(handler).layer(layer.clone()).layer(limit);
+            tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        }
+    }
+    Server {
+        address,
+        application,
+        layer,
+        store,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_6_1_a_chunked_body_that_an_outer_limit_cuts_off_is_413() {
+    let (half, more) = ("x".repeat(60), "y".repeat(41));
+    for &with in EACH {
+        let server = limited_from_outside(with).await;
+        let mut client = server.connect().await;
+        assert!(client.send(raw_chunked("/", "k", &[&half, &more])).await);
+        let refused = client.response().await.expect("an answer, and not a reset");
+        assert_eq!(refused.status, 413, "{with:?} {refused:?}");
+        assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+        let problem: serde_json::Value = serde_json::from_slice(&refused.body).unwrap();
+        assert_eq!(
+            (&problem["code"], &problem["retryable"]),
+            (&"body-too-large".into(), &false.into())
+        );
+        assert_eq!((server.application.runs.get(), server.store.stats().entries), (0, 0));
+        // The key is free for a body within the limit.
+        let mut client = server.connect().await;
+        assert!(client.send(raw_chunked("/", "k", &[&half])).await);
+        let whole = client.response().await.unwrap();
+        assert_eq!((whole.status, whole.text()), (201, format!("echo {half}").as_str()));
+    }
+}
+
+/// Axum has a limit of its own, for its extractors and for `with_limited_body`.
+#[cfg(feature = "axum")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_6_1_a_chunked_body_over_axums_own_limit_is_413() {
+    use axum::extract::DefaultBodyLimit;
+    use axum::middleware::{Next, from_fn};
+    use axum::{RequestExt, Router, extract::Request, routing::post};
+
+    let (half, more) = ("x".repeat(60), "y".repeat(41));
+    for cut_outside in [false, true] {
+        let application = Application::default();
+        let layer = IdempotencyLayer::new(MemoryStore::new());
+        let runs = application.runs.clone();
+        let extracts = move |body: Bytes| async move {
+            runs.up();
+            body
+        };
+        let mut router = Router::new().route("/", post(extracts)).layer(layer.clone());
+        if cut_outside {
+            let cut = |request: Request, next: Next| next.run(request.with_limited_body());
+            router = router.layer(from_fn(cut));
+        }
+        let router = router.layer(DefaultBodyLimit::max(100));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let server = Server {
+            address: listener.local_addr().unwrap(),
+            application,
+            layer,
+            store: MemoryStore::new(),
+        };
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        for (chunks, status) in [(&[&half[..], &more][..], 413), (&[&half], 200)] {
+            let mut client = server.connect().await;
+            assert!(client.send(raw_chunked("/", "k", chunks)).await);
+            let answer = client.response().await.expect("an answer, and not a reset");
+            assert_eq!(answer.status, status, "cut outside: {cut_outside}: {answer:?}");
+            if status == 413 {
+                let is_problem = answer.header("content-type") == Some("application/problem+json");
+                assert_eq!(is_problem, cut_outside, "{answer:?}");
+            }
         }
         assert_eq!(server.application.runs.get(), 1);
     }

@@ -155,6 +155,26 @@ async fn a_failure_frees_the_key() {
 }
 
 #[tokio::test]
+async fn a_report_that_was_too_large_to_store_is_told_with_its_session() {
+    on_the_page(&[], async |page, server| {
+        page.choose("#workflow", "wkf_large_report").await;
+        page.click("#verify").await;
+        page.has("it ran", 1, "[data-outcome=executed]").await;
+        page.click("#retry").await;
+        page.has("the retry is refused", 1, "[data-outcome=refused][data-status='409']")
+            .await;
+        let note = page.text("[data-attempt='2'] .note").await;
+        assert!(
+            note.contains("Its result is at /v1/verification/sessions/vs_"),
+            "{note}"
+        );
+        assert_eq!(page.sessions().await.len(), 1, "both attempts tell the same session");
+        page.bill_is_the_servers(server, "acme", 1).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn keys_are_each_accounts_own() {
     on_the_page(&[], async |page, server| {
         page.click("#verify").await;

@@ -311,6 +311,7 @@ fn bad_options_end_it_with_an_error() {
         (&["--require-key=perhaps"], "--require-key"),
         (&["--listen", "nowhere"], "nowhere"),
         (&["--listen", "127.0.0.1:99999"], "127.0.0.1:99999"),
+        (&["--namespace", ""], "namespace"),
         (&["--what"], "--what"),
         (&["--help", "--store", "secret"], ""),
     ] {

@@ -612,6 +612,7 @@ async fn an_option_that_cannot_work_is_an_error_that_shows_no_password() {
         ["--ttl", "0s"],
         ["--lease", "25h"],
         ["--wait", "25h"],
+        ["--namespace", ""],
     ] {
         let parsed = Options::parse_from(["identity_verification"].iter().chain(&options));
         let error = App::open(&parsed).await.err().unwrap().to_string();

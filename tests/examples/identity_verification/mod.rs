@@ -2,6 +2,8 @@
 //! the built program as a client meets it.
 
 mod black_box;
+#[cfg(target_os = "linux")]
+mod contract;
 mod deliveries;
 #[cfg(target_os = "linux")]
 mod events;

@@ -133,7 +133,10 @@ impl Answer {
     pub(crate) fn expect_problem(self, status: u16, code: &str) -> Self {
         let answer = self.expect(status);
         assert_eq!(answer.header("content-type"), Some("application/problem+json"));
-        assert_eq!(answer.json()["code"], code);
+        let problem = answer.json();
+        assert_eq!(problem["code"], code);
+        assert!(problem["retryable"].is_boolean(), "{problem}");
+        assert!(problem["instance"].is_string(), "{problem}");
         answer
     }
 
