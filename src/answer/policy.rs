@@ -79,7 +79,8 @@ impl Policy {
         Self::new(Judge::Success)
     }
 
-    /// Stores every response, whatever its status, as the draft's section 2.6 has it.
+    /// Stores every response, whatever its status, as the draft's section 2.6 has it. Only a `1xx` response
+    /// is never stored.
     #[must_use]
     pub fn everything() -> Self {
         Self::new(Judge::Everything)

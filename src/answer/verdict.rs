@@ -26,8 +26,9 @@ use std::time::Duration;
 pub enum Verdict {
     /// Store the response: a retry gets it again.
     Store,
-    /// As [`Store`](Self::Store), with a TTL for this response alone instead of the layer's `ttl`. It is
-    /// brought into the layer's range, from 1 ms to 10 years.
+    /// As [`Store`](Self::Store), with a TTL for this response alone instead of the layer's `ttl`; also for
+    /// the tombstone, if the response cannot be stored. It is brought into the layer's range, from 1 ms to
+    /// 10 years.
     StoreFor(Duration),
     /// Store nothing: the key is free, and a retry runs again as attempt 1.
     Release,

@@ -12,7 +12,7 @@ pin_project! {
     /// A request body for services whose own cannot be made from bytes, such as hyper's `Incoming`.
     ///
     /// The layer buffers the body of a guarded request and hands it on as the same type, which
-    /// must therefore be `From<Bytes>`. Axum's is; around plain hyper, wrap the body in this first:
+    /// must therefore be a [`GuardedBody`](crate::GuardedBody). Axum's is; around plain hyper, wrap the body in this first:
     ///
     /// ```
     /// use http_body_util::Full;

@@ -103,9 +103,10 @@ impl IdempotencyKey {
         self.key.as_str()
     }
 
-    /// 1, and one more each time a lapsed lease was taken over: from 2 on, an earlier attempt ended
-    /// without saying how far it came (or, if its process was frozen, still runs). After an attempt that failed in an orderly way, the next is
-    /// 1 again.
+    /// 1 for the first attempt, and one more each time a lapsed or reopened claim was taken over. From 2 on,
+    /// an earlier attempt ended in doubt: its process died, or its outcome was
+    /// [reopened](crate::Verdict::Reopen). If its process was frozen, it may still run. After an attempt
+    /// whose key was released, the next is 1 again.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt

@@ -84,6 +84,12 @@ impl<S, St: Store> Exchange<S, St> {
         Ok(())
     }
 
+    /// Whether a layer further out runs this request, for which the response is a first one. Once this
+    /// layer has told the handler, the key there is its own.
+    fn is_inside_another_layer(&self) -> bool {
+        self.identity.is_some() && self.parts.extensions.get::<IdempotencyKey>().is_some()
+    }
+
     /// The tokens under which other idempotency layers, further out, have claimed a slot of the same name.
     /// If one did so in the same store, this layer would find its own request in flight.
     pub(crate) fn tokens_of_outer_layers(&self) -> OuterTokens {
@@ -147,7 +153,9 @@ impl<S, St: Store> Exchange<S, St> {
             Opened::Response(replay) => {
                 let marker = self.guard.config.replay_header.clone();
                 let mut response = replay.head.map(|()| ResponseBody::kept(replay.body, replay.trailers));
-                response.headers_mut().insert(marker, HeaderValue::from_static("true"));
+                if !self.is_inside_another_layer() {
+                    response.headers_mut().insert(marker, HeaderValue::from_static("true"));
+                }
                 if let Some(hook) = &self.guard.config.on_replay {
                     let (mut head, body) = response.into_parts();
                     (hook.0)(&self.parts, &mut head);

@@ -72,19 +72,26 @@ where
                 body,
                 panicked,
             } => (settlement, outcome, body, panicked),
-            Read::Stream { read, rest, .. } if claim.has_begun_work() => {
+            Read::Stream { read, rest, ttl, .. } if claim.has_begun_work() => {
                 // A transaction cannot wait for a stream: it is committed with the tombstone now.
                 let (settlement, outcome) = claim.settlement_of(Fate::Seal, not_retained(&head));
-                (settlement, outcome, ResponseBody::overflowed(read, rest), None)
+                (
+                    settlement.kept_for(ttl),
+                    outcome,
+                    ResponseBody::overflowed(read, rest),
+                    None,
+                )
             }
             Read::Stream {
                 read,
                 rest,
+                ttl,
                 by_trailers,
             } => {
                 tally(claim, Outcome::Sealed);
                 let at_end = AtEnd {
                     done: not_retained(&head)(claim.fingerprint),
+                    ttl,
                     head: by_trailers.then(|| Box::new((head.status, head.headers.clone()))),
                 };
                 let body = held_by_stream(claim.hand_on(), at_end, read, rest);
@@ -126,6 +133,8 @@ enum Read<RB: Body> {
     Stream {
         read: [Bytes; 2],
         rest: Pin<Box<RB>>,
+        /// How long its tombstone is kept.
+        ttl: Duration,
         /// Whether it is still to be judged, by its trailers.
         by_trailers: bool,
     },
@@ -156,8 +165,13 @@ where
     St: Store,
 {
     let config = &claim.guard.config;
+    let ttl = match verdict {
+        Some(Verdict::StoreFor(ttl)) => Config::ttl_within_range(ttl),
+        _ => config.ttl,
+    };
     let settle = |fate, body, head: &response::Parts| {
         let (settlement, outcome) = claim.settlement_of(fate, not_retained(head));
+        let settlement = settlement.kept_for(ttl);
         Read::Settle {
             settlement,
             outcome,
@@ -185,6 +199,7 @@ where
         return Read::Stream {
             read: [Bytes::new(), Bytes::new()],
             rest: Box::pin(body),
+            ttl,
             by_trailers,
         };
     }
@@ -215,6 +230,7 @@ where
             return Read::Stream {
                 read: [data, next],
                 rest: collect.into_parts().1,
+                ttl,
                 by_trailers,
             };
         }
@@ -236,6 +252,7 @@ where
                 Fate::Seal => Read::Stream {
                     read,
                     rest,
+                    ttl,
                     by_trailers,
                 },
                 fate => settle(fate, ResponseBody::overflowed(read, rest), head),
@@ -257,7 +274,7 @@ where
         Err(panic) => return end_by_panic(panic),
     };
     let ttl = match verdict {
-        Verdict::Store => config.ttl,
+        Verdict::Store => ttl,
         Verdict::StoreFor(ttl) => Config::ttl_within_range(ttl),
         Verdict::Release => return settle(Fate::Release, ResponseBody::kept(data, trailers), head),
         Verdict::Reopen => return settle(Fate::Reopen, ResponseBody::kept(data, trailers), head),

@@ -47,6 +47,7 @@ use handler::{Run, refuse_overload, run, run_unprotected};
 use stage::Stage;
 
 use crate::answer::Problem;
+use crate::answer::problem::ProblemKind;
 use crate::body::{Collected, declares_more_than, drain};
 use crate::bounds::{GuardedBody, GuardedService};
 use crate::error::BoxError;
@@ -143,7 +144,10 @@ where
     match identified {
         Ok(()) => Stage::reading(exchange, body),
         Err(problem) => {
-            drain(body);
+            // Draining takes a timer, as all work in the background does.
+            if problem.kind() != ProblemKind::Misconfigured {
+                drain(body);
+            }
             Stage::answered(exchange.refuse(problem))
         }
     }

@@ -20,6 +20,16 @@ pub(crate) enum Settlement {
     Lapse,
 }
 
+impl Settlement {
+    /// The same, with another TTL if something is kept.
+    pub(crate) fn kept_for(self, ttl: Duration) -> Self {
+        match self {
+            Self::Complete { record, .. } => Self::Complete { record, ttl },
+            other => other,
+        }
+    }
+}
+
 /// What came of ending a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settled {

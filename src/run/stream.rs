@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::ready;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -22,6 +23,7 @@ use crate::store::{Record, Store};
 pub(crate) struct AtEnd {
     /// The tombstone.
     pub(crate) done: Record,
+    pub(crate) ttl: Duration,
     /// The head, if the trailers decide whether the tombstone is kept.
     pub(crate) head: Option<Box<(StatusCode, HeaderMap)>>,
 }
@@ -91,7 +93,11 @@ where
 }
 
 fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&HeaderMap>, home: Option<&Handle>) {
-    let AtEnd { done: record, head } = at_end;
+    let AtEnd {
+        done: record,
+        ttl,
+        head,
+    } = at_end;
     let config = &claim.guard.config;
     let verdict = head.map(|head| {
         let ended = WholeResponse {
@@ -112,10 +118,7 @@ fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&Header
     let settlement = match verdict {
         Some(Verdict::Release) => claim.settlement_of(Fate::Release, |_| record).0,
         Some(Verdict::Reopen) => claim.settlement_of(Fate::Reopen, |_| record).0,
-        Some(Verdict::Store | Verdict::StoreFor(_) | Verdict::Seal) | None => Settlement::Complete {
-            record,
-            ttl: config.ttl,
-        },
+        Some(Verdict::Store | Verdict::StoreFor(_) | Verdict::Seal) | None => Settlement::Complete { record, ttl },
     };
     claim.settle_detached(settlement, home);
 }

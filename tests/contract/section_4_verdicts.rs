@@ -440,3 +440,27 @@ async fn a_hook_puts_back_what_a_record_does_not_keep() {
     assert_eq!(replay.extensions().get(), Some(&Route("/pay".to_owned())));
     assert_eq!(replay.headers()["x-served-by"], "a replay");
 }
+
+#[tokio::test(start_paused = true)]
+async fn contract_4_2_the_ttl_of_a_verdict_is_also_that_of_a_tombstone() {
+    let short = Duration::from_secs(60);
+    for content_type in ["text/event-stream", "text/plain"] {
+        let layer = builder().max_response_body(4).build().unwrap();
+        let service = layer.layer(inner(move |_| {
+            let response = Response::builder()
+                .header("content-type", content_type)
+                .extension(Verdict::StoreFor(short));
+            ready(response.body(Full::<Bytes>::from("longer than four")).unwrap())
+        }));
+        send(&service, post("/", "k", "b")).await;
+        send(&service, post("/", "k", "b"))
+            .await
+            .assert_problem(409, "response-not-retained");
+        tokio::time::sleep(short + Duration::from_secs(1)).await;
+        assert_eq!(
+            send(&service, post("/", "k", "b")).await.outcome(),
+            "sealed",
+            "{content_type}"
+        );
+    }
+}

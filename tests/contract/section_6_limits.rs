@@ -530,3 +530,29 @@ async fn contract_6_3_to_6_5_a_response_is_never_lost_to_the_store() {
         }
     }
 }
+
+#[test]
+fn contract_6_6_without_a_timer_a_request_is_refused_before_the_handler_runs() {
+    let runs = Count::default();
+    let layer = IdempotencyLayer::new(MemoryStore::new());
+    let service = numbered(&layer, &runs, StatusCode::OK);
+    let without_timer = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for _ in 0..2 {
+        let answer = without_timer.block_on(tower::ServiceExt::oneshot(service.clone(), post("/", "k", "b")));
+        assert_eq!(answer.unwrap().status(), 500);
+        // Nothing that needs a timer goes on in the background.
+        without_timer.block_on(async {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    assert_eq!(runs.get(), 0);
+    // On a runtime that has one it works, whatever was before.
+    let with_timer = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let answer = with_timer.block_on(send(&service, post("/", "k", "b")));
+    assert_eq!((answer.status.as_u16(), runs.get()), (200, 1));
+}

@@ -194,12 +194,28 @@ async fn contract_5_7_an_inner_layer_that_steps_aside_calls_a_service_that_is_re
     };
     let counter = runs.clone();
     // Panics if it is called and did not say before that it is ready.
-    let limited = tower::ServiceBuilder::new().concurrency_limit(1).service(inner(move |_| {
-        let run = counter.up();
-        async move { ok(format!("run {run}")) }
-    }));
+    let limited = tower::ServiceBuilder::new()
+        .concurrency_limit(1)
+        .service(inner(move |_| {
+            let run = counter.up();
+            async move { ok(format!("run {run}")) }
+        }));
     let service = with_wait().layer(with_wait().layer(limited));
     let first = send(&service, post("/", "k", "b")).await;
     assert_eq!(first.text(), "run 1");
     send(&service, post("/", "k", "b")).await.assert_replay_of(&first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_7_the_marker_of_an_inner_layer_with_another_name_does_not_leak() {
+    let (runs, inner_store) = (Count::default(), MemoryStore::new());
+    let guarded = numbered(&IdempotencyLayer::builder(inner_store).stripe().build().unwrap(), &runs);
+    send(&guarded, post("/", "k", "b")).await;
+    let service = IdempotencyLayer::new(MemoryStore::new()).layer(guarded);
+    for again in [false, true] {
+        let answer = send(&service, post("/", "k", "b")).await;
+        assert_eq!(answer.header("idempotent-replayed"), None);
+        assert_eq!(answer.is_replay(), again);
+    }
+    assert_eq!(runs.get(), 1);
 }

@@ -114,12 +114,12 @@ impl<C> RetryPolicyBuilder<C> {
     }
 
     /// How long an operation's key is sent, from the operation's beginning; afterwards calls end with
-    /// [`Stopped::KeyExpired`](super::Stopped::KeyExpired). 23 hours by default; zero is an error.
+    /// [`Stopped::KeyExpired`](crate::client::Stopped::KeyExpired). 23 hours by default; zero is an error.
     ///
     /// Set it below the time for which the server keeps keys: an attempt after that would run the
-    /// operation again. [`Operation::with_lifetime`](super::Operation::with_lifetime) sets it for one
+    /// operation again. [`Operation::with_lifetime`](crate::client::Operation::with_lifetime) sets it for one
     /// operation. With [`tower::retry`] itself, the first attempt of a call is sent in any case: only
-    /// [`ClientLayer`](super::ClientLayer) and the middleware hold it back.
+    /// [`ClientLayer`](crate::client::ClientLayer) and the middleware hold it back.
     pub fn key_lifetime(mut self, lifetime: Duration) -> Self {
         self.rules.key_lifetime = lifetime;
         self

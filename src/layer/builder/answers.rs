@@ -14,7 +14,7 @@ use crate::run::config::ReplayHook;
 use crate::store::Store;
 
 impl<St: Store> IdempotencyLayerBuilder<St> {
-    /// What is kept of what the handler did. Default: responses with a status of 2xx.
+    /// What is kept of what the handler did. Default: responses with a status of 2xx or 303.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.chosen.policy = Some(policy);
         self
@@ -112,7 +112,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Renders refusals in another format: an API's own errors, or gRPC statuses.
+    /// Renders refusals in another format, such as your API's own errors.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};

@@ -42,8 +42,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
 
     /// Runs requests **without any protection** while the store fails, instead of refusing them
     /// with `503` problem `store-unavailable`. Each is logged and has the outcome `unprotected`. The
-    /// handler finds its key all the same, with attempt 1. That a stored record cannot be read, as
-    /// when a newer release wrote it, is a failure of the store, too.
+    /// handler finds its key all the same, with attempt 1.
+    /// A stored record that cannot be read, for example because a newer release wrote it, never lets a
+    /// request run: it says that the operation was done.
     pub fn run_unprotected_when_store_fails(mut self) -> Self {
         self.config.fail_open = true;
         self
