@@ -1,6 +1,4 @@
-//! Hashing slots and tags of scopes.
-
-use std::hash::Hasher;
+//! Hashing slots.
 
 use crate::request::Slot;
 
@@ -49,31 +47,9 @@ impl SlotHash {
 /// The golden ratio's fraction, as in Fibonacci hashing.
 const FIBONACCI: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Hashes tags of scopes, which are random already: the map takes its places from the lower bits and
-/// compares the upper ones, so that both get some of each.
-#[derive(Clone, Copy, Default)]
-pub(super) struct TagHasher(u64);
-
-impl Hasher for TagHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(byte.into());
-        }
-    }
-
-    fn write_u32(&mut self, tag: u32) {
-        self.0 = (self.0.rotate_left(32) ^ u64::from(tag)).wrapping_mul(FIBONACCI);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-    use std::hash::BuildHasher;
 
     use super::*;
 
@@ -93,18 +69,6 @@ mod tests {
             let of = |hash: SlotHash| hash.spread() >> bits.start & ((1 << (bits.end - bits.start)) - 1);
             let places: HashSet<_> = hashes().map(of).collect();
             assert_eq!(places.len(), 1 << (bits.end - bits.start));
-        }
-    }
-
-    #[test]
-    fn tags_spread_over_upper_and_lower_bits() {
-        let state = std::hash::BuildHasherDefault::<TagHasher>::default();
-        for bits in [0..8, 57..64] {
-            let places: HashSet<_> = (0..10_000)
-                .map(|n| state.hash_one(crate::request::ScopeTag::new(n * 256)) >> bits.start)
-                .map(|hash| hash & ((1 << (bits.end - bits.start)) - 1))
-                .collect();
-            assert!(places.len() > 100, "{bits:?}: {}", places.len());
         }
     }
 
