@@ -90,9 +90,9 @@ impl From<InvalidKey> for SlotError {
     }
 }
 
-/// Whose slot it is, for a store that shares out its room: the same for all slots of one scope,
-/// and, but for chance, for those alone. It means nothing in another process.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+/// Whose slot it is, for a store that shares out its room: the same for all slots of one scope, and,
+/// but for chance, for those alone. It means nothing in another process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct ScopeTag(u32);
 
 impl ScopeTag {
@@ -100,11 +100,6 @@ impl ScopeTag {
     #[must_use]
     pub const fn new(tag: u32) -> Self {
         Self(tag)
-    }
-
-    /// One of so many parts, evenly.
-    pub(crate) fn part_of(self, parts: usize) -> usize {
-        self.0 as usize % parts
     }
 }
 

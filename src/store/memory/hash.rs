@@ -1,4 +1,4 @@
-//! Hashing slots and tags of scopes.
+//! Hashing slots.
 
 use std::hash::Hasher;
 
@@ -29,44 +29,32 @@ impl SlotHasher {
     }
 }
 
-/// The hash of a slot: what an entry is found by, and all that the ledger keeps of its slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The hash of a slot: what an entry is found by, and all that the ledger keeps of its slot. Two slots may
+/// have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SlotHash(u32);
 
-impl SlotHash {
-    /// One of so many shards, by the upper bits. `shards` is a power of two.
-    pub(super) fn shard_of(self, shards: usize) -> usize {
-        (self.0 >> (u32::BITS - shards.ilog2())) as usize
-    }
-
-    /// For the table of a shard, which takes places from the lower bits and compares the upper ones:
-    /// the hashes of one shard have their upper bits in common.
-    pub(super) fn spread(self) -> u64 {
-        u64::from(self.0).wrapping_mul(FIBONACCI)
-    }
-}
+/// Spreads a [`SlotHash`] over 64 bits for the map, which takes the tag of an entry from the upper bits, its
+/// shard from those below, and its place from the lower ones.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Spread(u64);
 
 /// The golden ratio's fraction, as in Fibonacci hashing.
 const FIBONACCI: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Hashes tags of scopes, which are random already: the map takes its places from the lower bits and
-/// compares the upper ones, so that both get some of each.
-#[derive(Clone, Copy, Default)]
-pub(super) struct TagHasher(u64);
-
-impl Hasher for TagHasher {
+impl Hasher for Spread {
     fn write(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.write_u32(byte.into());
         }
     }
 
-    fn write_u32(&mut self, tag: u32) {
-        self.0 = (self.0.rotate_left(32) ^ u64::from(tag)).wrapping_mul(FIBONACCI);
+    fn write_u32(&mut self, hash: u32) {
+        self.0 = (self.0.rotate_left(32) ^ u64::from(hash)).wrapping_mul(FIBONACCI);
     }
 
     fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
+        self.0
     }
 }
 
@@ -85,26 +73,17 @@ mod tests {
             bytes[8..16].copy_from_slice(&n.to_le_bytes());
             hasher.hash(&Slot::from_bytes(bytes))
         };
-        let shards: HashSet<_> = (0..10_000).map(|n| hash(n).shard_of(128)).collect();
+        let state = std::hash::BuildHasherDefault::<Spread>::default();
+        let spread = |n| state.hash_one(hash(n));
+        // As `DashMap` does with 128 shards.
+        let shard = |spread: &u64| spread >> 50 & 127;
+        let shards: HashSet<_> = (0..10_000).map(|n| shard(&spread(n))).collect();
         assert_eq!(shards.len(), 128);
-        // Within one shard.
-        let hashes = || (0..1_000_000).map(hash).filter(|hash| hash.shard_of(128) == 5);
+        let of_one_shard: Vec<_> = (0..1_000_000).map(spread).filter(|spread| shard(spread) == 5).collect();
         for bits in [0..8, 57..64] {
-            let of = |hash: SlotHash| hash.spread() >> bits.start & ((1 << (bits.end - bits.start)) - 1);
-            let places: HashSet<_> = hashes().map(of).collect();
+            let of = |spread: &u64| spread >> bits.start & ((1 << (bits.end - bits.start)) - 1);
+            let places: HashSet<_> = of_one_shard.iter().map(of).collect();
             assert_eq!(places.len(), 1 << (bits.end - bits.start));
-        }
-    }
-
-    #[test]
-    fn tags_spread_over_upper_and_lower_bits() {
-        let state = std::hash::BuildHasherDefault::<TagHasher>::default();
-        for bits in [0..8, 57..64] {
-            let places: HashSet<_> = (0..10_000)
-                .map(|n| state.hash_one(crate::request::ScopeTag::new(n * 256)) >> bits.start)
-                .map(|hash| hash & ((1 << (bits.end - bits.start)) - 1))
-                .collect();
-            assert!(places.len() > 100, "{bits:?}: {}", places.len());
         }
     }
 

@@ -11,12 +11,9 @@
 //! something to evict, and what is set aside stays so until as much as that is gone.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
-use std::hash::BuildHasherDefault;
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 
-use hashbrown::{HashMap, hash_map};
-
-use super::hash::{SlotHash, TagHasher};
+use super::hash::SlotHash;
 use crate::request::ScopeTag;
 use crate::store::Millis;
 
@@ -103,75 +100,39 @@ pub(super) enum Evictable {
 }
 
 /// What the records of each scope that has any take.
+#[derive(Default)]
 struct Takings {
-    /// In parts, so that growing one, which moves all its entries under the ledger's lock, is soon done.
-    parts: Box<[Taken]>,
-    scopes: usize,
+    scopes: BTreeMap<ScopeTag, u64>,
     total: u64,
 }
 
-type Taken = HashMap<ScopeTag, u64, BuildHasherDefault<TagHasher>>;
-
-/// Parts of [`Takings`].
-const PARTS: usize = 64;
-/// What a part takes for each scope, between a quarter less and a third more.
-const SCOPE_BYTES: usize = 32;
+/// What the book of scopes takes for each, more or less by a third.
+const SCOPE_BYTES: usize = 24;
 /// Scopes that are not counted: a store of a few tenants takes what its records take.
 const UNCOUNTED_SCOPES: usize = 256;
-/// Bytes for each scope beyond which a part is halved: three times of what it takes if it is full.
-const MOST_SCOPE_BYTES: usize = 51;
-/// Bytes that a part keeps when it empties.
-const KEPT_BYTES: usize = 256;
-
-impl Default for Takings {
-    fn default() -> Self {
-        Self {
-            parts: (0..PARTS).map(|_| Taken::default()).collect(),
-            scopes: 0,
-            total: 0,
-        }
-    }
-}
 
 impl Takings {
-    fn part(&mut self, scope: ScopeTag) -> &mut Taken {
-        &mut self.parts[scope.part_of(PARTS)]
-    }
-
     fn add(&mut self, scope: ScopeTag, bytes: u64) {
         self.total += bytes;
-        match self.part(scope).entry(scope) {
-            hash_map::Entry::Occupied(mut taken) => *taken.get_mut() += bytes,
-            hash_map::Entry::Vacant(entry) => {
-                entry.insert(bytes);
-                self.scopes += 1;
-            }
-        }
+        *self.scopes.entry(scope).or_default() += bytes;
     }
 
     fn subtract(&mut self, scope: ScopeTag, bytes: u64) {
         self.total = self.total.saturating_sub(bytes);
-        let part = self.part(scope);
-        let hash_map::Entry::Occupied(mut taken) = part.entry(scope) else {
+        let btree_map::Entry::Occupied(mut taken) = self.scopes.entry(scope) else {
             return;
         };
         *taken.get_mut() = taken.get().saturating_sub(bytes);
         if *taken.get() == 0 {
             taken.remove();
-            let held = part.allocation_size();
-            if held > KEPT_BYTES && part.len() * MOST_SCOPE_BYTES < held {
-                part.shrink_to(part.len());
-            }
-            self.scopes -= 1;
         }
     }
 
     /// More than half of an equal share. There always is a scope that takes that: the one that takes
     /// most.
-    fn are_a_share(&mut self, scope: ScopeTag) -> bool {
-        let (scopes, total) = (self.scopes as u64, self.total);
-        let taken = self.part(scope).get(&scope).copied().unwrap_or_default();
-        taken.saturating_mul(2).saturating_mul(scopes) > total
+    fn are_a_share(&self, scope: ScopeTag) -> bool {
+        let taken = self.scopes.get(&scope).copied().unwrap_or_default();
+        taken.saturating_mul(2).saturating_mul(self.scopes.len() as u64) > self.total
     }
 }
 
@@ -185,9 +146,9 @@ fn pop_before(lines: &mut BTreeSet<Line>, end: u32) -> Option<Line> {
 }
 
 impl Ledger {
-    /// Bytes of the table of scopes.
+    /// Bytes of the book of scopes.
     pub(super) fn scope_bytes(&self) -> usize {
-        SCOPE_BYTES * self.takings.scopes.saturating_sub(UNCOUNTED_SCOPES)
+        SCOPE_BYTES * self.takings.scopes.len().saturating_sub(UNCOUNTED_SCOPES)
     }
 
     fn line(&mut self, at: Millis, hash: SlotHash, scope: ScopeTag) -> Line {
@@ -318,7 +279,12 @@ mod tests {
 
         fn assert_empty(&self) {
             let takings = &self.ledger.takings;
-            let held = (self.lines(), self.ledger.claims.len(), takings.total, takings.scopes);
+            let held = (
+                self.lines(),
+                self.ledger.claims.len(),
+                takings.total,
+                takings.scopes.len(),
+            );
             assert_eq!(held, (0, 0, 0, 0));
         }
     }
@@ -429,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_beyond_the_first_are_counted_and_their_table_is_given_back() {
+    fn scopes_beyond_the_first_are_counted_while_they_have_records() {
         let mut book = Book::new();
         let scopes = 10_000 + UNCOUNTED_SCOPES;
         let mut lines = Vec::new();
@@ -443,7 +409,5 @@ mod tests {
         }
         book.assert_empty();
         assert_eq!(book.ledger.scope_bytes(), 0);
-        let held: usize = book.ledger.takings.parts.iter().map(Taken::allocation_size).sum();
-        assert!(held <= PARTS * KEPT_BYTES, "{held}");
     }
 }

@@ -1,6 +1,7 @@
 //! The memory store.
 
 mod budget;
+mod collisions;
 mod sweeping;
 mod tenants;
 mod threads;

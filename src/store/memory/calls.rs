@@ -1,0 +1,158 @@
+//! The calls of [`Store`](crate::store::Store).
+
+use std::time::Duration;
+
+use tokio::sync::futures::OwnedNotified;
+
+use super::entry::{CLAIM, Entry, cost_of, look_at, wake};
+use super::hash::SlotHash;
+use super::slots::Slots;
+use super::sweep::{Due, Room};
+use crate::request::Slot;
+use crate::store::rules::Occupant;
+use crate::store::{ClaimOutcome, ClaimRequest, Held, Millis, Record, StoreError, StoreErrorKind, Token};
+
+impl Slots {
+    pub(super) fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
+        let now = self.now();
+        let hash = self.map.hash(&begin.slot);
+        let mut room = if self.budget.is_over(CLAIM) {
+            Room::Unknown
+        } else {
+            Room::Enough
+        };
+        let mut due = Due::default();
+        let before = loop {
+            let mut place = self.map.place(hash);
+            if let Some(entry) = place.find(&begin.slot) {
+                if let Some(begun) = entry.occupant.begin(begin, now) {
+                    return Ok(begun);
+                }
+                // Expired and not swept yet: vacant.
+                self.budget.change(entry.cost(), CLAIM);
+                let number = self.with_ledger(|ledger| {
+                    entry.leave(ledger, hash);
+                    due.take(ledger, now);
+                    ledger.add_claim(look_at(begin, now), hash, begin.scope)
+                });
+                break Some(std::mem::replace(entry, Entry::claim(begin, number, now)));
+            }
+            match room {
+                // Room is made only for a key that is new, and without its shard's lock.
+                Room::Unknown => {
+                    drop(place);
+                    room = self.make_room(CLAIM, now);
+                }
+                Room::None => {
+                    return Err(StoreError::new(
+                        StoreErrorKind::Full,
+                        "memory store: the byte budget is spent; raise it, shorten the TTL, or let it evict",
+                    ));
+                }
+                Room::Enough => {
+                    // Counted before it can be seen, so that nobody subtracts it first.
+                    self.budget.enter(CLAIM);
+                    let number = self.with_ledger(|ledger| {
+                        due.take(ledger, now);
+                        ledger.add_claim(look_at(begin, now), hash, begin.scope)
+                    });
+                    place.insert(Entry::claim(begin, number, now));
+                    break None;
+                }
+            }
+        };
+        if let Some(before) = before {
+            wake(before.occupant);
+        }
+        self.sweep(&due, now);
+        Ok(ClaimOutcome::Started { attempt: 1 })
+    }
+
+    pub(super) fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Held {
+        let now = self.now();
+        let hash = self.map.hash(slot);
+        let waiters = {
+            let Some(mut entry) = self.map.get_mut(hash, slot) else {
+                return Held::Lost;
+            };
+            let before = entry.line(hash);
+            let Some(running) = entry.occupant.held_by(token, now) else {
+                return Held::Lost;
+            };
+            running.lease_until = now.after(lease);
+            if !lease.is_zero() {
+                return Held::Yes;
+            }
+            // It lapses at once: whoever waits may take it over, and nobody may ever come back.
+            let look_at = running.lease_until.after(running.memory);
+            running.extra.look_at = look_at;
+            let waiters = running.extra.waiters();
+            entry.number = self.with_ledger(|ledger| {
+                ledger.remove_claim(before);
+                ledger.add_claim(look_at, hash, before.scope)
+            });
+            waiters
+        };
+        waiters.wake();
+        Held::Yes
+    }
+
+    pub(super) fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Held {
+        let now = self.now();
+        let expires_at = now.after(ttl);
+        let hash = self.map.hash(slot);
+        let bytes = cost_of(record);
+        // A record may take less than its claim did.
+        let more = bytes.saturating_sub(CLAIM);
+        if self.budget.is_over(more) && self.is_held(hash, slot, token, now) {
+            // Before the new record is in the ledger, so that it is not the one to go.
+            self.make_room(more, now);
+        }
+        let mut due = Due::default();
+        let claim = {
+            let Some(mut entry) = self.map.get_mut(hash, slot) else {
+                return Held::Lost;
+            };
+            if entry.occupant.held_by(token, now).is_none() {
+                return Held::Lost;
+            }
+            self.budget.change(entry.cost(), bytes);
+            entry.number = self.with_ledger(|ledger| {
+                ledger.remove_claim(entry.line(hash));
+                due.take(ledger, now);
+                ledger.add_record(expires_at, hash, entry.scope, bytes as u64)
+            });
+            let record = record.clone();
+            std::mem::replace(&mut entry.occupant, Occupant::Done { record, expires_at })
+        };
+        wake(claim);
+        self.sweep(&due, now);
+        Held::Yes
+    }
+
+    fn is_held(&self, hash: SlotHash, slot: &Slot, token: Token, now: Millis) -> bool {
+        let entry = self.map.get_mut(hash, slot);
+        entry.is_some_and(|mut entry| entry.occupant.held_by(token, now).is_some())
+    }
+
+    pub(super) fn release(&self, slot: &Slot, token: Token) -> Held {
+        let now = self.now();
+        match self.vacate(slot, |entry| entry.occupant.held_by(token, now).is_some()) {
+            Some(occupant) => {
+                wake(occupant);
+                Held::Yes
+            }
+            None => Held::Lost,
+        }
+    }
+
+    /// A future that is ready when the slot's present claim has ended. It is registered before the
+    /// slot's lock is given back, so that no end can slip by.
+    pub(super) fn ended(&self, slot: &Slot) -> Option<OwnedNotified> {
+        let mut entry = self.map.get_mut(self.map.hash(slot), slot)?;
+        match &mut entry.occupant {
+            Occupant::Running(running) => Some(running.extra.wait().notified_owned()),
+            Occupant::Done { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The map of the slots that are not vacant: a [`DashMap`] by the hash of the slot.
+//!
+//! The table of a shard has sixteen bytes for an entry, and entries are on the heap. So what doubles, and
+//! is partly unused, is small, and growing a table moves hashes and pointers without looking at entries.
+
+use std::hash::{BuildHasher, BuildHasherDefault};
+
+use dashmap::DashMap;
+use dashmap::mapref::one::{MappedRef, MappedRefMut};
+
+use super::chain::{Chain, Taken};
+use super::entry::Entry;
+use super::hash::{SlotHash, SlotHasher, Spread};
+use crate::request::Slot;
+
+/// Lock shards of the map. Many, so that doubling the table of one, which moves it under its lock,
+/// stays below a millisecond with ten million keys: eighty thousand places of sixteen bytes.
+const SHARDS: usize = 128;
+/// Buckets that a table keeps, so that a key that comes and goes does not move it: as many as it begins
+/// with.
+const KEPT_BUCKETS: usize = 4;
+
+pub(super) struct Map {
+    chains: DashMap<SlotHash, Chain, BuildHasherDefault<Spread>>,
+    hasher: SlotHasher,
+}
+
+/// A slot's place in the map. Its shard is locked.
+pub(super) struct Place<'a>(dashmap::Entry<'a, SlotHash, Chain>);
+
+impl Place<'_> {
+    /// The entry of that slot, whose hash led here.
+    pub(super) fn find(&mut self, slot: &Slot) -> Option<&mut Entry> {
+        match &mut self.0 {
+            dashmap::Entry::Occupied(chain) => chain.get_mut().find_mut(slot),
+            dashmap::Entry::Vacant(_) => None,
+        }
+    }
+
+    /// Adds the entry of a slot that has none.
+    pub(super) fn insert(self, entry: Entry) {
+        match self.0 {
+            dashmap::Entry::Occupied(mut chain) => chain.get_mut().push(entry),
+            dashmap::Entry::Vacant(place) => drop(place.insert(Chain::new(entry))),
+        }
+    }
+}
+
+impl Map {
+    pub(super) fn new() -> Self {
+        Self {
+            chains: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), SHARDS),
+            hasher: SlotHasher::new(),
+        }
+    }
+
+    pub(super) fn hash(&self, slot: &Slot) -> SlotHash {
+        self.hasher.hash(slot)
+    }
+
+    /// Locks the shard of that hash for a slot that may have no entry.
+    pub(super) fn place(&self, hash: SlotHash) -> Place<'_> {
+        Place(self.chains.entry(hash))
+    }
+
+    /// The entry of that slot. Its shard is locked for writers.
+    pub(super) fn get(&self, hash: SlotHash, slot: &Slot) -> Option<MappedRef<'_, SlotHash, Chain, Entry>> {
+        self.chains.get(&hash)?.try_map(|chain| chain.find(slot)).ok()
+    }
+
+    /// The entry of that slot. Its shard is locked.
+    pub(super) fn get_mut(&self, hash: SlotHash, slot: &Slot) -> Option<MappedRefMut<'_, SlotHash, Chain, Entry>> {
+        self.chains.get_mut(&hash)?.try_map(|chain| chain.find_mut(slot)).ok()
+    }
+
+    /// Takes out the first entry for which the condition holds, of those whose slots have that hash.
+    ///
+    /// The condition runs under the lock of the shard. What must change together with the map, it changes.
+    pub(super) fn take_if(&self, hash: SlotHash, condition: impl FnMut(&mut Entry) -> bool) -> Option<Entry> {
+        let mut taken = None;
+        let chain = self
+            .chains
+            .remove_if_mut(&hash, |_, chain| match chain.take_if(condition) {
+                Taken::Entry(entry) => {
+                    taken = Some(entry);
+                    false
+                }
+                Taken::Last => true,
+                Taken::Nothing => false,
+            });
+        if let Some((_, chain)) = chain {
+            self.give_back(hash);
+            return Some(chain.into_entry());
+        }
+        taken
+    }
+
+    /// Shrinks the table of the shard of that hash if it is far larger than its entries need.
+    ///
+    /// `DashMap::shrink_to_fit` would move all shards. This moves one, of which less than a third is used,
+    /// so that as many entries were removed, or places used up, since the table was moved last.
+    fn give_back(&self, hash: SlotHash) {
+        let mut table = self.chains.shards()[self.chains.determine_map(&hash)].write();
+        let (len, buckets) = (table.len(), table.buckets());
+        // At less than 7/16, the table can be halved. A third is less, so that it is not halved and
+        // doubled in turns.
+        if buckets > KEPT_BUCKETS && len < buckets / 3 {
+            table.shrink_to(len.max(1), |(hash, _)| self.chains.hasher().hash_one(hash));
+        }
+    }
+
+    /// Calls the closure with each entry, one shard after another.
+    pub(super) fn for_each(&self, mut call: impl FnMut(&Entry)) {
+        for chain in &self.chains {
+            chain.iter().for_each(&mut call);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// Slots of which each three have the same hash, whatever the seed: it is of the first half.
+    fn slot(n: u64) -> Slot {
+        let mut bytes = [0; Slot::LEN];
+        bytes[..8].copy_from_slice(&(n / 3).to_le_bytes());
+        bytes[16..24].copy_from_slice(&n.to_le_bytes());
+        Slot::from_bytes(bytes)
+    }
+
+    fn insert(map: &Map, n: u64, number: u32) {
+        map.place(map.hash(&slot(n))).insert(Entry::of_test(slot(n), number));
+    }
+
+    fn take(map: &Map, n: u64) -> Option<u32> {
+        let taken = map.take_if(map.hash(&slot(n)), |entry| entry.slot == slot(n))?;
+        assert_eq!(taken.slot, slot(n));
+        Some(taken.number)
+    }
+
+    /// Entries of the tables, and their buckets.
+    fn tables(map: &Map) -> Vec<(usize, usize)> {
+        let shards = map.chains.shards().iter();
+        shards
+            .map(|shard| (shard.read().len(), shard.read().buckets()))
+            .collect()
+    }
+
+    #[test]
+    fn the_table_has_sixteen_bytes_for_an_entry() {
+        assert_eq!(size_of::<(SlotHash, Chain)>(), 16);
+    }
+
+    #[test]
+    fn the_map_holds_what_was_put_in_and_not_taken_out() {
+        const KEYS: u64 = 60_000;
+        let (map, mut model) = (Map::new(), HashMap::new());
+        assert_eq!(map.hash(&slot(0)), map.hash(&slot(2)));
+        assert_ne!(map.hash(&slot(0)), map.hash(&slot(3)));
+        // Grows to some tens of thousands, shrinks to few, and grows again.
+        for (round, inserts) in [(0, 3), (1, 1), (2, 0), (3, 3), (4, 0)] {
+            for n in 0..2 * KEYS {
+                let dice = (n + round * 2 * KEYS).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
+                let key = dice % KEYS;
+                let hash = map.hash(&slot(key));
+                let expected = model.get(&key).copied();
+                assert_eq!(map.get(hash, &slot(key)).map(|entry| entry.number), expected);
+                assert_eq!(map.get_mut(hash, &slot(key)).map(|entry| entry.number), expected);
+                assert_eq!(map.place(hash).find(&slot(key)).map(|entry| entry.number), expected);
+                if n % 4 >= inserts {
+                    assert_eq!(take(&map, key), expected);
+                    model.remove(&key);
+                } else if expected.is_none() {
+                    insert(&map, key, n as u32);
+                    model.insert(key, n as u32);
+                }
+            }
+            let mut numbers = Vec::new();
+            map.for_each(|entry| numbers.push(entry.number));
+            let mut expected: Vec<_> = model.values().copied().collect();
+            numbers.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(numbers, expected);
+            for (len, buckets) in tables(&map) {
+                assert!(buckets <= (len * 3 + 3).max(KEPT_BUCKETS), "{buckets} for {len}");
+            }
+        }
+        for key in 0..KEYS {
+            assert_eq!(take(&map, key), model.remove(&key));
+        }
+        assert!(tables(&map).into_iter().all(|table| table == (0, KEPT_BUCKETS)));
+    }
+
+    #[test]
+    fn a_key_that_comes_and_goes_moves_no_table() {
+        for others in [0, 1, 100, 400, 1000, 5000, 14_000] {
+            let map = Map::new();
+            (0..others).for_each(|n| insert(&map, n * 3, 0));
+            let before = tables(&map);
+            for n in 0..100 {
+                let key = (1 << 40 | n) * 3;
+                insert(&map, key, 0);
+                let with: usize = tables(&map).into_iter().map(|(_, buckets)| buckets).sum();
+                take(&map, key);
+                let without: usize = tables(&map).into_iter().map(|(_, buckets)| buckets).sum();
+                assert_eq!(with, without, "beside {others}");
+            }
+            assert!(
+                tables(&map)
+                    .into_iter()
+                    .map(|(len, _)| len)
+                    .eq(before.into_iter().map(|(len, _)| len))
+            );
+        }
+    }
+}

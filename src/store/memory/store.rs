@@ -1,0 +1,196 @@
+//! The public type of the store, and its builder.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::budget::{MemoryStats, WhenFull};
+use super::slots::Slots;
+use crate::error::ConfigError;
+use crate::store::{Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token};
+
+/// The smallest budget that makes sense: some hundreds of claims.
+const MIN_BUDGET: usize = 64 * 1024;
+const DEFAULT_BUDGET: usize = 256 * 1024 * 1024;
+
+/// Builds a [`MemoryStore`] with other limits.
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct MemoryStoreBuilder {
+    budget: usize,
+    when_full: WhenFull,
+}
+
+impl MemoryStoreBuilder {
+    /// Bytes of the heap that claims and records may take, with all that the store keeps about them.
+    /// Default 256 MiB. At least 64 KiB.
+    ///
+    /// An empty store takes less than 100 KiB, which are not counted. From some ten thousand records
+    /// on, the heap holds at most 1.1 times what is counted. What is evicted, expired or forgotten is
+    /// given back to the allocator.
+    pub fn budget(mut self, bytes: usize) -> Self {
+        self.budget = bytes;
+        self
+    }
+
+    /// What to do with a new key when the budget is spent. Default: evict.
+    pub fn when_full(mut self, when_full: WhenFull) -> Self {
+        self.when_full = when_full;
+        self
+    }
+
+    /// Builds the store.
+    ///
+    /// # Errors
+    ///
+    /// A budget below 64 KiB.
+    pub fn build(self) -> Result<MemoryStore, ConfigError> {
+        if self.budget < MIN_BUDGET {
+            return Err(ConfigError::new(
+                "budget",
+                format!(
+                    "{} bytes are too few to be useful; at least {MIN_BUDGET} are needed",
+                    self.budget
+                ),
+            ));
+        }
+        Ok(MemoryStore {
+            slots: Arc::new(Slots::new(self.budget, self.when_full)),
+        })
+    }
+}
+
+/// Keeps claims and records in this process's memory. Clones share them.
+///
+/// The guarantee lasts as long as the process: a restart forgets every key, and another process has
+/// its own. Time is the monotonic clock's, so that a clock that is set does not matter. There is no
+/// background task: expiry is checked when a slot is read, and each write sweeps a few expired
+/// entries; the store can be used outside a runtime.
+///
+/// ```
+/// use tower_idempotency::{MemoryStore, store::WhenFull};
+///
+/// let store = MemoryStore::builder()
+///     .budget(64 * 1024 * 1024)
+///     .when_full(WhenFull::RefuseNew)
+///     .build()?;
+/// assert_eq!(store.stats().entries, 0);
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
+pub struct MemoryStore {
+    slots: Arc<Slots>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clone for MemoryStore {
+    fn clone(&self) -> Self {
+        Self {
+            slots: Arc::clone(&self.slots),
+        }
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("budget", &self.slots.budget.limit)
+            .field("when_full", &self.slots.budget.when_full)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+impl MemoryStore {
+    /// A store of 256 MiB that evicts when it is full.
+    #[must_use]
+    pub fn new() -> Self {
+        match Self::builder().build() {
+            Ok(store) => store,
+            Err(_) => unreachable!("the defaults are valid"),
+        }
+    }
+
+    /// A store with other limits.
+    pub fn builder() -> MemoryStoreBuilder {
+        MemoryStoreBuilder {
+            budget: DEFAULT_BUDGET,
+            when_full: WhenFull::default(),
+        }
+    }
+
+    /// What the store holds now.
+    #[must_use]
+    pub fn stats(&self) -> MemoryStats {
+        self.slots.budget.stats()
+    }
+}
+
+impl Store for MemoryStore {
+    const IN_PROCESS: bool = true;
+
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
+        let begun = self.slots.begin(begin);
+        self.report();
+        begun
+    }
+
+    async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
+        Ok(self.slots.renew(slot, token, lease))
+    }
+
+    async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
+        let held = self.slots.complete(slot, token, record, ttl);
+        self.report();
+        Ok(held)
+    }
+
+    async fn release(&self, slot: &Slot, token: Token) -> Result<Held, StoreError> {
+        let held = self.slots.release(slot, token);
+        self.report();
+        Ok(held)
+    }
+
+    fn changed(&self, slot: &Slot, _: u32) -> impl Future<Output = ()> + Send {
+        let ended = self.slots.ended(slot);
+        async move {
+            if let Some(ended) = ended {
+                ended.await;
+            }
+        }
+    }
+}
+
+impl Inspect for MemoryStore {
+    async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
+        Ok(self.slots.look_up(slot))
+    }
+
+    async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
+        let held = self.slots.forget(slot);
+        self.report();
+        Ok(held)
+    }
+
+    async fn count(&self) -> Result<Census, StoreError> {
+        Ok(self.slots.count())
+    }
+}
+
+impl MemoryStore {
+    #[cfg(feature = "metrics")]
+    fn report(&self) {
+        let stats = self.stats();
+        metrics::gauge!("idempotency_store_entries", "store" => "memory").set(stats.entries as f64);
+        metrics::gauge!("idempotency_store_bytes", "store" => "memory").set(stats.bytes as f64);
+        metrics::counter!("idempotency_store_evicted_total", "store" => "memory").absolute(stats.evicted);
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    fn report(&self) {}
+}

@@ -1,0 +1,155 @@
+//! Removing what expired, and making room in the budget.
+
+use smallvec::SmallVec;
+
+use super::budget::WhenFull;
+use super::entry::{cost_of, wake};
+use super::ledger::{Evictable, Ledger, Line};
+use super::slots::Slots;
+use crate::store::rules::Occupant;
+use crate::store::{Millis, Record};
+
+/// Expired records that one write sweeps at most. More than one, so that sweeping keeps up.
+const SWEEP: usize = 8;
+/// Records that one write evicts at most, which bounds its work. More than it can need, unless one
+/// large record takes the place of many small ones; the next writes then go on.
+const EVICT: usize = 512;
+
+/// Whether there is room for a new key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    Unknown,
+    Enough,
+    None,
+}
+
+/// What a write found to sweep. The lines are out of the ledger; their entries are removed when no lock is
+/// held.
+#[derive(Default)]
+pub(super) struct Due {
+    records: SmallVec<[Line; SWEEP]>,
+    claim: Option<Line>,
+}
+
+impl Due {
+    pub(super) fn take(&mut self, ledger: &mut Ledger, now: Millis) {
+        while self.records.len() < SWEEP
+            && let Some(line) = ledger.pop_due(now)
+        {
+            self.records.push(line);
+        }
+        self.claim = ledger.pop_claim(now);
+    }
+}
+
+impl Slots {
+    /// Removes what is due, if it is still what the ledger said.
+    pub(super) fn sweep(&self, due: &Due, now: Millis) {
+        if !due.records.is_empty() {
+            let gone: SmallVec<[(Line, Record); SWEEP]> = due
+                .records
+                .iter()
+                .filter_map(|line| Some((*line, self.take_record(*line)?.0)))
+                .collect();
+            self.strike(&gone);
+        }
+        if let Some(claim) = due.claim {
+            self.sweep_claim(claim, now);
+        }
+    }
+
+    /// Takes out the record of a line that was taken out of the ledger, if the slot was not used again
+    /// since.
+    fn take_record(&self, of: Line) -> Option<(Record, Millis)> {
+        let entry = self.map.take_if(of.hash, |entry| {
+            let is_meant = matches!(entry.occupant, Occupant::Done { .. }) && entry.line(of.hash) == of;
+            if is_meant {
+                self.budget.leave(entry.cost());
+            }
+            is_meant
+        })?;
+        match entry.occupant {
+            Occupant::Done { record, expires_at } => Some((record, expires_at)),
+            Occupant::Running(_) => None,
+        }
+    }
+
+    /// Records are gone whose lines were taken out of the ledger.
+    fn strike(&self, gone: &[(Line, Record)]) {
+        self.with_ledger(|ledger| {
+            for (line, record) in gone {
+                ledger.strike(*line, cost_of(record) as u64);
+            }
+        });
+    }
+
+    /// Removes a claim whose holder died and whose memory has ended; another is looked at again when
+    /// that will be so.
+    fn sweep_claim(&self, of: Line, now: Millis) {
+        let lapsed = self.map.take_if(of.hash, |entry| {
+            if entry.line(of.hash) != of {
+                return false;
+            }
+            let look_at = entry.occupant.forgotten_at();
+            match &mut entry.occupant {
+                Occupant::Running(running) if look_at > now => {
+                    running.extra.look_at = look_at;
+                    entry.number = self.with_ledger(|ledger| ledger.add_claim(look_at, of.hash, of.scope));
+                    false
+                }
+                Occupant::Running(_) => {
+                    self.budget.leave(entry.cost());
+                    true
+                }
+                Occupant::Done { .. } => false,
+            }
+        });
+        if let Some(lapsed) = lapsed {
+            wake(lapsed.occupant);
+        }
+    }
+
+    /// Sweeps and, if allowed, evicts until `needed` bytes fit, or enough was done for one write.
+    pub(super) fn make_room(&self, needed: usize, now: Millis) -> Room {
+        for _ in 0..EVICT {
+            if !self.budget.is_over(needed) {
+                return Room::Enough;
+            }
+            let (next, claim) = self.with_ledger(|ledger| {
+                let next = match (ledger.pop_due(now), self.budget.when_full) {
+                    (Some(line), _) => Evictable::Record(line),
+                    (None, WhenFull::EvictNearestExpiry) => ledger.pop_evictable(),
+                    (None, WhenFull::RefuseNew) => Evictable::Nothing,
+                };
+                (next, ledger.pop_claim(now))
+            });
+            if let Some(claim) = claim {
+                self.sweep_claim(claim, now);
+            }
+            match next {
+                Evictable::Record(line) => self.evict(line, now),
+                Evictable::NotYetFound => {}
+                // Only the claims can make room now; they are looked at in the writes to come.
+                Evictable::Nothing if !self.budget.is_over(needed) => return Room::Enough,
+                Evictable::Nothing => return Room::None,
+            }
+        }
+        // Far over, as after a large record: the next writes go on.
+        match self.budget.when_full {
+            WhenFull::EvictNearestExpiry => Room::Enough,
+            WhenFull::RefuseNew if self.budget.is_over(needed) => Room::None,
+            WhenFull::RefuseNew => Room::Enough,
+        }
+    }
+
+    /// Removes the record of a line that was taken out of the ledger.
+    fn evict(&self, line: Line, now: Millis) {
+        let Some((record, expires_at)) = self.take_record(line) else {
+            return;
+        };
+        self.strike(&[(line, record)]);
+        if expires_at > now {
+            self.budget.evicted();
+        }
+    }
+}
