@@ -44,9 +44,10 @@ use crate::error::BoxError;
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the request body of a service inside an `IdempotencyLayer`",
-    label = "this body cannot be made from the bytes that the layer has read",
-    note = "map the request's body with `tower_idempotency::RequestBody::live` outside the layer, as for hyper's `Incoming`",
-    note = "for tonic's `Body` enable the feature `tonic`; for a body type of your own implement `GuardedBody`"
+    label = "the layer reads the request's body and cannot make this type from its bytes again",
+    note = "for hyper's `Incoming` and other bodies: wrap the body outside the layer, with `ServiceBuilder::new().map_request(|request: Request<_>| request.map(tower_idempotency::RequestBody::live))`",
+    note = "for tonic's `Body`: enable the feature `tonic` of `tower-idempotency`",
+    note = "for a body type of your own: implement `tower_idempotency::GuardedBody`"
 )]
 pub trait GuardedBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {
     /// The body that yields `data` and then ends.
@@ -102,9 +103,10 @@ impl GuardedBody for tonic::body::Body {
 /// `Send + 'static`. There is nothing to implement.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be guarded by an `IdempotencyLayer`",
-    label = "this service does not have all that the layer needs",
-    note = "it must be `Clone + Send + 'static` and a `tower::Service<http::Request<{B}>>` with an `http::Response`; its future and error must be `Send + 'static`, its response body `Send + 'static` with `Data = bytes::Bytes`",
-    note = "a service that is not `Clone`: put a `tower::buffer::BufferLayer` between it and the `IdempotencyLayer`"
+    label = "this service lacks one of the bounds in the notes",
+    note = "the service must be `Clone + Send + 'static`; for a service that is not `Clone`, put a `tower::buffer::BufferLayer` between the `IdempotencyLayer` and the service",
+    note = "its future and its error must be `Send + 'static`; a future that holds an `Rc`, or a guard of `std::sync::Mutex`, across an `.await` is not `Send`",
+    note = "it must be a `tower::Service<http::Request<{B}>>` that answers with an `http::Response`, whose body is `Send + 'static` with `Data = bytes::Bytes`"
 )]
 pub trait GuardedService<B>:
     Service<Request<B>, Response = Response<Self::ResponseBody>, Future: Send + 'static, Error: Send + 'static>

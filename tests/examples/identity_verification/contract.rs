@@ -45,6 +45,14 @@ async fn events(server: &Server) -> Vec<Value> {
     list(server, EVENTS, "events").await
 }
 
+async fn provider_was_called(server: &Server) {
+    eventually("the operation runs", async || {
+        let metrics = server.send(&Call::get("/metrics")).await;
+        sample(&metrics, "identity_provider_calls_total") > 0
+    })
+    .await;
+}
+
 async fn contract_2_5_an_event_whose_key_cannot_be_read_is_refused_and_not_processed(store: &Store) {
     let server = store.server(&[]);
     let whole = r#"{"event_id":"evt_1","type":"paid"}"#;
@@ -158,30 +166,34 @@ async fn contract_4_7_another_server_says_where_the_session_is(store: &Store) {
 }
 
 async fn contract_7_each_problem_has_an_instance_and_says_whether_to_retry(store: &Store) {
-    let server = store.server(&["--require-key", "--max-request-body", "1000"]);
-    let slow = Call::session("usr_1", "wkf_slow").key("k-slow");
-    let running = server.connect(&slow.on_the_wire()).await;
-    eventually("the operation runs", async || {
-        let metrics = server.send(&Call::get("/metrics")).await;
-        (sample(&metrics, "identity_provider_calls_total") > 0).then_some(())
-    })
-    .await;
-    let large = Call::session("usr_1", "wkf_large_report").key("k-large");
-    let mut instances = HashSet::new();
-    // First, because the slow operation ends.
-    let mut refused = vec![(slow.clone(), 409, "in-flight", true)];
-    server.send(&large).await.expect(201);
-    for call in [Call::session("usr_1", "any"), Call::decision("usr_1", "{}")] {
-        refused.push((call, 400, "missing-key", false));
-    }
-    refused.push((Call::session("usr_1", "any").key("a,b"), 400, "invalid-key", false));
-    refused.push((Call::session("usr_2", "any").key("k-large"), 422, "key-reused", false));
-    refused.push((large, 409, "response-not-retained", false));
-    let long = Call::session(&"u".repeat(1000), "any").key("k-1");
-    refused.push((long, 413, "body-too-large", false));
+    // The provider does not answer while the test runs, and no response is small enough to be stored.
+    let server = store.server(&[
+        "--require-key",
+        "--provider-latency",
+        "10m",
+        "--max-request-body",
+        "1000",
+        "--max-response-body",
+        "10",
+    ]);
+    let session = Call::session("usr_1", "any").key("k-session");
+    let running = server.connect(&session.on_the_wire()).await;
+    provider_was_called(&server).await;
+    let decision = Call::decision("usr_1", r#"{"status":"approved"}"#).key("k-decision");
+    server.send(&decision).await.expect(200);
+    let other = Call::decision("usr_1", r#"{"status":"declined"}"#);
+    let long = Call::session(&"u".repeat(1000), "any");
     let screening = Call::new(Method::POST, SCREENINGS, "{").from("sk_test_acme");
-    refused.push((screening, 400, "missing-key", false));
-    for (call, status, code, retryable) in refused {
+    let mut instances = HashSet::new();
+    for (call, status, code, retryable) in [
+        (other.clone(), 400, "missing-key", false),
+        (screening.clone(), 400, "missing-key", false),
+        (screening.key("a,b"), 400, "invalid-key", false),
+        (session, 409, "in-flight", true),
+        (decision, 409, "response-not-retained", false),
+        (other.key("k-decision"), 422, "key-reused", false),
+        (long.key("k-long"), 413, "body-too-large", false),
+    ] {
         let problem = server.send(&call).await.expect_problem(status, code).json();
         assert_eq!(problem["retryable"], retryable, "{problem}");
         assert_eq!(problem["status"], status, "{problem}");
@@ -265,17 +277,14 @@ async fn contract_3_5_servers_with_different_namespaces_do_not_see_each_others_k
 }
 
 async fn contract_3_5_an_operation_in_flight_does_not_block_another_namespace(store: &Store) {
-    let a = store.server(&["--namespace", "a"]);
-    let (b, second_a) = (store.server(&["--namespace", "b"]), store.server(&["--namespace", "a"]));
-    let slow = Call::session("usr_1", "wkf_slow").key("k-1");
-    let running = a.connect(&slow.on_the_wire()).await;
-    eventually("the operation runs", async || {
-        let metrics = a.send(&Call::get("/metrics")).await;
-        (sample(&metrics, "identity_provider_calls_total") > 0).then_some(())
-    })
-    .await;
-    second_a.send(&slow).await.expect_problem(409, "in-flight");
-    assert!(!b.send(&slow).await.expect(201).is_replay());
+    let a = store.server(&["--namespace", "a", "--provider-latency", "10m"]);
+    let second_a = store.server(&["--namespace", "a"]);
+    let b = store.server(&["--namespace", "b"]);
+    let call = Call::session("usr_1", "any").key("k-1");
+    let running = a.connect(&call.on_the_wire()).await;
+    provider_was_called(&a).await;
+    second_a.send(&call).await.expect_problem(409, "in-flight");
+    assert!(!b.send(&call).await.expect(201).is_replay());
     drop(running);
 }
 
