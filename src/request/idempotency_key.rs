@@ -63,13 +63,15 @@ impl IdempotencyKey {
         }
     }
 
-    /// The key of a request that runs under a claim of that token, inside the layers that gave `outer`.
-    pub(crate) fn claimed(mut self, token: u64, outer: Option<Self>) -> Self {
-        self.claims = Claims {
-            token: Some(token),
-            outer: outer.map(|outer| Arc::new((outer.slot, outer.claims))),
-        };
+    /// The key of a request that runs under a claim of that token.
+    pub(crate) fn claimed(mut self, token: u64) -> Self {
+        self.claims.token = Some(token);
         self
+    }
+
+    /// The key that a layer further out gave the request.
+    pub(crate) fn set_outer(&mut self, outer: Self) {
+        self.claims.outer = Some(Arc::new((outer.slot, outer.claims)));
     }
 
     /// The tokens of the claims on that slot which this layer and those around it hold, each in its store.

@@ -102,9 +102,13 @@ impl<S, St: Store> Exchange<S, St> {
     /// Puts the key where the handler finds it.
     pub(crate) fn tell_handler(&mut self, claim: &Claim<St>) {
         if let Some(Identity { key, slot, .. }) = self.identity.take() {
-            let outer = self.parts.extensions.remove::<IdempotencyKey>();
-            let key = IdempotencyKey::new(key, slot, claim.attempt).claimed(claim.token().0, outer);
-            self.parts.extensions.insert(key);
+            let key = IdempotencyKey::new(key, slot, claim.attempt).claimed(claim.token().0);
+            let extensions = &mut self.parts.extensions;
+            if let Some(outer) = extensions.insert(key)
+                && let Some(key) = extensions.get_mut::<IdempotencyKey>()
+            {
+                key.set_outer(outer);
+            }
         }
     }
 

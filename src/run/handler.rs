@@ -16,7 +16,7 @@ use super::claim::Claim;
 use super::config::Config;
 use super::ended::{Disconnected, Ended, to_its_end};
 use super::exchange::Exchange;
-use super::keep::{Asked, judge, keep};
+use super::keep::{Asked, judge, keep, remove_marker};
 use super::reconcile::reconcile;
 use crate::answer::{Fate, Outcome, Problem, Verdict};
 use crate::body::ResponseBody;
@@ -192,7 +192,7 @@ where
     let result = result.unwrap_or_else(|panic| resume_unwind(panic))?;
     Some(result.map(|response| {
         let mut response = response.map(ResponseBody::live);
-        response.headers_mut().remove(&guard.config.replay_header);
+        remove_marker(response.headers_mut(), &guard.config);
         response.extensions_mut().insert(Outcome::Unprotected);
         response
     }))
