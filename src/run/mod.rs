@@ -24,6 +24,7 @@ pub(crate) mod guard;
 mod handler;
 mod keep;
 mod pauses;
+mod read_response;
 mod reconcile;
 mod renewal;
 mod settlement;

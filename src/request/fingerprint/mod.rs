@@ -1,5 +1,6 @@
 //! The fingerprint: what makes two requests with one key the same request (contract, section 5).
 
+mod cover;
 mod form;
 mod multipart;
 mod source;

@@ -6,15 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 
-use super::{Fingerprint, form, multipart};
+use super::Fingerprint;
 use crate::digest::Digest;
 use crate::error::{BoxError, ConfigError};
-use crate::request::content::{is_encoded, is_form, may_be_json};
-use crate::request::json::{self, Pointer};
-use crate::request::target::original_uri;
+use crate::request::json::Pointer;
 
-type HeadFn = dyn Fn(&Parts) -> Result<Vec<u8>, BoxError> + Send + Sync;
-type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Vec<u8>, BoxError> + Send + Sync;
+pub(super) type HeadFn = dyn Fn(&Parts) -> Result<Vec<u8>, BoxError> + Send + Sync;
+pub(super) type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Vec<u8>, BoxError> + Send + Sync;
 
 /// What makes two requests with one key the same. The default is [`request`](Self::request).
 ///
@@ -40,14 +38,14 @@ type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Vec<u8>, BoxError> + Send + Sync;
 /// ```
 #[derive(Clone)]
 pub struct FingerprintSource {
-    covers: Covers,
+    pub(super) covers: Covers,
     /// What of the body does not count; sorted.
-    without: Result<Arc<[Pointer]>, ConfigError>,
-    rule: [u8; Fingerprint::RULE],
+    pub(super) without: Result<Arc<[Pointer]>, ConfigError>,
+    pub(super) rule: [u8; Fingerprint::RULE],
 }
 
 #[derive(Clone)]
-enum Covers {
+pub(super) enum Covers {
     Request,
     CanonicalJson,
     JsonFields(Result<Arc<[Pointer]>, ConfigError>),
@@ -229,67 +227,6 @@ impl FingerprintSource {
             _ => Ok(()),
         }
     }
-
-    pub(crate) fn of(&self, parts: &Parts, body: &Bytes) -> Fingerprint {
-        let mut digest = Digest::new(b"ti.prnt2");
-        match &self.covers {
-            Covers::Nothing => return Fingerprint::new(self.rule, &[0; 32]),
-            Covers::Request => self.request_of(&mut digest, parts, body, !self.fields().is_empty()),
-            Covers::CanonicalJson => self.request_of(&mut digest, parts, body, true),
-            Covers::JsonFields(pointers) => {
-                target(&mut digest, parts);
-                match json::canonical(body, &[]) {
-                    Some(text) => {
-                        for pointer in pointers.iter().flat_map(|pointers| pointers.iter()) {
-                            match pointer.find(&text) {
-                                Ok(Some(value)) => digest.field(CANONICAL, value.get().as_bytes()),
-                                Ok(None) => digest.field(ABSENT, b""),
-                                // A canonical form can be read.
-                                Err(_) => digest.field(RAW, body),
-                            }
-                        }
-                    }
-                    None => whole(&mut digest, parts, body),
-                }
-            }
-            Covers::Body => whole(&mut digest, parts, body),
-            Covers::Closure(cover) => self.closure_of(&mut digest, parts, body, cover(parts, body)),
-            Covers::Head(cover) => self.closure_of(&mut digest, parts, body, cover(parts)),
-        }
-        Fingerprint::new(self.rule, &digest.finish())
-    }
-
-    fn closure_of(&self, digest: &mut Digest, parts: &Parts, body: &Bytes, covered: Result<Vec<u8>, BoxError>) {
-        match covered {
-            Ok(covered) => digest.field(CLOSURE, &covered),
-            Err(_) => self.request_of(digest, parts, body, false),
-        }
-    }
-
-    /// Method, path, query, and the body without the fields that do not count.
-    fn request_of(&self, digest: &mut Digest, parts: &Parts, body: &Bytes, as_json: bool) {
-        target(digest, parts);
-        let without = self.fields();
-        let any_type = matches!(self.covers, Covers::CanonicalJson);
-        if let Some(print) = multipart::digest_of(&parts.headers, body, without) {
-            digest.field(MULTIPART, &print);
-        } else if !without.is_empty() && is_form(&parts.headers) && !is_encoded(&parts.headers) {
-            digest.field(FORM, &form::digest_of(body, without));
-        } else if as_json
-            && (any_type || may_be_json(&parts.headers))
-            && let Some(text) = json::canonical(body, without)
-        {
-            digest.field(CANONICAL, &text);
-        } else {
-            digest.field(RAW, body);
-        }
-    }
-
-    /// What does not count; none if that could not be parsed, which was reported when the layer was
-    /// built.
-    fn fields(&self) -> &[Pointer] {
-        self.without.as_deref().unwrap_or_default()
-    }
 }
 
 fn parse<I>(pointers: I, if_none: &'static str) -> Result<Vec<Pointer>, ConfigError>
@@ -348,290 +285,4 @@ fn rule(covers: &Covers, without: &Result<Arc<[Pointer]>, ConfigError>) -> [u8; 
     }
     let [first, second, ..] = digest.finish();
     [source << 4 | first >> 4, second]
-}
-
-// The tags of the fields; part of what stored fingerprints mean, so never to be changed.
-const METHOD: u8 = 1;
-const PATH: u8 = 2;
-const QUERY: u8 = 3;
-const RAW: u8 = 4;
-const CANONICAL: u8 = 5;
-const ABSENT: u8 = 6;
-const MULTIPART: u8 = 8;
-const FORM: u8 = 9;
-const CLOSURE: u8 = 10;
-
-/// Method, path and query.
-fn target(digest: &mut Digest, parts: &Parts) {
-    let uri = original_uri(parts);
-    digest.field(METHOD, parts.method.as_str().as_bytes());
-    digest.field(PATH, uri.path().as_bytes());
-    if let Some(query) = uri.query() {
-        digest.field(QUERY, query.as_bytes());
-    }
-}
-
-/// The whole body: by its parts if it has any, otherwise by its bytes. The tags keep one from being
-/// taken for another.
-fn whole(digest: &mut Digest, parts: &Parts, body: &Bytes) {
-    match multipart::digest_of(&parts.headers, body, &[]) {
-        Some(print) => digest.field(MULTIPART, &print),
-        None => digest.field(RAW, body),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn print(source: &FingerprintSource, method: &str, uri: &str, body: &str) -> Fingerprint {
-        let (parts, ()) = http::Request::builder()
-            .method(method)
-            .uri(uri)
-            .header("x-trace", format!("{:p}", &body))
-            .body(())
-            .unwrap()
-            .into_parts();
-        source.of(&parts, &Bytes::copy_from_slice(body.as_bytes()))
-    }
-
-    #[test]
-    fn contract_5_4_each_source_covers_what_it_says() {
-        // (source, same as ("POST", "/a?x=1", {"a":1,"b":2}) for: method, path, query, order, value
-        // of b, white space)
-        let base = ("POST", "/a?x=1", r#"{"a":1,"b":2}"#);
-        for (source, [method, path, query, order, b, space]) in [
-            (FingerprintSource::request(), [false, false, false, false, false, false]),
-            (
-                FingerprintSource::canonical_json(),
-                [false, false, false, true, false, true],
-            ),
-            (
-                FingerprintSource::json_fields(["/a"]),
-                [false, false, false, true, true, true],
-            ),
-            (FingerprintSource::body(), [true, true, true, false, false, false]),
-            (
-                FingerprintSource::from_fn(|parts, _| Ok(parts.method.as_str().into())),
-                [false, true, true, true, true, true],
-            ),
-            (
-                FingerprintSource::from_head(|parts| Ok(parts.uri.path().into())),
-                [true, false, true, true, true, true],
-            ),
-            (
-                FingerprintSource::from_fn(|_, body| Ok(serde_json::from_slice::<u8>(body)?.to_string().into())),
-                [false, false, false, false, false, false],
-            ),
-            (
-                FingerprintSource::request().without(["/b"]),
-                [false, false, false, true, true, true],
-            ),
-            (FingerprintSource::none(), [true; 6]),
-        ] {
-            let first = print(&source, base.0, base.1, base.2);
-            for (what, same, other) in [
-                ("itself", true, base),
-                ("method", method, ("PATCH", base.1, base.2)),
-                ("path", path, (base.0, "/b?x=1", base.2)),
-                ("query", query, (base.0, "/a?x=2", base.2)),
-                ("no query", query, (base.0, "/a", base.2)),
-                ("order", order, (base.0, base.1, r#"{"b":2,"a":1}"#)),
-                ("value", b, (base.0, base.1, r#"{"a":1,"b":3}"#)),
-                ("space", space, (base.0, base.1, r#"{"a":1, "b":2}"#)),
-            ] {
-                let second = print(&source, other.0, other.1, other.2);
-                assert_eq!(first == second, same, "{source:?} {what}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_body_without_canonical_form_counts_by_its_bytes() {
-        let source = FingerprintSource::canonical_json();
-        let of = |body| print(&source, "POST", "/", body);
-        assert_eq!(of("{"), of("{"));
-        assert_ne!(of("{"), of("{ "));
-        assert_ne!(of(r#"{"a":1,"a":2}"#), of(r#"{"a":2}"#));
-        let fields = FingerprintSource::json_fields(["/a"]);
-        let of = |body| print(&fields, "POST", "/", body);
-        assert_ne!(of(r#"{"a":1,"a":2}"#), of(r#"{"a":1,"a":3}"#));
-        assert_ne!(of(r#"{"a":null}"#), of(r#"{}"#));
-        assert_ne!(of("a=1"), of("a=2"));
-    }
-
-    #[test]
-    fn contract_5_4_what_cannot_be_read_counts_whole_and_is_never_absent() {
-        for source in [
-            FingerprintSource::canonical_json(),
-            FingerprintSource::json_fields(["/amount"]),
-            FingerprintSource::request().without(["/note"]),
-            FingerprintSource::canonical_json().without(["/note"]),
-        ] {
-            let of = |body: &str| print(&source, "POST", "/", body);
-            let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
-            for unreadable in [
-                r#"{"note\ud800":1,"amount":N}"#,
-                r#"{"note":"\ud800","amount":N}"#,
-                r#"{"x":{"y":["\udfff"]},"amount":N}"#,
-                r#"{"amount":N,"amount":N}"#,
-                r#"{"x":1,"x":1,"amount":N}"#,
-                r#"{"amount":N"#,
-                r#"{"amount":N} more"#,
-                r#"{"x":DEEP,"amount":N}"#,
-            ] {
-                let with = |amount: &str| unreadable.replace("DEEP", &deep).replace('N', amount);
-                assert_ne!(of(&with("5")), of(&with("9000")), "{source:?} {unreadable}");
-                assert_eq!(of(&with("5")), of(&with("5")), "{source:?} {unreadable}");
-            }
-        }
-    }
-
-    #[test]
-    fn contract_5_4_left_out_fields_do_not_make_the_rest_equal() {
-        let source = FingerprintSource::request().without(["/csrf", "/list/1"]);
-        let typed = |content_type: Option<&str>, body: &str| {
-            let (mut parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
-            if let Some(content_type) = content_type {
-                parts.headers.insert("content-type", content_type.parse().unwrap());
-            }
-            source.of(&parts, &Bytes::copy_from_slice(body.as_bytes()))
-        };
-        let (json, form) = (Some("application/json"), Some("application/x-www-form-urlencoded"));
-        let multipart = Some("multipart/form-data; boundary=b");
-        let csrf = "--b\r\nContent-Disposition: form-data; name=\"csrf\"\r\n\r\nx\r\n";
-        let same = [
-            (json, r#"{"csrf":"x","a":1}"#, json, r#"{"a":1,"csrf":["y",{}]}"#),
-            (json, r#"{"csrf":"x"}"#, json, "{}"),
-            (json, r#"{"list":[1,2,3]}"#, json, r#"{"list":[1,9,3]}"#),
-            (json, r#"{"a":1}"#, None, r#"{"a":1,"csrf":2}"#),
-            (
-                json,
-                r#"{"a":1}"#,
-                Some("application/vnd.api+json"),
-                r#"{"csrf":2,"a":1}"#,
-            ),
-            (form, "csrf=1&a=1", form, "a=1&csrf=2"),
-            (
-                multipart,
-                &format!("{csrf}--b--"),
-                multipart,
-                &format!("{csrf}{csrf}--b--"),
-            ),
-        ];
-        for (one_type, one, other_type, other) in same {
-            assert_eq!(typed(one_type, one), typed(other_type, other), "{one} {other}");
-        }
-        let rests = [
-            typed(json, "{}"),
-            typed(json, r#"{"list":[]}"#),
-            typed(json, r#"{"list":[1]}"#),
-            typed(json, r#"{"list":[1,2,3]}"#),
-            typed(json, r#"{"list":[3,2,1]}"#),
-            typed(json, r#"{"list":{"0":1}}"#),
-            typed(json, ""),
-            typed(json, r#"{"csrf":1"#),
-            typed(json, r#"{"csrf":2"#),
-            typed(form, "csrf=1"),
-            typed(form, "csrf=1&csrf=1&"),
-            typed(form, "{}"),
-            typed(multipart, &format!("{csrf}--b--")),
-            typed(multipart, csrf),
-            typed(Some("text/plain"), "csrf=1"),
-            typed(Some("text/plain"), "csrf=2"),
-            typed(Some("text/plain"), r#"{"csrf":1}"#),
-        ];
-        let distinct: std::collections::HashSet<_> = rests.iter().collect();
-        assert_eq!(distinct.len(), rests.len(), "{rests:?}");
-        // Encoded, a form's fields cannot be told.
-        let encoded = |body: &str| {
-            let request = http::Request::post("/").header("content-encoding", "x");
-            let request = request.header("content-type", "application/x-www-form-urlencoded");
-            let (parts, ()) = request.body(()).unwrap().into_parts();
-            source.of(&parts, &Bytes::copy_from_slice(body.as_bytes()))
-        };
-        assert_ne!(encoded("csrf=1"), encoded("csrf=2"));
-    }
-
-    #[test]
-    fn contract_5_9_every_rule_has_a_tag_of_its_own() {
-        let fields = |pointers: &[&str]| FingerprintSource::json_fields(pointers);
-        let rules = [
-            FingerprintSource::request(),
-            FingerprintSource::canonical_json(),
-            FingerprintSource::body(),
-            FingerprintSource::none(),
-            FingerprintSource::from_fn(|_, _| Ok(Vec::new())),
-            FingerprintSource::from_head(|_| Ok(Vec::new())),
-            fields(&["/a"]),
-            fields(&["/b"]),
-            fields(&["/a", "/b"]),
-            fields(&["/a/b"]),
-            FingerprintSource::request().without(["/a"]),
-            FingerprintSource::request().without(["/a", "/b"]),
-            FingerprintSource::canonical_json().without(["/a"]),
-        ];
-        for (i, one) in rules.iter().enumerate() {
-            for (j, other) in rules.iter().enumerate() {
-                let (one, other) = (print(one, "POST", "/", "1"), print(other, "PATCH", "/x", "2"));
-                assert_eq!(one.is_same_rule(&other), i == j, "{:?} {:?}", rules[i], rules[j]);
-            }
-        }
-        let again = FingerprintSource::request().without(["/b"]).without(["/a", "/b"]);
-        let fields = FingerprintSource::request().without(["/a", "/b"]);
-        assert_eq!(print(&again, "POST", "/", "{}"), print(&fields, "POST", "/", "{}"));
-    }
-
-    /// Stores hold fingerprints: those of a release must stay what they are.
-    #[test]
-    fn golden_fingerprints() {
-        let body = r#"{"b":1,"a":[2]}"#;
-        for (source, golden) in [
-            (FingerprintSource::request(), "1ae873b15d0cf44e22647ebe6506d7bc"),
-            (FingerprintSource::canonical_json(), "2ae8d9e06f344264c26ca48a165d8aaf"),
-            (
-                FingerprintSource::json_fields(["/a/0", "/c"]),
-                "3ec3cc2ba8960fc4c73a59787644f2d3",
-            ),
-            (FingerprintSource::body(), "4ae8f049311e428a93e32a40c10ac690"),
-            (
-                FingerprintSource::from_fn(|_, _| Ok(b"covered".to_vec())),
-                "5ae80f14f31c7c8f5db36172c2cc2fba",
-            ),
-            (
-                FingerprintSource::from_head(|_| Ok(b"covered".to_vec())),
-                "6ae80f14f31c7c8f5db36172c2cc2fba",
-            ),
-            (FingerprintSource::none(), "7ae80000000000000000000000000000"),
-            (
-                FingerprintSource::request().without(["/b"]),
-                "16f7c8d47a729ddd56661f9fed7eb649",
-            ),
-        ] {
-            let of = print(&source, "POST", "/a?x=1", body);
-            assert_eq!(crate::digest::hex(of.as_bytes()), golden, "{source:?}");
-        }
-    }
-
-    #[test]
-    fn pointers_are_checked_when_the_layer_is_built() {
-        assert!(FingerprintSource::json_fields(["amount"]).validate().is_err());
-        assert!(FingerprintSource::json_fields([""; 0]).validate().is_err());
-        assert!(FingerprintSource::json_fields(["/amount"]).validate().is_ok());
-        let without = |source: FingerprintSource, fields: &[&str]| source.without(fields).validate();
-        assert!(without(FingerprintSource::request(), &["/csrf"]).is_ok());
-        assert!(without(FingerprintSource::canonical_json(), &["/a/0"]).is_ok());
-        assert!(without(FingerprintSource::request(), &["csrf"]).is_err());
-        assert!(without(FingerprintSource::request(), &[]).is_err());
-        assert!(without(FingerprintSource::request().without(["csrf"]), &["/a"]).is_err());
-        for source in [
-            FingerprintSource::body(),
-            FingerprintSource::none(),
-            FingerprintSource::json_fields(["/a"]),
-            FingerprintSource::from_fn(|_, _| Ok(Vec::new())),
-            FingerprintSource::from_head(|_| Ok(Vec::new())),
-        ] {
-            assert!(without(source, &["/csrf"]).is_err());
-        }
-    }
 }

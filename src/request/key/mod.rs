@@ -1,11 +1,12 @@
 //! The key: where a request carries it, and which keys are valid (contract, section 2).
 
+mod rules;
 mod source;
 mod text;
 
+pub(crate) use rules::KeyRules;
 #[cfg(feature = "client")]
 pub(crate) use source::IDEMPOTENCY_KEY;
-pub(crate) use source::KeyRules;
 pub use source::KeySource;
 pub(crate) use text::KeyText;
 pub use text::{InvalidKey, KeyFormat};

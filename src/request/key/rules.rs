@@ -1,0 +1,368 @@
+//! The key of a request: found where the source says, and checked by the rules.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
+
+use super::source::{KeySource, Source};
+use super::text::{InvalidKey, KeyFormat, check_length, check_text, is_placeholder, not_visible, unquote};
+use crate::error::ConfigError;
+use crate::request::content::is_encoded;
+use crate::request::json::Pointer;
+
+/// The source with the rules that its keys obey.
+#[derive(Debug, Clone)]
+pub(crate) struct KeyRules {
+    pub(crate) source: KeySource,
+    pub(crate) format: KeyFormat,
+    pub(crate) max_length: usize,
+}
+
+impl KeyRules {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        if self.max_length == 0 {
+            return Err(ConfigError::new("max_key_length", "0 would refuse every key"));
+        }
+        match &self.source.0 {
+            Source::Headers(Err(error)) | Source::Pointers(Err(error)) => Err(error.clone()),
+            Source::Pointers(Ok(pointers)) if pointers.len() > 1 && self.format == KeyFormat::Uuid => {
+                Err(ConfigError::new(
+                    "key_format",
+                    "a key that is joined from several JSON pointers is never a UUID",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The key in the headers, if the source looks there. A key that is present but invalid is an
+    /// error, an empty one too.
+    pub(crate) fn in_headers<'h>(&self, headers: &'h HeaderMap) -> Result<Option<Cow<'h, str>>, InvalidKey> {
+        let Source::Headers(Ok(names)) = &self.source.0 else {
+            return Ok(None);
+        };
+        for name in names {
+            let mut lines = headers.get_all(name).iter();
+            let Some(line) = lines.next() else { continue };
+            if lines.next().is_some() {
+                return Err(InvalidKey::new(
+                    "the key header appears more than once; send exactly one",
+                ));
+            }
+            return self.in_line(line).map(Some);
+        }
+        Ok(None)
+    }
+
+    /// The key that a closure finds in the head, if that is the source.
+    pub(crate) fn in_head(&self, parts: &Parts) -> Result<Option<Cow<'static, str>>, InvalidKey> {
+        match &self.source.0 {
+            Source::Head(find) => self.of_closure(find(parts)?),
+            _ => Ok(None),
+        }
+    }
+
+    /// The key in the buffered request, if the source needs the body.
+    pub(crate) fn in_body(&self, parts: &Parts, body: &Bytes) -> Result<Option<Cow<'static, str>>, InvalidKey> {
+        match &self.source.0 {
+            Source::Headers(_) | Source::Head(_) | Source::Pointers(Err(_)) => Ok(None),
+            Source::Body(find) => find(parts, body).and_then(|key| self.of_closure(key)),
+            Source::Pointers(Ok(pointers)) => {
+                if body.is_empty() {
+                    return Ok(None);
+                }
+                if is_encoded(&parts.headers) {
+                    return Err(InvalidKey::new(
+                        "the key in the body cannot be read because the body has a `Content-Encoding`; send the body without one",
+                    ));
+                }
+                self.at_pointers(pointers, body)
+            }
+        }
+    }
+
+    /// The key that a text names: what a client sent, or what
+    /// [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str) says. Where keys are in headers, a
+    /// text that begins with a quotation mark is quoted.
+    pub(crate) fn of_text<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, InvalidKey> {
+        let key = match &self.source.0 {
+            Source::Headers(_) if text.starts_with('"') => unquote(text.as_bytes())?,
+            _ => Cow::Borrowed(text),
+        };
+        check_text(&key, self.max_length)?;
+        self.check(key)
+    }
+
+    fn of_closure(&self, key: Option<String>) -> Result<Option<Cow<'static, str>>, InvalidKey> {
+        let Some(key) = key else { return Ok(None) };
+        check_text(&key, self.max_length)?;
+        self.check(Cow::Owned(key)).map(Some)
+    }
+
+    fn at_pointers(&self, pointers: &[Pointer], body: &[u8]) -> Result<Option<Cow<'static, str>>, InvalidKey> {
+        let mut values = Vec::with_capacity(pointers.len());
+        for pointer in pointers {
+            // What cannot be read is refused even if another value is missing: a missing key lets
+            // the request pass.
+            let value = pointer.find(body).map_err(|why| InvalidKey::new(why.to_string()))?;
+            if let Some(value) = value {
+                let value = text_of(value.get())?;
+                check_text(&value, self.max_length)?;
+                refuse_placeholder(&value)?;
+                values.push(value);
+            }
+        }
+        if values.len() < pointers.len() {
+            return Ok(None);
+        }
+        self.check(Cow::Owned(KeySource::join(values))).map(Some)
+    }
+
+    fn in_line<'h>(&self, line: &'h HeaderValue) -> Result<Cow<'h, str>, InvalidKey> {
+        let bytes = line.as_bytes();
+        if bytes.first() == Some(&b'"') {
+            return self.check(unquote(bytes)?);
+        }
+        if self.format == KeyFormat::Structured {
+            return Err(InvalidKey::new(
+                "the key must be a quoted structured-field String (RFC 9651, section 3.3.3), as in \"8e03978e-40d5-43dd-bc93-6894a57f9324\"",
+            ));
+        }
+        let plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b',' | b'"');
+        match line.to_str() {
+            Ok(text) if bytes.iter().all(plain) => self.check(Cow::Borrowed(text)),
+            _ if bytes.contains(&b',') => Err(InvalidKey::new(
+                "a bare key must not contain a comma; send one key, or quote it",
+            )),
+            _ if bytes.contains(&b'"') => Err(InvalidKey::new(
+                "a bare key must not contain a quotation mark; quote and escape it",
+            )),
+            _ => Err(not_visible()),
+        }
+    }
+
+    /// Length and, if asked for, the form of a UUID; the characters are allowed ones.
+    fn check<'k>(&self, key: Cow<'k, str>) -> Result<Cow<'k, str>, InvalidKey> {
+        check_length(&key, self.max_length)?;
+        refuse_placeholder(&key)?;
+        if self.format != KeyFormat::Uuid {
+            return Ok(key);
+        }
+        // `try_parse` takes three more spellings; the length leaves only the one with hyphens.
+        match uuid::Uuid::try_parse(&key) {
+            Ok(_) if key.len() == uuid::fmt::Hyphenated::LENGTH => {
+                if key.bytes().any(|byte| byte.is_ascii_uppercase()) {
+                    Ok(Cow::Owned(key.to_ascii_lowercase()))
+                } else {
+                    Ok(key)
+                }
+            }
+            _ => Err(InvalidKey::new(
+                "the key must be a UUID (RFC 9562), as in 8e03978e-40d5-43dd-bc93-6894a57f9324",
+            )),
+        }
+    }
+}
+
+fn refuse_placeholder(key: &str) -> Result<(), InvalidKey> {
+    if is_placeholder(key) {
+        return Err(InvalidKey::new(
+            "the key is a placeholder (such as `undefined`, `null`, an unfilled template, the nil UUID or the max UUID); \
+             send a key that is unique for the operation",
+        ));
+    }
+    Ok(())
+}
+
+/// A JSON value as a key: a string, or an integer by its digits.
+fn text_of(raw: &str) -> Result<String, InvalidKey> {
+    let integer = |raw: &str| {
+        let digits = raw.strip_prefix('-').unwrap_or(raw);
+        digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    if raw.starts_with('"') {
+        serde_json::from_str(raw).map_err(|_| InvalidKey::new("the key in the body is not a valid string"))
+    } else if integer(raw) {
+        Ok(raw.to_owned())
+    } else {
+        Err(InvalidKey::new("the key in the body must be a string or an integer"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::key::source::IDEMPOTENCY_KEY;
+
+    fn rules(format: KeyFormat) -> KeyRules {
+        KeyRules {
+            source: KeySource::default(),
+            format,
+            max_length: 255,
+        }
+    }
+
+    fn head(format: KeyFormat, line: &[u8]) -> Result<Option<String>, InvalidKey> {
+        let mut headers = HeaderMap::new();
+        headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes(line).unwrap());
+        rules(format).in_headers(&headers).map(|key| key.map(Cow::into_owned))
+    }
+
+    const UUID: &str = "8e03978e-40d5-43dd-bc93-6894a57f9324";
+
+    #[test]
+    fn contract_2_2_quoted_and_bare_name_the_same_key() {
+        use KeyFormat::{Any, Structured, Uuid};
+        let quoted = format!("\"{UUID}\"");
+        let params = format!("\"{UUID}\";v=1;flag");
+        let upper = UUID.to_ascii_uppercase();
+        for (format, line, expected) in [
+            (Any, UUID, Some(UUID)),
+            (Any, quoted.as_str(), Some(UUID)),
+            (Any, params.as_str(), Some(UUID)),
+            (Any, r#""a\"b\\c d""#, Some(r#"a"b\c d"#)),
+            (Any, r"a;b\c", Some(r"a;b\c")),
+            (Any, "a/b:c{d}", Some("a/b:c{d}")),
+            (Any, "\"a,b\"", Some("a,b")),
+            (Structured, quoted.as_str(), Some(UUID)),
+            (Structured, UUID, None),
+            (Uuid, UUID, Some(UUID)),
+            (Uuid, quoted.as_str(), Some(UUID)),
+            (Uuid, upper.as_str(), Some(UUID)),
+            (
+                Uuid,
+                "00000000-0000-0000-0000-000000000001",
+                Some("00000000-0000-0000-0000-000000000001"),
+            ),
+            (Uuid, "8e03978e40d543ddbc936894a57f9324", None),
+            (Uuid, "{8e03978e-40d5-43dd-bc93-6894a57f9324}", None),
+            (Uuid, "order-17", None),
+        ] {
+            let key = head(format, line.as_bytes());
+            assert_eq!(
+                key.clone().ok().flatten().as_deref(),
+                expected,
+                "{format:?} {line} {key:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn contract_2_3_and_2_4_invalid_keys_say_why() {
+        let long = "k".repeat(256);
+        for (line, reason) in [
+            (&b""[..], "empty"),
+            (b"\"\"", "empty"),
+            (b"a,b", "comma"),
+            (b"a\"b", "quotation mark"),
+            (b"a b", "visible ASCII"),
+            (b"a\tb", "visible ASCII"),
+            (b"caf\xc3\xa9", "visible ASCII"),
+            (b"\xff", "visible ASCII"),
+            (b"\"abc", "structured-field"),
+            (b"\"abc\" trailing", "structured-field"),
+            (b"\"abc\";", "structured-field"),
+            (b"\"a\", \"b\"", "structured-field"),
+            (b"\"\\x\"", "structured-field"),
+            (b"\"caf\xc3\xa9\"", "structured-field"),
+            (long.as_bytes(), "256 bytes"),
+        ] {
+            let error = head(KeyFormat::Any, line).unwrap_err();
+            assert!(error.to_string().contains(reason), "{line:?}: {error}");
+        }
+        assert!(head(KeyFormat::Any, &b"k".repeat(255)).is_ok());
+        assert!(head(KeyFormat::Any, format!("\"{}\"", "k".repeat(255)).as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn contract_2_4_two_header_lines_are_invalid() {
+        let mut headers = HeaderMap::new();
+        headers.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
+        headers.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
+        assert!(rules(KeyFormat::Any).in_headers(&headers).is_err());
+    }
+
+    #[test]
+    fn contract_2_5_a_pointer_finds_strings_and_integers() {
+        let mut rules = rules(KeyFormat::Any);
+        rules.source = KeySource::json_pointer("/event_id");
+        let (parts, ()) = http::Request::new(()).into_parts();
+        let find = |body: &str| {
+            let found = rules.in_body(&parts, &Bytes::copy_from_slice(body.as_bytes()));
+            found.map(|key| key.map(Cow::into_owned))
+        };
+        assert_eq!(find(r#"{"event_id":"evt_1"}"#), Ok(Some("evt_1".into())));
+        assert_eq!(
+            find(r#"{"event_id":98765432109876543210987654321}"#),
+            Ok(Some("98765432109876543210987654321".into()))
+        );
+        assert_eq!(find(r#"{"event_id":-7}"#), Ok(Some("-7".into())));
+        assert_eq!(find(r#"{"other":1}"#), Ok(None));
+        assert_eq!(find(""), Ok(None));
+        for bad in [
+            "1.5",
+            "1e3",
+            "null",
+            "true",
+            "[]",
+            "{}",
+            "\"\"",
+            "\"caf\u{e9}\"",
+            "\"\\ud800\"",
+        ] {
+            assert!(find(&format!("{{\"event_id\":{bad}}}")).is_err(), "{bad}");
+        }
+        for unreadable in [
+            "not json",
+            r#"{"event_id":"a","event_id":"b"}"#,
+            r#"{"note\ud800":1,"event_id":"a"}"#,
+            "{\"event_id\":\"a\"",
+        ] {
+            assert!(find(unreadable).is_err(), "{unreadable}");
+        }
+        assert!(find(&format!("{{\"event_id\":\"{}\"}}", "k".repeat(256))).is_err());
+    }
+
+    #[test]
+    fn contract_2_5_joined_values_name_one_key_each() {
+        let lists: [&[&str]; 8] = [
+            &["ab", "c"],
+            &["a", "bc"],
+            &["", "abc"],
+            &["abc", ""],
+            &["1:a", "b"],
+            &["1", "1:a"],
+            &["a", "b", "c"],
+            &["a", "b1:c"],
+        ];
+        let keys: std::collections::HashSet<_> = lists.iter().map(|list| KeySource::join(*list)).collect();
+        assert_eq!(keys.len(), lists.len(), "{keys:?}");
+    }
+
+    #[test]
+    fn contract_2_5_only_sources_in_the_body_need_it() {
+        for (source, needs) in [
+            (KeySource::default(), false),
+            (KeySource::headers(["a", "b"]), false),
+            (KeySource::from_head(|_| Ok(None)), false),
+            (KeySource::json_pointers(["/a", "/b"]), true),
+            (KeySource::from_fn(|_, _| Ok(None)), true),
+        ] {
+            assert_eq!(source.needs_body(), needs, "{source:?}");
+        }
+    }
+
+    #[test]
+    fn the_short_cut_for_quoted_keys_agrees_with_the_structured_field_parser() {
+        for inner in ["", " ", "a", "a b", "~!#$%&'()*+,-./:;<=>?@[]^_`{|}"] {
+            let line = format!("\"{inner}\"");
+            let item: sfv::Item = sfv::Parser::new(line.as_bytes()).parse().unwrap();
+            let sfv::BareItem::String(oracle) = item.bare_item else {
+                panic!("a string")
+            };
+            assert_eq!(unquote(line.as_bytes()).unwrap(), String::from(oracle));
+        }
+    }
+}

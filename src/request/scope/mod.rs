@@ -1,0 +1,11 @@
+//! The scope: whose key it is (contract, section 3).
+
+mod digest;
+mod read;
+mod rules;
+mod source;
+mod values;
+
+pub(crate) use rules::{ScopeRules, Scoped};
+pub use source::ScopeSource;
+pub use values::ScopeValues;

@@ -1,0 +1,108 @@
+//! What a source finds in a request, and what makes it doubtful.
+
+use std::borrow::Cow;
+
+use http::HeaderName;
+use http::header;
+use http::request::Parts;
+
+use super::digest::{CLOSURE, ENDPOINT, EXTENSION, HEADER, SHARED, ScopeDigest};
+use super::source::Source;
+use crate::error::BoxError;
+use crate::request::authorization;
+use crate::request::target::original_uri;
+
+/// What suggests that the scope does not tell callers apart, or does not recognise one.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Doubts {
+    /// The request fell into the anonymous scope although a cookie says who sent it.
+    pub(crate) overlooks_cookie: bool,
+    /// The scope has credentials of this scheme, which are others with every request.
+    pub(crate) changing_scheme: Option<&'static str>,
+}
+
+/// The scope cannot be determined: `500` problem `scope-unavailable`.
+#[derive(Debug)]
+pub(crate) struct ScopeUnavailable(pub(crate) BoxError);
+
+impl Source {
+    /// The fields that this source finds in a request.
+    pub(super) fn write(
+        &self,
+        parts: &Parts,
+        digest: &mut ScopeDigest,
+        doubts: &mut Doubts,
+    ) -> Result<(), ScopeUnavailable> {
+        match self {
+            Self::Header(Err(error)) => return Err(ScopeUnavailable(error.clone().into())),
+            Self::Header(Ok(name)) => {
+                let mut lines = parts.headers.get_all(name).iter().peekable();
+                if *name == header::AUTHORIZATION {
+                    match lines.peek() {
+                        Some(line) => doubts.changing_scheme = authorization::changing_scheme(line.as_bytes()),
+                        None => doubts.overlooks_cookie = parts.headers.contains_key(header::COOKIE),
+                    }
+                }
+                // All lines count: whichever of two the application believes, it is in the scope.
+                for line in lines {
+                    digest.field(HEADER, &comparable(name, line.as_bytes()));
+                }
+            }
+            Self::Host => match parts.uri.authority() {
+                Some(authority) => {
+                    let host = authority.as_str();
+                    digest.host(host.rsplit_once('@').map_or(host, |(_, host)| host).as_bytes());
+                }
+                None => parts
+                    .headers
+                    .get_all(header::HOST)
+                    .iter()
+                    .for_each(|line| digest.host(line.as_bytes())),
+            },
+            Self::Endpoint => {
+                let endpoint = format!("{} {}", parts.method, original_uri(parts).path());
+                digest.field(ENDPOINT, endpoint.as_bytes());
+            }
+            Self::Extension(name, read) => {
+                let scope = read(&parts.extensions).ok_or_else(|| {
+                    let missing = format!(
+                        "the request has no extension `{name}`: is the layer that puts it there outside the idempotency layer?"
+                    );
+                    ScopeUnavailable(missing.into())
+                })?;
+                digest.field(EXTENSION, scope.as_bytes());
+            }
+            Self::Head(scope) => {
+                let scope = scope(parts).map_err(ScopeUnavailable)?;
+                digest.field(CLOSURE, scope.as_bytes());
+            }
+            Self::Shared(name) => digest.field(SHARED, name.as_bytes()),
+            // Flattened by `and`.
+            Self::All(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The same field, of a value that somebody says this source has found.
+    pub(super) fn write_value(&self, value: Option<&str>, digest: &mut ScopeDigest) {
+        match (self, value) {
+            (Self::Shared(name), _) => digest.field(SHARED, name.as_bytes()),
+            (_, None) => {}
+            (Self::Header(Ok(name)), Some(value)) => digest.field(HEADER, &comparable(name, value.as_bytes())),
+            (Self::Host, Some(value)) => digest.host(value.as_bytes()),
+            (Self::Endpoint, Some(value)) => digest.field(ENDPOINT, value.as_bytes()),
+            (Self::Extension(..), Some(value)) => digest.field(EXTENSION, value.as_bytes()),
+            (Self::Head(_), Some(value)) => digest.field(CLOSURE, value.as_bytes()),
+            // An invalid name was reported when the layer was built.
+            (Self::Header(Err(_)) | Self::All(_), Some(_)) => {}
+        }
+    }
+}
+
+/// A header's value in the spelling that is compared.
+fn comparable<'v>(name: &HeaderName, value: &'v [u8]) -> Cow<'v, [u8]> {
+    match *name == header::AUTHORIZATION {
+        true => authorization::with_scheme_in_one_case(value),
+        false => Cow::Borrowed(value),
+    }
+}

@@ -1,0 +1,205 @@
+//! Reads a response's body as far as it is to be kept, and says how the claim ends.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, response};
+use http_body::Body;
+
+use super::claim::Claim;
+use super::config::Config;
+use super::ended::{Disconnected, Ended, Panic, to_its_end};
+use super::settlement::Settlement;
+use super::store_call::within;
+use crate::answer::{Fate, Outcome, Verdict, WholeResponse};
+use crate::body::{Collect, Collected, ResponseBody, declares_more_than};
+use crate::request::Fingerprint;
+use crate::store::{Record, Store};
+
+/// What came of reading a response's body.
+pub(crate) enum Read<RB: Body> {
+    Settle {
+        settlement: Settlement,
+        outcome: Outcome,
+        body: ResponseBody<RB>,
+        panicked: Option<Panic>,
+    },
+    /// The response is a stream: what was read of it, and the rest.
+    Stream {
+        read: [Bytes; 2],
+        rest: Pin<Box<RB>>,
+        /// How long its tombstone is kept.
+        ttl: Duration,
+        /// Whether it is still to be judged, by its trailers.
+        by_trailers: bool,
+    },
+}
+
+/// The tombstone of a response that was not stored. What failed leaves in doubt what was done.
+pub(crate) fn not_retained(head: &response::Parts) -> impl FnOnce(Fingerprint) -> Record {
+    move |fingerprint| {
+        if head.status.is_server_error() {
+            Record::outcome_unknown(fingerprint)
+        } else {
+            Record::response_not_retained_at(fingerprint, head.status, &head.headers)
+        }
+    }
+}
+
+/// Reads a response's body as far as it is to be kept.
+pub(crate) async fn read_to_keep<RB, St>(
+    claim: &Claim<St>,
+    method: &Method,
+    verdict: Option<Verdict>,
+    head: &mut response::Parts,
+    body: RB,
+    cancelled: Option<&Disconnected>,
+) -> Read<RB>
+where
+    RB: Body<Data = Bytes>,
+    St: Store,
+{
+    let config = &claim.guard.config;
+    let ttl = match verdict {
+        Some(Verdict::StoreFor(ttl)) => Config::ttl_within_range(ttl),
+        _ => config.ttl,
+    };
+    let settle = |fate, body, head: &response::Parts| {
+        let (settlement, outcome) = claim.settlement_of(fate, not_retained(head));
+        let settlement = settlement.kept_for(ttl);
+        Read::Settle {
+            settlement,
+            outcome,
+            body,
+            panicked: None,
+        }
+    };
+    let end_by_panic = |panic| {
+        let (settlement, outcome) = claim.settlement_of(config.policy.on_panic, Record::outcome_unknown);
+        Read::Settle {
+            settlement,
+            outcome,
+            body: ResponseBody::kept(Bytes::new(), None),
+            panicked: Some(panic),
+        }
+    };
+    match verdict {
+        Some(Verdict::Release) => return settle(Fate::Release, ResponseBody::live(body), head),
+        Some(Verdict::Reopen) => return settle(Fate::Reopen, ResponseBody::live(body), head),
+        Some(Verdict::Seal) => return settle(Fate::Seal, ResponseBody::live(body), head),
+        Some(Verdict::Store | Verdict::StoreFor(_)) | None => {}
+    }
+    let by_trailers = verdict.is_none() && config.policy.judges_by_trailers();
+    if config.policy.is_stream(&head.headers) {
+        return Read::Stream {
+            read: [Bytes::new(), Bytes::new()],
+            rest: Box::pin(body),
+            ttl,
+            by_trailers,
+        };
+    }
+    // The bodies of applications may panic wherever they are asked.
+    match catch_unwind(AssertUnwindSafe(|| declares_more_than(&body, config.max_response_body))) {
+        Ok(false) => {}
+        Ok(true) => {
+            let body = ResponseBody::overflowed([Bytes::new(), Bytes::new()], Box::pin(body));
+            return settle(config.policy.on_lost_body, body, head);
+        }
+        Err(panic) => return end_by_panic(panic),
+    }
+    // Boxed, so that the rest can be handed on after it was polled.
+    let mut collect = Collect::new(Box::pin(body), config.max_response_body);
+    let collected = {
+        let work = pin!(to_its_end(Pin::new(&mut collect), cancelled));
+        within(config.response_body_within, work).await
+    };
+    let lost = config.policy.on_lost_body;
+    let (data, trailers) = match collected {
+        Ok(Ended::Returned(Collected::Whole { data, trailers })) => {
+            match catch_unwind(AssertUnwindSafe(|| drop(collect))) {
+                Ok(()) => (data, trailers),
+                Err(panic) => return end_by_panic(panic),
+            }
+        }
+        Ok(Ended::Returned(Collected::TooLarge { data, next })) if lost == Fate::Seal && by_trailers => {
+            return Read::Stream {
+                read: [data, next],
+                rest: collect.into_parts().1,
+                ttl,
+                by_trailers,
+            };
+        }
+        Ok(Ended::Returned(Collected::TooLarge { data, next })) => {
+            return settle(
+                lost,
+                ResponseBody::overflowed([data, next], collect.into_parts().1),
+                head,
+            );
+        }
+        Ok(Ended::Returned(Collected::Failed { data, error })) => {
+            return settle(lost, ResponseBody::failed(data, error), head);
+        }
+        Ok(Ended::Panicked(panic)) => return end_by_panic(panic),
+        Err(_late) => {
+            let (data, rest) = collect.into_parts();
+            let read = [data, Bytes::new()];
+            return match lost {
+                Fate::Seal => Read::Stream {
+                    read,
+                    rest,
+                    ttl,
+                    by_trailers,
+                },
+                fate => settle(fate, ResponseBody::overflowed(read, rest), head),
+            };
+        }
+        Ok(Ended::Cancelled) => {
+            let fate = config.cancel_on_disconnect.unwrap_or(Fate::Seal);
+            return settle(fate, ResponseBody::kept(Bytes::new(), None), head);
+        }
+    };
+    let whole = WholeResponse {
+        status: head.status,
+        headers: &head.headers,
+        body: &data,
+        trailers: trailers.as_deref(),
+    };
+    let verdict = match verdict.map_or_else(|| catch_unwind(AssertUnwindSafe(|| config.policy.verdict(&whole))), Ok) {
+        Ok(verdict) => verdict,
+        Err(panic) => return end_by_panic(panic),
+    };
+    let ttl = match verdict {
+        Verdict::Store => ttl,
+        Verdict::StoreFor(ttl) => Config::ttl_within_range(ttl),
+        Verdict::Release => return settle(Fate::Release, ResponseBody::kept(data, trailers), head),
+        Verdict::Reopen => return settle(Fate::Reopen, ResponseBody::kept(data, trailers), head),
+        Verdict::Seal => return settle(Fate::Seal, ResponseBody::kept(data, trailers), head),
+    };
+    announce_lifetime(config, ttl, head);
+    let skip = config.skips(&head.headers, trailers.is_some());
+    let (print, status, headers) = (claim.fingerprint, head.status, &head.headers);
+    // What `HEAD` declares is the length of a body that is not there (RFC 9110, section 8.6).
+    let record = if *method == Method::HEAD && data.is_empty() {
+        Record::of_head(print, status, headers, skip)
+    } else {
+        Record::response(print, status, headers, skip, &data, trailers.as_deref())
+    };
+    Read::Settle {
+        settlement: Settlement::Complete { record, ttl },
+        outcome: Outcome::Executed,
+        body: ResponseBody::kept(data, trailers),
+        panicked: None,
+    }
+}
+
+/// Tells the client until when a retry gets this response.
+fn announce_lifetime(config: &Config, ttl: Duration, head: &mut response::Parts) {
+    if let Some(name) = &config.lifetime_header
+        && let Some(end) = SystemTime::now().checked_add(ttl)
+        && let Ok(value) = HeaderValue::try_from(httpdate::fmt_http_date(end))
+    {
+        head.headers.insert(name.clone(), value);
+    }
+}
