@@ -26,7 +26,7 @@ impl Millis {
 
 /// A fencing token: names one claim of one slot. Whatever bears another token is answered `Lost`.
 ///
-/// The engine draws it before it asks the store, so that `begin` can be repeated, or undone by
+/// The layer draws it before it asks the store, so that `begin` can be repeated, or undone by
 /// `release`, when its answer was lost on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);

@@ -1,5 +1,7 @@
 //! Servers and connections that go away and come back.
 
+use std::future::ready;
+
 use super::*;
 use crate::support::wait::{PATIENCE, watched};
 
@@ -140,4 +142,43 @@ async fn a_password_that_was_changed_for_a_while() {
         store.begin(&claim(1)).await.is_ok()
     })
     .await;
+}
+
+#[tokio::test]
+async fn contract_6_3_while_the_server_is_frozen_requests_are_refused_without_asking_it() {
+    let Some(server) = Redis::start() else { return };
+    capture::install();
+    let layer = IdempotencyLayer::builder(store(&server).await)
+        .store_timeout(Duration::from_millis(500))
+        .circuit_breaker(3, Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let runs = Count::default();
+    let counter = runs.clone();
+    let service = layer.layer(inner(move |_| ready(ok(format!("run {}", counter.up())))));
+    assert_eq!(send(&service, post("/", "before", "b")).await.text(), "run 1");
+    server.pause();
+    capture::take();
+    // However many there are: each probe is logged as a failure of the store, and the others are not.
+    for n in 0..1000 {
+        send(&service, post("/", &n.to_string(), "b"))
+            .await
+            .assert_problem(503, "store-unavailable");
+    }
+    let events = capture::take();
+    let asked = events
+        .iter()
+        .filter(|event| event.message().contains("the request is refused"));
+    let asked = asked.count();
+    assert!((3..500).contains(&asked), "the store was asked {asked} times in 1000");
+    let opened = events.iter().filter(|event| event.message().starts_with("the store fails"));
+    assert_eq!(opened.count(), 1, "said once");
+    assert_eq!(layer.background().len(), 0, "nothing piles up");
+    server.resume();
+    eventually("a probe has found the store", async || {
+        send(&service, post("/", "after", "b")).await.status == 200
+    })
+    .await;
+    assert_eq!(runs.get(), 2);
+    assert!(send(&service, post("/", "before", "b")).await.is_replay());
 }
