@@ -171,7 +171,9 @@ async fn contract_6_3_while_the_server_is_frozen_requests_are_refused_without_as
         .filter(|event| event.message().contains("the request is refused"));
     let asked = asked.count();
     assert!((3..500).contains(&asked), "the store was asked {asked} times in 1000");
-    let opened = events.iter().filter(|event| event.message().starts_with("the store fails"));
+    let opened = events
+        .iter()
+        .filter(|event| event.message().starts_with("the store fails"));
     assert_eq!(opened.count(), 1, "said once");
     assert_eq!(layer.background().len(), 0, "nothing piles up");
     server.resume();
