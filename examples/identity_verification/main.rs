@@ -38,7 +38,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 use self::app::App;
 use self::options::Options;
@@ -73,12 +74,13 @@ async fn run(options: &Options) -> Result<Stopped, Box<dyn Error>> {
     Ok(serve::serve(listener, app, signal).await)
 }
 
-/// Standard output is for the address alone.
+/// Standard output is for the address alone. `RUST_LOG` says what is logged, such as
+/// `info,tower_idempotency=debug`.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let chosen = std::env::var("RUST_LOG").ok().and_then(|targets| targets.parse().ok());
+    let targets = chosen.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+        .with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines.with_filter(targets)).init();
 }
