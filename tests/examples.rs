@@ -8,6 +8,7 @@ mod examples {
     #[cfg(feature = "tonic")]
     mod grpc;
     mod identity_verification;
+    mod needs;
     mod quickstart;
     #[cfg(target_os = "linux")]
     mod resilient_client;

@@ -295,6 +295,33 @@ async fn what_people_type_is_text() {
     .await;
 }
 
+/// `scripts/picture` keeps the picture, as `docs/images/page.png`.
+#[tokio::test]
+async fn the_picture_of_the_readme_can_be_taken() {
+    on_the_page(&["--provider-latency", "500ms"], async |page, server| {
+        page.double_click("#verify").await;
+        page.has("the second press has got the answer", 1, "[data-outcome=replayed]")
+            .await;
+        page.click("#cut").await;
+        page.has("the connection is cut", 1, "[data-outcome=cut]").await;
+        page.click("#retry").await;
+        page.has("the retry has got the answer", 2, "[data-outcome=replayed]")
+            .await;
+        page.click("#other-body").await;
+        page.has("another body is refused", 1, "[data-outcome=refused]").await;
+        page.settled().await;
+        page.bill_is_the_servers(server, "acme", 2).await;
+
+        let picture = page.picture().await;
+        assert!(picture.starts_with(b"\x89PNG\r\n\x1a\n"), "no PNG");
+        assert!(picture.len() < 200_000, "{} bytes", picture.len());
+        if let Some(file) = std::env::var_os("PAGE_PICTURE") {
+            std::fs::write(file, picture).unwrap();
+        }
+    })
+    .await;
+}
+
 /// That the other tests would see it.
 #[tokio::test]
 async fn what_goes_wrong_in_the_page_is_in_the_log() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
 use serde_json::{Value, json};
 
 use super::browser::Browser;
@@ -163,6 +164,24 @@ impl<'a> Page<'a> {
         self.session
             .chromium("Emulation.setDeviceMetricsOverride", screen)
             .await;
+    }
+
+    /// What a screen of 1200 by 820 shows of the page, as a PNG.
+    pub(crate) async fn picture(&self) -> Vec<u8> {
+        let screen = json!({ "width": 1200, "height": 820, "deviceScaleFactor": 1, "mobile": false });
+        self.session
+            .chromium("Emulation.setDeviceMetricsOverride", screen)
+            .await;
+        self.session
+            .chromium("Emulation.setScrollbarsHidden", json!({ "hidden": true }))
+            .await;
+        self.run("document.activeElement?.blur(); scrollTo(0, 0)", &[]).await;
+        let picture = self
+            .session
+            .chromium("Page.captureScreenshot", json!({ "format": "png" }))
+            .await;
+        let data = picture["data"].as_str().unwrap();
+        base64::engine::general_purpose::STANDARD.decode(data).unwrap()
     }
 
     /// That nothing sticks out of a phone's screen, and that fingers find the controls.

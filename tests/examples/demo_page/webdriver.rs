@@ -110,8 +110,8 @@ impl Session {
     }
 
     /// A command of Chromium's own protocol.
-    pub(crate) async fn chromium(&self, command: &str, parameters: Value) {
+    pub(crate) async fn chromium(&self, command: &str, parameters: Value) -> Value {
         let body = json!({ "cmd": command, "params": parameters });
-        self.post("/goog/cdp/execute", body).await.unwrap();
+        self.post("/goog/cdp/execute", body).await.unwrap()
     }
 }

@@ -1,0 +1,23 @@
+-- The table of `PostgresStore`. `PostgresStore::migrate` runs this; run it yourself if your
+-- migrations are made otherwise, with the name and schema that you give the store.
+CREATE TABLE IF NOT EXISTS idempotency_keys (
+    -- SHA-256 of scope and key.
+    slot        bytea       NOT NULL PRIMARY KEY,
+    -- What the request was: two bytes for the rule, and 14 of a digest.
+    fingerprint bytea       NOT NULL,
+    -- The fencing token of the present or last claim.
+    token       bigint      NOT NULL,
+    -- 1, and one more for each lapsed claim that was taken over.
+    attempt     integer     NOT NULL,
+    -- Until when the claim holds without being renewed.
+    lease_until timestamptz NOT NULL,
+    -- From when on the row counts as absent.
+    forget_at   timestamptz NOT NULL,
+    -- From when on the sweeper looks at the row. Separate from `forget_at`, which changes more often, so
+    -- that renewing a claim and recording its outcome do not write the index.
+    sweep_at    timestamptz NOT NULL,
+    -- The outcome; NULL while the operation runs.
+    record      bytea
+);
+-- For the sweeper.
+CREATE INDEX IF NOT EXISTS idempotency_keys_sweep_at ON idempotency_keys (sweep_at);
