@@ -19,7 +19,8 @@ async fn pay(key: IdempotencyKey, amount: String) -> (StatusCode, String) {
     (StatusCode::CREATED, format!("paid {amount} as {provider_key}\n"))
 }
 
-async fn app(redis: &str) -> Result<Router, Box<dyn std::error::Error>> {
+/// The service. Every process with the same Redis is the same service.
+pub async fn app(redis: &str) -> Result<Router, Box<dyn std::error::Error>> {
     // The prefix separates what is ours from other keys of that Redis.
     let store = RedisStore::connect(redis).await?.prefix("payments:")?;
     let idempotency = IdempotencyLayer::builder(store).require_key(true).build()?;

@@ -14,6 +14,8 @@ pub(crate) mod request;
 mod stores;
 #[cfg(unix)]
 mod subscriber;
+#[cfg(target_os = "linux")]
+mod walk;
 
 /// The example's own modules, all but those of its process.
 #[path = "../../../examples/identity_verification"]
