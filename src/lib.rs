@@ -145,7 +145,12 @@ pub use store::{MemoryStore, OnLapse, Store};
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// And those of the guide.
-#[cfg(all(doctest, feature = "axum"))]
+/// And those of the guide, each as it stands: no feature is asked for in the text.
+#[cfg(all(doctest, feature = "axum", feature = "client", feature = "tonic"))]
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;
+
+/// And those for the person on call.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/operating.md")]
+struct Operating;

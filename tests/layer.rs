@@ -14,6 +14,8 @@ mod layer {
     mod leases;
     #[cfg(feature = "metrics")]
     mod metrics;
+    #[cfg(unix)]
+    mod operating;
     mod panics;
     mod reconcile;
     mod secrets;

@@ -109,7 +109,7 @@ mod migrations {
             return;
         };
         let Some(postgres) = Postgres::shared() else { return };
-        let url = postgres.url(&postgres.create_database());
+        let url = postgres.create_database();
         let start = || {
             let mut command = Command::new(&program);
             command.env("DATABASE_URL", &url).env("LISTEN", "127.0.0.1:0");
