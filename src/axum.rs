@@ -10,8 +10,9 @@ use std::fmt;
 use crate::answer::Verdict;
 use crate::request::IdempotencyKey;
 
-/// The rejection of [`IdempotencyKey`]: no layer has put a key into the request. `500`, since it is
-/// a mistake of the server: the client cannot mend it.
+/// The rejection of [`IdempotencyKey`]: no layer has put a key into the request.
+///
+/// The response is `500`, because this is an error of the server that the client cannot fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MissingIdempotencyLayer;
@@ -19,9 +20,9 @@ pub struct MissingIdempotencyLayer;
 impl fmt::Display for MissingIdempotencyLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "nothing of an idempotency layer in the request's extensions: either `IdempotencyLayer` is not around this route \
-             (or does not guard this method), or the request came without a key; then set `require_key(true)`, \
-             or take `Option<IdempotencyKey>`",
+            "the request has no idempotency key that a layer has checked. If the client sent no key, set \
+             `require_key(true)` or take an `Option` of this extractor; otherwise put `IdempotencyLayer` around this \
+             route and let it guard the method",
         )
     }
 }
@@ -51,7 +52,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// `(Verdict::Release, response)`: the handler says what becomes of its response.
+/// `(Verdict::Release, response)`: the handler decides what happens to its response.
 impl IntoResponseParts for Verdict {
     type Error = Infallible;
 

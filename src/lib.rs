@@ -79,6 +79,46 @@
 //! stored. With [`MemoryStore`] a restart forgets every key, and a full store evicts or refuses
 //! ([`WhenFull`](store::WhenFull)).
 //!
+//! # Options
+//!
+//! [`IdempotencyLayer::builder`] has them. What cannot work is an error of
+//! [`build`](IdempotencyLayerBuilder::build), and the order of the calls does not matter.
+//!
+//! | option | default | meaning |
+//! |---|---|---|
+//! | [`methods`](IdempotencyLayerBuilder::methods) | `POST`, `PATCH` | the guarded methods; others pass through untouched |
+//! | [`key`](IdempotencyLayerBuilder::key) | the header `Idempotency-Key` | where a request has its key: headers, the head, JSON pointers, a closure ([`KeySource`]) |
+//! | [`key_format`](IdempotencyLayerBuilder::key_format) | any | quoted and bare keys; or the draft's quoted form alone, or UUIDs ([`KeyFormat`]) |
+//! | [`max_key_length`](IdempotencyLayerBuilder::max_key_length) | 255 bytes |  |
+//! | [`require_key`](IdempotencyLayerBuilder::require_key) | off | a request without a key is `400` |
+//! | [`scope`](IdempotencyLayerBuilder::scope) | `Authorization` | what separates callers ([`ScopeSource`]) |
+//! | [`namespace`](IdempotencyLayerBuilder::namespace) | none | the application's name, if several share a store |
+//! | [`fingerprint`](IdempotencyLayerBuilder::fingerprint) | method, path, query, body | what makes two requests the same ([`FingerprintSource`]) |
+//! | [`policy`](IdempotencyLayerBuilder::policy) | stores 2xx and 303 | what is stored, and what follows a panic, an error, a lost body, a lapsed lease ([`Policy`]) |
+//! | [`ttl`](IdempotencyLayerBuilder::ttl) | 24 h | how long an outcome is kept, from completion |
+//! | [`lease`](IdempotencyLayerBuilder::lease) | 30 s | how long a key is blocked after its process died; `MemoryStore` needs none |
+//! | [`wait`](IdempotencyLayerBuilder::wait) | 0 | how long a duplicate waits for the first outcome before it gets `409` |
+//! | [`store_timeout`](IdempotencyLayerBuilder::store_timeout) | 5 s | the limit of each store call |
+//! | [`settle_within`](IdempotencyLayerBuilder::settle_within) | 5 min | how long storing an outcome is retried |
+//! | [`circuit_breaker`](IdempotencyLayerBuilder::circuit_breaker) | 5 failures, 1 s | when the layer stops asking a store that fails |
+//! | [`run_unprotected_when_store_fails`](IdempotencyLayerBuilder::run_unprotected_when_store_fails) | off: `503` | fails open |
+//! | [`max_request_body`](IdempotencyLayerBuilder::max_request_body) | 2 MiB | of a request with a key; a larger one is `413` |
+//! | [`max_response_body`](IdempotencyLayerBuilder::max_response_body) | 1 MiB | a larger response is delivered, and leaves a tombstone |
+//! | [`response_body_within`](IdempotencyLayerBuilder::response_body_within) | 30 s | a body that takes longer is a stream |
+//! | [`max_detached`](IdempotencyLayerBuilder::max_detached) | 1024 | operations without a client; beyond it, new first requests get `503` |
+//! | [`cancel_on_disconnect`](IdempotencyLayerBuilder::cancel_on_disconnect) | off | cancels the handler when its client disconnects |
+//! | [`drain_streams`](IdempotencyLayerBuilder::drain_streams) | off | reads a stream to its end although its client disconnected |
+//! | [`replay_header`](IdempotencyLayerBuilder::replay_header) | `Idempotency-Replayed` | marks replays |
+//! | [`unreplayed_headers`](IdempotencyLayerBuilder::unreplayed_headers) | `Date`, `Set-Cookie` | response headers that are not stored |
+//! | [`lifetime_header`](IdempotencyLayerBuilder::lifetime_header) | none | a response header that says until when the outcome is kept |
+//! | [`on_replay`](IdempotencyLayerBuilder::on_replay) | nothing | changes each replay |
+//! | [`problem_documentation`](IdempotencyLayerBuilder::problem_documentation) | this crate's | the URL of your own rules, in each refusal |
+//! | [`problem_response`](IdempotencyLayerBuilder::problem_response) | RFC 9457 | refusals in your API's own format |
+//! | [`enabled`](IdempotencyLayerBuilder::enabled), [`pass_when`](IdempotencyLayerBuilder::pass_when) | on, none | switches the layer off, or off for some requests |
+//! | [`stripe`](IdempotencyLayerBuilder::stripe) |  | profile: answers as Stripe does |
+//! | [`webhooks`](IdempotencyLayerBuilder::webhooks) |  | profile: the id of an event is the key |
+//! | [`grpc`](IdempotencyLayerBuilder::grpc) |  | profile: for gRPC servers such as tonic's |
+//!
 //! # Requirements
 //!
 //! - A Tokio runtime with its timer enabled (`enable_all`, as `#[tokio::main]` does). Leases, time-outs

@@ -1,10 +1,11 @@
-//! The programs of `examples/`, as those meet them who run them.
+//! The programs of `examples/` and the documents, as a newcomer meets them.
 
 mod support;
 
 mod examples {
     #[cfg(target_os = "linux")]
     mod demo_page;
+    mod documents;
     #[cfg(feature = "tonic")]
     mod grpc;
     mod identity_verification;

@@ -1,4 +1,4 @@
-//! How a policy judges one response: by its head where that is enough, else by the whole.
+//! How a policy judges one response: by its head if that is enough, otherwise by the complete response.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::verdict::Verdict;
 
 const GRPC_STATUS: &str = "grpc-status";
 
-/// A response as a policy sees it that asks for the whole.
+/// A complete response, for a policy that asks for more than status and headers.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct WholeResponse<'a> {
@@ -21,14 +21,14 @@ pub struct WholeResponse<'a> {
     pub status: StatusCode,
     /// The headers.
     pub headers: &'a HeaderMap,
-    /// The body, whole.
+    /// The complete body.
     pub body: &'a Bytes,
     /// The trailers, if there are any.
     pub trailers: Option<&'a HeaderMap>,
 }
 
 impl<'a> WholeResponse<'a> {
-    /// A response without trailers, for the tests of a policy.
+    /// A response without trailers, to test a policy with.
     #[must_use]
     pub fn new(status: StatusCode, headers: &'a HeaderMap, body: &'a Bytes) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! What is decided and said about an operation: what is kept, what is refused, and how it is counted.
+//! What is decided and reported about an operation: what is stored, what is refused, how it is counted.
 
 mod judge;
 mod outcome;

@@ -22,24 +22,24 @@ use super::problem::ProblemKind;
 pub enum Outcome {
     /// It ran, and its response is stored.
     Executed,
-    /// It ran, and nothing is kept: the key is free.
+    /// It ran, and nothing is stored: the key is free.
     Released,
-    /// It ran, and a tombstone is kept.
+    /// It ran, and a tombstone is stored.
     Sealed,
-    /// It ran, and nothing is kept: the key may run again for the same request, as the next attempt.
+    /// It ran, and nothing is stored. The same request may run again, as the next attempt.
     Reopened,
     /// It did not run: the stored response was sent.
     Replayed,
     /// It did not run: a tombstone says that the operation is done, or must not run again.
     NotRetained,
-    /// The store failed and the layer was told to fail open: it ran unprotected.
+    /// The store failed, and the layer fails open: it ran without protection.
     Unprotected,
     /// It did not run.
     Refused(ProblemKind),
 }
 
 impl Outcome {
-    /// The name it is logged and counted under.
+    /// The name under which the outcome is logged and counted.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! The policy: what is kept of what the handler did (contract, section 4).
+//! The policy: what is stored of what the handler did (contract, section 4).
 
 use std::fmt;
 use std::future::Future;
@@ -21,7 +21,7 @@ const STREAMS: [&str; 5] = [
     "multipart/x-mixed-replace",
 ];
 
-/// What is kept of what the handler did.
+/// Decides what is stored of what the handler did.
 ///
 /// The default stores responses with a status of 2xx or 303 and releases every other, so that a request
 /// that failed can be retried. A handler overrides the policy for one response with a [`Verdict`].
@@ -33,7 +33,7 @@ const STREAMS: [&str; 5] = [
 /// // The draft's "success or an error", in one line.
 /// let everything = Policy::everything();
 ///
-/// // Success, and the refusals that would not change; a panic is looked at by a person.
+/// // Successes, and refusals that would not change. After a panic a person has to look.
 /// let careful = Policy::success()
 ///     .or(Policy::from_fn(|status, _| match status {
 ///         StatusCode::PAYMENT_REQUIRED | StatusCode::CONFLICT => Verdict::Store,
@@ -116,7 +116,7 @@ impl Policy {
         Self::new(Judge::Stripe).on_panic(Fate::Seal).on_error(Fate::Seal)
     }
 
-    /// Asks the closure, which sees status and headers. If it panics, that is a panic of the handler.
+    /// Asks the closure, which sees status and headers. A panic of the closure counts as a panic of the handler.
     #[must_use]
     pub fn from_fn<F>(judge: F) -> Self
     where
@@ -125,10 +125,10 @@ impl Policy {
         Self::new(Judge::Head(Arc::new(judge)))
     }
 
-    /// Asks the closure, which sees the whole response: status, headers, body and trailers.
+    /// Asks the closure, which sees the complete response: status, headers, body and trailers.
     ///
-    /// The body is buffered for it, as it is to be stored. A response that is not buffered is not
-    /// shown: a stream is sealed, and one that is too large or breaks off is handled as
+    /// The body is buffered, as it is for storing. The closure does not see a response that cannot be buffered:
+    /// a stream is sealed, and a response that is too large or breaks off is handled as
     /// [`on_lost_body`](Self::on_lost_body) says.
     ///
     /// ```
@@ -175,30 +175,31 @@ impl Policy {
         self
     }
 
-    /// When the handler panicked. Default: [`Fate::Release`].
+    /// Sets what happens to the key if the handler panics. Default: [`Fate::Release`].
     #[must_use]
     pub fn on_panic(mut self, fate: Fate) -> Self {
         self.on_panic = fate;
         self
     }
 
-    /// When the inner service returned an error. Default: [`Fate::Release`].
+    /// Sets what happens to the key if the inner service returns an error. Default: [`Fate::Release`].
     #[must_use]
     pub fn on_error(mut self, fate: Fate) -> Self {
         self.on_error = fate;
         self
     }
 
-    /// When a response that would be stored is larger than `max_response_body`, or its body failed
-    /// midway. Default: [`Fate::Seal`]. **With [`Fate::Release`] a success runs again.**
+    /// Sets what happens to the key if a response that would be stored is larger than `max_response_body`, or its
+    /// body breaks off. Default: [`Fate::Seal`]. **With [`Fate::Release`] an operation that succeeded runs
+    /// again.**
     #[must_use]
     pub fn on_lost_body(mut self, fate: Fate) -> Self {
         self.on_lost_body = fate;
         self
     }
 
-    /// When a lease lapsed, because the process died: whether the operation was done is not known.
-    /// Default: [`OnLapse::RunAgain`].
+    /// Sets what happens if a lease lapsed because the process died. It is not known whether the operation was
+    /// done. Default: [`OnLapse::RunAgain`].
     #[must_use]
     pub fn on_lapse(mut self, on_lapse: OnLapse) -> Self {
         self.on_lapse = on_lapse;
@@ -206,12 +207,12 @@ impl Policy {
         self
     }
 
-    /// When a lease lapsed, asks the closure what became of the operation ("was this charge made?")
-    /// before anything runs. Its answer is stored, or the handler runs as the next attempt. An
-    /// error means that it could not find out: this retry gets `409` problem `outcome-unknown`, and
-    /// the next one asks again. Only one retry asks at a time; the others get `409` `in-flight`.
+    /// Asks the closure what happened to an operation whose lease lapsed ("was this charge made?"), before
+    /// anything runs.
     ///
-    /// It takes the place of [`on_lapse`](Self::on_lapse).
+    /// The closure's answer is stored, or the handler runs as the next attempt. An error means that the closure
+    /// could not find out: this retry gets `409` problem `outcome-unknown`, and the next one asks again. Only one
+    /// retry asks at a time; the others get `409` `in-flight`. It replaces [`on_lapse`](Self::on_lapse).
     ///
     /// ```
     /// use bytes::Bytes;
@@ -239,7 +240,7 @@ impl Policy {
         self
     }
 
-    /// Judges a response by its head. `None`: the whole response must be seen.
+    /// Judges a response by its head. `None` if the complete response is needed.
     pub(crate) fn verdict_on_head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Verdict> {
         self.judge.by_head(status, headers)
     }
@@ -249,8 +250,8 @@ impl Policy {
         self.judge.needs_trailers_alone()
     }
 
-    /// Judges a whole response, as the layer does after the handler's own [`Verdict`] and before it looks
-    /// for a stream. For the tests of a policy.
+    /// Judges a complete response, as the layer does after the handler's own [`Verdict`] and before it looks for
+    /// a stream. Use it to test a policy.
     #[must_use]
     pub fn verdict(&self, response: &WholeResponse<'_>) -> Verdict {
         self.judge.by_whole(response)

@@ -1,4 +1,4 @@
-//! Asking the application what became of an operation whose attempt died.
+//! Asking the application what happened to an operation whose attempt died.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,8 +10,8 @@ use http::Response;
 use crate::error::BoxError;
 use crate::request::IdempotencyKey;
 
-/// An operation whose lease lapsed: an earlier attempt died, and how far it came is not known. What
-/// a reconciler is asked about.
+/// An operation whose lease lapsed: an earlier attempt died, and nobody knows how far it came. A reconciler is
+/// asked about it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Lapsed {
@@ -29,13 +29,13 @@ pub struct Lapsed {
 pub enum Reconciled {
     /// The operation was not done, or may be done again: the handler runs as the next attempt.
     Run,
-    /// It was done: this is its answer, which is stored and sent to this and every later retry.
+    /// It was done. This is its response, which is stored and sent to this retry and every later one.
     Done(Response<Bytes>),
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Reconciled, BoxError>> + Send>>;
 
-/// Asks what became of a lapsed operation.
+/// Asks what happened to a lapsed operation.
 #[derive(Clone)]
 pub(crate) struct Reconciler(Arc<dyn Fn(Lapsed) -> Answer + Send + Sync>);
 

@@ -41,11 +41,11 @@ impl Rendering {
         }
         if url.contains(['#', '>', '"', '<']) {
             return Err(invalid(
-                "must not have a fragment (each problem's slug becomes it) or any of <>\"",
+                "must not have a fragment (the problem's code is added as one), and none of the characters <>\"",
             ));
         }
         let link = HeaderValue::from_str(&format!("<{url}>; rel=\"describedby\"; type=\"text/html\""))
-            .map_err(|_| invalid("cannot stand in a header"))?;
+            .map_err(|_| invalid("cannot be sent in a header"))?;
         Ok(Self::Documented { url: url.into(), link })
     }
 
@@ -151,7 +151,7 @@ fn grpc(problem: &Problem) -> Response<Bytes> {
     response
 }
 
-/// What is known of a first response that was not stored.
+/// What is known about a first response that was not stored.
 fn add_original(body: &mut serde_json::Value, problem: &Problem) {
     if let Some(status) = problem.original_status() {
         body["original_status"] = status.as_u16().into();

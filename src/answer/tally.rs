@@ -11,7 +11,7 @@ use crate::request::Slot;
 /// The name under which requests that pass through are counted.
 const UNGUARDED: &str = "unguarded";
 
-/// The outcomes that are no refusals; each problem kind follows in the order of [`ProblemKind::ALL`].
+/// The outcomes that are not refusals. The problem kinds follow in the order of [`ProblemKind::ALL`].
 const UNREFUSED: [Outcome; 7] = [
     Outcome::Executed,
     Outcome::Released,
@@ -53,7 +53,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Counts and logs a guarded request. `status` is none when the inner service gave no response.
+    /// Counts and logs a guarded request. `status` is `None` if the inner service returned no response.
     pub(crate) fn report(
         &self,
         outcome: Outcome,
@@ -86,7 +86,7 @@ impl Tally {
         );
     }
 
-    /// Every outcome's name and count, those that did not occur included.
+    /// Every outcome's name and count, including those that did not occur.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let guarded = outcomes().map(|outcome| (outcome.as_str(), &self.guarded[index(outcome)]));
         guarded

@@ -12,14 +12,14 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::BoxError;
 
-/// Why an attempt has no whole response.
+/// Why an attempt has no complete response.
 #[derive(Debug)]
 pub(super) enum AttemptError<E> {
     /// The client failed.
     Client(E),
     /// There was no response in time.
     NoResponse(Duration),
-    /// The response began, and its body was not to be had.
+    /// The response began, but its body did not arrive.
     Body(Response<()>, BodyError),
 }
 
@@ -32,7 +32,7 @@ pub(super) enum BodyError {
     TooLarge(usize),
 }
 
-/// The whole response, from the future that has its head.
+/// Reads the complete response, from the future that yields its head.
 pub(super) async fn whole<E, B>(
     head: impl Future<Output = Result<Response<B>, E>>,
     time: Duration,

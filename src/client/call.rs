@@ -1,4 +1,4 @@
-//! The story of one call: attempts, pauses, and the one result. Both clients tell it.
+//! One call: attempts, pauses, and one result. Both clients use it.
 
 use std::fmt;
 use std::time::Duration;
@@ -36,7 +36,7 @@ impl<C> Limits<C> {
 
     pub(super) fn validated(self) -> Result<Self, ConfigError> {
         if self.attempt_time.is_zero() {
-            return Err(ConfigError::new("attempt_time", "it must be longer than nothing"));
+            return Err(ConfigError::new("attempt_time", "must be longer than zero"));
         }
         Ok(self)
     }
@@ -44,8 +44,8 @@ impl<C> Limits<C> {
 
 /// Sends the request until its result is final or a bound is reached.
 ///
-/// `replay` makes the same request once more, `is_transient` tells whether another attempt may end
-/// otherwise than in that error, `send` sends a request.
+/// `replay` makes the same request again. `is_transient` says whether another attempt may end without that
+/// error. `send` sends a request.
 pub(super) async fn call<Req, C, B, E, F>(
     limits: &Limits<C>,
     operation: &Operation,
@@ -66,7 +66,7 @@ where
     let mut request = request;
     loop {
         let left = limits.policy.total_time().saturating_sub(call.elapsed());
-        // The pause took longer than it was to, or the key was too old from the start.
+        // The pause took longer than planned, or the key was too old from the start.
         let stopped = if limits.policy.key_left(call, repeatable, Some(operation)).is_zero() {
             Some(Stopped::KeyExpired)
         } else if left.is_zero() {

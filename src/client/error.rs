@@ -14,12 +14,11 @@ use super::operation::{Operation, Stopped};
 use super::retry::Call;
 use crate::error::BoxError;
 
-/// A call without a final answer: what its last attempt came to, why there was no further one, and
-/// the last response that was had at all.
+/// A call that ended without a final answer.
 ///
-/// The operation may have happened all the same. Asked again under the same
-/// [`operation`](Self::operation), later or by another process, the server says; a new operation
-/// could do it twice.
+/// It says how the last attempt ended, why there was no other attempt, and what the last response was.
+/// The operation may have happened nevertheless. To find out, call again with the same
+/// [`operation`](Self::operation), later or from another process. A new operation could do it twice.
 ///
 /// ```
 /// use tower_idempotency::client::{CallError, Stopped};
@@ -84,13 +83,13 @@ impl CallError {
         Self::new(&Operation::new(), Call::new(), None, Last::default(), Some(cause))
     }
 
-    /// The operation, whose key is the one to ask again under.
+    /// The operation. Its key is the one to retry with.
     #[must_use]
     pub fn operation(&self) -> &Operation {
         &self.0.operation
     }
 
-    /// How often this call was sent.
+    /// How often the request was sent in this call.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts
@@ -102,8 +101,8 @@ impl CallError {
         self.0.elapsed
     }
 
-    /// Why there was no further attempt; `None` if another could not have helped, as for a response
-    /// that is too large, or an error that is not transient.
+    /// Why there was no other attempt. `None` if another attempt could not have helped: the response was too
+    /// large, or the error was not transient.
     #[must_use]
     pub fn stopped(&self) -> Option<Stopped> {
         self.0.stopped
@@ -115,26 +114,26 @@ impl CallError {
         self.0.timed_out
     }
 
-    /// The last response that was had whole, of whichever attempt.
+    /// The last complete response of any attempt.
     #[must_use]
     pub fn last_response(&self) -> Option<&Response<Full<Bytes>>> {
         self.0.last.response.as_ref()
     }
 
-    /// That response, to be handed on.
+    /// The last complete response, by value.
     #[must_use]
     pub fn into_last_response(self) -> Option<Response<Full<Bytes>>> {
         self.0.last.response
     }
 
-    /// The last status that was seen, also of a response whose body broke off, did not end or was too
-    /// large. With a success the operation has happened; its answer is not known.
+    /// The last status that arrived. The body of that response may have broken off, not ended, or been too
+    /// large. If the status is a success, the operation has happened, but its answer is not known.
     #[must_use]
     pub fn last_status(&self) -> Option<StatusCode> {
         self.last_headers_and_status().map(|(status, _)| status)
     }
 
-    /// The headers of the response of [`last_status`](Self::last_status), such as `Location`.
+    /// The headers that arrived with [`last_status`](Self::last_status), such as `Location`.
     #[must_use]
     pub fn last_headers(&self) -> Option<&HeaderMap> {
         self.last_headers_and_status().map(|(_, headers)| headers)

@@ -13,13 +13,17 @@ use uuid::Uuid;
 use super::operation::{Key, Operation};
 use crate::request::key::IDEMPOTENCY_KEY;
 
-/// Gives each unsafe request that has none a key: once for each logical operation, so that it stands
-/// **outside** whatever retries.
+/// Gives each unsafe request a key, if it has none.
 ///
-/// The key is, in this order: the one already in the request's header; that of the request's
-/// [`Operation`], if the caller put one into its extensions; a new UUID. The response bears
-/// the [`Operation`] as an extension. (An operation of the caller's whose key is not the header's is
-/// left alone: the response then bears another.)
+/// Each request that passes this layer is one logical operation, so put the layer **outside** whatever
+/// retries. The key is the first of these that is there:
+///
+/// 1. the key in the request's header;
+/// 2. the key of the [`Operation`] that the caller put into the request's extensions;
+/// 3. a new UUID.
+///
+/// The response has the [`Operation`] as an extension. If the caller's operation has another key than the
+/// header, the header counts, and the response has a new operation with that key.
 ///
 /// ```
 /// use tower_idempotency::client::IdempotencyKeyLayer;
@@ -60,8 +64,8 @@ impl Default for IdempotencyKeyLayer {
 }
 
 impl IdempotencyKeyLayer {
-    /// Random UUIDs (version 4, RFC 9562), bare, in `Idempotency-Key`, for every method that is not
-    /// safe (RFC 9110, section 9.2.1).
+    /// The layer with all defaults: random UUIDs (version 4, RFC 9562) without quotes, in the header
+    /// `Idempotency-Key`, for every method that is not safe (RFC 9110, section 9.2.1).
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(KeyRules {
@@ -77,35 +81,35 @@ impl IdempotencyKeyLayer {
         self
     }
 
-    /// Sends keys as the draft's structured-field String, in quotes. Bare by default, as every SDK
-    /// in the field does; servers that follow the draft to the letter want quotes. A key with a
-    /// space, a comma or a quotation mark is always quoted.
+    /// Sends keys in quotes, as the draft's structured-field String. By default keys are bare, as most SDKs
+    /// send them. Servers that follow the draft strictly want quotes. A key with a space, a comma or a
+    /// quotation mark is always quoted.
     #[must_use]
     pub fn quoted(self) -> Self {
         self.change(|rules| rules.quoted = true)
     }
 
-    /// Makes UUIDs of version 7, which sort by their time, for servers that keep keys in an index.
-    /// They tell when the operation began.
+    /// Makes UUIDs of version 7, which sort by time, for servers that keep keys in an index. They reveal when
+    /// the operation began.
     #[must_use]
     pub fn time_ordered(self) -> Self {
         self.change(|rules| rules.time_ordered = true)
     }
 
-    /// The header that carries the key. `Idempotency-Key` by default.
+    /// Sets the header that carries the key. Default: `Idempotency-Key`.
     #[must_use]
     pub fn header(self, name: HeaderName) -> Self {
         self.change(|rules| rules.header = name)
     }
 
-    /// The methods whose requests get a key. By default all but the safe ones: `GET`, `HEAD`,
-    /// `OPTIONS` and `TRACE`.
+    /// Sets the methods whose requests get a key. Default: all methods except the safe ones (`GET`, `HEAD`,
+    /// `OPTIONS` and `TRACE`).
     #[must_use]
     pub fn methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.change(|rules| rules.methods = Some(methods.into_iter().collect()))
     }
 
-    /// The request's operation, its key in the header if it is to have one.
+    /// The request's operation. Puts its key into the header if the request is to have one.
     pub(super) fn begin(&self, method: &Method, headers: &mut HeaderMap, extensions: &mut Extensions) -> Operation {
         let operation = extensions.get::<Operation>().cloned().unwrap_or_default();
         let operation = match headers.get(&self.0.header) {
@@ -126,7 +130,7 @@ impl IdempotencyKeyLayer {
     }
 }
 
-/// In a request's extensions: the header that its key is in, if it has one.
+/// The header that the request's key is in, if it has a key. It is in the request's extensions.
 #[derive(Clone)]
 pub(super) struct KeyHeader(pub(super) HeaderName);
 
@@ -150,7 +154,7 @@ impl KeyRules {
         }
     }
 
-    /// Operations hold printable ASCII only, so that there always is one.
+    /// Operations hold printable ASCII only, so there always is one.
     fn line(&self, key: &Key) -> Option<HeaderValue> {
         if let Some(line) = &key.as_written {
             return Some(line.clone());
@@ -165,7 +169,7 @@ impl KeyRules {
             let text = sfv::StringRef::from_str(key).ok()?;
             HeaderValue::from_str(&sfv::ItemSerializer::new().bare_item(text).finish()).ok()?
         };
-        // Who knows the key can ask for the answer.
+        // Whoever knows the key can ask for the response.
         line.set_sensitive(true);
         Some(line)
     }

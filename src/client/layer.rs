@@ -21,17 +21,18 @@ use super::replay::{ReplayableBody, replay};
 use super::retry::{EveryError, RetryPolicy, Transient};
 use crate::error::{BoxError, ConfigError};
 
-/// Keys, retries and bounds around a Tower HTTP client, such as `hyper_util`'s.
+/// Adds keys, retries and bounds to a Tower HTTP client, such as `hyper_util`'s.
 ///
-/// Each call is one logical operation: it gets a key ([`IdempotencyKeyLayer`]), is tried until its
-/// answer is final or a bound of the [`RetryPolicy`] is reached, and yields a whole response, its
-/// body read (trailers are not kept). The response bears the [`Operation`](super::Operation) as an
-/// extension; a [`CallError`] holds it, and the last response.
+/// Each call is one logical operation. It gets a key ([`IdempotencyKeyLayer`]) and is sent until its
+/// response is final, or until a bound of the [`RetryPolicy`] is reached. It returns the complete
+/// response with its body read; trailers are not kept. The response has the
+/// [`Operation`](super::Operation) as an extension. A [`CallError`] has the operation and the last
+/// response.
 ///
-/// An answer is final if the [policy](super) would not try it again: `404` and `422` are, and a
-/// redirect is (put a layer that follows redirects inside, where each attempt follows them).
+/// A response is final if the [policy](super) does not retry it. `404`, `422` and redirects are final. If
+/// redirects should be followed, put the layer that follows them inside this one.
 ///
-/// Dropping the call's future cancels it on this side; what the server has begun it may finish.
+/// If you drop the future of a call, no other attempt is sent. The server may finish what it has begun.
 ///
 /// ```
 /// use std::time::Duration;
@@ -52,7 +53,7 @@ pub struct ClientLayer<C = EveryError> {
 }
 
 impl ClientLayer {
-    /// All defaults.
+    /// The layer with all defaults.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -63,7 +64,7 @@ impl ClientLayer {
 }
 
 impl<C> ClientLayer<C> {
-    /// Settings of your own.
+    /// Starts the configuration of a layer with this policy.
     pub fn builder(policy: RetryPolicy<C>) -> ClientLayerBuilder<C> {
         ClientLayerBuilder {
             limits: Limits::new(policy),
@@ -78,7 +79,7 @@ impl Default for ClientLayer {
     }
 }
 
-/// Settings of a [`ClientLayer`]; what cannot work is an error of [`build`](Self::build).
+/// Configures a [`ClientLayer`]. A setting that cannot work is an error of [`build`](Self::build).
 #[must_use]
 pub struct ClientLayerBuilder<C> {
     limits: Limits<C>,
@@ -86,29 +87,30 @@ pub struct ClientLayerBuilder<C> {
 }
 
 impl<C> ClientLayerBuilder<C> {
-    /// How keys are made and sent. [`IdempotencyKeyLayer::new`] by default.
+    /// Sets how keys are made and sent. Default: [`IdempotencyKeyLayer::new`].
     pub fn keys(mut self, keys: IdempotencyKeyLayer) -> Self {
         self.keys = keys;
         self
     }
 
-    /// How long one attempt may take, to the last byte of its response. 20 s by default; zero is an
-    /// error. What is left of the policy's total time bounds it too.
+    /// Sets how long one attempt may take, to the last byte of its response. Default: 20 s. Zero is an error.
+    /// The rest of the policy's total time also bounds an attempt.
     pub fn attempt_time(mut self, attempt_time: Duration) -> Self {
         self.limits.attempt_time = attempt_time;
         self
     }
 
-    /// The largest response body, in bytes. 2 MiB by default. A larger one is an error at once: it
+    /// Sets the largest response body, in bytes. Default: 2 MiB. A larger body is an error at once, because it
     /// would be as large the next time.
     pub fn max_response_body(mut self, bytes: usize) -> Self {
         self.limits.max_response_body = bytes;
         self
     }
 
-    /// The layer.
+    /// Builds the layer.
     ///
     /// # Errors
+    ///
     /// [`ConfigError`] names the setting that cannot work.
     pub fn build(self) -> Result<ClientLayer<C>, ConfigError> {
         Ok(ClientLayer {
@@ -202,7 +204,7 @@ where
             .repeatable(&parts.method, &parts.headers, &parts.extensions);
         let request = Request::from_parts(parts, body);
 
-        // The one that is ready is for the first attempt.
+        // The service that is ready is for the first attempt.
         let clone = self.inner.clone();
         let mut ready = Some(mem::replace(&mut self.inner, clone.clone()));
         let limits = Arc::clone(&self.limits);

@@ -6,25 +6,25 @@ use http::header::DATE;
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-/// An hour less than servers keep keys by the default of this crate, and by most providers'
-/// documentation: for the way, and for a server that counts from another moment.
+/// An hour less than servers keep keys, by the default of this crate and the documentation of most
+/// providers. The hour is for the network, and for a server that counts from another moment.
 pub(super) const DEFAULT: Duration = Duration::from_secs(23 * 3600);
 
-/// The part of what a server tells that is not used, as in the default: dates are whole seconds, and an
-/// attempt takes a while to arrive.
+/// The part of a server's time that is not used, as in the default: dates are whole seconds, and an attempt
+/// takes a while to arrive.
 const SPARED: u32 = 24;
 
 const EXPIRES: &str = "idempotency-expires";
 
-/// How long an operation is sent. On the monotonic clock, so that one that is set changes nothing.
+/// How long an operation may be sent, by the monotonic clock: setting the system's clock changes nothing.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lifetime {
     begun: Instant,
-    /// What had passed when this process met the operation.
+    /// How old the operation was when this process met it.
     before: Duration,
-    /// The operation's own; none means the policy's.
+    /// The operation's own lifetime; `None` means the policy's.
     pub(super) own: Option<Duration>,
-    /// When the server forgets the key, as far as it has told.
+    /// When the server forgets the key, if it has said so.
     told: Option<Instant>,
 }
 

@@ -1,7 +1,7 @@
-//! The other end: clients that retry rightly.
+//! Clients that retry correctly.
 //!
-//! A key protects only if it is made once for each logical operation and sent with every attempt of
-//! it. [`ClientLayer`] does that, and the retrying, around any Tower HTTP client:
+//! A key protects an operation only if it is made once for the operation and sent with every attempt.
+//! [`ClientLayer`] does this, and retries, around any Tower HTTP client:
 //!
 //! ```
 //! use bytes::Bytes;
@@ -16,7 +16,7 @@
 //! let hyper = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
 //! let mut client = ClientLayer::new().layer(hyper);
 //!
-//! // Tied to the order, not to this run of the program: should it die, it asks again under this key.
+//! // The key depends on the order, so that the program uses the same key after a restart.
 //! let operation = Operation::derived(["order-17", "charge"]);
 //! let request = Request::post("http://127.0.0.1:3000/payments")
 //!     .extension(operation.clone())
@@ -35,28 +35,33 @@
 //!
 //! | part | what it does |
 //! |---|---|
-//! | [`Operation`] | one logical operation: its key, and what became of it |
+//! | [`Operation`] | one logical operation: its key, and how it went |
 //! | [`IdempotencyKeyLayer`] | gives each unsafe request a key, once for all its attempts |
-//! | [`RetryPolicy`] | decides what is tried again, and when; for [`tower::retry`] too |
-//! | [`ClientLayer`] | both, with each attempt and the whole call bounded, and errors that tell |
+//! | [`RetryPolicy`] | decides what is retried, and when; also for [`tower::retry`] |
+//! | [`ClientLayer`] | does both, and bounds each attempt and the whole call |
 //! | `client::reqwest` | the same for `reqwest`, as a middleware of `reqwest-middleware` (feature `reqwest`) |
 //!
-//! # Which attempts are repeated
+//! # What is retried
 //!
-//! Lost connections, time-outs, `408`, `425`, `429`, `5xx`, and the `409` of an operation that is in
-//! flight. Not `501`, `505`, `506`, `507`, `508`, `510` and `511`: the server cannot handle the request, or
-//! a person has to act first. Never `422` (the key was used with another request: trying again cannot
-//! help, a new key would be a new operation), never a failure that is a replay, never after any other
-//! answer. What the server says itself in `x-should-retry` (SDKs made with Stainless obey it) or
-//! `stripe-should-retry` goes before its status, and [`RetryPolicyBuilder::retry_response_if`] before
-//! that. A request without a key is repeated only if its method is idempotent (RFC 9110, section 9.2.2),
-//! and none whose body cannot be sent again. When the key's [lifetime](Operation#lifetime) is over,
-//! nothing is sent.
+//! | the attempt ended with | retried? |
+//! |---|---|
+//! | a lost connection, a time-out, a body that broke off | yes |
+//! | `408`, `425`, `429`, `5xx` | yes, after `Retry-After` or a pause |
+//! | `409` with `Retry-After` or `x-should-retry: true` (the operation is in flight) | yes |
+//! | `501`, `505`, `506`, `507`, `508`, `510`, `511` | no: the server cannot handle the request, or a person has to act first |
+//! | `422` (the key was used with another request) | no: a new key would be a new operation |
+//! | a failure that is a replay | no: the next response would be the same |
+//! | any other response | no |
 //!
-//! # Assembled by hand
+//! A server can overrule the table with `x-should-retry` or `stripe-should-retry`. Your own
+//! [`RetryPolicyBuilder::retry_response_if`] overrules both. Three kinds of requests are never retried: one
+//! without a key, unless its method is idempotent (RFC 9110, section 9.2.2); one whose body cannot be sent
+//! again; and one whose key's [lifetime](Operation#lifetime) is over.
 //!
-//! The parts fit any stack; the key stands outside the retries, so that every attempt carries the
-//! same one, and a time-out inside, so that it is for one attempt:
+//! # Building the stack yourself
+//!
+//! The parts fit any Tower stack. The key belongs outside the retries, so that every attempt has the same
+//! key. A time-out for each attempt belongs inside:
 //!
 //! ```
 //! use std::time::Duration;
@@ -77,9 +82,9 @@
 //! # }
 //! ```
 //!
-//! What [`ClientLayer`] does beyond that: it reads the whole response within the attempt, so that a
-//! body that breaks off or never ends is tried again too; it ends an attempt that runs into the total
-//! time; and its error keeps the last response.
+//! [`ClientLayer`] does more. It reads the complete response within the attempt, so that a body that breaks
+//! off or never ends is retried. It ends an attempt that runs into the total time. Its error keeps the last
+//! response.
 
 mod attempt;
 mod call;

@@ -14,18 +14,18 @@ use crate::digest::Digest;
 use crate::error::ConfigError;
 use crate::request::key::{self, InvalidKey};
 
-/// What servers accept at most, by default of this crate and by most providers' documentation.
+/// The longest key that servers accept, by the default of this crate and the documentation of most providers.
 const MAX_KEY_LENGTH: usize = 255;
 
-/// One logical operation: its key, and what became of it.
+/// One logical operation: its key, and how it went.
 ///
-/// Put it into a request's extensions to choose the key; clones are the same operation, so that the
-/// one kept tells how many attempts there were, also when the call failed. Without one in the
-/// request, [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) makes one. Either is in the
-/// response's extensions.
+/// To choose the key, put an operation into the request's extensions. Clones are the same operation: keep
+/// one to see how many attempts there were, even if the call failed. If a request has no operation,
+/// [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) makes one. The response has the operation in its
+/// extensions in both cases.
 ///
-/// A new intent is a new operation; a second try of the same intent is not, even after a restart of
-/// the program: keep the key with the order, or derive it from what the order is known by.
+/// A new intent is a new operation. A second try of the same intent is the same operation, even after a
+/// restart of the program: store the key with the order, or derive the key from the order's number.
 ///
 /// ```
 /// use tower_idempotency::client::Operation;
@@ -33,7 +33,7 @@ const MAX_KEY_LENGTH: usize = 255;
 /// let order = Operation::with_key("order-17")?;
 /// assert_eq!((order.key(), order.attempts()), (Some("order-17"), 0));
 ///
-/// // A UUID that is the same wherever and whenever it is derived from the same parts.
+/// // The same parts give the same UUID, in every process and release.
 /// let charge = Operation::derived(["order-17", "charge"]);
 /// assert_eq!(charge.key(), Operation::derived(["order-17", "charge"]).key());
 /// assert_ne!(charge.key(), Operation::derived(["order-17", "refund"]).key());
@@ -50,9 +50,9 @@ const MAX_KEY_LENGTH: usize = 255;
 /// [`begun_at`](Self::begun_at). It is measured by the monotonic clock: setting the system's clock does not
 /// change it. On Linux, time in which the machine is suspended does not count.
 ///
-/// A server can tell when it forgets the key: in the response header `Idempotency-Expires`, an HTTP date
-/// (RFC 9110, section 5.6.7). It shortens the lifetime, and never extends it. One twenty-fourth of the
-/// time that is left is spared, because dates are whole seconds and an attempt takes a while to arrive.
+/// A server can say when it forgets the key, in the response header `Idempotency-Expires` (an HTTP date,
+/// RFC 9110, section 5.6.7). This shortens the lifetime and never extends it. One twenty-fourth of the
+/// remaining time is not used, because dates are whole seconds and an attempt takes a while to arrive.
 #[derive(Clone, Default)]
 pub struct Operation(Arc<State>);
 
@@ -65,35 +65,36 @@ struct State {
     lifetime: Mutex<Lifetime>,
 }
 
-/// A key, and how it was written if that was not for us to say.
+/// A key, and how the caller wrote it in the header, if the caller did.
 #[derive(Clone)]
 pub(super) struct Key {
     pub(super) text: String,
-    /// The line that the caller wrote. A server may take the quoted and the bare spelling for two
-    /// keys, so that it is sent again as it was.
+    /// The header value that the caller wrote. A server may take the quoted and the bare form for two keys, so
+    /// retries send the same form.
     pub(super) as_written: Option<HeaderValue>,
 }
 
-/// Why there was no further attempt, although the last one's result called for it.
+/// Why there was no other attempt, although the result of the last one could have been retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stopped {
     /// The attempts of [`RetryPolicyBuilder::attempts`](super::RetryPolicyBuilder::attempts) are used up.
     Attempts,
-    /// The next attempt would have been after
-    /// [`RetryPolicyBuilder::total_time`](super::RetryPolicyBuilder::total_time), or the last one ran into it.
+    /// The next attempt would have begun after
+    /// [`RetryPolicyBuilder::total_time`](super::RetryPolicyBuilder::total_time), or the last attempt took until
+    /// then.
     TotalTime,
-    /// The server's `Retry-After` is longer than what is left of the total time.
+    /// The server's `Retry-After` is longer than the rest of the total time.
     RetryAfter(Duration),
-    /// The retry budget is used up: too much of what this client sends are retries already.
+    /// The retry budget is used up: too many of this client's requests are retries already.
     Budget,
-    /// The operation's lifetime is over: its server may have forgotten the key, and then would take another
-    /// attempt for a new operation. Find out whether the operation was done before you begin a new one.
+    /// The operation's lifetime is over. The server may have forgotten the key, and would then run another
+    /// attempt as a new operation. Find out whether the operation was done before you begin a new one.
     KeyExpired,
     /// The request has no key, and its method is not idempotent.
     NoKey,
-    /// The request's body can be sent only once. Where the policy is used with
-    /// [`tower::retry`] itself, this is said from the start, whatever the result.
+    /// The request's body can be sent only once. With [`tower::retry`] itself this is set from the start,
+    /// whatever the result.
     BodyNotReplayable,
 }
 
@@ -119,16 +120,17 @@ impl fmt::Display for Stopped {
 }
 
 impl Operation {
-    /// An operation whose key is made when its first request is sent. Keep it (a clone of it) for
-    /// all requests of this intent.
+    /// An operation whose key is made when its first request is sent. Use the same operation, or clones of it,
+    /// for all requests of this intent.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An operation with that key: 1 to 255 bytes, visible ASCII and space.
+    /// An operation with this key: 1 to 255 bytes of visible ASCII and spaces.
     ///
     /// # Errors
+    ///
     /// [`InvalidKey`] says which rule the key breaks.
     pub fn with_key(key: impl Into<String>) -> Result<Self, InvalidKey> {
         let key = key.into();
@@ -136,11 +138,11 @@ impl Operation {
         Ok(Self::keyed(key))
     }
 
-    /// An operation whose key is a UUID (version 8, RFC 9562) made of these parts: the same for the
-    /// same parts in the same order, in every process and release.
+    /// An operation whose key is a UUID (version 8, RFC 9562) made from these parts. The same parts in the same
+    /// order give the same key, in every process and release.
     ///
-    /// The parts must tell this intent from every other, such as the order's number and the step,
-    /// not merely what the request says: two orders of the same goods are two operations.
+    /// The parts must separate this intent from every other: for example the order's number and the step. The
+    /// content of the request is not enough, because two orders of the same goods are two operations.
     #[must_use]
     pub fn derived<I>(parts: I) -> Self
     where
@@ -161,12 +163,13 @@ impl Operation {
         operation
     }
 
-    /// Sets the [lifetime](Self#lifetime) of this operation and its clones, from its beginning. By
-    /// default it is the policy's [`key_lifetime`](super::RetryPolicyBuilder::key_lifetime). Set it below
-    /// the time for which the server keeps keys.
+    /// Sets the [lifetime](Self#lifetime) of this operation and its clones, from its beginning. Default: the
+    /// policy's [`key_lifetime`](super::RetryPolicyBuilder::key_lifetime). Set it shorter than the server
+    /// keeps keys.
     ///
     /// # Errors
-    /// A lifetime of zero.
+    ///
+    /// The lifetime is zero.
     ///
     /// ```
     /// use std::time::Duration;
@@ -180,15 +183,15 @@ impl Operation {
     /// ```
     pub fn with_lifetime(self, lifetime: Duration) -> Result<Self, ConfigError> {
         if lifetime.is_zero() {
-            return Err(ConfigError::new("lifetime", "0 would send nothing; set it longer"));
+            return Err(ConfigError::new("lifetime", "must be longer than zero"));
         }
         self.lifetime().own = Some(lifetime);
         Ok(self)
     }
 
-    /// Says when the operation began, if that was in another process: the time that you stored with its
-    /// key. The [lifetime](Self#lifetime) counts from then. The time since then is taken from the system's
-    /// clock, once, here. A time in the future counts as now.
+    /// Sets when the operation began, if it began in another process: the time that you stored with its key.
+    /// The [lifetime](Self#lifetime) counts from then. The age is read once, here, from the system's clock. A
+    /// time in the future counts as now.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -206,8 +209,8 @@ impl Operation {
         self
     }
 
-    /// The operation of a request with that header: this one, if it has that key or none yet; else,
-    /// as the header is what the server sees, one of its own.
+    /// The operation of a request with this header: this operation, if it has that key or no key yet; otherwise
+    /// a new one, because the header is what the server sees.
     pub(super) fn written(self, line: &HeaderValue) -> Self {
         let Some(text) = key::text_of_line(line) else {
             return Self::new();
@@ -222,36 +225,35 @@ impl Operation {
         Self::new().written(line)
     }
 
-    /// The key; `None` before the first request was sent, or if that needs none.
+    /// The key. `None` before the first request is sent, or if the request needs no key.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.0.key.get().map(|key| key.text.as_str())
     }
 
-    /// How often it was sent, over all calls with this operation or a clone of it. Counted by what
-    /// retries: [`ClientLayer`](super::ClientLayer), the middleware and
-    /// [`RetryPolicy`](super::RetryPolicy).
+    /// How often the operation was sent, over all calls with it or a clone of it.
+    /// [`ClientLayer`](super::ClientLayer), the middleware and [`RetryPolicy`](super::RetryPolicy) count it.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts.load(Ordering::Relaxed)
     }
 
-    /// Whether the answer was a replay: an earlier attempt had been executed, whose answer got lost.
-    /// Told by `Idempotency-Replayed: true`, or Stripe's `Idempotent-Replayed`.
+    /// Whether the response was a replay: an earlier attempt ran, and its response got lost. The server says so
+    /// with `Idempotency-Replayed: true`, or Stripe's `Idempotent-Replayed`.
     #[must_use]
     pub fn replayed(&self) -> bool {
         self.0.replayed.load(Ordering::Relaxed)
     }
 
-    /// Why the last call was not tried again, although its result called for it; `None` if its
-    /// answer was final.
+    /// Why the last call ended, although its result could have been retried. `None` if its response was
+    /// final.
     #[must_use]
     pub fn stopped(&self) -> Option<Stopped> {
         *self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The key, which is made now if there is none. Of two requests at once with one operation, one
-    /// makes it.
+    /// The key, which is made now if there is none. If two requests of one operation are sent at once, one of
+    /// them makes it.
     pub(super) fn key_or_else(&self, make: impl FnOnce() -> Key) -> &Key {
         self.0.key.get_or_init(make)
     }
@@ -265,7 +267,7 @@ impl Operation {
         self.told_lifetime(headers);
     }
 
-    /// Takes note of what a response says of the key's lifetime.
+    /// Notes what a response says about the key's lifetime.
     pub(super) fn told_lifetime(&self, headers: &HeaderMap) {
         if let Some(left) = told_by(headers) {
             self.lifetime().ends_within(left, Instant::now());
@@ -295,7 +297,7 @@ pub(super) fn is_replay(headers: &HeaderMap) -> bool {
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the key: who knows it, and the credentials' scope, can read the answer.
+        // Not the key: whoever knows it and the credentials can read the response.
         f.debug_struct("Operation")
             .field("has_key", &self.key().is_some())
             .field("attempts", &self.attempts())

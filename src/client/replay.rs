@@ -9,11 +9,11 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Either, Empty, Full};
 use pin_project_lite::pin_project;
 
-/// A request body that may be able to make an identical second one before it is sent.
+/// A request body that may be able to make an identical copy of itself before it is sent.
 ///
-/// `None` says that this body can be sent only once; its request is then not retried, and the error
-/// (or [`Operation::stopped`](super::Operation::stopped)) says so. [`Full`], [`Empty`] and `String`
-/// are replayable, [`Once`] is not, and [`Either`] is what its two sides are.
+/// `None` means that this body can be sent only once. Its request is then not retried, and the error (or
+/// [`Operation::stopped`](super::Operation::stopped)) says so. [`Full`], [`Empty`] and `String` can be sent
+/// again, [`Once`] cannot, and [`Either`] is like the side that it holds.
 pub trait ReplayableBody: Sized {
     /// The same body once more.
     fn replay(&self) -> Option<Self>;
@@ -46,7 +46,7 @@ impl<L: ReplayableBody, R: ReplayableBody> ReplayableBody for Either<L, R> {
     }
 }
 
-/// The same request once more; `None` if its body can be sent only once.
+/// The same request again; `None` if its body can be sent only once.
 pub(super) fn replay<B: ReplayableBody>(request: &Request<B>) -> Option<Request<B>> {
     let mut again = Request::new(request.body().replay()?);
     *again.method_mut() = request.method().clone();
@@ -58,8 +58,7 @@ pub(super) fn replay<B: ReplayableBody>(request: &Request<B>) -> Option<Request<
 }
 
 pin_project! {
-    /// A body that is sent once and cannot be repeated, such as a stream: its request is not
-    /// retried.
+    /// A body that can be sent only once, such as a stream. Its request is not retried.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -67,7 +66,7 @@ pin_project! {
     /// use tower_idempotency::client::{Once, ReplayableBody};
     ///
     /// # fn example<Stream: http_body::Body>(stream: Stream) {
-    /// // One client for both sorts.
+    /// // One client for both kinds.
     /// type Body<Stream> = Either<Full<Bytes>, Once<Stream>>;
     /// let small: Body<Stream> = Either::Left(Full::from("EUR 10"));
     /// let upload: Body<Stream> = Either::Right(Once::new(stream));
@@ -82,7 +81,7 @@ pin_project! {
 }
 
 impl<B> Once<B> {
-    /// That body, once.
+    /// Wraps a body that can be sent only once.
     pub fn new(body: B) -> Self {
         Self { body }
     }

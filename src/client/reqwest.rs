@@ -35,18 +35,18 @@ use super::layer::ClientLayer;
 use super::operation::Operation;
 use super::retry::{EveryError, Transient};
 
-/// What a [`ClientLayer`] does, for `reqwest`: the same keys, retries and bounds, by its settings.
+/// Does for `reqwest` what a [`ClientLayer`] does: the same keys, retries and bounds.
 ///
-/// Middlewares that stand after it see each attempt; put one that signs or authenticates there. The
-/// operation goes in by `RequestBuilder::with_extension` and is in the response's extensions. A
-/// request whose body is a stream cannot be sent again, so that it is not retried.
+/// Middlewares after this one see each attempt, so put one that signs or authenticates there. Set the
+/// operation with `RequestBuilder::with_extension`; the response has it in its extensions. A request whose
+/// body is a stream cannot be sent again, so it is not retried.
 ///
-/// A call without a final answer is a [`CallError`](super::CallError), inside
-/// [`Error::Middleware`]: `error.downcast_ref::<CallError>()`.
+/// A call without a final answer is an [`Error::Middleware`] with a [`CallError`](super::CallError) inside:
+/// `error.downcast_ref::<CallError>()`.
 ///
-/// `reqwest` follows redirects itself, within each attempt, and with the key: `307` and `308` repeat
-/// the request; `301`, `302` and `303` turn a `POST` into a `GET`. Too many of them are an error
-/// that is not retried, and so is a request that `reqwest` cannot build.
+/// `reqwest` follows redirects itself, within each attempt and with the key. `307` and `308` repeat the
+/// request; `301`, `302` and `303` turn a `POST` into a `GET`. Too many redirects are an error that is not
+/// retried. A request that `reqwest` cannot build is not retried either.
 ///
 /// ```
 /// use std::time::Duration;
@@ -64,14 +64,14 @@ use super::retry::{EveryError, Transient};
 pub struct IdempotencyMiddleware<C = EveryError>(ClientLayer<C>);
 
 impl<C> IdempotencyMiddleware<C> {
-    /// With these settings.
+    /// A middleware with these settings.
     #[must_use]
     pub fn new(settings: ClientLayer<C>) -> Self {
         Self(settings)
     }
 }
 
-/// All defaults.
+/// The middleware with all defaults.
 impl Default for IdempotencyMiddleware {
     fn default() -> Self {
         Self::new(ClientLayer::new())
@@ -112,7 +112,7 @@ where
                 Ok(with_url(response.map_err(Error::without_url)?))
             }
         };
-        // Errors that lie in the request itself are the same the next time.
+        // An error in the request itself would be the same the next time.
         let is_transient =
             |error: &Error| !error.is_builder() && !error.is_redirect() && limits.policy.is_transient(error);
         let called = call::call(

@@ -6,7 +6,7 @@
 //! between leaves it to be sent again: the subscriber tells a repetition by the event's id, which is
 //! what `POST /v1/webhooks/events` of this same server does through the idempotency layer.
 //!
-//! While the subscriber is down or broken an event is tried for ever, with growing pauses of up to an
+//! While the subscriber is down or broken an event is tried forever, with growing pauses of up to an
 //! hour (`schedule.rs`). One that it refuses for three days (a redirect, or a 4xx that does not ask
 //! for time) is given up: it stays in the outbox, marked as failed, and is logged as an error.
 //!

@@ -10,7 +10,7 @@ use super::send::NotDelivered;
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(60 * 60);
 /// For how long an event that the subscriber refuses is tried: Standard Webhooks advises days. One
-/// that cannot be delivered since the subscriber is down or broken is tried for ever.
+/// that cannot be delivered since the subscriber is down or broken is tried forever.
 pub(crate) const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
 /// What becomes of the event.

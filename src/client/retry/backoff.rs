@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-/// Pauses that are drawn evenly from between nothing and a bound that doubles with each attempt.
+/// Pauses, each drawn evenly between zero and a bound that doubles with each attempt.
 ///
-/// "Full jitter" of the AWS Architecture Blog, *Exponential Backoff And Jitter* (2015): of the ways
-/// compared there it made the fewest calls, because clients that failed together do not return
+/// This is the "full jitter" of the AWS Architecture Blog, *Exponential Backoff And Jitter* (2015). Of the
+/// methods compared there it made the fewest calls, because clients that failed together do not return
 /// together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Backoff {
@@ -18,7 +18,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The pause after that many failed attempts, at least one.
+    /// The pause after this many failed attempts, at least one.
     pub(super) fn pause(self, failed: u32) -> Duration {
         self.bound(failed).mul_f64(random())
     }

@@ -22,7 +22,7 @@ impl RetryPolicy {
         RetryPolicyBuilder::new().finish()
     }
 
-    /// A policy with settings of your own.
+    /// Starts the configuration of a policy.
     pub fn builder() -> RetryPolicyBuilder {
         RetryPolicyBuilder::new()
     }
@@ -34,7 +34,7 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Settings of a [`RetryPolicy`]; what cannot work is an error of [`build`](Self::build).
+/// Configures a [`RetryPolicy`]. A setting that cannot work is an error of [`build`](Self::build).
 #[must_use]
 pub struct RetryPolicyBuilder<C = EveryError> {
     rules: Rules,
@@ -64,60 +64,58 @@ impl RetryPolicyBuilder {
 }
 
 impl<C> RetryPolicyBuilder<C> {
-    /// How often a request is sent at most in one call, the first time included. 16 by default; 1 is
-    /// no retry; 0 is an error.
+    /// Sets how often a request is sent at most in one call, including the first time. Default: 16. With 1 there
+    /// is no retry; 0 is an error.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.rules.attempts = attempts;
         self
     }
 
-    /// How long a call may take in all, pauses included. 60 s by default; zero is an error.
+    /// Sets how long a call may take in total, including pauses. Default: 60 s. Zero is an error.
     ///
-    /// After a crash a key stays `409` until the server's lease has lapsed (30 s by this crate's
-    /// default): with less time than that, the call ends before.
-    /// [`ClientLayer`](crate::client::ClientLayer) also ends an attempt that runs into it; with
-    /// [`tower::retry`] itself, no attempt begins later.
+    /// Take more than the server's lease (30 s by this crate's default): after a crash of the server the key
+    /// is `409` until the lease has lapsed. [`ClientLayer`](crate::client::ClientLayer) also ends an attempt
+    /// that runs into the total time. With [`tower::retry`] itself, only no attempt begins after it.
     pub fn total_time(mut self, total_time: Duration) -> Self {
         self.rules.total_time = total_time;
         self
     }
 
-    /// The bounds of the first pause and of every pause; between them the bound doubles with each
-    /// attempt, and the pause is drawn evenly from below it ("full jitter"). 200 ms and 10 s by
-    /// default. A `base` of zero, or above `cap`, is an error.
+    /// Sets the upper bounds of the first pause (`base`) and of every pause (`cap`). The bound doubles with each
+    /// attempt until it reaches `cap`. The pause is drawn evenly between zero and the bound ("full jitter").
+    /// Default: 200 ms and 10 s. A `base` of zero, or above `cap`, is an error.
     pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
         self.rules.backoff = Backoff { base, cap };
         self
     }
 
-    /// What limits the retries of all calls together, so that an outage is not made worse. Each call
-    /// deposits, each retry withdraws. By default [`TpsBudget::default`]: 20 % of the calls of the
-    /// last ten seconds, and ten a second besides. One may serve several policies.
+    /// Sets the budget for the retries of all calls together, so that retries do not make an outage worse. Each
+    /// call deposits, each retry withdraws. Default: [`TpsBudget::default`], which allows 20 % of the calls of
+    /// the last ten seconds, and ten retries a second on top. Several policies may share one budget.
     pub fn budget<B: Budget + Send + Sync + 'static>(mut self, budget: Arc<B>) -> Self {
         self.rules.budget = Some(budget);
         self
     }
 
-    /// Retries whatever the share of them. **In an outage every call is then sent as often as
-    /// [`attempts`](Self::attempts) allows**: for batch jobs and tests.
+    /// Removes the budget. **In an outage every call is then sent as often as [`attempts`](Self::attempts)
+    /// allows.** Use it for batch jobs and tests.
     pub fn without_budget(mut self) -> Self {
         self.rules.budget = None;
         self
     }
 
-    /// The header that carries keys which were not set through an
-    /// [`Operation`](crate::client::Operation) or an
-    /// [`IdempotencyKeyLayer`](crate::client::IdempotencyKeyLayer). `Idempotency-Key` by default.
+    /// Sets the header in which the policy looks for a key that was set neither by an
+    /// [`Operation`](crate::client::Operation) nor by an
+    /// [`IdempotencyKeyLayer`](crate::client::IdempotencyKeyLayer). Default: `Idempotency-Key`.
     pub fn key_header(mut self, name: HeaderName) -> Self {
         self.rules.key_header = name;
         self
     }
 
-    /// How long an operation's key is sent, from the operation's beginning; afterwards calls end with
-    /// [`Stopped::KeyExpired`](crate::client::Stopped::KeyExpired). 23 hours by default; zero is an error.
+    /// Sets how long an operation's key is sent, from the operation's beginning. After that, calls end with
+    /// [`Stopped::KeyExpired`](crate::client::Stopped::KeyExpired). Default: 23 hours. Zero is an error.
     ///
-    /// Set it below the time for which the server keeps keys: an attempt after that would run the
-    /// operation again. [`Operation::with_lifetime`](crate::client::Operation::with_lifetime) sets it for one
+    /// Set it shorter than the server keeps keys: an attempt after that would run the operation again. [`Operation::with_lifetime`](crate::client::Operation::with_lifetime) sets it for one
     /// operation. With [`tower::retry`] itself, the first attempt of a call is sent in any case: only
     /// [`ClientLayer`](crate::client::ClientLayer) and the middleware hold it back.
     pub fn key_lifetime(mut self, lifetime: Duration) -> Self {
@@ -125,17 +123,17 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
-    /// Takes every `409` for an operation in flight, for servers that send neither `Retry-After` nor
-    /// `x-should-retry` with it. By default only a `409` with one of them is tried again, since an
-    /// application's own conflicts do not pass by waiting.
+    /// Retries every `409`, for servers that send neither `Retry-After` nor `x-should-retry` while an operation
+    /// is in flight. By default only a `409` with one of these headers is retried, because waiting does not
+    /// resolve an application's own conflicts.
     pub fn retry_every_conflict(mut self) -> Self {
         self.rules.every_conflict = true;
         self
     }
 
-    /// Which responses are worth another attempt, where you know better than their status, `Retry-After`
-    /// and `x-should-retry` tell: `None` leaves it to those. Not asked for successes, redirects, `422`
-    /// and replays, which are final.
+    /// Decides which responses are retried, if you know better than their status, `Retry-After` and
+    /// `x-should-retry`. `None` leaves the decision to those. Successes, redirects, `422` and replays are final:
+    /// the closure is not called for them.
     ///
     /// ```
     /// use http::StatusCode;
@@ -144,7 +142,7 @@ impl<C> RetryPolicyBuilder<C> {
     /// let policy = RetryPolicy::builder()
     ///     .retry_response_if(|status, _headers| match status {
     ///         StatusCode::INTERNAL_SERVER_ERROR => Some(false),
-    ///         // This provider's new customers are not there at once.
+    ///         // With this provider, a new customer appears after a moment.
     ///         StatusCode::NOT_FOUND => Some(true),
     ///         _ => None,
     ///     })
@@ -160,16 +158,16 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
-    /// Which errors are worth another attempt: all of them by default. Narrow it for errors that
-    /// cannot pass, such as a certificate that is not trusted.
+    /// Decides which errors are retried. Default: all of them. Exclude errors that do not go away, such as a
+    /// certificate that is not trusted.
     ///
-    /// It is asked with the error of the service inside, so that the closure names its type:
+    /// The closure gets the error of the inner service, and names its type:
     ///
     /// ```
     /// use hyper_util::client::legacy::Error;
     /// use tower_idempotency::client::RetryPolicy;
     ///
-    /// // Only where the request cannot have arrived; with a key there is no need for that.
+    /// // Only if the request cannot have arrived. With a key this is not necessary.
     /// let policy = RetryPolicy::builder().retry_if(|error: &Error| error.is_connect()).build()?;
     /// # let _ = policy;
     /// # Ok::<(), tower_idempotency::ConfigError>(())
@@ -181,9 +179,10 @@ impl<C> RetryPolicyBuilder<C> {
         }
     }
 
-    /// The policy.
+    /// Builds the policy.
     ///
     /// # Errors
+    ///
     /// [`ConfigError`] names the setting that cannot work.
     pub fn build(self) -> Result<RetryPolicy<C>, ConfigError> {
         let Rules {
@@ -194,20 +193,18 @@ impl<C> RetryPolicyBuilder<C> {
             ..
         } = self.rules;
         if attempts == 0 {
-            return Err(ConfigError::new("attempts", "0 would send nothing; 1 is no retry"));
+            return Err(ConfigError::new("attempts", "must be at least 1, which means no retry"));
         }
         if total_time.is_zero() {
-            return Err(ConfigError::new("total_time", "it must be longer than nothing"));
+            return Err(ConfigError::new("total_time", "must be longer than zero"));
         }
         if key_lifetime.is_zero() {
-            return Err(ConfigError::new("key_lifetime", "0 would send nothing; set it longer"));
+            return Err(ConfigError::new("key_lifetime", "must be longer than zero"));
         }
         if base.is_zero() || base > cap {
             return Err(ConfigError::new(
                 "backoff",
-                format!(
-                    "the first pause's bound ({base:?}) must be longer than nothing, and not above the cap ({cap:?})"
-                ),
+                format!("the base ({base:?}) must be longer than zero and at most the cap ({cap:?})"),
             ));
         }
         Ok(self.finish())

@@ -1,4 +1,4 @@
-//! What a decision about an attempt is made of: what was seen, and what follows.
+//! What a decision about an attempt is made from, and what it can be.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::client::operation::{Operation, Stopped};
 
-/// How far a call has come.
+/// How far a call is.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::client) struct Call {
     started: Instant,
@@ -44,7 +44,7 @@ pub(in crate::client) enum Repeatable {
     No(Stopped),
 }
 
-/// What was seen of an attempt.
+/// What is known of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::client) enum Seen<'a> {
     Response(StatusCode, &'a HeaderMap),
@@ -63,16 +63,16 @@ pub(in crate::client) enum Seen<'a> {
 /// What follows from an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::client) enum Next {
-    /// Nothing: the result is the call's.
+    /// The result is the result of the call.
     Final,
-    /// Another attempt, after that pause.
+    /// Another attempt, after this pause.
     Retry(Duration),
-    /// Nothing, although the result calls for another attempt.
+    /// No other attempt, although the result could be retried.
     Stop(Stopped),
 }
 
 impl Next {
-    /// Tells the log and whoever holds the operation.
+    /// Logs the decision, and notes it in the operation.
     pub(in crate::client) fn observe(self, operation: Option<&Operation>, call: Call) {
         let stopped = match self {
             Self::Stop(reason) => Some(reason),
@@ -84,10 +84,10 @@ impl Next {
         match self {
             Self::Final => {}
             Self::Retry(pause) => {
-                tracing::debug!(target: "tower_idempotency", attempt = call.ended, ?pause, "trying again");
+                tracing::debug!(target: "tower_idempotency", attempt = call.ended, ?pause, "retrying");
             }
             Self::Stop(reason) => {
-                tracing::debug!(target: "tower_idempotency", attempts = call.ended, %reason, "not tried again");
+                tracing::debug!(target: "tower_idempotency", attempts = call.ended, %reason, "not retried");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What is tried again, and when.
+//! What is retried, and when.
 
 mod backoff;
 mod builder;

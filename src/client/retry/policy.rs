@@ -14,17 +14,17 @@ use super::transient::{EveryError, Transient};
 use crate::client::operation::{Operation, Stopped};
 use crate::client::replay::{ReplayableBody, replay};
 
-/// What is tried again, and when: exponential backoff with full jitter, within bounds.
+/// Decides what is retried, and when: exponential backoff with full jitter, within bounds.
 ///
-/// It is the policy of [`ClientLayer`](crate::client::ClientLayer), and one for [`tower::retry`] as it is;
-/// [`IdempotencyKeyLayer`](crate::client::IdempotencyKeyLayer) then stands outside the retries. The
-/// [module](crate::client) says which results are tried again.
+/// It is the policy of [`ClientLayer`](crate::client::ClientLayer). You can also give it to [`tower::retry`];
+/// then put [`IdempotencyKeyLayer`](crate::client::IdempotencyKeyLayer) outside the retries. The
+/// [module](crate::client) says which results are retried.
 ///
-/// A server's `Retry-After` (seconds or a date) is waited out, and the jittered pause on top of it,
-/// so that clients sent away together do not return together. If it is longer than what is left of
-/// the total time, there is no further attempt and no waiting.
+/// If the server sends `Retry-After` (seconds or a date), the policy waits for that time and then for the
+/// jittered pause, so that clients that were refused together do not return together. If `Retry-After` is
+/// longer than the rest of the total time, the call ends at once.
 ///
-/// Clones share one budget. Clone the policy, or the client that has it, rather than making another.
+/// Clones share one budget. Clone the policy, or the client that has it, instead of building another.
 ///
 /// ```
 /// use std::time::Duration;
@@ -42,7 +42,7 @@ use crate::client::replay::{ReplayableBody, replay};
 pub struct RetryPolicy<C = EveryError> {
     rules: Arc<Rules>,
     transient: C,
-    /// Of the call that this clone is for; [`tower::retry`] makes one for each.
+    /// The state of the call that this clone is for. [`tower::retry`] makes a clone for each call.
     call: Call,
 }
 

@@ -5,11 +5,11 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use http::header::{DATE, RETRY_AFTER};
 
-/// How long the server asks to wait. `None` if it does not say, or says it unreadably: a negative or
-/// a fractional number, or a date of no known form.
+/// How long the server asks to wait. `None` if it does not say, or if the value is not valid: a negative or
+/// fractional number, or a date in no known form.
 ///
-/// A date is compared with the server's own `Date` if there is one, so that the difference of the
-/// two clocks does not matter; one in the past is no time at all.
+/// A date is compared with the server's own `Date` if there is one, so the difference of the two clocks does
+/// not matter. A date in the past means no pause.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,4 +1,4 @@
-//! The rules of a policy, and the decision by them.
+//! The rules of a policy, and the decision that follows from them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(super) struct Rules {
 type RetryResponse = dyn Fn(StatusCode, &HeaderMap) -> Option<bool> + Send + Sync;
 
 impl Rules {
-    /// Begins a call. What it may cost in retries is added to the budget.
+    /// Begins a call, and deposits its share in the budget.
     pub(super) fn begin(&self) -> Call {
         if let Some(budget) = &self.budget {
             budget.deposit();
@@ -45,7 +45,7 @@ impl Rules {
         }
     }
 
-    /// What is on the wire counts, not what was meant to be.
+    /// What was sent counts, not what was meant to be.
     fn has_key(&self, headers: &HeaderMap, extensions: &Extensions) -> bool {
         let has = |name: &HeaderName| {
             headers
@@ -103,7 +103,7 @@ impl Rules {
             .saturating_add(self.backoff.pause(call.ended()));
         let left = self.total_time.saturating_sub(call.elapsed());
         let key_left = self.key_left(*call, repeatable, operation);
-        // Of two bounds the nearer one is said.
+        // Of two bounds, report the nearer one.
         if pause >= key_left && key_left < left {
             return Next::Stop(Stopped::KeyExpired);
         }
@@ -115,7 +115,7 @@ impl Rules {
         if pause >= left {
             return Next::Stop(Stopped::TotalTime);
         }
-        // Last, so that nothing is taken for a retry that does not happen.
+        // Last, so that nothing is withdrawn for a retry that does not happen.
         match &self.budget {
             Some(budget) if !budget.withdraw() => Next::Stop(Stopped::Budget),
             _ => Next::Retry(pause),
@@ -126,15 +126,15 @@ impl Rules {
         if status == StatusCode::UNPROCESSABLE_ENTITY || !(status.is_client_error() || status.is_server_error()) {
             return false;
         }
-        // The next answer would be the same: this server keeps failures too.
+        // The next response would be the same: this server also stores failures.
         if is_replay(headers) {
             return false;
         }
         let own = self.response.as_ref().and_then(|retry| retry(status, headers));
         own.or_else(|| should_retry(headers)).unwrap_or(match status {
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => true,
-            // An application's own conflicts do not pass, and neither do tombstones. A server that
-            // says when to come back says that this one does.
+            // Waiting resolves neither an application's own conflict nor a tombstone. A server that says
+            // when to retry says that this conflict goes away.
             StatusCode::CONFLICT => self.every_conflict || headers.contains_key(http::header::RETRY_AFTER),
             other => other.is_server_error() && !is_permanent(other),
         })

@@ -2,7 +2,7 @@
 
 /// Which errors of a client are worth another attempt. See [`RetryPolicyBuilder::retry_if`](super::RetryPolicyBuilder::retry_if).
 pub trait Transient<E> {
-    /// Whether another attempt may end otherwise.
+    /// Whether another attempt may succeed.
     fn is_transient(&self, error: &E) -> bool;
 }
 
