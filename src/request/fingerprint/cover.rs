@@ -18,20 +18,10 @@ impl FingerprintSource {
             Covers::Nothing => return Fingerprint::new(self.rule, &[0; 32]),
             Covers::Request => self.request_of(&mut digest, parts, body, !self.fields().is_empty()),
             Covers::CanonicalJson => self.request_of(&mut digest, parts, body, true),
-            Covers::JsonFields(pointers) => {
+            Covers::JsonFields(_) => {
                 target(&mut digest, parts);
-                match json::canonical(body, &[]) {
-                    Some(text) => {
-                        for pointer in pointers.iter().flat_map(|pointers| pointers.iter()) {
-                            match pointer.find(&text) {
-                                Ok(Some(value)) => digest.field(CANONICAL, value.get().as_bytes()),
-                                Ok(None) => digest.field(ABSENT, b""),
-                                // A canonical form can be read.
-                                Err(_) => digest.field(RAW, body),
-                            }
-                        }
-                    }
-                    None => whole(&mut digest, parts, body),
+                if !self.json_of(&mut digest, body) {
+                    whole(&mut digest, parts, body);
                 }
             }
             Covers::Body => whole(&mut digest, parts, body),
@@ -57,19 +47,34 @@ impl FingerprintSource {
             digest.field(MULTIPART, &print);
         } else if !without.is_empty() && is_form(&parts.headers) && !is_encoded(&parts.headers) {
             digest.field(FORM, &form::digest_of(body, without));
-        } else if as_json
-            && (any_type || may_be_json(&parts.headers))
-            && let Some(text) = json::canonical(body, without)
-        {
-            digest.field(CANONICAL, &text);
-        } else {
+        } else if !(as_json && (any_type || may_be_json(&parts.headers)) && self.json_of(digest, body)) {
             digest.field(RAW, body);
         }
     }
 
+    /// What counts of a body of JSON. `false` if it has no canonical form: nothing is digested then.
+    pub(super) fn json_of(&self, digest: &mut Digest, body: &[u8]) -> bool {
+        let Some(text) = json::canonical(body, self.fields()) else {
+            return false;
+        };
+        let Covers::JsonFields(pointers) = &self.covers else {
+            digest.field(CANONICAL, &text);
+            return true;
+        };
+        for pointer in pointers.iter().flat_map(|pointers| pointers.iter()) {
+            match pointer.find(&text) {
+                Ok(Some(value)) => digest.field(CANONICAL, value.get().as_bytes()),
+                Ok(None) => digest.field(ABSENT, b""),
+                // A canonical form can be read.
+                Err(_) => digest.field(RAW, body),
+            }
+        }
+        true
+    }
+
     /// What does not count; none if that could not be parsed, which was reported when the layer was
     /// built.
-    fn fields(&self) -> &[Pointer] {
+    pub(super) fn fields(&self) -> &[Pointer] {
         self.without.as_deref().unwrap_or_default()
     }
 }
@@ -83,10 +88,10 @@ const CANONICAL: u8 = 5;
 const ABSENT: u8 = 6;
 const MULTIPART: u8 = 8;
 const FORM: u8 = 9;
-const CLOSURE: u8 = 10;
+pub(super) const CLOSURE: u8 = 10;
 
 /// Method, path and query.
-fn target(digest: &mut Digest, parts: &Parts) {
+pub(super) fn target(digest: &mut Digest, parts: &Parts) {
     let uri = original_uri(parts);
     digest.field(METHOD, parts.method.as_str().as_bytes());
     digest.field(PATH, uri.path().as_bytes());

@@ -7,6 +7,8 @@
 //! flags u8 │ headers │ trailers if flagged │ body to the end           kind 0, a response
 //! headers, or nothing: where the result is                            kind 1, not retained
 //! (nothing more)                                                      kind 2, outcome unknown
+//! count u8 │ digest 16 bytes │ count vouches, 16 bytes each │ as kind − 16   kinds 16 to 18, with what is known of
+//!                                                                     the request's streamed body
 //! key id 8 bytes │ nonce 24 bytes │ ciphertext and tag to the end     kind 3, a sealed record
 //! headers:  count, then for each: name code u8 (0: length, name), length << 1 | sensitive, value
 //!           or a code of 128 and above: name and value are both in the table
@@ -17,6 +19,7 @@
 //! A sealed record is another record, encrypted whole; its status is 0, its fingerprint in clear because
 //! stores compare it. What the ciphertext is bound to is in `store::sealed`.
 
+mod body;
 #[cfg(feature = "sealed")]
 mod envelope;
 mod headers;
@@ -41,6 +44,8 @@ const RESPONSE: u8 = 0;
 const NOT_RETAINED: u8 = 1;
 const UNKNOWN: u8 = 2;
 const SEALED: u8 = 3;
+/// Added to the kind of a record that knows the body of its request.
+const WITH_BODY: u8 = 16;
 
 const HAD_CONTENT_LENGTH: u8 = 1;
 const HAS_TRAILERS: u8 = 2;
@@ -91,7 +96,7 @@ impl Record {
     /// Whether this is a response, and not a tombstone.
     #[cfg(test)]
     pub(crate) fn is_response(&self) -> bool {
-        self.0.get(1) == Some(&RESPONSE)
+        self.kind() == RESPONSE
     }
 
     /// Bytes that the record takes in memory.
@@ -136,6 +141,11 @@ impl Record {
             record.open()?;
         }
         Ok(record)
+    }
+
+    #[cfg(test)]
+    fn kind(&self) -> u8 {
+        self.0.get(1).copied().unwrap_or_default() & !WITH_BODY
     }
 
     fn is_sealed(&self) -> bool {

@@ -9,7 +9,9 @@ use http::{Response, StatusCode};
 use super::headers::{Reader, corrupt};
 #[cfg(feature = "redis")]
 use super::{CHECKSUM, FINGERPRINT_AT};
-use super::{HAD_CONTENT_LENGTH, HAS_TRAILERS, HEAD, NOT_RETAINED, RESPONSE, Record, SEALED, UNKNOWN, VERSION};
+use super::{
+    HAD_CONTENT_LENGTH, HAS_TRAILERS, HEAD, NOT_RETAINED, RESPONSE, Record, SEALED, UNKNOWN, VERSION, WITH_BODY,
+};
 #[cfg(feature = "redis")]
 use crate::request::Fingerprint;
 use crate::store::StoreError;
@@ -67,11 +69,13 @@ impl Record {
         }
         let status = u16::from_be_bytes([blob[2], blob[3]]);
         let status = || StatusCode::from_u16(status).map_err(|_| corrupt("the stored record has no valid status"));
-        match blob[1] {
-            RESPONSE => self.open_response(status()?).map(Opened::Response),
+        let at = HEAD + self.body_section()?;
+        let kind = if at > HEAD { blob[1] & !WITH_BODY } else { blob[1] };
+        match kind {
+            RESPONSE => self.open_response(at, status()?).map(Opened::Response),
             NOT_RETAINED => Ok(Opened::NotRetained {
                 status: status()?,
-                locations: self.locations()?,
+                locations: self.locations(at)?,
             }),
             UNKNOWN => Ok(Opened::Unknown),
             SEALED => Err(corrupt(
@@ -82,18 +86,18 @@ impl Record {
     }
 
     /// The headers of a tombstone, if it has any.
-    fn locations(&self) -> Result<HeaderMap, StoreError> {
-        if self.0.len() == HEAD {
+    fn locations(&self, at: usize) -> Result<HeaderMap, StoreError> {
+        if self.0.len() == at {
             return Ok(HeaderMap::new());
         }
         let mut reader = Reader {
             blob: Bytes::copy_from_slice(&self.0),
-            at: HEAD,
+            at,
         };
         reader.headers()
     }
 
-    fn open_response(&self, status: StatusCode) -> Result<Replay, StoreError> {
+    fn open_response(&self, at: usize, status: StatusCode) -> Result<Replay, StoreError> {
         /// Lets `Bytes` share the record without copying it.
         struct Shared(Arc<[u8]>);
         impl AsRef<[u8]> for Shared {
@@ -103,7 +107,7 @@ impl Record {
         }
         let mut reader = Reader {
             blob: Bytes::from_owner(Shared(Arc::clone(&self.0))),
-            at: HEAD,
+            at,
         };
         let flags = reader.byte()?;
         let mut head = Response::new(());
