@@ -78,10 +78,6 @@ problem_kinds! {
     BodyUnreadable, "body-unreadable", "400" BAD_REQUEST, "The request body cannot be read", Retry::Now,
     "The request body ended early or could not be read. Nothing was stored; send the request again.";
 
-    DigestMismatch, "digest-mismatch", "400" BAD_REQUEST, "The request body does not match its digest", Retry::Never,
-    "The request body does not have the digest that its `Content-Digest` or `Repr-Digest` header declares, or the header \
-     is not valid (RFC 9530). Nothing was stored. Send the body again, with the digest of its bytes.";
-
     KeyReused, "key-reused", "422" UNPROCESSABLE_ENTITY, "The idempotency key was used with another request", Retry::Never,
     "The key was used with another request: another method, path, query or body. A new operation needs a new key. \
      Do not retry.";
@@ -106,6 +102,10 @@ problem_kinds! {
 
     Overloaded, "overloaded", "503" SERVICE_UNAVAILABLE, "The server is overloaded", Retry::After(1),
     "The server has too many operations running for disconnected clients. The operation did not run; retry later.";
+
+    DigestMismatch, "digest-mismatch", "400" BAD_REQUEST, "The request body does not match its digest", Retry::Never,
+    "The request body does not have the digest that its `Content-Digest` or `Repr-Digest` header declares, or the header \
+     is not valid (RFC 9530). Nothing was stored. Send the body again, with the digest of its bytes.";
 }
 
 impl ProblemKind {

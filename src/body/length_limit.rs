@@ -35,12 +35,27 @@ pub(super) fn length_limit_error() -> BoxError {
 mod tests {
     use super::*;
 
+    /// As the error of a body around another one.
+    #[derive(Debug)]
+    struct Outer(BoxError);
+
+    impl std::fmt::Display for Outer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the body failed")
+        }
+    }
+
+    impl Error for Outer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&*self.0)
+        }
+    }
+
     #[test]
     fn the_error_of_a_limit_is_known_as_one() {
         assert!(length_limit_error().is::<LengthLimitError>());
         assert!(is_length_limit(&*length_limit_error()));
-        let inside = std::io::Error::other(length_limit_error());
-        assert!(is_length_limit(&inside));
+        assert!(is_length_limit(&Outer(length_limit_error())));
         assert!(!is_length_limit(&std::io::Error::other("another error")));
     }
 }

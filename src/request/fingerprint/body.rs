@@ -133,3 +133,74 @@ impl BodyDigest {
         print
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::hex;
+    use http::header::CONTENT_TYPE;
+
+    fn of(source: &FingerprintSource, content_type: &str, body: &str) -> [u8; BodyPrint::LEN] {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type.parse().unwrap())]);
+        let mut digest = BodyDigest::new(source, &headers, 100);
+        body.as_bytes().chunks(7).for_each(|frame| digest.data(frame));
+        digest.finish()
+    }
+
+    /// Stores hold what it makes: that of a release must stay what it is.
+    #[test]
+    fn golden_body_prints() {
+        let json = r#"{"b":1,"a":[2]}"#;
+        let form = "--b\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n1\r\n--b--\r\n";
+        let multipart = "multipart/form-data; boundary=b";
+        for (source, content_type, body, golden) in [
+            (FingerprintSource::request(), "text/plain", json, "RAW"),
+            (FingerprintSource::canonical_json(), "text/plain", json, "CANON"),
+            (
+                FingerprintSource::json_fields(["/a/0", "/c"]),
+                "text/plain",
+                json,
+                "FIELDS",
+            ),
+            (FingerprintSource::request(), multipart, form, "MULTI"),
+            (
+                FingerprintSource::request().without(["/b"]),
+                "application/x-www-form-urlencoded",
+                "a=1&b=2",
+                "FORM",
+            ),
+        ] {
+            assert_eq!(
+                hex(&of(&source, content_type, body)),
+                golden,
+                "{source:?} {content_type}"
+            );
+        }
+    }
+
+    #[test]
+    fn contract_8_5_one_text_read_in_two_ways_is_two_bodies() {
+        let form = "application/x-www-form-urlencoded";
+        let without = FingerprintSource::request().without(["/x"]);
+        let prints = [
+            of(&without, "text/plain", "{}"),
+            of(&without, "application/json", "{}"),
+            of(&without, form, "{}"),
+            of(&without, "multipart/form-data; boundary=b", "--b--"),
+            of(&without, "text/plain", "--b--"),
+        ];
+        let distinct: std::collections::HashSet<_> = prints.iter().collect();
+        assert_eq!(distinct.len(), prints.len());
+    }
+
+    #[test]
+    fn contract_8_5_no_text_is_held_beyond_its_limit() {
+        let source = FingerprintSource::canonical_json();
+        let mut digest = BodyDigest::new(&source, &HeaderMap::new(), 100);
+        for _ in 0..100 {
+            digest.data(b"1234567890");
+            assert!(!matches!(&digest.read_as, ReadAs::Json { text, .. } if text.len() > 100));
+        }
+        assert!(matches!(digest.read_as, ReadAs::Bytes));
+    }
+}

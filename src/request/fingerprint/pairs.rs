@@ -96,3 +96,75 @@ impl Pairs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::form;
+    use super::*;
+
+    fn without(names: &[&str]) -> Arc<[Pointer]> {
+        names.iter().map(|text| Pointer::parse("", text).unwrap()).collect()
+    }
+
+    fn digest(body: &str, frames: usize, names: &[&str]) -> [u8; 32] {
+        let mut pairs = Pairs::new(&without(names));
+        body.as_bytes().chunks(frames).for_each(|frame| pairs.data(frame));
+        pairs.finish()
+    }
+
+    #[test]
+    fn contract_8_5_two_forms_are_one_for_both_readers_or_for_none() {
+        let long = format!("{}=1&a=1", "n".repeat(100));
+        let bodies = [
+            "",
+            "&",
+            "&&",
+            "=",
+            "=&",
+            "a",
+            "a=",
+            "a=1",
+            "a=1&",
+            "&a=1",
+            "a=1&b=2",
+            "b=2&a=1",
+            "a=1&csrf=x&b=2",
+            "csrf&a=1&b=2",
+            "csrf=x=y&a=1&b=2",
+            "a=1&b=2&csrf=",
+            "a=1&%63srf=x&b=2",
+            "a=1&csrf2=x&b=2",
+            "a=1&cs+rf=x&b=2",
+            "a=1&cs%20rf=y&b=2",
+            "CSRF=x&a=1",
+            "%ff=1",
+            "%fe=1",
+            "csr",
+            "a=1%26b=2",
+            &long,
+        ];
+        for names in [&["/csrf"][..], &["/cs rf"], &["/"], &["/csrf/0"], &["/a", "/csrf"]] {
+            for one in bodies {
+                let first = digest(one, 1000, names);
+                for frames in [1, 2, 3, 7] {
+                    assert_eq!(digest(one, frames, names), first, "{frames} {one}");
+                }
+                for other in bodies {
+                    let buffered = |body: &str| form::digest_of(body.as_bytes(), &without(names));
+                    let same = buffered(one) == buffered(other);
+                    assert_eq!(digest(other, 2, names) == first, same, "{names:?} {one} {other}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn contract_8_5_a_name_takes_no_more_memory_than_those_that_are_left_out() {
+        let mut pairs = Pairs::new(&without(&["/csrf"]));
+        for _ in 0..1000 {
+            pairs.data(b"a long name");
+            assert!(!matches!(&pairs.at, At::Name(name) if name.len() > 12));
+        }
+        assert!(matches!(pairs.at, At::Counts));
+    }
+}

@@ -294,3 +294,158 @@ fn end_of_headers(block: &[u8], data: &[u8]) -> Option<usize> {
     }
     memmem::find(data, END_OF_HEADERS).map(|at| at + END_OF_HEADERS.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::multipart;
+    use super::*;
+    use bytes::Bytes;
+
+    fn headers(boundary: &str) -> HeaderMap {
+        let value = format!("multipart/form-data; boundary={boundary}");
+        HeaderMap::from_iter([(CONTENT_TYPE, value.parse().unwrap())])
+    }
+
+    fn without(names: &[&str]) -> Arc<[Pointer]> {
+        names.iter().map(|text| Pointer::parse("", text).unwrap()).collect()
+    }
+
+    /// The digest of a body that comes in frames of that many bytes.
+    fn digest(boundary: &str, body: &[u8], frames: usize, names: &[&str]) -> Option<[u8; 32]> {
+        let mut parts = Parts::of(&headers(boundary), &without(names))?;
+        body.chunks(frames).for_each(|frame| parts.data(frame));
+        parts.finish()
+    }
+
+    const NAME: &str = "Content-Disposition: form-data; name=\"a\"";
+    const FILE: &str = "content-disposition:form-data; name=\"f\"; filename=\"x.png\"\r\nContent-Type: image/png";
+
+    /// Bodies that come close to each rule, and bodies that break it.
+    fn bodies() -> Vec<String> {
+        let part = |headers: &str, content: &str| format!("--b\r\n{headers}\r\n\r\n{content}\r\n");
+        let one = part(NAME, "1");
+        let mut bodies = vec![
+            "--b--".into(),
+            "--b--\r\n".into(),
+            "--b--\r".into(),
+            format!("{one}--b--"),
+            format!("{one}--b--\r\n"),
+            format!("{one}{}--b--\r\n", part(FILE, "\r\n--\r\n--a\r\n-\r\r\n--\r\n--")),
+            format!("{}--b--\r\n", part(FILE, "")),
+            format!("{}--b--\r\n", part("X: y", "\r\n")),
+            format!(
+                "{}--b--\r\n",
+                part(&format!("{NAME}\r\nContent-Transfer-Encoding: base64"), "1")
+            ),
+            format!("{}--b--\r\n", part("Content-Disposition: form-data; name=csrf", "1")),
+            String::new(),
+            "-".into(),
+            "--b".into(),
+            one.clone(),
+            format!("{one}--b-"),
+            format!("{one}--b--\r\nmore"),
+            format!("{one}--b--\r\n\r\n"),
+            format!("more{one}--b--"),
+            format!("\r\n{one}--b--"),
+            format!("{one}--b \r\n{NAME}\r\n\r\n1\r\n--b--"),
+            format!("{one}{one}--b--").replace("\r\n", "\n"),
+            format!("{}--b--", part(&format!("{NAME}\r\n{NAME}"), "1")),
+            format!("{}--b--", part(&format!("{NAME}\nX: y"), "1")),
+            format!("{}--b--", part(&format!("{NAME}\r\n folded: y"), "1")),
+            format!("{}--b--", part("no colon", "1")),
+            format!("{}--b--", part(&["X: y"; 33].join("\r\n"), "1")),
+            format!(
+                "{}--b--",
+                part(
+                    &(0..32).map(|n| format!("X{n}: y")).collect::<Vec<_>>().join("\r\n"),
+                    "1"
+                )
+            ),
+            "--b\r\n\r\n1\r\n--b--\r\n".into(),
+            format!("--b\r\n{NAME}\r\n\r\n--b--"),
+        ];
+        let longest = "y".repeat(MAX_HEADERS - "X: ".len() - END_OF_HEADERS.len());
+        bodies.push(format!("{}--b--", part(&format!("X: {longest}"), "1")));
+        bodies
+    }
+
+    #[test]
+    fn contract_8_5_frames_do_not_count() {
+        for body in bodies() {
+            let whole = digest("b", body.as_bytes(), body.len().max(1), &[]);
+            for frames in [1, 2, 3, 5, 7, 11, 64, 1000] {
+                assert_eq!(
+                    digest("b", body.as_bytes(), frames, &[]),
+                    whole,
+                    "{frames}: {body:.200}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn contract_8_5_a_streamed_form_is_as_well_formed_as_a_buffered_one() {
+        for body in bodies() {
+            let buffered = multipart::digest_of(&headers("b"), &Bytes::from(body.clone()), &[]);
+            let streamed = digest("b", body.as_bytes(), 3, &[]);
+            // The parser of buffered bodies takes a bare line feed for the end of a header.
+            let is_lax = body.contains("\nX: y") && !body.contains("\r\nX: y");
+            assert_eq!(streamed.is_some(), buffered.is_some() && !is_lax, "{body:.200}");
+        }
+        let beyond = format!("--b\r\nX: {}\r\n\r\n1\r\n--b--", "y".repeat(MAX_HEADERS - 6));
+        assert_eq!(digest("b", beyond.as_bytes(), 4096, &[]), None);
+    }
+
+    #[test]
+    fn contract_8_5_two_bodies_are_one_for_both_readers_or_for_none() {
+        let bodies: Vec<_> = bodies();
+        for names in [&[][..], &["/a"], &["/csrf", "/f"]] {
+            let digests = |body: &String| {
+                let buffered = multipart::digest_of(&headers("b"), &Bytes::from(body.clone()), &without(names));
+                Some((buffered?, digest("b", body.as_bytes(), 9, names)?))
+            };
+            let digests: Vec<_> = bodies.iter().filter_map(digests).collect();
+            assert!(digests.len() > 5);
+            for (one, streamed) in &digests {
+                for (other, streamed_other) in &digests {
+                    assert_eq!(one == other, streamed == streamed_other);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn contract_8_5_the_boundary_does_not_count() {
+        let first = digest("b", bodies()[5].as_bytes(), 10, &[]);
+        assert!(first.is_some());
+        for boundary in ["----WebKitFormBoundary7MA4YWxkTrZu0gW", "'()+_,-./:=?"] {
+            let body = bodies()[5].replace("--b", &format!("--{boundary}"));
+            assert_eq!(digest(&format!("\"{boundary}\""), body.as_bytes(), 10, &[]), first);
+        }
+    }
+
+    #[test]
+    fn contract_8_5_moving_a_byte_between_fields_makes_another_form() {
+        let part = |headers: &str, content: &str| format!("--b\r\n{headers}\r\n\r\n{content}\r\n");
+        let bodies = [
+            part("Content-Type: ab", "c"),
+            part("Content-Type: a", "bc"),
+            part("Content-Disposition: ab", "c"),
+            part("X: y", "abc"),
+            part("X: y", "ab") + &part("X: y", "c"),
+            part("X: y", "a") + &part("X: y", "bc"),
+            part("X: y", "abc") + &part("X: y", ""),
+        ];
+        let digests = bodies.map(|body| digest("b", format!("{body}--b--").as_bytes(), 8, &[]).unwrap());
+        let distinct: std::collections::HashSet<_> = digests.iter().collect();
+        assert_eq!(distinct.len(), digests.len());
+    }
+
+    /// Stores hold what it makes: it must stay what it is.
+    #[test]
+    fn golden_parts() {
+        let golden = "93fcf960d8300d87c9725e39ea5dd127";
+        let digest = digest("b", bodies()[5].as_bytes(), 10, &[]).unwrap();
+        assert_eq!(crate::digest::hex(&digest[..16]), golden);
+    }
+}
