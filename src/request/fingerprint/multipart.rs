@@ -90,7 +90,7 @@ async fn read(body: &Bytes, boundary: &str, without: &[Pointer]) -> Option<[u8; 
                 digest.field(tag, line.as_bytes());
             }
         }
-        digest.field(CONTENT, &content);
+        digest.content(CONTENT, &content);
     }
     is_end(rest, boundary).then(|| digest.finish())
 }

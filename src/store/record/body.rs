@@ -17,28 +17,33 @@ impl Record {
     /// The same record, with what is known of the request's body.
     #[must_use]
     pub(crate) fn with_body(&self, body: &BodyPrint) -> Self {
-        let Some((head, rest)) = self.0.split_first_chunk::<HEAD>() else {
+        let Some((head, rest)) = self.0.front().split_first_chunk::<HEAD>() else {
             return self.clone();
         };
         if self.knows_body() || head[1] == SEALED {
             return self.clone();
         }
         let vouched = &body.vouched[..body.vouched.len().min(MAX_VOUCHES)];
-        let mut out = Vec::with_capacity(self.0.len() + section(vouched.len()));
+        let mut out = Vec::with_capacity(self.0.front().len() + section(vouched.len()));
         out.extend_from_slice(head);
         out[1] |= WITH_BODY;
         out.push(vouched.len() as u8);
         out.extend_from_slice(&body.digest);
         vouched.iter().for_each(|vouch| out.extend_from_slice(vouch));
         out.extend_from_slice(rest);
-        Self(out.into())
+        Self(self.0.with_front(out))
     }
 
     /// What is known of the request's body. `None`: it was not streamed, nothing of it counts, or it was not
     /// read to its end.
     pub(crate) fn body_print(&self) -> Result<Option<BodyPrint>, StoreError> {
         let section = self.body_section()?;
-        let Some((digest, vouched)) = self.0.get(HEAD + 1..HEAD + section).and_then(<[u8]>::split_first_chunk) else {
+        let Some((digest, vouched)) = self
+            .0
+            .front()
+            .get(HEAD + 1..HEAD + section)
+            .and_then(<[u8]>::split_first_chunk)
+        else {
             return Ok(None);
         };
         let vouched: SmallVec<_> = vouched.as_chunks().0.iter().copied().collect();
@@ -49,7 +54,7 @@ impl Record {
     }
 
     fn knows_body(&self) -> bool {
-        self.0.get(1).is_some_and(|kind| kind & WITH_BODY != 0)
+        self.0.front().get(1).is_some_and(|kind| kind & WITH_BODY != 0)
     }
 
     /// How many bytes after the head say what is known of the body.
@@ -57,8 +62,10 @@ impl Record {
         if !self.knows_body() {
             return Ok(0);
         }
-        match self.0.get(HEAD).copied().map(usize::from) {
-            Some(vouches) if vouches <= MAX_VOUCHES && self.0.len() >= HEAD + section(vouches) => Ok(section(vouches)),
+        match self.0.front().get(HEAD).copied().map(usize::from) {
+            Some(vouches) if vouches <= MAX_VOUCHES && self.0.front().len() >= HEAD + section(vouches) => {
+                Ok(section(vouches))
+            }
             _ => Err(corrupt(
                 "the stored record is damaged: what it knows of the request's body is cut short",
             )),
@@ -122,11 +129,11 @@ mod tests {
         for record in kinds() {
             let whole = record.with_body(&body(&[[4; 16]]));
             for length in HEAD..HEAD + section(1) {
-                let cut = Record(whole.0[..length].into());
+                let cut = Record(whole.0.front()[..length].into());
                 assert!(cut.open().is_err(), "{length}");
                 assert!(cut.body_print().is_err(), "{length}");
             }
-            let mut many = whole.0.to_vec();
+            let mut many = whole.0.front().to_vec();
             many[HEAD] = 3;
             assert!(Record(many.into()).open().is_err());
         }
@@ -137,6 +144,6 @@ mod tests {
     fn golden_record_with_a_body() {
         let record = Record::outcome_unknown(PRINT).with_body(&body(&[[4; 16]]));
         let golden = [&[1, 18, 0, 0][..], &[7; 16], &[1], &[3; 16], &[4; 16]].concat();
-        assert_eq!(&record.0[..], golden);
+        assert_eq!(record.0.front(), golden);
     }
 }

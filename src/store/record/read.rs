@@ -1,7 +1,5 @@
 //! Reads records: opens them for an answer.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
 use http::{Response, StatusCode};
@@ -63,7 +61,7 @@ impl Record {
 
     /// Decodes the record for an answer.
     pub(crate) fn open(&self) -> Result<Opened, StoreError> {
-        let blob = &*self.0;
+        let blob = self.0.front();
         if blob.len() < HEAD || blob[0] != VERSION {
             return Err(corrupt("the stored record has no valid head"));
         }
@@ -87,28 +85,19 @@ impl Record {
 
     /// The headers of a tombstone, if it has any.
     fn locations(&self, at: usize) -> Result<HeaderMap, StoreError> {
-        if self.0.len() == at {
+        if self.0.front().len() == at {
             return Ok(HeaderMap::new());
         }
         let mut reader = Reader {
-            blob: Bytes::copy_from_slice(&self.0),
+            blob: Bytes::copy_from_slice(self.0.front()),
             at,
         };
         reader.headers()
     }
 
     fn open_response(&self, at: usize, status: StatusCode) -> Result<Replay, StoreError> {
-        /// Lets `Bytes` share the record without copying it.
-        struct Shared(Arc<[u8]>);
-        impl AsRef<[u8]> for Shared {
-            fn as_ref(&self) -> &[u8] {
-                &self.0
-            }
-        }
-        let mut reader = Reader {
-            blob: Bytes::from_owner(Shared(Arc::clone(&self.0))),
-            at,
-        };
+        let (blob, apart) = self.0.share();
+        let mut reader = Reader { blob, at };
         let flags = reader.byte()?;
         let mut head = Response::new(());
         *head.status_mut() = status;
@@ -118,7 +107,7 @@ impl Record {
         } else {
             None
         };
-        let body = reader.blob.split_off(reader.at);
+        let body = apart.unwrap_or_else(|| reader.blob.split_off(reader.at));
         // Trailers exclude it on HTTP/1.1, whose framing they need.
         if flags & HAD_CONTENT_LENGTH != 0 && trailers.is_none() {
             head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
