@@ -3,6 +3,8 @@
 //! The names exist for two reasons: a where-clause is written once, and the compiler can say what is
 //! missing and what to do about it.
 
+use std::any::Any;
+
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
@@ -10,7 +12,7 @@ use http_body_util::combinators::{BoxBody, UnsyncBoxBody};
 use http_body_util::{BodyExt, Full};
 use tower::Service;
 
-use crate::body::RequestBody;
+use crate::body::{RequestBody, StreamedBody};
 use crate::error::BoxError;
 
 /// A request body that can be made from its bytes.
@@ -52,23 +54,53 @@ use crate::error::BoxError;
 pub trait GuardedBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {
     /// The body that yields `data` and then ends.
     fn from_buffered(data: Bytes) -> Self;
+
+    /// The body that yields what `body` does, for a layer with
+    /// [`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies).
+    ///
+    /// By default `None`: the type cannot be made from a stream. Such a layer then refuses each request with a
+    /// key with `500` problem `misconfigured`, and the log says why. Axum's body, tonic's, [`RequestBody`], and
+    /// [`BoxBody`] and [`UnsyncBoxBody`] whose error is a [`BoxError`] can be made from one.
+    fn from_streamed(body: StreamedBody) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        let _ = body;
+        None
+    }
 }
 
+/// Holds its bytes, so that it cannot stream.
 impl GuardedBody for Full<Bytes> {
     fn from_buffered(data: Bytes) -> Self {
         Self::new(data)
     }
 }
 
+/// `made` as a `B`, if it is one.
+fn same_type<A: 'static, B: 'static>(made: A) -> Option<B> {
+    let mut made = Some(made);
+    let made: &mut dyn Any = &mut made;
+    made.downcast_mut::<Option<B>>()?.take()
+}
+
 impl<E: Into<BoxError> + 'static> GuardedBody for BoxBody<Bytes, E> {
     fn from_buffered(data: Bytes) -> Self {
         Full::new(data).map_err(|never| match never {}).boxed()
+    }
+
+    fn from_streamed(body: StreamedBody) -> Option<Self> {
+        same_type(body.boxed())
     }
 }
 
 impl<E: Into<BoxError> + 'static> GuardedBody for UnsyncBoxBody<Bytes, E> {
     fn from_buffered(data: Bytes) -> Self {
         Full::new(data).map_err(|never| match never {}).boxed_unsync()
+    }
+
+    fn from_streamed(body: StreamedBody) -> Option<Self> {
+        same_type(body.boxed_unsync())
     }
 }
 
@@ -79,12 +111,20 @@ where
     fn from_buffered(data: Bytes) -> Self {
         data.into()
     }
+
+    fn from_streamed(body: StreamedBody) -> Option<Self> {
+        Some(body.into())
+    }
 }
 
 #[cfg(feature = "axum")]
 impl GuardedBody for axum::body::Body {
     fn from_buffered(data: Bytes) -> Self {
         data.into()
+    }
+
+    fn from_streamed(body: StreamedBody) -> Option<Self> {
+        Some(Self::new(body))
     }
 }
 
@@ -93,6 +133,10 @@ impl GuardedBody for axum::body::Body {
 impl GuardedBody for tonic::body::Body {
     fn from_buffered(data: Bytes) -> Self {
         Self::new(Full::new(data))
+    }
+
+    fn from_streamed(body: StreamedBody) -> Option<Self> {
+        Some(Self::new(body))
     }
 }
 

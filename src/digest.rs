@@ -1,10 +1,17 @@
 //! Length-prefixed, domain-separated SHA-256: what slots, fingerprints and derived keys are made of.
 //!
-//! SHA-256 and not BLAKE3: the inputs are short (about 90 and 250 bytes for a small JSON request),
-//! where SHA-256 with the processor's own instructions took 89 and 211 ns against 165 and 309 ns
-//! (measured on the machine of `docs/benchmarks.md`); it also needs no C compiler.
+//! SHA-256 for what is short (about 90 and 250 bytes for a small JSON request): with the processor's own
+//! instructions it took 89 and 211 ns there, BLAKE3 165 and 309 ns (measured on the machine of
+//! `docs/benchmarks.md`). From 4 KiB on, BLAKE3 is faster, and it digests what is long. Neither needs a C
+//! compiler.
 
 use sha2::{Digest as _, Sha256};
+
+/// Bytes from which on BLAKE3 is faster.
+pub(crate) const BY_BLAKE3: usize = 4096;
+
+/// Set in the tag of a field whose content stands for itself by its BLAKE3.
+const LONG: u8 = 0x80;
 
 /// A digest under construction. Each field is preceded by a tag and its length, so that no two
 /// different lists of fields give the same input.
@@ -24,6 +31,15 @@ impl Digest {
         prefix[1..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
         self.0.update(prefix);
         self.0.update(bytes);
+    }
+
+    /// As [`field`](Self::field), for bytes of which there may be many.
+    pub(crate) fn content(&mut self, tag: u8, bytes: &[u8]) {
+        if bytes.len() < BY_BLAKE3 {
+            self.field(tag, bytes);
+        } else {
+            self.field(tag | LONG, blake3::hash(bytes).as_bytes());
+        }
     }
 
     pub(crate) fn finish(self) -> [u8; 32] {

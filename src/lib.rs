@@ -170,7 +170,7 @@ pub mod store;
 pub use self::axum::MissingIdempotencyLayer;
 pub use answer::problem::{self, Problem, ProblemKind};
 pub use answer::{Fate, Lapsed, Outcome, Policy, Reconciled, Verdict, WholeResponse};
-pub use body::{RequestBody, ResponseBody};
+pub use body::{RequestBody, ResponseBody, StreamedBody};
 pub use bounds::{GuardedBody, GuardedService};
 pub use error::{BoxError, ConfigError};
 pub use layer::{Background, IdempotencyLayer, IdempotencyLayerBuilder, IdempotencyService, ResponseFuture};

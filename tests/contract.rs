@@ -12,4 +12,6 @@ mod contract {
     mod section_6_limits;
     mod section_7_problems;
     mod section_7_profiles;
+    mod section_8_bodies;
+    mod section_8_uploads;
 }

@@ -1,7 +1,8 @@
-//! What the memory store holds of the heap, beside what it counts: measured by a counting allocator,
+//! What the memory store holds of the heap, beside what it counts, and what large answers take: measured by a counting allocator,
 //! so that nothing depends on time or on the machine.
 
 use std::alloc::System;
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,13 +10,15 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::time::advance;
-use tower_idempotency::Fingerprint;
+use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::store::{
     ClaimOutcome, ClaimRequest, Held, Inspect, MemoryStats, MemoryStore, Record, ScopeTag, Slot, Store, Token,
 };
+use tower_idempotency::{Fingerprint, IdempotencyLayer, Outcome};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -355,4 +358,44 @@ async fn the_count_holds_after_churn_under_a_budget() {
 #[tokio::test(start_paused = true)]
 async fn the_count_holds_after_churn_of_the_smallest_records() {
     churn(10, 1, 4096 * MIB).await;
+}
+
+/// What a request through a layer allocates in all, while its handler makes its answer, and a replay.
+async fn allocated(answer: fn() -> Response<Full<Bytes>>) -> (usize, usize) {
+    let heap = Heap::measure();
+    let layer = IdempotencyLayer::builder(large()).max_response_body(64 * MIB);
+    let layer = layer.build().unwrap();
+    let service = layer.layer(service_fn(move |_: Request<Full<Bytes>>| async move {
+        Ok::<_, Infallible>(answer())
+    }));
+    let mut allocated = Vec::new();
+    for outcome in [Outcome::Executed, Outcome::Replayed] {
+        let request = Request::post("/").header("idempotency-key", "k").body(Full::default());
+        let before = heap.region.change().bytes_allocated;
+        let response = service.clone().oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(response.extensions().get(), Some(&outcome));
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body.len(), 16 * MIB);
+        allocated.push(heap.region.change().bytes_allocated - before);
+    }
+    (allocated[0], allocated[1])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_answer_is_not_copied() {
+    let (first, replay) = allocated(|| Response::new(Full::from(vec![b'x'; 16 * MIB]))).await;
+    assert!(first <= 17 * MIB, "{first}: the answer itself, and little more");
+    assert!(replay <= MIB, "{replay}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_of_a_large_answer_has_no_room_to_spare() {
+    fn spacious() -> Response<Full<Bytes>> {
+        let mut buffer = bytes::BytesMut::with_capacity(32 * MIB);
+        buffer.resize(16 * MIB, b'x');
+        Response::new(Full::new(buffer.freeze()))
+    }
+    let (first, replay) = allocated(spacious).await;
+    assert!(first <= 49 * MIB, "{first}: the handler's buffer, and one that fits");
+    assert!(replay <= MIB, "{replay}");
 }

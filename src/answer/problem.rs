@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use uuid::Uuid;
 
 use crate::request::InvalidKey;
+use crate::request::integrity::InvalidDigest;
 
 /// Whether the same request may succeed later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +102,10 @@ problem_kinds! {
 
     Overloaded, "overloaded", "503" SERVICE_UNAVAILABLE, "The server is overloaded", Retry::After(1),
     "The server has too many operations running for disconnected clients. The operation did not run; retry later.";
+
+    DigestMismatch, "digest-mismatch", "400" BAD_REQUEST, "The request body does not match its digest", Retry::Never,
+    "The request body does not have the digest that its `Content-Digest` or `Repr-Digest` header declares, or the header \
+     is not valid (RFC 9530). Nothing was stored. Send the body again, with the digest of its bytes.";
 }
 
 impl ProblemKind {
@@ -251,7 +256,29 @@ impl Problem {
     pub(crate) fn body_cut_off() -> Self {
         Self::new(
             ProblemKind::BodyTooLarge,
-            "The request body is larger than the server accepts. The operation did not run.",
+            "The request body is larger than the server accepts. Nothing was stored.",
+        )
+    }
+
+    pub(crate) fn digest_mismatch() -> Self {
+        Self::new(
+            ProblemKind::DigestMismatch,
+            "The request body does not have the digest that its header declares. Nothing was stored; send the body again.",
+        )
+    }
+
+    pub(crate) fn invalid_digest(invalid: InvalidDigest) -> Self {
+        Self::new(
+            ProblemKind::DigestMismatch,
+            match invalid {
+                InvalidDigest::Malformed(header) => Cow::Owned(format!(
+                    "The `{header}` header is not valid (RFC 9530). Send a dictionary such as `sha-256=:BASE64:`, with the \
+                     base64 of 32 bytes for `sha-256` and of 64 bytes for `sha-512`."
+                )),
+                InvalidDigest::Contradictory => Cow::Borrowed(
+                    "The `Content-Digest` and `Repr-Digest` headers declare different digests of one body.",
+                ),
+            },
         )
     }
 

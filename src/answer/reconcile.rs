@@ -19,8 +19,12 @@ pub struct Lapsed {
     pub key: IdempotencyKey,
     /// The head of the retry, which is the same request as the first.
     pub request: http::request::Parts,
-    /// Its body.
+    /// Its body. Empty if the body is not held: see [`has_body`](Self::has_body).
     pub body: Bytes,
+    /// Whether `body` is the retry's body. It is not if the layer does not hold bodies
+    /// ([`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies), or a fingerprint that
+    /// covers nothing of the body): the body is then on its way to the handler.
+    pub has_body: bool,
 }
 
 /// What a reconciler found out.

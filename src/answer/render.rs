@@ -124,7 +124,7 @@ fn grpc(problem: &Problem) -> Response<Bytes> {
     const UNAVAILABLE: u8 = 14;
     let kind = problem.kind();
     let status = match kind {
-        ProblemKind::MissingKey | ProblemKind::InvalidKey => INVALID_ARGUMENT,
+        ProblemKind::MissingKey | ProblemKind::InvalidKey | ProblemKind::DigestMismatch => INVALID_ARGUMENT,
         ProblemKind::BodyTooLarge => RESOURCE_EXHAUSTED,
         ProblemKind::KeyReused | ProblemKind::OutcomeUnknown => FAILED_PRECONDITION,
         ProblemKind::InFlight => ABORTED,

@@ -15,6 +15,8 @@ pin_project! {
         #[pin]
         body: B,
         limit: usize,
+        // Room for so much is made with the second frame.
+        expected: usize,
         read: Read,
         // Boxed, being rare: this is a part of the future of each request.
         trailers: Option<Box<HeaderMap>>,
@@ -44,14 +46,14 @@ impl Read {
         }
     }
 
-    fn push(&mut self, more: Bytes) {
+    fn push(&mut self, more: Bytes, expected: usize) {
         if more.is_empty() {
             return;
         }
         *self = match std::mem::take(self) {
             Self::Nothing => Self::One(more),
             Self::One(first) => {
-                let mut both = BytesMut::with_capacity(first.len() + more.len());
+                let mut both = BytesMut::with_capacity((first.len() + more.len()).max(expected));
                 both.extend_from_slice(&first);
                 both.extend_from_slice(&more);
                 Self::Many(both)
@@ -94,8 +96,19 @@ impl<B: Body<Data = Bytes>> Collect<B> {
         Self {
             body,
             limit,
+            expected: 0,
             read: Read::Nothing,
             trailers: None,
+        }
+    }
+
+    /// Makes room for that length at once, so that a buffer need not grow. For the bodies of the application:
+    /// a client could declare much and send little.
+    pub(crate) fn expecting(self, declared: u64) -> Self {
+        let declared = usize::try_from(declared).unwrap_or(usize::MAX);
+        Self {
+            expected: declared.min(self.limit),
+            ..self
         }
     }
 
@@ -144,7 +157,7 @@ impl<B: Body<Data = Bytes>> Future for Collect<B> {
                         next: data,
                     });
                 }
-                Ok(data) => this.read.push(data),
+                Ok(data) => this.read.push(data, *this.expected),
                 Err(frame) => {
                     if let Ok(more) = frame.into_trailers() {
                         match this.trailers {

@@ -8,11 +8,15 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use super::streamed::StreamedBody;
+use crate::error::BoxError;
+
 pin_project! {
     /// A request body for services whose own cannot be made from bytes, such as hyper's `Incoming`.
     ///
-    /// The layer buffers the body of a guarded request and hands it on as the same type, which
-    /// must therefore be a [`GuardedBody`](crate::GuardedBody). Axum's is; around plain hyper, wrap the body in this first:
+    /// The layer reads the body of a guarded request and hands it on as the same type, which
+    /// must therefore be a [`GuardedBody`](crate::GuardedBody). Axum's is; around plain hyper, wrap the body in this first.
+    /// Its error is a [`BoxError`], which has the error of the body inside.
     ///
     /// ```
     /// use http_body_util::Full;
@@ -41,6 +45,7 @@ pin_project! {
     enum Source<B> {
         Live { #[pin] body: B },
         Buffered { data: Bytes },
+        Streamed { #[pin] body: StreamedBody },
     }
 }
 
@@ -50,6 +55,14 @@ impl<B> RequestBody<B> {
     pub fn live(body: B) -> Self {
         Self {
             inner: Source::Live { body },
+        }
+    }
+}
+
+impl<B> From<StreamedBody> for RequestBody<B> {
+    fn from(body: StreamedBody) -> Self {
+        Self {
+            inner: Source::Streamed { body },
         }
     }
 }
@@ -67,17 +80,22 @@ impl<B> fmt::Debug for RequestBody<B> {
         f.write_str(match self.inner {
             Source::Live { .. } => "RequestBody(live)",
             Source::Buffered { .. } => "RequestBody(buffered)",
+            Source::Streamed { .. } => "RequestBody(streamed)",
         })
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
+impl<B> Body for RequestBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.project().inner.project() {
-            SourceProj::Live { body } => body.poll_frame(cx),
+            SourceProj::Live { body } => body.poll_frame(cx).map_err(Into::into),
+            SourceProj::Streamed { body } => body.poll_frame(cx),
             SourceProj::Buffered { data } if data.is_empty() => Poll::Ready(None),
             SourceProj::Buffered { data } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
         }
@@ -87,6 +105,7 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
         match &self.inner {
             Source::Live { body } => body.is_end_stream(),
             Source::Buffered { data } => data.is_empty(),
+            Source::Streamed { body } => body.is_end_stream(),
         }
     }
 
@@ -94,6 +113,7 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
         match &self.inner {
             Source::Live { body } => body.size_hint(),
             Source::Buffered { data } => SizeHint::with_exact(data.len() as u64),
+            Source::Streamed { body } => body.size_hint(),
         }
     }
 }

@@ -79,7 +79,10 @@ where
                 StageProj::Admitting { asked, exchange, body } => {
                     let answer = ready!(asked.poll(cx));
                     let exchange = exchange.take().expect(TWICE);
-                    exchange.store_answered(&asked.begin, answer, std::mem::take(body))
+                    exchange.store_answered(&asked.begin, answer, body.take().expect(TWICE))
+                }
+                StageProj::Comparing { comparing } => {
+                    return comparing.poll(cx).map(Ok);
                 }
                 StageProj::Running { running } => return running.poll(cx),
                 StageProj::Answered { response } => return Poll::Ready(Ok(response.take().expect(TWICE))),

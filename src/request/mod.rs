@@ -6,6 +6,7 @@ mod content;
 pub(crate) mod fingerprint;
 pub(crate) mod header_name;
 pub(crate) mod idempotency_key;
+pub(crate) mod integrity;
 pub(crate) mod json;
 pub(crate) mod key;
 pub(crate) mod scope;

@@ -12,6 +12,7 @@ use super::pauses::Pauses;
 use super::renewal::Renewal;
 use super::settlement::{Settled, Settlement, apply};
 use super::store_call::{at_once, warn_of, within};
+use super::upload::Upload;
 use crate::answer::{Fate, Outcome};
 use crate::request::{Fingerprint, Slot};
 use crate::store::{ClaimRequest, Held, Record, Store, Token, UnitOfWork};
@@ -24,6 +25,8 @@ pub(crate) struct Claim<St: Store> {
     pub(crate) fingerprint: Fingerprint,
     /// The transaction that the handler may work in, if the store has such.
     pub(crate) unit: Option<Box<dyn UnitOfWork>>,
+    /// The body of the request, if it is streamed.
+    pub(crate) upload: Option<Arc<dyn Upload>>,
     token: Token,
     pub(super) settled: bool,
     renewal: Option<Renewal>,
@@ -37,6 +40,7 @@ impl<St: Store> Claim<St> {
             attempt,
             fingerprint: begin.fingerprint,
             unit: None,
+            upload: None,
             token: begin.token,
             settled: false,
             renewal: None,
@@ -84,10 +88,17 @@ impl<St: Store> Claim<St> {
             Fate::Release => (Settlement::Release, Outcome::Released),
             Fate::Reopen => (Settlement::Lapse, Outcome::Reopened),
             Fate::Seal => {
-                let (record, ttl) = (tombstone(self.fingerprint), self.guard.config.ttl);
+                let record = self.knowing_body(tombstone(self.fingerprint));
+                let ttl = self.guard.config.ttl;
                 (Settlement::Complete { record, ttl }, Outcome::Sealed)
             }
         }
+    }
+
+    /// The record, with what is known of a streamed body that has ended.
+    pub(crate) fn knowing_body(&self, record: Record) -> Record {
+        let print = self.upload.as_ref().and_then(|upload| upload.print());
+        print.map_or_else(|| record.clone(), |print| record.with_body(&print))
     }
 
     /// Whether the handler has begun a transaction that is to be committed with the record.
@@ -147,6 +158,7 @@ impl<St: Store> Claim<St> {
             settled: false,
             renewal: self.renewal.take(),
             unit: None,
+            upload: self.upload.take(),
             slot: self.slot,
             attempt: self.attempt,
             fingerprint: self.fingerprint,

@@ -38,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) settle_within: Duration,
     pub(crate) fail_open: bool,
     pub(crate) max_request_body: usize,
+    /// Bytes of a streamed request body at most. `None`: bodies are held.
+    pub(crate) stream_request_bodies: Option<usize>,
     pub(crate) max_response_body: usize,
     pub(crate) response_body_within: Duration,
     /// How long the request of a gRPC call may go on after its first message. `None`: no request is one.
@@ -111,6 +113,7 @@ impl Default for Config {
             settle_within: Duration::from_secs(5 * 60),
             fail_open: false,
             max_request_body: 2 * 1024 * 1024,
+            stream_request_bodies: None,
             max_response_body: 1024 * 1024,
             response_body_within: Duration::from_secs(30),
             grpc_request_within: None,
@@ -149,6 +152,7 @@ impl Config {
         self.key.validate()?;
         self.scope.validate()?;
         self.fingerprint.validate()?;
+        self.validate_streaming()?;
         for (option, value, least, most) in [
             ("ttl", self.ttl, MIN, MAX_TTL),
             ("lease", self.lease, MIN, MAX_LEASE),
@@ -188,6 +192,21 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    fn validate_streaming(&self) -> Result<(), ConfigError> {
+        let refused = |reason| Err(ConfigError::new("stream_request_bodies", reason));
+        match self.stream_request_bodies {
+            None => Ok(()),
+            Some(0) => refused("0 would refuse every body; give the bytes of the largest upload"),
+            Some(_) if self.key.source.needs_body() => {
+                refused("the key is in the body, which would have to be held; use a key of the head, such as a header")
+            }
+            Some(_) if self.grpc_request_within.is_some() => {
+                refused("`grpc` reads each request whole before its method runs; leave one of the two out")
+            }
+            Some(_) => self.fingerprint.validate_streamed(),
+        }
     }
 
     /// A TTL that a handler chose, brought into the range of the option.

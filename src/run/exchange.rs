@@ -14,13 +14,14 @@ use super::admit::OuterTokens;
 use super::breaker::was_not_asked;
 use super::claim::Claim;
 use super::guard::Guard;
+use super::received::Received;
 use super::store_call::warn_of;
 use crate::answer::{Outcome, Problem};
 use crate::body::ResponseBody;
 use crate::bounds::{GuardedBody, GuardedService};
 use crate::request::key::KeyText;
 use crate::request::scope::Scoped;
-use crate::request::{IdempotencyKey, ScopeTag, Slot};
+use crate::request::{Fingerprint, IdempotencyKey, ScopeTag, Slot};
 use crate::store::record::Opened;
 use crate::store::{ClaimOutcome, ClaimRequest, Store, StoreError, Token};
 
@@ -120,13 +121,13 @@ impl<S, St: Store> Exchange<S, St> {
     }
 
     /// The claim to ask for. `None` if the request was not identified.
-    pub(crate) fn claim(&self, body: &Bytes) -> Option<ClaimRequest> {
+    pub(crate) fn claim_request(&self, fingerprint: Fingerprint) -> Option<ClaimRequest> {
         let config = &self.guard.config;
         let identity = self.identity.as_ref()?;
         Some(ClaimRequest {
             slot: identity.slot,
             scope: identity.scope,
-            fingerprint: config.fingerprint.of(&self.parts, body),
+            fingerprint,
             token: self.guard.token(),
             // The holder of a claim in this process's memory cannot die without it: such a claim
             // lapses when it is dropped, not by time.
@@ -197,12 +198,12 @@ impl<S, St: Store> Exchange<S, St> {
     }
 
     /// The request as it goes on.
-    pub(crate) fn into_request<B: GuardedBody>(self, body: Bytes) -> (S, Request<B>) {
-        (self.inner, Request::from_parts(self.parts, B::from_buffered(body)))
+    pub(crate) fn into_request<B: GuardedBody>(self, body: Received<B>) -> (S, Request<B>) {
+        (self.inner, Request::from_parts(self.parts, body.into_body()))
     }
 
     /// Calls the inner service, which has said that it is ready.
-    pub(crate) fn call<B>(self, body: Bytes) -> S::Future
+    pub(crate) fn call<B>(self, body: Received<B>) -> S::Future
     where
         S: GuardedService<B>,
         B: GuardedBody,

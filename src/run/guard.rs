@@ -26,6 +26,7 @@ pub(crate) struct Guard<St> {
     pub(crate) timer: Timer,
     pub(crate) warned_of_cookie: AtomicBool,
     pub(crate) warned_of_scheme: AtomicBool,
+    warned_of_body: AtomicBool,
     /// How many claims are being taken back because the store's answer was lost.
     pub(crate) taking_back: AtomicUsize,
     next_token: CachePadded<AtomicU64>,
@@ -44,6 +45,7 @@ impl<St> Guard<St> {
             tally: CachePadded::default(),
             warned_of_cookie: AtomicBool::new(false),
             warned_of_scheme: AtomicBool::new(false),
+            warned_of_body: AtomicBool::new(false),
             taking_back: AtomicUsize::new(0),
             next_token: CachePadded::new(AtomicU64::new(start)),
         }
@@ -56,6 +58,18 @@ impl<St> Guard<St> {
     /// Whether so much work goes on without its client that no first request is admitted.
     pub(crate) fn is_overloaded(&self) -> bool {
         self.tasks.len() >= self.config.max_detached
+    }
+
+    /// Logs, once, that the service's body type cannot be streamed to it.
+    pub(crate) fn report_unstreamable(&self) {
+        if !self.warned_of_body.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                target: "tower_idempotency",
+                "`stream_request_bodies` is set, but the service's request body cannot be made from a stream: requests \
+                 with a key are refused; implement `GuardedBody::from_streamed`, or use axum's or tonic's body or \
+                 `RequestBody`"
+            );
+        }
     }
 
     /// Runs a future to its end although its owner is being dropped.

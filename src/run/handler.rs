@@ -17,6 +17,7 @@ use super::config::Config;
 use super::ended::{Disconnected, Ended, to_its_end};
 use super::exchange::Exchange;
 use super::keep::{Asked, judge, keep, remove_marker};
+use super::received::Received;
 use super::reconcile::reconcile;
 use crate::answer::{Fate, Outcome, Problem, Verdict};
 use crate::body::ResponseBody;
@@ -37,7 +38,7 @@ pub(crate) fn run<S, B, St>(
     mut exchange: Box<Exchange<S, St>>,
     mut claim: Claim<St>,
     begin: &ClaimRequest,
-    body: Bytes,
+    body: Received<B>,
     cancelled: Option<Disconnected>,
 ) -> impl Future<Output = EndingOf<S, B>> + use<S, B, St>
 where
@@ -47,11 +48,11 @@ where
 {
     exchange.tell_handler(&claim);
     claim.unit = exchange.guard.store.unit_of_work(begin);
-    let head = claim.unit.as_ref().map(|unit| {
-        let head = Box::new(exchange.parts.clone());
+    let may_be_refused = claim.unit.is_some() || claim.upload.is_some();
+    let head = may_be_refused.then(|| Box::new(exchange.parts.clone()));
+    if let Some(unit) = &claim.unit {
         unit.offer(&mut exchange.parts.extensions);
-        head
-    });
+    }
     let asked = Asked {
         method: exchange.parts.method.clone(),
         head,
@@ -59,8 +60,9 @@ where
     async move {
         if claim.attempt > 1
             && let Some(reconciler) = claim.guard.config.policy.reconciler.clone()
-            && let Some(answer) = Box::pin(reconcile(&mut exchange, &mut claim, &body, &reconciler)).await
+            && let Some(answer) = Box::pin(reconcile(&mut exchange, &mut claim, body.held(), &reconciler)).await
         {
+            body.refuse(&exchange.parts.headers);
             return Some(Ok(answer));
         }
         // Separate from the call: what ends here has not begun the operation.
@@ -113,7 +115,7 @@ where
 /// Calls the inner service, and judges the head of its response.
 async fn call<S, B, St>(
     exchange: Box<Exchange<S, St>>,
-    body: Bytes,
+    body: Received<B>,
     config: &Config,
     cancelled: Option<&Disconnected>,
 ) -> Ended<Result<(Option<Verdict>, Response<S::ResponseBody>), S::Error>>
@@ -147,10 +149,11 @@ async fn end_without_response<St: Store>(claim: &mut Claim<St>, fate: Fate) {
     tally.report(outcome, Some(&claim.slot), Some(claim.attempt), None);
 }
 
-/// Refuses because too much work goes on without its client, and gives the claim back.
-pub(crate) async fn refuse_overload<S, RB, E, St>(
+/// Refuses what was not begun, and gives the claim back.
+pub(crate) async fn refuse<S, RB, E, St>(
     exchange: Box<Exchange<S, St>>,
     claim: Option<Claim<St>>,
+    problem: Problem,
 ) -> Option<Result<Response<ResponseBody<RB>>, E>>
 where
     RB: Body<Data = Bytes>,
@@ -159,13 +162,13 @@ where
     if let Some(mut claim) = claim {
         claim.give_back().await;
     }
-    Some(Ok(exchange.refuse(Problem::overloaded())))
+    Some(Ok(exchange.refuse(problem)))
 }
 
 /// Runs the inner service although the store failed, as the layer was told to.
 pub(crate) async fn run_unprotected<S, B, St>(
     mut exchange: Box<Exchange<S, St>>,
-    body: Bytes,
+    body: Received<B>,
     error: StoreError,
     cancelled: Option<Disconnected>,
 ) -> EndingOf<S, B>

@@ -5,15 +5,16 @@ use std::panic::resume_unwind;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, response};
 use http_body::Body;
 
 use super::claim::Claim;
 use super::config::Config;
 use super::ended::Disconnected;
 use super::read_response::{Read, not_retained, read_to_keep};
-use super::settlement::{Settled, Undone};
+use super::settlement::{Settled, Settlement, Undone};
 use super::stream::{AtEnd, held_by_stream};
+use super::upload::{Upload, Uploaded, rest_of, so_far};
 use crate::answer::{Fate, Outcome, Problem, Verdict};
 use crate::body::ResponseBody;
 use crate::store::Store;
@@ -21,7 +22,8 @@ use crate::store::Store;
 /// What is known of the request when its response comes.
 pub(crate) struct Asked {
     pub(crate) method: Method,
-    /// In atomic mode: what a problem is rendered from, if the answer cannot be committed.
+    /// In atomic mode, or if the body is streamed: what a problem is rendered from, if it takes the place of the
+    /// answer.
     pub(crate) head: Option<Box<Parts>>,
 }
 
@@ -58,7 +60,29 @@ where
     // A handler may have copied it from its own upstream; this response is none of a replay.
     remove_marker(&mut head.headers, &claim.guard.config);
     async move {
-        let read = read_to_keep(claim, &asked.method, verdict, &mut head, body, cancelled.as_ref()).await;
+        let mut read = read_to_keep(claim, &asked.method, verdict, &mut head, body, cancelled.as_ref()).await;
+        // Boxed, so that uploads take no space in the futures of other requests.
+        if let Some(upload) = claim.upload.clone()
+            && let Some(problem) = Box::pin(end_upload(claim, &*upload, &head, &mut read, cancelled.as_ref())).await
+        {
+            let reopens = matches!(
+                read,
+                Read::Settle {
+                    settlement: Settlement::Lapse,
+                    ..
+                }
+            );
+            drop(read);
+            claim
+                .settle(if reopens {
+                    Settlement::Lapse
+                } else {
+                    Settlement::Release
+                })
+                .await;
+            upload.abandon();
+            return refuse_instead(claim, &problem, asked.head);
+        }
         let tally = |claim: &Claim<St>, outcome| {
             let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
             claim.guard.tally.report(outcome, slot, attempt, Some(head.status));
@@ -108,7 +132,7 @@ where
         let outcome = match settled {
             Settled::Yes | Settled::Later => outcome,
             Settled::Lost => Outcome::Released,
-            Settled::Undone(why) => return refuse_undone(claim, why, asked.head),
+            Settled::Undone(why) => return refuse_instead(claim, &problem_of(why), asked.head),
         };
         tally(claim, outcome);
         if let Some(panic) = panicked {
@@ -126,20 +150,81 @@ pub(crate) fn remove_marker(headers: &mut HeaderMap, config: &Config) {
     }
 }
 
-/// Takes the place of a response that would be a lie: what it speaks of is not there.
-fn refuse_undone<RB, St>(claim: &Claim<St>, why: Undone, request: Option<Box<Parts>>) -> Response<ResponseBody<RB>>
+/// Lets a streamed body end, and changes what is kept accordingly. With a problem, nothing is to be kept: the
+/// handler answered to a body that was none.
+async fn end_upload<RB, St>(
+    claim: &Claim<St>,
+    upload: &dyn Upload,
+    head: &response::Parts,
+    read: &mut Read<RB>,
+    cancelled: Option<&Disconnected>,
+) -> Option<Problem>
+where
+    RB: Body<Data = Bytes>,
+    St: Store,
+{
+    let config = &claim.guard.config;
+    let (stores, was_read) = match read {
+        Read::Settle { panicked: Some(_), .. } => return None,
+        Read::Settle {
+            settlement, outcome, ..
+        } => (
+            matches!(settlement, Settlement::Complete { .. }),
+            *outcome == Outcome::Executed,
+        ),
+        Read::Stream { .. } => (true, false),
+    };
+    let uploaded = if stores {
+        // The body of the response may be made of the request's; only a response that was read is waited for.
+        rest_of(upload, was_read, config.response_body_within, cancelled).await
+    } else {
+        so_far(upload)
+    };
+    let Read::Settle {
+        settlement, outcome, ..
+    } = read
+    else {
+        // What is kept of a stream is made when it ends.
+        return uploaded.into_problem();
+    };
+    match (uploaded, &mut *settlement) {
+        (Uploaded::Failed(problem), _) => return Some(problem),
+        (Uploaded::Whole(Some(print)), Settlement::Complete { record, .. }) => *record = record.with_body(&print),
+        (Uploaded::RestMissing | Uploaded::GoesOn, Settlement::Complete { record, .. }) if was_read => {
+            *record = not_retained(head)(claim.fingerprint);
+            *outcome = Outcome::Sealed;
+        }
+        (Uploaded::Cancelled, _) => {
+            let fate = config.cancel_on_disconnect.unwrap_or(Fate::Seal);
+            (*settlement, *outcome) = claim.settlement_of(fate, not_retained(head));
+        }
+        _ => {}
+    }
+    None
+}
+
+/// Why the answer would be a lie: what it speaks of is not there.
+fn problem_of(why: Undone) -> Problem {
+    match why {
+        Undone::Lost => Problem::taken_over(),
+        Undone::Failed => Problem::rolled_back(),
+        Undone::Unknown => Problem::commit_unknown(),
+    }
+}
+
+/// Takes the place of the handler's response.
+fn refuse_instead<RB, St>(
+    claim: &Claim<St>,
+    problem: &Problem,
+    request: Option<Box<Parts>>,
+) -> Response<ResponseBody<RB>>
 where
     RB: Body<Data = Bytes>,
     St: Store,
 {
     let guard = &claim.guard;
-    let problem = match why {
-        Undone::Lost => Problem::taken_over(),
-        Undone::Failed => Problem::rolled_back(),
-        Undone::Unknown => Problem::commit_unknown(),
-    };
     let request = request.map_or_else(|| Request::new(()).into_parts().0, |request| *request);
-    let rendered = guard.config.rendering.render(&problem, &request);
+    let rendered = guard.config.rendering.render(problem, &request);
     let outcome = Outcome::Refused(problem.kind());
     let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
     guard.tally.report(outcome, slot, attempt, Some(rendered.status()));

@@ -3,8 +3,9 @@
 //! ```text
 //! called          key in the head (400), scope (500)                      Exchange::identify
 //! body_read       the whole body (413, 400), key in the body → claim      Exchange::claim
-//! store_answered  claimed  → run the handler                              handler, keep
-//!                 found    → replay, or refuse (409, 422)                 Exchange::answer
+//! claim_unread    or: a body that is not held → claim on the head         unread, upload
+//! store_answered  claimed  → run the handler                              decide, handler, keep
+//!                 found    → replay, or refuse (409, 422)                 Exchange::answer, compare
 //!                 failed   → refuse (503), or run unprotected
 //! handler::run    reconcile → inner service → policy → read the body → settle the claim → respond
 //! ```
@@ -15,7 +16,9 @@ mod admit;
 mod breaker;
 mod claim;
 mod commit;
+mod compare;
 pub(crate) mod config;
+mod decide;
 mod detach;
 mod ended;
 pub(crate) mod exchange;
@@ -25,6 +28,7 @@ mod handler;
 mod keep;
 mod pauses;
 mod read_response;
+mod received;
 mod reconcile;
 mod renewal;
 mod settlement;
@@ -32,28 +36,28 @@ pub(crate) mod stage;
 mod store_call;
 mod stream;
 mod timer;
+mod unread;
+mod upload;
 
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::Request;
 
-use admit::{Admission, admit_now};
-use detach::{Admitting, Running};
-use ended::Disconnected;
+use admit::admit_now;
+use detach::Admitting;
 use exchange::Exchange;
 use guard::Guard;
-use handler::{Run, refuse_overload, run, run_unprotected};
+use received::Received;
 use stage::Stage;
 
 use crate::answer::Problem;
 use crate::answer::problem::ProblemKind;
-use crate::body::{Collected, declares_more_than, drain};
+use crate::body::{Collected, drain, is_length_limit, let_go};
 use crate::bounds::{GuardedBody, GuardedService};
-use crate::error::BoxError;
+use crate::request::Fingerprint;
 use crate::request::key::KeyText;
-use crate::store::{ClaimRequest, Store, StoreError, StoreErrorKind};
+use crate::store::Store;
 
 /// A request has arrived; `inner` is ready for it.
 pub(crate) fn called<S, B, St>(guard: &Arc<Guard<St>>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
@@ -136,34 +140,21 @@ where
         Ok(None) => Ok(()),
         Err(problem) => Err(problem),
     };
-    // A body that declares a length above the limit is not read.
-    let limit = config.max_request_body;
-    let identified = match identified {
-        Ok(()) if declares_more_than(&body, limit) => Err(Problem::body_too_large(limit)),
-        identified => identified,
+    let unread = match identified {
+        Ok(()) => exchange.to_claim_unread(&body),
+        Err(problem) => Err(problem),
     };
-    match identified {
-        Ok(()) => Stage::reading(exchange, body),
+    match unread {
+        Ok(Some(unread)) => exchange.claim_unread(unread, body),
+        Ok(None) => Stage::reading(exchange, body),
         Err(problem) => {
             // Draining takes a timer, as all work in the background does.
             if problem.kind() != ProblemKind::Misconfigured {
-                drain(body);
+                let_go(&exchange.parts.headers, body);
             }
             Stage::answered(exchange.refuse(problem))
         }
     }
-}
-
-/// Whether a body failed since a layer further out limits its length.
-fn is_length_limit(error: BoxError) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
-    while let Some(error) = next {
-        if error.is::<http_body_util::LengthLimitError>() {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }
 
 impl<S, St: Store> Exchange<S, St> {
@@ -188,7 +179,7 @@ impl<S, St: Store> Exchange<S, St> {
                 return Stage::answered(self.refuse(Problem::body_too_large(limit)));
             }
             Collected::Failed { error, .. } => {
-                let problem = if is_length_limit(error.into()) {
+                let problem = if is_length_limit(&*error.into()) {
                     Problem::body_cut_off()
                 } else {
                     Problem::body_unreadable()
@@ -199,14 +190,27 @@ impl<S, St: Store> Exchange<S, St> {
         if self.identity.is_none() {
             let identified = match self.key_in(&body) {
                 Ok(Some(key)) => self.identify(key),
-                Ok(None) => return self.pass(body),
+                Ok(None) => return self.pass(Received::Whole(body)),
                 Err(problem) => Err(problem),
             };
             if let Err(problem) = identified {
                 return Stage::answered(self.refuse(problem));
             }
         }
-        let Some(begin) = self.claim(&body) else {
+        if let Err(problem) = self.check_digest(&body) {
+            return Stage::answered(self.refuse(problem));
+        }
+        let fingerprint = self.guard.config.fingerprint.of(&self.parts, &body);
+        self.claim(fingerprint, Received::Whole(body))
+    }
+
+    /// Asks the store for the claim.
+    fn claim<B>(mut self: Box<Self>, fingerprint: Fingerprint, body: Received<B>) -> Stage<S, B, St>
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+    {
+        let Some(begin) = self.claim_request(fingerprint) else {
             return self.pass(body);
         };
         let outer = self.tokens_of_outer_layers();
@@ -221,7 +225,7 @@ impl<S, St: Store> Exchange<S, St> {
         Stage::Admitting {
             asked: Admitting::new(Arc::clone(&self.guard), begin, outer),
             exchange: Some(self),
-            body,
+            body: Some(body),
         }
     }
 
@@ -236,62 +240,5 @@ impl<S, St: Store> Exchange<S, St> {
         }
         let within = self.guard.config.grpc_request_within.unwrap_or_default();
         Stage::answered(self.refuse(Problem::key_on_a_stream(within)))
-    }
-
-    /// Sends a request whose body was buffered on as if it had not been.
-    fn pass<B>(self, body: Bytes) -> Stage<S, B, St>
-    where
-        S: GuardedService<B>,
-        B: GuardedBody,
-    {
-        self.guard.tally.report_unguarded();
-        Stage::Through {
-            future: self.call(body),
-        }
-    }
-
-    /// The store has decided, or failed.
-    pub(crate) fn store_answered<B>(
-        self: Box<Self>,
-        begin: &ClaimRequest,
-        answer: Result<Admission<St>, StoreError>,
-        body: Bytes,
-    ) -> Stage<S, B, St>
-    where
-        S: GuardedService<B>,
-        B: GuardedBody,
-    {
-        let guard = Arc::clone(&self.guard);
-        let cancel = guard.config.cancel_on_disconnect.map(|_| Disconnected::default());
-        let running = |run: Run<S::ResponseBody, S::Error>, cancel| Stage::Running {
-            running: Running::new(run, cancel, Arc::clone(&guard)),
-        };
-        let error = match answer {
-            Ok(Admission::Started(claim)) => {
-                let run: Run<_, _> = if guard.is_overloaded() {
-                    Box::pin(refuse_overload(self, Some(claim)))
-                } else {
-                    Box::pin(run(self, claim, begin, body, cancel.clone()))
-                };
-                return running(run, cancel);
-            }
-            Ok(Admission::HeldOutside) => return self.pass(body),
-            Ok(Admission::Found(found)) => match self.answer(found) {
-                Ok(response) => return Stage::answered(response),
-                Err(error) => error,
-            },
-            Err(error) => error,
-        };
-        // The store failed before the handler ran. That it has a record which cannot be read says that
-        // the operation was done.
-        if !guard.config.fail_open || error.kind() == StoreErrorKind::Corrupt {
-            return Stage::answered(self.refuse_for_store(&error));
-        }
-        let run: Run<_, _> = if guard.is_overloaded() {
-            Box::pin(refuse_overload(self, None))
-        } else {
-            Box::pin(run_unprotected(self, body, error, cancel.clone()))
-        };
-        running(run, cancel)
     }
 }

@@ -14,7 +14,7 @@ use super::ended::{Disconnected, Ended, Panic, to_its_end};
 use super::settlement::Settlement;
 use super::store_call::within;
 use crate::answer::{Fate, Outcome, Verdict, WholeResponse};
-use crate::body::{Collect, Collected, ResponseBody, declares_more_than};
+use crate::body::{Collect, Collected, ResponseBody};
 use crate::request::Fingerprint;
 use crate::store::{Record, Store};
 
@@ -101,16 +101,16 @@ where
         };
     }
     // The bodies of applications may panic wherever they are asked.
-    match catch_unwind(AssertUnwindSafe(|| declares_more_than(&body, config.max_response_body))) {
-        Ok(false) => {}
-        Ok(true) => {
+    let declared = match catch_unwind(AssertUnwindSafe(|| body.size_hint().lower())) {
+        Ok(declared) if declared <= config.max_response_body as u64 => declared,
+        Ok(_) => {
             let body = ResponseBody::overflowed([Bytes::new(), Bytes::new()], Box::pin(body));
             return settle(config.policy.on_lost_body, body, head);
         }
         Err(panic) => return end_by_panic(panic),
-    }
+    };
     // Boxed, so that the rest can be handed on after it was polled.
-    let mut collect = Collect::new(Box::pin(body), config.max_response_body);
+    let mut collect = Collect::new(Box::pin(body), config.max_response_body).expecting(declared);
     let collected = {
         let work = pin!(to_its_end(Pin::new(&mut collect), cancelled));
         within(config.response_body_within, work).await
@@ -177,6 +177,7 @@ where
         Verdict::Reopen => return settle(Fate::Reopen, ResponseBody::kept(data, trailers), head),
         Verdict::Seal => return settle(Fate::Seal, ResponseBody::kept(data, trailers), head),
     };
+    let data = fitted(data);
     announce_lifetime(config, ttl, head);
     let skip = config.skips(&head.headers, trailers.is_some());
     let (print, status, headers) = (claim.fingerprint, head.status, &head.headers);
@@ -191,6 +192,19 @@ where
         outcome: Outcome::Executed,
         body: ResponseBody::kept(data, trailers),
         panicked: None,
+    }
+}
+
+/// Copies a large body whose buffer has much room to spare: the record shares that buffer.
+fn fitted(data: Bytes) -> Bytes {
+    if !Record::shares_body(data.len()) {
+        return data;
+    }
+    match data.try_into_mut() {
+        Ok(buffer) if buffer.capacity() - buffer.len() > buffer.len() / 16 => Bytes::copy_from_slice(&buffer),
+        Ok(buffer) => buffer.freeze(),
+        // Others have it too.
+        Err(data) => data,
     }
 }
 

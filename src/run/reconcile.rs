@@ -22,7 +22,7 @@ pub(crate) async fn reconcile<S, RB, St>(
     // Mutable, since a guard borrow across an await would ask for a `Sync` service.
     exchange: &mut Exchange<S, St>,
     claim: &mut Claim<St>,
-    body: &Bytes,
+    body: Option<&Bytes>,
     reconciler: &Reconciler,
 ) -> Option<Response<ResponseBody<RB>>>
 where
@@ -33,7 +33,8 @@ where
     let lapsed = Lapsed {
         key,
         request: exchange.parts.clone(),
-        body: body.clone(),
+        body: body.cloned().unwrap_or_default(),
+        has_body: body.is_some(),
     };
     let asked = match catch_unwind(AssertUnwindSafe(|| reconciler.ask(lapsed))) {
         // It goes on without its client, as a handler does.

@@ -1,15 +1,18 @@
 //! How far a request is: the states of its future, named.
 
-use bytes::Bytes;
 use http::Response;
 use pin_project_lite::pin_project;
 
+use super::compare::Comparing;
 use super::detach::{Admitting, Running};
 use super::exchange::Exchange;
 use super::grpc::UnaryRequest;
+use super::received::Received;
+use crate::answer::Problem;
 use crate::body::{Collect, ResponseBody, Unread};
 use crate::bounds::{GuardedBody, GuardedService};
-use crate::store::Store;
+use crate::request::fingerprint::BodyPrint;
+use crate::store::{Record, Store};
 
 pin_project! {
     #[project = StageProj]
@@ -31,7 +34,10 @@ pin_project! {
         },
         // The store is asked, or the outcome of another request is awaited. Dropped here, a claim is
         // given back.
-        Admitting { asked: Admitting<St>, exchange: Option<Box<Exchange<S, St>>>, body: Bytes },
+        Admitting { asked: Admitting<St>, exchange: Option<Box<Exchange<S, St>>>, body: Option<Received<B>> },
+        // The operation is done, and the body of this request is read and compared. Dropped here, nothing
+        // has happened.
+        Comparing { comparing: Comparing<S, St> },
         // The handler runs. Dropped here, it goes on.
         Running { running: Running<S::ResponseBody, S::Error, St> },
         // Answered without running.
@@ -54,6 +60,21 @@ where
         }
     }
 
+    /// Compares the body of a duplicate with the first one.
+    pub(crate) fn comparing(
+        exchange: Box<Exchange<S, St>>,
+        body: Received<B>,
+        record: Record,
+        first: BodyPrint,
+    ) -> Self {
+        match body.into_upload() {
+            Some(upload) => Self::Comparing {
+                comparing: Comparing::new(exchange, upload, record, first),
+            },
+            None => Self::answered(exchange.refuse(Problem::key_reused())),
+        }
+    }
+
     pub(crate) fn answered(response: Response<ResponseBody<S::ResponseBody>>) -> Self {
         Self::Answered {
             response: Some(response),
@@ -65,6 +86,7 @@ where
             Self::Through { .. } => "through",
             Self::Reading { .. } => "reading",
             Self::Admitting { .. } => "admitting",
+            Self::Comparing { .. } => "comparing",
             Self::Running { .. } => "running",
             Self::Answered { .. } => "answered",
         }

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use super::claim::Claim;
 use super::ended::{Ended, to_its_end};
 use super::settlement::Settlement;
+use super::upload::so_far;
 use crate::answer::{Fate, Verdict, WholeResponse};
 use crate::body::{ResponseBody, StreamEnd};
 use crate::store::{Record, Store};
@@ -115,7 +116,14 @@ fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&Header
             return unknown(claim, fate, home);
         }
     };
+    // A handler that went on reading while it answered may have met the end of a body that was none.
+    let failed = claim
+        .upload
+        .as_deref()
+        .is_some_and(|upload| so_far(upload).into_problem().is_some());
+    let record = claim.knowing_body(record);
     let settlement = match verdict {
+        _ if failed => claim.settlement_of(Fate::Release, |_| record).0,
         Some(Verdict::Release) => claim.settlement_of(Fate::Release, |_| record).0,
         Some(Verdict::Reopen) => claim.settlement_of(Fate::Reopen, |_| record).0,
         Some(Verdict::Store | Verdict::StoreFor(_) | Verdict::Seal) | None => Settlement::Complete { record, ttl },

@@ -81,6 +81,10 @@ async fn refusals(configure: Configure) -> BTreeMap<&'static str, Answer> {
     refusals.insert("body-too-large", large);
     let broken = Body::new(ScriptedBody::new([Step::Fail]).map_err(|BrokenBody| axum::Error::new(BrokenBody)));
     refusals.insert("body-unreadable", send(&service, keyed("k", broken)).await);
+    let mut damaged = keyed("k", "b");
+    let digest = http::HeaderValue::from_static("sha-256=:AAAA:");
+    damaged.headers_mut().insert("content-digest", digest);
+    refusals.insert("digest-mismatch", send(&service, damaged).await);
     store.once(Op::Begin, Act::Fail);
     refusals.insert("store-unavailable", send(&service, keyed("k", "b")).await);
     send(&service, keyed("k", "b")).await;
@@ -426,11 +430,15 @@ fn contract_7_the_kinds_are_public_and_their_slugs_stable() {
         "store-unavailable",
         "misconfigured",
         "overloaded",
+        "digest-mismatch",
     ];
     assert_eq!(slugs, expected);
     let statuses = ProblemKind::ALL
         .iter()
         .map(|kind| kind.status().as_u16())
         .collect::<Vec<_>>();
-    assert_eq!(statuses, [400, 400, 500, 413, 400, 422, 409, 409, 409, 503, 500, 503]);
+    assert_eq!(
+        statuses,
+        [400, 400, 500, 413, 400, 422, 409, 409, 409, 503, 500, 503, 400]
+    );
 }

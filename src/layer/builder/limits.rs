@@ -69,8 +69,53 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// Bytes of a request body at most; a larger one with a key is `413` problem `body-too-large`.
     /// Where the key is in the body, all guarded requests are read, so that it holds for all.
     /// Default: 2 MiB.
+    ///
+    /// It holds for bodies that the layer holds in memory. A body is not held if it is streamed
+    /// ([`stream_request_bodies`](Self::stream_request_bodies)), or if the key is in the head and nothing of
+    /// the body counts ([`FingerprintSource::none`](crate::FingerprintSource::none),
+    /// [`FingerprintSource::from_head`](crate::FingerprintSource::from_head)).
     pub fn max_request_body(mut self, bytes: usize) -> Self {
         self.config.max_request_body = bytes;
+        self
+    }
+
+    /// Streams the bodies of requests with a key to the handler, and never holds them. `limit` is how many
+    /// bytes a body may have; a larger one is `413` problem `body-too-large`. Default: bodies are held, up to
+    /// [`max_request_body`](Self::max_request_body).
+    ///
+    /// The key is claimed when the head is there. The handler reads the body as it arrives, and what counts of
+    /// the body is digested on the way. So a duplicate in flight is refused before its body is read, and a later
+    /// duplicate is read and compared, but not held.
+    ///
+    /// - If the body breaks off, is too large, or does not match its `Content-Digest` or `Repr-Digest`, the
+    ///   handler's read fails and nothing is stored. The client gets the problem for it, whatever the handler
+    ///   answered.
+    /// - If the handler answers before it has read the body to its end, the layer reads the rest, for up to
+    ///   [`response_body_within`](Self::response_body_within), and then stores the response. If the rest does
+    ///   not come whole, a tombstone is stored.
+    /// - JSON of up to `max_request_body` bytes is held beside the handler if the fingerprint reads it
+    ///   ([`canonical_json`](crate::FingerprintSource::canonical_json),
+    ///   [`json_fields`](crate::FingerprintSource::json_fields),
+    ///   [`without`](crate::FingerprintSource::without)). A longer text counts by its bytes.
+    /// - Records of a layer with the other setting are not comparable, as after any change of the fingerprint's
+    ///   rule: they are replayed.
+    ///
+    /// The service's request body must be one that can be made from a stream; see
+    /// [`GuardedBody::from_streamed`](crate::GuardedBody::from_streamed). A limit of 0, a key in the body, a
+    /// fingerprint closure over the body ([`from_fn`](crate::FingerprintSource::from_fn)), or the profile
+    /// [`grpc`](Self::grpc) are errors when the layer is built.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// let uploads = IdempotencyLayer::builder(MemoryStore::new())
+    ///     .stream_request_bodies(1024 * 1024 * 1024)
+    ///     .build()?;
+    /// # let _ = uploads;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn stream_request_bodies(mut self, limit: usize) -> Self {
+        self.config.stream_request_bodies = Some(limit);
         self
     }
 

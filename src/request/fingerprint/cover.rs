@@ -18,20 +18,10 @@ impl FingerprintSource {
             Covers::Nothing => return Fingerprint::new(self.rule, &[0; 32]),
             Covers::Request => self.request_of(&mut digest, parts, body, !self.fields().is_empty()),
             Covers::CanonicalJson => self.request_of(&mut digest, parts, body, true),
-            Covers::JsonFields(pointers) => {
+            Covers::JsonFields(_) => {
                 target(&mut digest, parts);
-                match json::canonical(body, &[]) {
-                    Some(text) => {
-                        for pointer in pointers.iter().flat_map(|pointers| pointers.iter()) {
-                            match pointer.find(&text) {
-                                Ok(Some(value)) => digest.field(CANONICAL, value.get().as_bytes()),
-                                Ok(None) => digest.field(ABSENT, b""),
-                                // A canonical form can be read.
-                                Err(_) => digest.field(RAW, body),
-                            }
-                        }
-                    }
-                    None => whole(&mut digest, parts, body),
+                if !self.json_of(&mut digest, body) {
+                    whole(&mut digest, parts, body);
                 }
             }
             Covers::Body => whole(&mut digest, parts, body),
@@ -43,7 +33,7 @@ impl FingerprintSource {
 
     fn closure_of(&self, digest: &mut Digest, parts: &Parts, body: &Bytes, covered: Result<Vec<u8>, BoxError>) {
         match covered {
-            Ok(covered) => digest.field(CLOSURE, &covered),
+            Ok(covered) => digest.content(CLOSURE, &covered),
             Err(_) => self.request_of(digest, parts, body, false),
         }
     }
@@ -57,19 +47,34 @@ impl FingerprintSource {
             digest.field(MULTIPART, &print);
         } else if !without.is_empty() && is_form(&parts.headers) && !is_encoded(&parts.headers) {
             digest.field(FORM, &form::digest_of(body, without));
-        } else if as_json
-            && (any_type || may_be_json(&parts.headers))
-            && let Some(text) = json::canonical(body, without)
-        {
-            digest.field(CANONICAL, &text);
-        } else {
-            digest.field(RAW, body);
+        } else if !(as_json && (any_type || may_be_json(&parts.headers)) && self.json_of(digest, body)) {
+            digest.content(RAW, body);
         }
+    }
+
+    /// What counts of a body of JSON. `false` if it has no canonical form: nothing is digested then.
+    pub(super) fn json_of(&self, digest: &mut Digest, body: &[u8]) -> bool {
+        let Some(text) = json::canonical(body, self.fields()) else {
+            return false;
+        };
+        let Covers::JsonFields(pointers) = &self.covers else {
+            digest.content(CANONICAL, &text);
+            return true;
+        };
+        for pointer in pointers.iter().flat_map(|pointers| pointers.iter()) {
+            match pointer.find(&text) {
+                Ok(Some(value)) => digest.content(CANONICAL, value.get().as_bytes()),
+                Ok(None) => digest.field(ABSENT, b""),
+                // A canonical form can be read.
+                Err(_) => digest.content(RAW, body),
+            }
+        }
+        true
     }
 
     /// What does not count; none if that could not be parsed, which was reported when the layer was
     /// built.
-    fn fields(&self) -> &[Pointer] {
+    pub(super) fn fields(&self) -> &[Pointer] {
         self.without.as_deref().unwrap_or_default()
     }
 }
@@ -83,10 +88,10 @@ const CANONICAL: u8 = 5;
 const ABSENT: u8 = 6;
 const MULTIPART: u8 = 8;
 const FORM: u8 = 9;
-const CLOSURE: u8 = 10;
+pub(super) const CLOSURE: u8 = 10;
 
 /// Method, path and query.
-fn target(digest: &mut Digest, parts: &Parts) {
+pub(super) fn target(digest: &mut Digest, parts: &Parts) {
     let uri = original_uri(parts);
     digest.field(METHOD, parts.method.as_str().as_bytes());
     digest.field(PATH, uri.path().as_bytes());
@@ -100,7 +105,7 @@ fn target(digest: &mut Digest, parts: &Parts) {
 fn whole(digest: &mut Digest, parts: &Parts, body: &Bytes) {
     match multipart::digest_of(&parts.headers, body, &[]) {
         Some(print) => digest.field(MULTIPART, &print),
-        None => digest.field(RAW, body),
+        None => digest.content(RAW, body),
     }
 }
 
@@ -311,30 +316,70 @@ mod tests {
     fn golden_fingerprints() {
         let body = r#"{"b":1,"a":[2]}"#;
         for (source, golden) in [
-            (FingerprintSource::request(), "1ae873b15d0cf44e22647ebe6506d7bc"),
-            (FingerprintSource::canonical_json(), "2ae8d9e06f344264c26ca48a165d8aaf"),
+            (FingerprintSource::request(), "132c73b15d0cf44e22647ebe6506d7bc"),
+            (FingerprintSource::canonical_json(), "232cd9e06f344264c26ca48a165d8aaf"),
             (
                 FingerprintSource::json_fields(["/a/0", "/c"]),
-                "3ec3cc2ba8960fc4c73a59787644f2d3",
+                "3ad3cc2ba8960fc4c73a59787644f2d3",
             ),
-            (FingerprintSource::body(), "4ae8f049311e428a93e32a40c10ac690"),
+            (FingerprintSource::body(), "432cf049311e428a93e32a40c10ac690"),
             (
                 FingerprintSource::from_fn(|_, _| Ok(b"covered".to_vec())),
-                "5ae80f14f31c7c8f5db36172c2cc2fba",
+                "532c0f14f31c7c8f5db36172c2cc2fba",
             ),
             (
                 FingerprintSource::from_head(|_| Ok(b"covered".to_vec())),
-                "6ae80f14f31c7c8f5db36172c2cc2fba",
+                "632c0f14f31c7c8f5db36172c2cc2fba",
             ),
-            (FingerprintSource::none(), "7ae80000000000000000000000000000"),
+            (FingerprintSource::none(), "732c0000000000000000000000000000"),
             (
                 FingerprintSource::request().without(["/b"]),
-                "16f7c8d47a729ddd56661f9fed7eb649",
+                "1d94c8d47a729ddd56661f9fed7eb649",
             ),
         ] {
             let of = print(&source, "POST", "/a?x=1", body);
             assert_eq!(crate::digest::hex(of.as_bytes()), golden, "{source:?}");
         }
+    }
+
+    /// The digest is another from 4 KiB on, and so the rule is another than that of the releases before: what
+    /// they made is the same request for all that is known, and is replayed.
+    #[test]
+    fn contract_5_9_fingerprints_of_the_older_rule_do_not_conflict() {
+        let now = print(&FingerprintSource::request(), "POST", "/a?x=1", r#"{"b":1,"a":[2]}"#);
+        let older = *b"\x1a\xe8\x73\xb1\x5d\x0c\xf4\x4e\x22\x64\x7e\xbe\x65\x06\xd7\xbc";
+        let older = Fingerprint::from_bytes(older);
+        assert!(older != now && !older.conflicts_with(&now));
+    }
+
+    #[test]
+    fn golden_fingerprints_of_long_bodies() {
+        let text = |length: usize| format!("\"{}\"", "x".repeat(length - 2));
+        // Computed with other implementations of SHA-256 and BLAKE3 as well.
+        for (source, length, golden) in [
+            (FingerprintSource::request(), 4095, "132c03b442592b937f2dd529f6210419"),
+            (FingerprintSource::request(), 4096, "132c25d03a5b789fa159b791572e06e1"),
+            (
+                FingerprintSource::canonical_json(),
+                4096,
+                "232c1b6ddb1dcbb0fca9446fe78880e4",
+            ),
+            (FingerprintSource::body(), 4096, "432c7ce57d809dce1347c1e5b2ce6ff7"),
+        ] {
+            let of = print(&source, "POST", "/a?x=1", &text(length));
+            assert_eq!(crate::digest::hex(of.as_bytes()), golden, "{source:?} {length}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_not_taken_for_the_digest_of_a_longer_one() {
+        let long = "x".repeat(5000);
+        let digest = blake3::hash(long.as_bytes());
+        let mut short = Digest::new(b"ti.test.");
+        short.content(RAW, digest.as_bytes());
+        let mut whole = Digest::new(b"ti.test.");
+        whole.content(RAW, long.as_bytes());
+        assert_ne!(short.finish(), whole.finish());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The fields of an `application/x-www-form-urlencoded` body (WHATWG URL, section 5).
 
+use std::borrow::Cow;
+
 use crate::digest::Digest;
 use crate::request::json::Pointer;
 
@@ -11,16 +13,21 @@ pub(super) fn digest_of(body: &[u8], without: &[Pointer]) -> [u8; 32] {
     let mut digest = Digest::new(b"ti.pairs");
     for pair in body.split(|byte| *byte == b'&') {
         let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
-        // Only a name without `&` and `=` is given, so that there is one pair, or none.
-        let name = form_urlencoded::parse(name)
-            .next()
-            .map(|(name, _)| name)
-            .unwrap_or_default();
+        let name = name_of(name);
         if !without.iter().any(|pointer| pointer.is_name(&name)) {
             digest.field(PAIR, pair);
         }
     }
     digest.finish()
+}
+
+/// The name of a field as it is meant; given is what stands before the `=`.
+pub(super) fn name_of(encoded: &[u8]) -> Cow<'_, str> {
+    // Only a name without `&` and `=` is given, so that there is one pair, or none.
+    form_urlencoded::parse(encoded)
+        .next()
+        .map(|(name, _)| name)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

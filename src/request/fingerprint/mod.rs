@@ -1,12 +1,18 @@
 //! The fingerprint: what makes two requests with one key the same request (contract, section 5).
 
+mod body;
 mod cover;
 mod form;
+mod head;
 mod multipart;
+mod pairs;
+mod parts;
 mod source;
 
 use std::fmt;
 
+pub(crate) use body::{BodyDigest, BodyPrint};
+pub(crate) use head::HeadPrint;
 pub use source::FingerprintSource;
 
 /// What makes two requests with one key the same: a digest of what counts, and the rule that says
@@ -14,8 +20,11 @@ pub use source::FingerprintSource;
 ///
 /// | bytes | hold |
 /// |---|---|
-/// | 0 and 1 | the rule: which [`FingerprintSource`] with which parameters, in which version |
+/// | 0 and 1 | the rule: which [`FingerprintSource`] with which parameters, in which version; the first bit says that the body is streamed |
 /// | 2 to 15 | 112 bits of a SHA-256 over what the rule covers; zeros if it covers nothing |
+///
+/// The fingerprint of a request whose body is streamed covers the head. What the rule covers of the body
+/// is in the record, once the body has ended.
 ///
 /// Two fingerprints can be compared only if they were made by one rule
 /// ([`is_same_rule`](Self::is_same_rule)). After a deploy that changed the rule, the fingerprints

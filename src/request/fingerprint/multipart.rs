@@ -17,7 +17,8 @@ use crate::request::content::{content_type, is_encoded};
 use crate::request::json::Pointer;
 
 /// A body of more parts counts by its bytes: it is not a form that somebody filled in.
-const MAX_PARTS: usize = 10_000;
+pub(super) const MAX_PARTS: usize = 10_000;
+pub(super) const CONTENT_TRANSFER_ENCODING: &str = "content-transfer-encoding";
 /// RFC 2046, section 5.1.1.
 const MAX_BOUNDARY: usize = 70;
 
@@ -42,19 +43,22 @@ pub(super) fn digest_of(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) 
 
 #[cold]
 fn digest_of_form(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) -> Option<[u8; 32]> {
-    if is_encoded(headers) {
-        return None;
-    }
-    let boundary = multer::parse_boundary(content_type(headers)?).ok()?;
-    if boundary.is_empty() || boundary.len() > MAX_BOUNDARY {
-        return None;
-    }
+    let boundary = boundary_of(headers)?;
     let reading = pin!(read(body, &boundary, without));
     // The body is in memory, so that nothing is waited for.
     match reading.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(digest) => digest,
         Poll::Pending => None,
     }
+}
+
+/// What stands between the parts of a form. `None` if the body is none, or is encoded.
+pub(super) fn boundary_of(headers: &HeaderMap) -> Option<String> {
+    if is_encoded(headers) {
+        return None;
+    }
+    let boundary = multer::parse_boundary(content_type(headers)?).ok()?;
+    (1..=MAX_BOUNDARY).contains(&boundary.len()).then_some(boundary)
 }
 
 async fn read(body: &Bytes, boundary: &str, without: &[Pointer]) -> Option<[u8; 32]> {
@@ -80,13 +84,13 @@ async fn read(body: &Bytes, boundary: &str, without: &[Pointer]) -> Option<[u8; 
         for (tag, name) in [
             (DISPOSITION, CONTENT_DISPOSITION),
             (TYPE, CONTENT_TYPE),
-            (TRANSFER_ENCODING, HeaderName::from_static("content-transfer-encoding")),
+            (TRANSFER_ENCODING, HeaderName::from_static(CONTENT_TRANSFER_ENCODING)),
         ] {
             if let Some(line) = part.headers().get(name) {
                 digest.field(tag, line.as_bytes());
             }
         }
-        digest.field(CONTENT, &content);
+        digest.content(CONTENT, &content);
     }
     is_end(rest, boundary).then(|| digest.finish())
 }
@@ -119,7 +123,7 @@ fn is_end(rest: &[u8], boundary: &str) -> bool {
 
 /// The name in a `Content-Disposition`, if it is where every client puts it. A part whose name is
 /// elsewhere counts.
-fn name_in(disposition: &[u8]) -> Option<&str> {
+pub(super) fn name_in(disposition: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(disposition).ok()?;
     let text = text.trim_start().strip_prefix("form-data")?.trim_start();
     let text = text.strip_prefix(';')?.trim_start().strip_prefix("name=")?;

@@ -273,7 +273,7 @@ fn rule(covers: &Covers, without: &Result<Arc<[Pointer]>, ConfigError>) -> [u8; 
         Covers::Head(_) => (6, None),
         Covers::Nothing => (7, None),
     };
-    let mut digest = Digest::new(b"ti.rule1");
+    let mut digest = Digest::new(b"ti.rule2");
     for (tag, pointers) in [(1, counting), (2, without.as_deref().ok())] {
         for pointer in pointers.unwrap_or_default() {
             digest.field(tag, b"");

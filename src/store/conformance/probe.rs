@@ -226,5 +226,6 @@ pub(super) fn response(fingerprint: Fingerprint, body: &[u8]) -> Record {
         value.set_sensitive(true);
         headers.insert("x-raw", value);
     }
-    Record::response(fingerprint, StatusCode::CREATED, &headers, |_| false, body, None)
+    let body = Bytes::copy_from_slice(body);
+    Record::response(fingerprint, StatusCode::CREATED, &headers, |_| false, &body, None)
 }

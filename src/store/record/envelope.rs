@@ -1,5 +1,7 @@
 //! Sealed records: another record, encrypted whole, in its envelope.
 
+use std::borrow::Cow;
+
 use super::write::put_head;
 use super::{CIPHERTEXT_AT, HEAD, KEY_ID, NONCE, Record, SEALED, known_version};
 use crate::request::Fingerprint;
@@ -29,7 +31,7 @@ impl Record {
             return Ok(None);
         }
         self.whole_envelope()?;
-        let parts = self.0[HEAD..].split_first_chunk().and_then(|(key_id, rest)| {
+        let parts = self.0.front()[HEAD..].split_first_chunk().and_then(|(key_id, rest)| {
             let (nonce, ciphertext) = rest.split_first_chunk()?;
             Some(Envelope {
                 key_id,
@@ -41,13 +43,16 @@ impl Record {
     }
 
     /// What is encrypted when the record is sealed.
-    pub(crate) fn as_plaintext(&self) -> &[u8] {
-        &self.0
+    pub(crate) fn to_plaintext(&self) -> Cow<'_, [u8]> {
+        match self.0.body() {
+            [] => Cow::Borrowed(self.0.front()),
+            body => Cow::Owned([self.0.front(), body].concat()),
+        }
     }
 
     /// Reads what was encrypted.
     pub(crate) fn from_plaintext(blob: &[u8]) -> Result<Self, StoreError> {
         known_version(blob)?;
-        Self::checked(blob)
+        Self::checked(blob.into())
     }
 }

@@ -7,6 +7,8 @@
 //! flags u8 │ headers │ trailers if flagged │ body to the end           kind 0, a response
 //! headers, or nothing: where the result is                            kind 1, not retained
 //! (nothing more)                                                      kind 2, outcome unknown
+//! count u8 │ digest 16 bytes │ count vouches, 16 bytes each │ as kind − 16   kinds 16 to 18, with what is known of
+//!                                                                     the request's streamed body
 //! key id 8 bytes │ nonce 24 bytes │ ciphertext and tag to the end     kind 3, a sealed record
 //! headers:  count, then for each: name code u8 (0: length, name), length << 1 | sensitive, value
 //!           or a code of 128 and above: name and value are both in the table
@@ -17,6 +19,8 @@
 //! A sealed record is another record, encrypted whole; its status is 0, its fingerprint in clear because
 //! stores compare it. What the ciphertext is bound to is in `store::sealed`.
 
+mod blob;
+mod body;
 #[cfg(feature = "sealed")]
 mod envelope;
 mod headers;
@@ -24,12 +28,14 @@ mod read;
 mod write;
 
 use std::fmt;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+use crate::digest::BY_BLAKE3;
 use crate::request::Fingerprint;
 use crate::store::StoreError;
+use blob::{APART, Blob};
 use headers::corrupt;
 
 #[cfg(feature = "sealed")]
@@ -41,6 +47,8 @@ const RESPONSE: u8 = 0;
 const NOT_RETAINED: u8 = 1;
 const UNKNOWN: u8 = 2;
 const SEALED: u8 = 3;
+/// Added to the kind of a record that knows the body of its request.
+const WITH_BODY: u8 = 16;
 
 const HAD_CONTENT_LENGTH: u8 = 1;
 const HAS_TRAILERS: u8 = 2;
@@ -74,7 +82,7 @@ const CHECKSUM: usize = 8;
 /// # Ok::<(), tower_idempotency::store::StoreError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Record(Arc<[u8]>);
+pub struct Record(Blob);
 
 impl Record {
     /// The fingerprint of the request whose outcome this is.
@@ -82,7 +90,7 @@ impl Record {
     pub fn fingerprint(&self) -> Fingerprint {
         let mut print = [0; Fingerprint::LEN];
         // No record is shorter than its head: constructors write it, `from_bytes` checks it.
-        if let Some(bytes) = self.0.get(FINGERPRINT_AT..HEAD) {
+        if let Some(bytes) = self.0.front().get(FINGERPRINT_AT..HEAD) {
             print.copy_from_slice(bytes);
         }
         Fingerprint::from_bytes(print)
@@ -91,7 +99,7 @@ impl Record {
     /// Whether this is a response, and not a tombstone.
     #[cfg(test)]
     pub(crate) fn is_response(&self) -> bool {
-        self.0.get(1) == Some(&RESPONSE)
+        self.kind() == RESPONSE
     }
 
     /// Bytes that the record takes in memory.
@@ -105,8 +113,10 @@ impl Record {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.0.len() + CHECKSUM);
-        bytes.extend_from_slice(&self.0);
-        bytes.extend_from_slice(&checksum(&self.0));
+        bytes.extend_from_slice(self.0.front());
+        bytes.extend_from_slice(self.0.body());
+        let sum = checksum(&bytes);
+        bytes.extend_from_slice(&sum);
         bytes
     }
 
@@ -117,34 +127,58 @@ impl Record {
     /// [`StoreErrorKind::Corrupt`](crate::store::StoreErrorKind::Corrupt) if the bytes were cut or changed, or a newer version of this
     /// crate wrote them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
-        let (record, sum) = bytes
-            .split_last_chunk::<CHECKSUM>()
-            .ok_or_else(|| corrupt("the stored record is cut short"))?;
-        known_version(record)?;
-        if *sum != checksum(record) {
-            return Err(corrupt("the stored record is damaged: its checksum does not match"));
+        Self::checked(without_checksum(bytes)?.into())
+    }
+
+    /// As [`from_bytes`](Self::from_bytes). A large body is not copied: the record shares `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_bytes`](Self::from_bytes).
+    pub fn from_shared(bytes: Bytes) -> Result<Self, StoreError> {
+        let length = without_checksum(&bytes)?.len();
+        if length < APART {
+            return Self::checked(bytes[..length].into());
         }
-        Self::checked(record)
+        let all = bytes.slice(..length);
+        let record = Self(Blob::apart(all.clone(), Bytes::new()));
+        let Some(at) = record.check()? else {
+            return Self::checked(all[..].into());
+        };
+        Ok(Self(Blob::apart(Bytes::copy_from_slice(&all[..at]), all.slice(at..))))
     }
 
     /// A record of a known version, if it makes sense. Of a sealed one only the envelope is seen.
-    fn checked(blob: &[u8]) -> Result<Self, StoreError> {
-        let record = Self(blob.into());
-        if record.is_sealed() {
-            record.whole_envelope()?;
-        } else {
-            record.open()?;
-        }
+    fn checked(blob: Blob) -> Result<Self, StoreError> {
+        let record = Self(blob);
+        record.check()?;
         Ok(record)
     }
 
+    /// Whether it makes sense; and where its body begins, if it has one.
+    fn check(&self) -> Result<Option<usize>, StoreError> {
+        if self.is_sealed() {
+            self.whole_envelope()?;
+            return Ok(None);
+        }
+        match self.open()? {
+            Opened::Response(replay) => Ok(Some(self.0.len() - replay.body.len())),
+            Opened::NotRetained { .. } | Opened::Unknown => Ok(None),
+        }
+    }
+
+    #[cfg(test)]
+    fn kind(&self) -> u8 {
+        self.0.front().get(1).copied().unwrap_or_default() & !WITH_BODY
+    }
+
     fn is_sealed(&self) -> bool {
-        self.0.get(1) == Some(&SEALED)
+        self.0.front().get(1) == Some(&SEALED)
     }
 
     fn whole_envelope(&self) -> Result<(), StoreError> {
         // What is encrypted is a record, so it has a head.
-        if self.0.len() < CIPHERTEXT_AT + HEAD + TAG || self.0[..FINGERPRINT_AT] != [VERSION, SEALED, 0, 0] {
+        if self.0.len() < CIPHERTEXT_AT + HEAD + TAG || self.0.front()[..FINGERPRINT_AT] != [VERSION, SEALED, 0, 0] {
             return Err(corrupt("the stored record is sealed, and its envelope is damaged"));
         }
         Ok(())
@@ -160,6 +194,19 @@ impl fmt::Debug for Record {
     }
 }
 
+/// The record in its stored form, whose checksum is right.
+fn without_checksum(bytes: &[u8]) -> Result<&[u8], StoreError> {
+    let (record, sum) = bytes
+        .split_last_chunk::<CHECKSUM>()
+        .ok_or_else(|| corrupt("the stored record is cut short"))?;
+    known_version(record)?;
+    // A large record that an older release wrote has the checksum of a small one.
+    if *sum != checksum(record) && (record.len() < BY_BLAKE3 || *sum != sha256(record)) {
+        return Err(corrupt("the stored record is damaged: its checksum does not match"));
+    }
+    Ok(record)
+}
+
 fn known_version(blob: &[u8]) -> Result<(), StoreError> {
     match blob.first() {
         Some(&VERSION) => Ok(()),
@@ -171,7 +218,17 @@ fn known_version(blob: &[u8]) -> Result<(), StoreError> {
 }
 
 fn checksum(record: &[u8]) -> [u8; CHECKSUM] {
-    let digest: [u8; 32] = Sha256::digest(record).into();
+    if record.len() < BY_BLAKE3 {
+        return sha256(record);
+    }
+    first_of(blake3::hash(record).as_bytes())
+}
+
+fn sha256(record: &[u8]) -> [u8; CHECKSUM] {
+    first_of(&Sha256::digest(record).into())
+}
+
+fn first_of(digest: &[u8; 32]) -> [u8; CHECKSUM] {
     let mut sum = [0; CHECKSUM];
     sum.copy_from_slice(&digest[..CHECKSUM]);
     sum
@@ -211,7 +268,7 @@ mod tests {
             StatusCode::CREATED,
             &headers,
             |name| *name == header::DATE,
-            body,
+            &Bytes::copy_from_slice(body),
             Some(&trailers),
         )
     }
@@ -239,7 +296,14 @@ mod tests {
         for _ in 0..40_000 {
             headers.append(header::LINK, HeaderValue::from_static("a"));
         }
-        let record = Record::response(PRINT, StatusCode::OK, &headers, |_| false, b"", None);
+        let record = Record::response(
+            PRINT,
+            StatusCode::OK,
+            &headers,
+            |_| false,
+            &Bytes::from_static(b""),
+            None,
+        );
         let Opened::Response(replay) = record.open().unwrap() else {
             panic!("a response")
         };
@@ -249,7 +313,14 @@ mod tests {
     #[test]
     fn contract_5_1_content_length_is_computed_anew() {
         let (headers, _) = sample();
-        let record = Record::response(PRINT, StatusCode::OK, &headers, |_| false, b"{\"a\":1}", None);
+        let record = Record::response(
+            PRINT,
+            StatusCode::OK,
+            &headers,
+            |_| false,
+            &Bytes::from_static(b"{\"a\":1}"),
+            None,
+        );
         let Opened::Response(replay) = record.open().unwrap() else {
             panic!("a response")
         };
@@ -398,6 +469,62 @@ mod tests {
                 "{blob:?}"
             );
         }
+    }
+
+    fn large() -> Bytes {
+        (0..2 * APART).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[test]
+    fn a_large_body_is_shared_and_not_copied() {
+        let body = large();
+        let (headers, trailers) = sample();
+        for trailers in [None, Some(&trailers)] {
+            let record = Record::response(PRINT, StatusCode::OK, &headers, |_| false, &body, trailers);
+            let Opened::Response(replay) = record.open().unwrap() else {
+                panic!("a response")
+            };
+            assert_eq!(replay.body.as_ptr(), body.as_ptr());
+            assert_eq!(replay.trailers.is_some(), trailers.is_some());
+            assert!(record.len() > body.len() && record.len() < body.len() + 200);
+
+            let stored = Bytes::from(record.to_bytes());
+            let read = Record::from_shared(stored.clone()).unwrap();
+            let Opened::Response(replay) = read.open().unwrap() else {
+                panic!("a response")
+            };
+            assert!(stored.as_ptr_range().contains(&replay.body.as_ptr()));
+            assert_eq!(replay.body, body);
+            assert!(read == record && Record::from_bytes(&stored).unwrap() == record);
+            assert_eq!(read.to_bytes(), stored);
+        }
+    }
+
+    #[test]
+    fn records_of_every_kind_are_read_from_shared_bytes() {
+        let sealed = stored_envelope(2 * APART);
+        assert_eq!(Record::from_shared(sealed.clone().into()).unwrap().to_bytes(), sealed);
+        for record in [
+            record(b"small"),
+            Record::outcome_unknown(PRINT),
+            record(&large()[..APART]),
+        ] {
+            assert_eq!(Record::from_shared(record.to_bytes().into()).unwrap(), record);
+        }
+        let mut damaged = record(&large()).to_bytes();
+        damaged[APART] ^= 1;
+        assert!(Record::from_shared(damaged.into()).is_err());
+        assert!(Record::from_shared(Bytes::from_static(b"short")).is_err());
+    }
+
+    #[test]
+    fn a_large_record_of_an_older_release_is_read() {
+        let mut stored = record(&large()).to_bytes();
+        let whole = stored.len() - CHECKSUM;
+        let older = sha256(&stored[..whole]);
+        assert_ne!(stored[whole..], older);
+        stored[whole..].copy_from_slice(&older);
+        assert_eq!(Record::from_bytes(&stored).unwrap(), record(&large()));
     }
 
     #[test]

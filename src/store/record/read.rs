@@ -1,7 +1,5 @@
 //! Reads records: opens them for an answer.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
 use http::{Response, StatusCode};
@@ -9,7 +7,9 @@ use http::{Response, StatusCode};
 use super::headers::{Reader, corrupt};
 #[cfg(feature = "redis")]
 use super::{CHECKSUM, FINGERPRINT_AT};
-use super::{HAD_CONTENT_LENGTH, HAS_TRAILERS, HEAD, NOT_RETAINED, RESPONSE, Record, SEALED, UNKNOWN, VERSION};
+use super::{
+    HAD_CONTENT_LENGTH, HAS_TRAILERS, HEAD, NOT_RETAINED, RESPONSE, Record, SEALED, UNKNOWN, VERSION, WITH_BODY,
+};
 #[cfg(feature = "redis")]
 use crate::request::Fingerprint;
 use crate::store::StoreError;
@@ -61,17 +61,19 @@ impl Record {
 
     /// Decodes the record for an answer.
     pub(crate) fn open(&self) -> Result<Opened, StoreError> {
-        let blob = &*self.0;
+        let blob = self.0.front();
         if blob.len() < HEAD || blob[0] != VERSION {
             return Err(corrupt("the stored record has no valid head"));
         }
         let status = u16::from_be_bytes([blob[2], blob[3]]);
         let status = || StatusCode::from_u16(status).map_err(|_| corrupt("the stored record has no valid status"));
-        match blob[1] {
-            RESPONSE => self.open_response(status()?).map(Opened::Response),
+        let at = HEAD + self.body_section()?;
+        let kind = if at > HEAD { blob[1] & !WITH_BODY } else { blob[1] };
+        match kind {
+            RESPONSE => self.open_response(at, status()?).map(Opened::Response),
             NOT_RETAINED => Ok(Opened::NotRetained {
                 status: status()?,
-                locations: self.locations()?,
+                locations: self.locations(at)?,
             }),
             UNKNOWN => Ok(Opened::Unknown),
             SEALED => Err(corrupt(
@@ -82,29 +84,20 @@ impl Record {
     }
 
     /// The headers of a tombstone, if it has any.
-    fn locations(&self) -> Result<HeaderMap, StoreError> {
-        if self.0.len() == HEAD {
+    fn locations(&self, at: usize) -> Result<HeaderMap, StoreError> {
+        if self.0.front().len() == at {
             return Ok(HeaderMap::new());
         }
         let mut reader = Reader {
-            blob: Bytes::copy_from_slice(&self.0),
-            at: HEAD,
+            blob: Bytes::copy_from_slice(self.0.front()),
+            at,
         };
         reader.headers()
     }
 
-    fn open_response(&self, status: StatusCode) -> Result<Replay, StoreError> {
-        /// Lets `Bytes` share the record without copying it.
-        struct Shared(Arc<[u8]>);
-        impl AsRef<[u8]> for Shared {
-            fn as_ref(&self) -> &[u8] {
-                &self.0
-            }
-        }
-        let mut reader = Reader {
-            blob: Bytes::from_owner(Shared(Arc::clone(&self.0))),
-            at: HEAD,
-        };
+    fn open_response(&self, at: usize, status: StatusCode) -> Result<Replay, StoreError> {
+        let (blob, apart) = self.0.share();
+        let mut reader = Reader { blob, at };
         let flags = reader.byte()?;
         let mut head = Response::new(());
         *head.status_mut() = status;
@@ -114,7 +107,7 @@ impl Record {
         } else {
             None
         };
-        let body = reader.blob.split_off(reader.at);
+        let body = apart.unwrap_or_else(|| reader.blob.split_off(reader.at));
         // Trailers exclude it on HTTP/1.1, whose framing they need.
         if flags & HAD_CONTENT_LENGTH != 0 && trailers.is_none() {
             head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());

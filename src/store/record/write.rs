@@ -1,12 +1,12 @@
 //! Makes records: of responses, and tombstones.
 
 use std::cell::RefCell;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Response, StatusCode};
 
+use super::blob::{APART, Blob};
 use super::headers::put_headers;
 use super::{HAD_CONTENT_LENGTH, HAS_TRAILERS, HEAD, NOT_RETAINED, RESPONSE, Record, UNKNOWN, VERSION};
 use crate::request::Fingerprint;
@@ -15,13 +15,13 @@ use crate::request::Fingerprint;
 const SCRATCH: usize = 16 * 1024;
 
 impl Record {
-    /// A response. `skip` names the headers that are not kept.
+    /// A response. `skip` names the headers that are not kept. A large body is shared, not copied.
     pub(crate) fn response(
         fingerprint: Fingerprint,
         status: StatusCode,
         headers: &HeaderMap,
         skip: impl Fn(&HeaderName) -> bool,
-        body: &[u8],
+        body: &Bytes,
         trailers: Option<&HeaderMap>,
     ) -> Self {
         thread_local! {
@@ -43,13 +43,22 @@ impl Record {
             if let Some(trailers) = trailers {
                 put_headers(out, trailers, |_| false);
             }
-            out.extend_from_slice(body);
-            let record = Self(Arc::from(out.as_slice()));
+            let record = Self(if Self::shares_body(body.len()) {
+                Blob::apart(Bytes::copy_from_slice(out), body.clone())
+            } else {
+                out.extend_from_slice(body);
+                Blob::from(out.as_slice())
+            });
             // Emptied first: a buffer does not shrink below what is in it.
             out.clear();
             out.shrink_to(SCRATCH);
             record
         })
+    }
+
+    /// Whether the record of a response shares a body of that length, and does not copy it.
+    pub(crate) fn shares_body(length: usize) -> bool {
+        length >= APART
     }
 
     /// The response to a `HEAD`, whose `Content-Length` declares a body that is not there: kept as it

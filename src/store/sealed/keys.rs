@@ -124,7 +124,7 @@ impl KeyRing {
         })?;
         let fingerprint = record.fingerprint();
         let payload = Payload {
-            msg: record.as_plaintext(),
+            msg: &record.to_plaintext(),
             aad: &bound_to(slot, fingerprint, &self.current.id),
         };
         let ciphertext = self
@@ -225,7 +225,7 @@ mod tests {
             "bf70e28ad701d2c95fb9a397c3d8ac4081581c314d8c334f8514995fe14ce03de232071e",
         ]
         .concat();
-        assert_eq!(hex(sealed.as_plaintext()), golden);
+        assert_eq!(hex(&sealed.to_plaintext()), golden);
         let envelope = sealed.envelope().unwrap().unwrap();
         assert_eq!(keys.open(&SLOT, PRINT, &envelope).unwrap(), record);
     }
@@ -235,7 +235,7 @@ mod tests {
         let keys = KeyRing::new([7; 32]);
         let inside = Record::outcome_unknown(Fingerprint::from_bytes([1; 16]));
         let payload = Payload {
-            msg: inside.as_plaintext(),
+            msg: &inside.to_plaintext(),
             aad: &bound_to(&SLOT, PRINT, &keys.current.id),
         };
         let ciphertext = keys.current.cipher.encrypt(&XNonce::from([9; NONCE]), payload).unwrap();

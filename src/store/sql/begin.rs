@@ -30,7 +30,7 @@ impl Seen {
     pub(super) fn decide(self, begin: &ClaimRequest) -> Result<Option<ClaimOutcome>, StoreError> {
         let conflicts = fingerprint(&self.fingerprint)?.conflicts_with(&begin.fingerprint);
         if let Some(record) = self.record {
-            return Record::from_bytes(&record).map(|record| Some(ClaimOutcome::Done(record)));
+            return Record::from_shared(record.into()).map(|record| Some(ClaimOutcome::Done(record)));
         }
         Ok(if !self.done && self.token == signed(begin.token) {
             Some(ClaimOutcome::Started {

@@ -1,0 +1,61 @@
+//! The error of a body that is longer than it may be, as every limit of `http-body-util` gives it.
+
+use std::error::Error;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http_body::Body;
+use http_body_util::{Full, LengthLimitError, Limited};
+
+use crate::error::BoxError;
+
+/// Whether a body failed because a layer limits its length.
+pub(crate) fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<LengthLimitError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// A [`LengthLimitError`], which only a body beyond its limit can make.
+pub(super) fn length_limit_error() -> BoxError {
+    let beyond = pin!(Limited::new(Full::new(Bytes::from_static(b".")), 0));
+    match beyond.poll_frame(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Some(Err(error))) => error,
+        _ => "length limit exceeded".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the error of a body around another one.
+    #[derive(Debug)]
+    struct Outer(BoxError);
+
+    impl std::fmt::Display for Outer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the body failed")
+        }
+    }
+
+    impl Error for Outer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&*self.0)
+        }
+    }
+
+    #[test]
+    fn the_error_of_a_limit_is_known_as_one() {
+        assert!(length_limit_error().is::<LengthLimitError>());
+        assert!(is_length_limit(&*length_limit_error()));
+        assert!(is_length_limit(&Outer(length_limit_error())));
+        assert!(!is_length_limit(&std::io::Error::other("another error")));
+    }
+}

@@ -1,0 +1,273 @@
+//! A request body that the handler reads as it arrives, while the layer looks on.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::length_limit::{is_length_limit, length_limit_error};
+use super::streamed::{Streamed, StreamedBody};
+use crate::error::BoxError;
+
+/// So many frames are read before others get their turn.
+const FRAMES_AT_ONCE: usize = 64;
+
+/// Sees a body go by.
+pub(crate) trait Witness: Send + 'static {
+    fn data(&mut self, data: &[u8]);
+
+    /// The body has ended whole. An error takes the place of its end.
+    fn end(&mut self) -> Result<(), BoxError>;
+}
+
+/// How a body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyEnd {
+    Whole,
+    /// It was whole, and the witness refused it.
+    Refused,
+    /// It is longer than the limit.
+    TooLong,
+    /// A limit outside the layer cut it off.
+    CutOff,
+    BrokenOff,
+}
+
+/// How a body ended, and who found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) how: BodyEnd,
+    /// Whether it ended while the handler read it.
+    pub(crate) before_handler: bool,
+}
+
+/// A body that two read in turn: the handler, and the layer once the handler has let go of it.
+///
+/// Nothing is held: a frame goes to the witness and on. Behind a lock, since handlers give bodies away.
+pub(crate) struct Tee<B, W> {
+    state: Mutex<State<B, W>>,
+}
+
+struct State<B, W> {
+    /// `None`: it has ended, or panicked.
+    body: Option<Pin<Box<B>>>,
+    witness: W,
+    limit: u64,
+    /// The length that the client declared.
+    declared: Option<u64>,
+    seen: u64,
+    ended: Option<Ended>,
+    /// What the handler is still to be told.
+    failure: Option<BoxError>,
+    /// Whether the handler may still read.
+    has_reader: bool,
+    /// Waits for the end.
+    waiting: Option<Waker>,
+}
+
+impl<B, W> Tee<B, W>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    W: Witness,
+{
+    /// A body that the layer reads alone.
+    pub(crate) fn unread(body: B, witness: W, limit: usize) -> Arc<Self> {
+        let declared = body.size_hint().exact();
+        Arc::new(Self {
+            state: Mutex::new(State {
+                body: Some(Box::pin(body)),
+                witness,
+                limit: limit as u64,
+                declared,
+                seen: 0,
+                ended: None,
+                failure: None,
+                has_reader: false,
+                waiting: None,
+            }),
+        })
+    }
+
+    /// The body for the handler.
+    pub(crate) fn reader(self: &Arc<Self>) -> StreamedBody {
+        self.state().has_reader = true;
+        let source = Arc::clone(self);
+        StreamedBody::new(source)
+    }
+
+    /// Reads the body to its end, if nobody else does. `Ready(None)`: somebody does, and is not waited for.
+    pub(crate) fn poll_end(&self, cx: &mut Context<'_>, wait_for_reader: bool) -> Poll<Option<Ended>> {
+        let mut state = self.state();
+        for _ in 0..FRAMES_AT_ONCE {
+            if let Some(ended) = state.ended {
+                return Poll::Ready(Some(ended));
+            }
+            if state.has_reader {
+                if !wait_for_reader {
+                    return Poll::Ready(None);
+                }
+                state.waiting = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            ready!(state.advance(cx, false));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.state().ended
+    }
+
+    pub(crate) fn witness<R>(&self, look: impl FnOnce(&W) -> R) -> R {
+        look(&self.state().witness)
+    }
+
+    /// What nobody will read.
+    pub(crate) fn take_rest(&self) -> Option<Pin<Box<B>>> {
+        let mut state = self.state();
+        match state.has_reader {
+            true => None,
+            false => state.body.take(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<B, W>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B, W> State<B, W>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    W: Witness,
+{
+    /// Reads one frame. `None`: there are no more.
+    fn advance(&mut self, cx: &mut Context<'_>, before_handler: bool) -> Poll<Option<Frame<Bytes>>> {
+        if self.ended.is_some() {
+            return Poll::Ready(None);
+        }
+        // A body that panics is not polled again.
+        let Some(mut body) = self.body.take() else {
+            let failure = "the request body panicked before";
+            self.fail(BodyEnd::BrokenOff, failure.into(), before_handler);
+            return Poll::Ready(None);
+        };
+        match body.as_mut().poll_frame(cx) {
+            Poll::Pending => {
+                self.body = Some(body);
+                Poll::Pending
+            }
+            Poll::Ready(None) => {
+                self.end(before_handler);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let error = error.into();
+                let how = match is_length_limit(&*error) {
+                    true => BodyEnd::CutOff,
+                    false => BodyEnd::BrokenOff,
+                };
+                self.fail(how, error, before_handler);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    self.seen = self.seen.saturating_add(data.len() as u64);
+                    if self.seen > self.limit {
+                        self.body = Some(body);
+                        self.fail(BodyEnd::TooLong, length_limit_error(), before_handler);
+                        return Poll::Ready(None);
+                    }
+                    self.witness.data(data);
+                }
+                // Who knows where a body ends does not poll it once more.
+                if body.is_end_stream() {
+                    self.end(before_handler);
+                } else {
+                    self.body = Some(body);
+                }
+                Poll::Ready(Some(frame))
+            }
+        }
+    }
+
+    fn end(&mut self, before_handler: bool) {
+        if self.declared.is_some_and(|declared| self.seen < declared) {
+            let failure = "the request body ended before its declared length";
+            return self.fail(BodyEnd::BrokenOff, failure.into(), before_handler);
+        }
+        match self.witness.end() {
+            Ok(()) => {
+                self.ended = Some(Ended {
+                    how: BodyEnd::Whole,
+                    before_handler,
+                });
+            }
+            Err(refusal) => self.fail(BodyEnd::Refused, refusal, before_handler),
+        }
+    }
+
+    fn fail(&mut self, how: BodyEnd, failure: BoxError, before_handler: bool) {
+        self.ended = Some(Ended { how, before_handler });
+        self.failure = Some(failure);
+    }
+}
+
+impl<B, W> Streamed for Tee<B, W>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    W: Witness,
+{
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut state = self.state();
+        let read = ready!(state.advance(cx, true));
+        let waiting = state.ended.and_then(|_| state.waiting.take());
+        let next = match read {
+            Some(frame) => Some(Ok(frame)),
+            None => state.failure.take().map(Err),
+        };
+        drop(state);
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+        Poll::Ready(next)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = self.state();
+        match state.ended {
+            Some(_) => state.failure.is_none(),
+            // What the witness says of the end is to be told.
+            None => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = self.state();
+        match (&state.body, state.ended) {
+            (Some(body), None) => body.size_hint(),
+            _ if state.failure.is_some() => SizeHint::new(),
+            _ => SizeHint::with_exact(0),
+        }
+    }
+
+    fn let_go(&self) {
+        let mut state = self.state();
+        state.has_reader = false;
+        let waiting = state.waiting.take();
+        drop(state);
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+    }
+}
+
+impl<B, W> fmt::Debug for Tee<B, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tee(..)")
+    }
+}

@@ -1,0 +1,104 @@
+//! What becomes of a request when the store has answered.
+
+use std::sync::Arc;
+
+use super::admit::Admission;
+use super::compare::to_compare;
+use super::detach::Running;
+use super::ended::Disconnected;
+use super::exchange::Exchange;
+use super::handler::{Run, refuse, run, run_unprotected};
+use super::received::{Received, Unstreamable};
+use super::stage::Stage;
+use crate::answer::Problem;
+use crate::bounds::{GuardedBody, GuardedService};
+use crate::request::Fingerprint;
+use crate::store::{ClaimOutcome, ClaimRequest, Store, StoreError, StoreErrorKind};
+
+impl<S, St: Store> Exchange<S, St> {
+    /// Sends a request on that is not guarded after all, as if its body had not been buffered.
+    pub(crate) fn pass<B>(self, body: Received<B>) -> Stage<S, B, St>
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+    {
+        self.guard.tally.report_unguarded();
+        Stage::Through {
+            future: self.call(body),
+        }
+    }
+
+    /// The store has decided, or failed.
+    pub(crate) fn store_answered<B>(
+        self: Box<Self>,
+        begin: &ClaimRequest,
+        answer: Result<Admission<St>, StoreError>,
+        body: Received<B>,
+    ) -> Stage<S, B, St>
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+    {
+        let guard = Arc::clone(&self.guard);
+        let cancel = guard.config.cancel_on_disconnect.map(|_| Disconnected::default());
+        let running = |run: Run<S::ResponseBody, S::Error>, cancel| Stage::Running {
+            running: Running::new(run, cancel, Arc::clone(&guard)),
+        };
+        let error = match answer {
+            Ok(Admission::Started(claim)) if guard.is_overloaded() => {
+                body.refuse(&self.parts.headers);
+                return running(Box::pin(refuse(self, Some(claim), Problem::overloaded())), cancel);
+            }
+            Ok(Admission::Started(mut claim)) => {
+                let body = match body.start() {
+                    Ok((body, upload)) => {
+                        claim.upload = upload;
+                        body
+                    }
+                    Err(Unstreamable) => {
+                        self.guard.report_unstreamable();
+                        return running(Box::pin(refuse(self, Some(claim), Problem::misconfigured())), cancel);
+                    }
+                };
+                return running(Box::pin(run(self, claim, begin, body, cancel.clone())), cancel);
+            }
+            Ok(Admission::HeldOutside) => return self.pass(body),
+            Ok(Admission::Found(found)) => return self.found(&begin.fingerprint, found, body),
+            Err(error) => error,
+        };
+        // That the store has a record which cannot be read says that the operation was done.
+        if !guard.config.fail_open || error.kind() == StoreErrorKind::Corrupt {
+            body.refuse(&self.parts.headers);
+            return Stage::answered(self.refuse_for_store(&error));
+        }
+        let run: Run<_, _> = if guard.is_overloaded() {
+            body.refuse(&self.parts.headers);
+            Box::pin(refuse(self, None, Problem::overloaded()))
+        } else {
+            Box::pin(run_unprotected(self, body, error, cancel.clone()))
+        };
+        running(run, cancel)
+    }
+
+    /// The operation is done, or runs for another request.
+    fn found<B>(self: Box<Self>, fingerprint: &Fingerprint, found: ClaimOutcome, body: Received<B>) -> Stage<S, B, St>
+    where
+        S: GuardedService<B>,
+        B: GuardedBody,
+    {
+        let first = match &found {
+            ClaimOutcome::Done(record) => to_compare(record, fingerprint, &body),
+            _ => Ok(None),
+        };
+        let answered = match (first, found) {
+            (Ok(Some(first)), ClaimOutcome::Done(record)) => {
+                return Stage::comparing(self, body, record, first);
+            }
+            (Ok(_), found) => self.answer(found),
+            (Err(error), _) => Err(error),
+        };
+        body.refuse(&self.parts.headers);
+        // A record that cannot be read says that the operation was done.
+        Stage::answered(answered.unwrap_or_else(|error| self.refuse_for_store(&error)))
+    }
+}

@@ -1,0 +1,192 @@
+//! A request body that is streamed: what looks on while the handler reads it, and what it says of the outcome.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::request::Parts;
+use smallvec::SmallVec;
+
+use super::config::Config;
+use super::ended::{self, Disconnected, to_its_end};
+use super::store_call::within;
+use crate::answer::Problem;
+use crate::body::{BodyEnd, Ended, Tee, Witness, drain, expects_continue};
+use crate::bounds::GuardedBody;
+use crate::error::BoxError;
+use crate::request::Fingerprint;
+use crate::request::fingerprint::{BodyDigest, BodyPrint, HeadPrint};
+use crate::request::integrity::{DeclaredDigests, DigestCheck, InvalidDigest, Vouch};
+
+/// What is seen of a body while it arrives.
+pub(crate) struct Arrival {
+    limit: usize,
+    /// What counts of it. `None`: nothing, or it has ended.
+    digest: Option<BodyDigest>,
+    check: Option<DigestCheck>,
+    /// What the client declares of it.
+    vouched: SmallVec<[Vouch; 2]>,
+    /// Once it has ended whole.
+    print: Option<BodyPrint>,
+    expects_continue: bool,
+}
+
+impl Arrival {
+    /// What will be seen of the body of a request, and the fingerprint of its head.
+    pub(crate) fn of(config: &Config, parts: &Parts, limit: usize) -> Result<(Fingerprint, Box<Self>), InvalidDigest> {
+        let declared = DeclaredDigests::of(&parts.headers)?;
+        let HeadPrint { fingerprint, body } = config.fingerprint.of_streamed(parts, config.max_request_body);
+        let vouched = declared.as_ref().map(|declared| declared.vouches(&parts.headers));
+        let arrival = Self {
+            limit,
+            digest: body,
+            check: declared.map(|declared| declared.check()),
+            vouched: vouched.unwrap_or_default(),
+            print: None,
+            expects_continue: expects_continue(&parts.headers),
+        };
+        Ok((fingerprint, Box::new(arrival)))
+    }
+
+    /// Looks on from now on.
+    pub(crate) fn meet<B: GuardedBody>(self, body: B) -> Arc<Tee<B, Self>> {
+        let limit = self.limit;
+        Tee::unread(body, self, limit)
+    }
+
+    /// Whether the client declares a digest of the body that was found right for `first`.
+    pub(crate) fn is_vouched_for(&self, first: &BodyPrint) -> bool {
+        self.vouched.iter().any(|vouch| first.vouched.contains(vouch))
+    }
+}
+
+impl Witness for Arrival {
+    fn data(&mut self, data: &[u8]) {
+        if let Some(digest) = &mut self.digest {
+            digest.data(data);
+        }
+        if let Some(check) = &mut self.check {
+            check.data(data);
+        }
+    }
+
+    fn end(&mut self) -> Result<(), BoxError> {
+        if self.check.take().is_some_and(|check| !check.finish()) {
+            return Err("the request body does not have the digest that its header declares".into());
+        }
+        self.print = self.digest.take().map(|digest| BodyPrint {
+            digest: digest.finish(),
+            vouched: std::mem::take(&mut self.vouched),
+        });
+        Ok(())
+    }
+}
+
+/// A body that is streamed, whatever its type.
+pub(crate) trait Upload: Send + Sync {
+    /// Reads the rest, unless the handler still may. `Ready(None)`: it may, and is not waited for.
+    fn poll_end(&self, cx: &mut Context<'_>, wait_for_reader: bool) -> Poll<Option<Ended>>;
+    /// How it ended, if it has.
+    fn ended(&self) -> Option<Ended>;
+    /// What counts of it. `None`: nothing, or it has not ended whole.
+    fn print(&self) -> Option<BodyPrint>;
+    fn limit(&self) -> usize;
+    /// Nobody wants the rest.
+    fn abandon(&self);
+}
+
+impl<B: GuardedBody> Upload for Tee<B, Arrival> {
+    fn poll_end(&self, cx: &mut Context<'_>, wait_for_reader: bool) -> Poll<Option<Ended>> {
+        self.poll_end(cx, wait_for_reader)
+    }
+
+    fn ended(&self) -> Option<Ended> {
+        self.ended()
+    }
+
+    fn print(&self) -> Option<BodyPrint> {
+        self.witness(|arrival| arrival.print.clone())
+    }
+
+    fn limit(&self) -> usize {
+        self.witness(|arrival| arrival.limit)
+    }
+
+    fn abandon(&self) {
+        if !self.witness(|arrival| arrival.expects_continue)
+            && let Some(rest) = self.take_rest()
+        {
+            drain(rest);
+        }
+    }
+}
+
+/// What the body says of an outcome that is about to be stored.
+pub(crate) enum Uploaded {
+    /// It is whole.
+    Whole(Option<BodyPrint>),
+    /// The handler read on while the response is sent.
+    GoesOn,
+    /// It did not come whole, and the handler answered without it.
+    RestMissing,
+    /// The handler read a body that was none. Nothing is stored, and this is the answer.
+    Failed(Problem),
+    /// The client left, and its operation is to be cancelled.
+    Cancelled,
+}
+
+impl Uploaded {
+    pub(crate) fn into_problem(self) -> Option<Problem> {
+        match self {
+            Self::Failed(problem) => Some(problem),
+            _ => None,
+        }
+    }
+}
+
+/// Reads the rest of a body whose handler has answered.
+pub(crate) async fn rest_of(
+    upload: &dyn Upload,
+    wait_for_reader: bool,
+    limit: Duration,
+    cancelled: Option<&Disconnected>,
+) -> Uploaded {
+    let end = pin!(poll_fn(|cx| upload.poll_end(cx, wait_for_reader)));
+    let end = pin!(to_its_end(end, cancelled));
+    match within(limit, end).await {
+        Ok(ended::Ended::Returned(Some(ended))) => what_it_says(upload, ended),
+        Ok(ended::Ended::Returned(None)) => Uploaded::GoesOn,
+        Ok(ended::Ended::Cancelled) => Uploaded::Cancelled,
+        Ok(ended::Ended::Panicked(panic)) => std::panic::resume_unwind(panic),
+        Err(_late) => Uploaded::RestMissing,
+    }
+}
+
+/// What a body says as far as it was read.
+pub(crate) fn so_far(upload: &dyn Upload) -> Uploaded {
+    match upload.ended() {
+        Some(ended) => what_it_says(upload, ended),
+        None => Uploaded::GoesOn,
+    }
+}
+
+fn what_it_says(upload: &dyn Upload, ended: Ended) -> Uploaded {
+    match (problem_of(ended.how, upload.limit()), ended) {
+        (None, _) => Uploaded::Whole(upload.print()),
+        (Some(problem), ended) if ended.before_handler || ended.how == BodyEnd::Refused => Uploaded::Failed(problem),
+        _ => Uploaded::RestMissing,
+    }
+}
+
+/// What is wrong with a body that ended so.
+pub(crate) fn problem_of(end: BodyEnd, limit: usize) -> Option<Problem> {
+    match end {
+        BodyEnd::Whole => None,
+        BodyEnd::Refused => Some(Problem::digest_mismatch()),
+        BodyEnd::TooLong => Some(Problem::body_too_large(limit)),
+        BodyEnd::CutOff => Some(Problem::body_cut_off()),
+        BodyEnd::BrokenOff => Some(Problem::body_unreadable()),
+    }
+}

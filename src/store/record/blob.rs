@@ -1,0 +1,135 @@
+//! How the bytes of a record are held: in one piece, or with a large body apart, which is then not copied.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::HEAD;
+
+/// From this size on, a body is held as it came.
+pub(super) const APART: usize = 16 * 1024;
+
+/// The bytes of a record. Cloning is cheap: they are shared.
+#[derive(Clone)]
+pub(super) struct Blob(Held);
+
+#[derive(Clone)]
+enum Held {
+    Whole(Arc<[u8]>),
+    Apart(Arc<Apart>),
+}
+
+struct Apart {
+    front: Bytes,
+    body: Bytes,
+}
+
+impl Blob {
+    /// `front` and then `body`.
+    pub(super) fn apart(front: Bytes, body: Bytes) -> Self {
+        Self(Held::Apart(Arc::new(Apart { front, body })))
+    }
+
+    /// All of it, but for a body that is held apart.
+    pub(super) fn front(&self) -> &[u8] {
+        match &self.0 {
+            Held::Whole(all) => all,
+            Held::Apart(apart) => &apart.front,
+        }
+    }
+
+    /// The body that is held apart, or nothing.
+    pub(super) fn body(&self) -> &[u8] {
+        match &self.0 {
+            Held::Whole(_) => &[],
+            Held::Apart(apart) => &apart.body,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.front().len() + self.body().len()
+    }
+
+    /// The same body behind another front.
+    pub(super) fn with_front(&self, front: Vec<u8>) -> Self {
+        match &self.0 {
+            Held::Whole(_) => front.into(),
+            Held::Apart(apart) => Self::apart(front.into(), apart.body.clone()),
+        }
+    }
+
+    /// Front and body, sharing the bytes. Without a body that is held apart, the front is all.
+    pub(super) fn share(&self) -> (Bytes, Option<Bytes>) {
+        /// Lets `Bytes` share the record without copying it.
+        struct Shared(Arc<[u8]>);
+        impl AsRef<[u8]> for Shared {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        match &self.0 {
+            Held::Whole(all) => (Bytes::from_owner(Shared(Arc::clone(all))), None),
+            Held::Apart(apart) => (
+                apart.front.clone(),
+                Some(apart.body.clone()).filter(|body| !body.is_empty()),
+            ),
+        }
+    }
+}
+
+impl From<&[u8]> for Blob {
+    fn from(all: &[u8]) -> Self {
+        Self(Held::Whole(all.into()))
+    }
+}
+
+impl From<Vec<u8>> for Blob {
+    fn from(all: Vec<u8>) -> Self {
+        Self(Held::Whole(all.into()))
+    }
+}
+
+/// By the bytes, however they are held.
+impl PartialEq for Blob {
+    fn eq(&self, other: &Self) -> bool {
+        fn bytes(blob: &Blob) -> impl Iterator<Item = &u8> {
+            blob.front().iter().chain(blob.body())
+        }
+        match (&self.0, &other.0) {
+            (Held::Whole(one), Held::Whole(other)) => one == other,
+            _ => self.len() == other.len() && bytes(self).eq(bytes(other)),
+        }
+    }
+}
+
+impl Eq for Blob {}
+
+/// The head tells records apart; a body is not worth reading for that.
+impl Hash for Blob {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.len().hash(state);
+        let head = self.front().iter().chain(self.body()).take(HEAD);
+        head.for_each(|byte| byte.hash(state));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_is_as_large_as_a_pointer_and_a_length() {
+        assert_eq!(size_of::<Blob>(), size_of::<Arc<[u8]>>());
+    }
+
+    #[test]
+    fn blobs_are_equal_by_their_bytes() {
+        let whole = Blob::from(&b"front and body"[..]);
+        let apart = Blob::apart(Bytes::from("front and "), Bytes::from("body"));
+        let elsewhere = Blob::apart(Bytes::from("front"), Bytes::from(" and body"));
+        assert!(whole == apart && apart == elsewhere && whole == whole.clone());
+        assert!(whole != Blob::from(&b"front and bodY"[..]) && apart != Blob::from(&b"front and"[..]));
+        assert_eq!([whole.len(), apart.len()], [14, 14]);
+    }
+}
