@@ -56,7 +56,7 @@ impl RedisStore {
     async fn with_origin(origin: Origin) -> Result<Self, StoreError> {
         Ok(Self {
             link: Arc::new(connect::proven(&origin).await?),
-            large: Arc::new(connect::link(&origin, Duration::ZERO)),
+            large: Arc::new(connect::link(&origin, connect::SILENCE_WITH_LARGE)),
             prefix: DEFAULT_PREFIX.into(),
             origin: Some(origin),
             replicas: None,

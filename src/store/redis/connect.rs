@@ -17,6 +17,8 @@ use crate::store::StoreError;
 /// How long nothing may be heard of a connection that was asked something. A server that is only
 /// slow answers others meanwhile.
 const SILENCE: Duration = Duration::from_secs(1);
+/// The same where large records are on their way, which are heard of when they are whole.
+pub(super) const SILENCE_WITH_LARGE: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// A peer that vanished without a word is noticed after this much silence.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -70,14 +72,14 @@ fn make(origin: &Origin) -> Make<MultiplexedConnection> {
     }
 }
 
-/// A connection that is made when it is first used. `blocked` is how long its commands may block.
-pub(super) fn link(origin: &Origin, blocked: Duration) -> Link<MultiplexedConnection> {
-    Link::made(make(origin), SILENCE + blocked)
+/// A connection that is made when it is first used, and replaced after that much silence.
+pub(super) fn link(origin: &Origin, silence: Duration) -> Link<MultiplexedConnection> {
+    Link::made(make(origin), silence)
 }
 
 /// A connection on which the server has answered.
 pub(super) async fn proven(origin: &Origin) -> Result<Link<MultiplexedConnection>, StoreError> {
-    let link = link(origin, Duration::ZERO);
+    let link = link(origin, SILENCE);
     // A server that wants a password says so only now.
     let _: Value = link
         .put(&redis::cmd("PING"))

@@ -52,8 +52,8 @@ struct Origin<C> {
     make: Make<C>,
     /// How long nothing may be heard of a connection that was asked something.
     silence: Duration,
-    /// Connections that failed since one was last good for something. Tries are farther and
-    /// farther apart.
+    /// Connections that failed, or did not last, one after the other. Tries are farther and farther
+    /// apart.
     failures: AtomicU32,
 }
 
@@ -125,10 +125,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         };
         match answer.as_ref().err().and_then(doubt) {
             Some(_) => self.replace(live),
-            None => {
-                facts.answers();
-                origin.failures.store(0, Ordering::Relaxed);
-            }
+            None => facts.answers(),
         }
         answer
     }
@@ -193,8 +190,10 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         if !matches!(&*now, Now::Live(live) if Arc::ptr_eq(&live.facts, &doubtful.facts)) {
             return;
         }
-        if !doubtful.facts.was_good() {
+        if doubtful.facts.age() < origin.silence {
             origin.failures.fetch_add(1, Ordering::Relaxed);
+        } else {
+            origin.failures.store(0, Ordering::Relaxed);
         }
         origin.start(&mut now);
     }

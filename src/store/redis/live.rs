@@ -1,7 +1,7 @@
 //! A connection, and what was heard of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -38,7 +38,6 @@ const NEVER: u64 = u64::MAX;
 pub(super) struct Facts {
     made: Instant,
     dialect: AtomicU8,
-    good: AtomicBool,
     heard: AtomicU64,
     /// When it was first asked something since it was last heard of.
     waits_since: AtomicU64,
@@ -49,7 +48,6 @@ impl Facts {
         Self {
             made: Instant::now(),
             dialect: AtomicU8::new(Dialect::Unproven as u8),
-            good: AtomicBool::new(false),
             heard: AtomicU64::new(0),
             waits_since: AtomicU64::new(NEVER),
         }
@@ -83,7 +81,6 @@ impl Facts {
     pub(super) fn answers(&self) {
         self.heard.store(self.since_made(Instant::now()), Ordering::Relaxed);
         self.waits_since.store(NEVER, Ordering::Relaxed);
-        self.good.store(true, Ordering::Relaxed);
     }
 
     /// When it was last heard of, or was asked, whichever is later.
@@ -97,9 +94,9 @@ impl Facts {
         since != NEVER && self.made + Duration::from_millis(since) + silence <= Instant::now()
     }
 
-    /// Whether it ever answered.
-    pub(super) fn was_good(&self) -> bool {
-        self.good.load(Ordering::Relaxed)
+    /// How long ago it was made.
+    pub(super) fn age(&self) -> Duration {
+        self.made.elapsed()
     }
 }
 
@@ -123,6 +120,6 @@ mod tests {
         facts.answers();
         tokio::time::advance(2 * SILENCE).await;
         assert!(!facts.is_mute_for(SILENCE));
-        assert!(facts.was_good());
+        assert_eq!(facts.age(), 5 * SILENCE);
     }
 }

@@ -61,7 +61,7 @@ pub use sentinel::RedisSentinel;
 ///
 /// **Connections.** [`connect`](Self::connect) makes one connection that all requests share, and one for
 /// large records. Each is replaced at once when it broke, when nothing was heard of it for a second
-/// after it was asked, and when the server answers that it is a replica, is loading, or is not the one
+/// after it was asked (10 s where large records go), and when the server answers that it is a replica, is loading, or is not the one
 /// to ask (`READONLY`, `MASTERDOWN`, `LOADING`, `CLUSTERDOWN`). The name is looked up anew each time, and
 /// [Sentinel](Self::connect_sentinel) asked. What was not answered is then asked again, up to twice:
 /// all but a release is safe to repeat. A [`new`](Self::new) store takes any connection of the `redis`

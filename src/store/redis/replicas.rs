@@ -14,6 +14,9 @@ use super::scripts::{By, is_no_script};
 /// `WAIT` blocks its connection at the server. So many can wait side by side; more wait their turn.
 const CONNECTIONS: usize = 8;
 
+/// How long nothing may be heard beside the time that `WAIT` takes. Large records go here, too.
+const SILENCE: Duration = Duration::from_secs(3);
+
 pub(super) struct Replicas {
     pub(super) wait: Wait,
     links: Vec<Link<MultiplexedConnection>>,
@@ -38,7 +41,9 @@ impl Replicas {
     pub(super) fn new(origin: &Origin, wait: Wait) -> Self {
         Self {
             wait,
-            links: (0..CONNECTIONS).map(|_| connect::link(origin, wait.within)).collect(),
+            links: (0..CONNECTIONS)
+                .map(|_| connect::link(origin, SILENCE + wait.within))
+                .collect(),
             turn: AtomicUsize::new(0),
         }
     }
