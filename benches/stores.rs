@@ -10,6 +10,8 @@ mod postgres_server;
 #[path = "../tests/support/servers/process.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod process;
+#[path = "support/redis.rs"]
+mod redis_lines;
 #[path = "../tests/support/servers/redis.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod redis_server;
@@ -30,7 +32,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::sqlite::SqlitePool;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::store::sql::{PostgresStore, SqliteStore};
-use tower_idempotency::store::{ClaimOutcome, ClaimRequest, RedisStore, Token};
+use tower_idempotency::store::{ClaimOutcome, ClaimRequest, Token};
 use tower_idempotency::{Fingerprint, IdempotencyLayer, Slot, Store};
 use uuid::Uuid;
 
@@ -307,61 +309,23 @@ async fn sqlite() {
     .await;
 }
 
-async fn redis(server: &Redis) {
-    let client = redis::Client::open(server.url()).expect("a URL");
-    let connection = redis::aio::ConnectionManager::new(client).await.expect("a server");
-    let store = RedisStore::new(connection.clone());
-    let () = redis::cmd("SET")
-        .arg("bare")
-        .arg(ANSWER)
-        .query_async(&mut connection.clone())
-        .await
-        .expect("a write");
-    compare("Redis", both(bare_redis(&connection), cases(store.clone()).await)).await;
-    throughput("Redis: calls, on one connection,", &[1, 8, 64], async |_| {
-        both(bare_redis(&connection), cases(store.clone()).await)
-    })
-    .await;
-}
-
-fn bare_redis(connection: &redis::aio::ConnectionManager) -> Vec<Case> {
-    let (writer, reader) = (connection.clone(), connection.clone());
-    vec![
-        Case::new("bare: SET NX and SET", move |_| {
-            let mut connection = writer.clone();
-            async move {
-                let key = fresh().to_hex();
-                let mut claim = redis::cmd("SET");
-                claim.arg(&key).arg(CLAIM).arg("NX").arg("PX").arg(30_000);
-                let () = claim.query_async(&mut connection).await.expect("a write");
-                let mut record = redis::cmd("SET");
-                record.arg(&key).arg(ANSWER).arg("PX").arg(3_600_000);
-                let () = record.query_async(&mut connection).await.expect("a write");
-            }
-        }),
-        Case::new("bare: GET", move |_| {
-            let mut connection = reader.clone();
-            async move {
-                let _: Vec<u8> = redis::cmd("GET")
-                    .arg("bare")
-                    .query_async(&mut connection)
-                    .await
-                    .expect("a read");
-            }
-        }),
-    ]
-}
-
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     // `cargo test --benches` and `cargo nextest` only want to see it start.
     if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
         return;
     }
-    sqlite().await;
+    // `-- redis` measures Redis alone.
+    let only_redis = std::env::args().any(|argument| argument == "redis");
+    if !only_redis {
+        sqlite().await;
+    }
     match Redis::start() {
-        Some(server) => redis(&server).await,
+        Some(server) => redis_lines::redis(&server).await,
         None => println!("\nRedis is not installed."),
+    }
+    if only_redis {
+        return;
     }
     match Postgres::start() {
         Some(server) => postgres(&server).await,

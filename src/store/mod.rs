@@ -44,7 +44,7 @@ use std::time::Duration;
 
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-pub use self::redis::RedisStore;
+pub use self::redis::{RedisSentinel, RedisStore};
 pub use claim::{ClaimOutcome, ClaimRequest, Held, Millis, OnLapse, Token};
 pub use erased::DynStore;
 pub use error::{StoreError, StoreErrorKind};

@@ -4,7 +4,7 @@
 //! and a process that dies in between leaves the first. Each write is one `MULTI` or one script.
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{AsyncCommands, Client, Pipeline, RedisError};
+use redis::{AsyncCommands, Client, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisError};
 use std::time::Duration;
 
 use super::super::accounts::Account;
@@ -34,7 +34,13 @@ impl RedisData {
         let config = ConnectionManagerConfig::new()
             .set_response_timeout(Some(ANSWER_WITHIN))
             .set_connection_timeout(Some(ANSWER_WITHIN));
-        let connection = ConnectionManager::new_with_config(Client::open(url)?, config).await?;
+        // On RESP3 the connection notices that it was closed while it was idle, as by the server's `timeout`,
+        // and comes back before it is needed. Writes are not repeated: whether they were done is not known.
+        // Needs Redis 6 or later.
+        let info = url.into_connection_info()?;
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let client = Client::open(info.set_redis_settings(settings))?;
+        let connection = ConnectionManager::new_with_config(client, config).await?;
         Ok(Self { connection })
     }
 

@@ -11,22 +11,20 @@ use crate::store::StoreError;
 use crate::store::{Census, Entry, Phase};
 use crate::store::{ClaimOutcome, Held};
 
-pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<ClaimOutcome, StoreError> {
+/// What the script that claims answers.
+pub(super) enum Begun {
+    Outcome(ClaimOutcome),
+    /// A large record, which is to be fetched.
+    Large,
+}
+
+pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, StoreError> {
     let parts = match answer {
-        // Compared here and not in the script: a damaged record is no mismatch.
-        Value::BulkString(held) => {
-            return record(held).map(|record| {
-                if record.fingerprint().conflicts_with(&fingerprint) {
-                    ClaimOutcome::Mismatch
-                } else {
-                    ClaimOutcome::Done(record)
-                }
-            });
-        }
+        Value::BulkString(held) => return done(held, fingerprint).map(Begun::Outcome),
         Value::Array(parts) => parts.as_slice(),
         _ => return Err(unexpected(Op::Begin)),
     };
-    Ok(match parts {
+    Ok(Begun::Outcome(match parts {
         [Value::Int(1), Value::Int(attempt)] => ClaimOutcome::Started {
             attempt: attempt_of(*attempt),
         },
@@ -35,15 +33,22 @@ pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<ClaimOut
         },
         [Value::Int(3)] => ClaimOutcome::Mismatch,
         [Value::Int(4)] => ClaimOutcome::OutcomeUnknown,
+        [Value::Int(5)] => return Ok(Begun::Large),
         _ => return Err(unexpected(Op::Begin)),
-    })
+    }))
 }
 
-fn record(held: &[u8]) -> Result<Record, StoreError> {
-    match held.first() {
-        Some(..32) => Record::from_bytes(held).map_err(|error| corrupt(Op::Begin).with_source(error)),
-        _ => Err(corrupt(Op::Begin)),
-    }
+/// What a record means. Compared here and not in the script: a damaged record is no mismatch.
+pub(super) fn done(held: &[u8], fingerprint: Fingerprint) -> Result<ClaimOutcome, StoreError> {
+    let record = match held.first() {
+        Some(..32) => Record::from_bytes(held).map_err(|error| corrupt(Op::Begin).with_source(error))?,
+        _ => return Err(corrupt(Op::Begin)),
+    };
+    Ok(if record.fingerprint().conflicts_with(&fingerprint) {
+        ClaimOutcome::Mismatch
+    } else {
+        ClaimOutcome::Done(record)
+    })
 }
 
 pub(super) fn held(op: Op, answer: &Value) -> Result<Held, StoreError> {
@@ -117,7 +122,7 @@ fn time(millis: i64) -> Duration {
 }
 
 /// From hexadecimal.
-fn fingerprint(hex: &[u8]) -> Option<Fingerprint> {
+pub(super) fn fingerprint(hex: &[u8]) -> Option<Fingerprint> {
     let hex: &[u8; 2 * Fingerprint::LEN] = hex.try_into().ok()?;
     let mut print = [0; Fingerprint::LEN];
     for (byte, digits) in print.iter_mut().zip(hex.chunks_exact(2)) {

@@ -1,20 +1,26 @@
-//! Asking the server, and asking once more if the connection broke.
+//! Asking the server, and asking again if the connection broke or was the wrong one.
 
 use redis::aio::ConnectionLike;
-use redis::{RedisResult, Value};
+use redis::{RedisError, Value};
 
 use super::RedisStore;
+use super::doubt::{Doubt, doubt};
 use super::failure::{Op, failed};
-use super::replicas::Acknowledged;
+use super::link::{Link, Question, Unanswered};
+use super::replicas::{Acknowledged, Waited};
+use super::request::Request;
 use super::scripts::{Call, Script};
 use crate::request::Slot;
 use crate::store::StoreError;
+
+/// How often something is sent, each time on another connection.
+pub(super) const TRIES: u32 = 3;
 
 impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    /// Calls a script; once more if the connection broke and `op` may be repeated.
+    /// Calls a script on the connection that all share.
     pub(super) async fn ask(&self, op: Op, script: &Script, slot: &Slot, args: &[&[u8]]) -> Result<Value, StoreError> {
         let key = self.key(slot);
         let call = Call {
@@ -22,51 +28,66 @@ where
             keys: &[key.as_bytes()],
             args,
         };
-        let mut answer = self.send(&call).await;
-        if may_repeat(op, &answer) {
-            answer = self.send(&call).await;
-        }
-        answer.map_err(|error| failed(op, error))
+        put(&self.link, op, &call)
+            .await
+            .map_err(|unanswered| failed(op, unanswered.into()))
     }
 
-    async fn send(&self, call: &Call<'_>) -> RedisResult<Value> {
-        let (which, mut connection) = self.link.get();
-        let answer = call.send(&mut connection).await;
-        self.link.learn(which, &answer);
-        answer
-    }
-
-    /// As [`ask`](Self::ask), and says whether enough replicas have the write, if the store waits for
+    /// Puts a write to the server, and says whether enough replicas have it, if the store waits for
     /// replicas.
-    pub(super) async fn ask_all(
+    pub(super) async fn write(
         &self,
         op: Op,
-        script: &Script,
-        slot: &Slot,
-        args: &[&[u8]],
-    ) -> Result<(Value, Acknowledged), StoreError> {
-        let Some(replicas) = &self.replicas else {
-            return Ok((self.ask(op, script, slot, args).await?, Acknowledged::Enough));
-        };
-        let key = self.key(slot);
-        let call = Call {
-            script,
-            keys: &[key.as_bytes()],
-            args,
-        };
-        let mut answer = replicas.send(&call).await;
-        if may_repeat(op, &answer) {
-            answer = replicas.send(&call).await;
+        is_large: bool,
+        request: &Request<'_>,
+    ) -> Result<(Value, Acknowledged), Unanswered> {
+        match &self.replicas {
+            Some(replicas) => {
+                let wait = Some(replicas.wait);
+                put(replicas.link(), op, &Waited { request, wait }).await
+            }
+            None => {
+                let link = if is_large { &self.large } else { &self.link };
+                put(link, op, &Waited { request, wait: None }).await
+            }
         }
-        answer.map_err(|error| failed(op, error))
     }
 }
 
-/// Whether the connection broke, and the operation, if it was done, answers the same again. A
-/// `complete` would be told that its claim is lost.
-fn may_repeat<T>(op: Op, answer: &RedisResult<T>) -> bool {
-    matches!(op, Op::Begin | Op::Renew | Op::LookUp)
-        && answer
-            .as_ref()
-            .is_err_and(|error| error.is_connection_dropped() && !error.is_connection_refusal())
+/// Puts a question, and again on another connection if that may help and does no harm.
+pub(super) async fn put<C, Q>(link: &Link<C>, op: Op, question: &Q) -> Result<Q::Answer, Unanswered>
+where
+    C: ConnectionLike + Clone + Send + Sync + 'static,
+    Q: Question<C>,
+{
+    for _ in 1..TRIES {
+        match link.put(question).await {
+            Err(Unanswered::Asked(error)) if may_repeat(link, op, &error) => {}
+            answer => return answer,
+        }
+    }
+    link.put(question).await
+}
+
+/// Whether another connection may answer better, and the operation, if it was done, answers the same
+/// again.
+pub(super) fn may_repeat<C>(link: &Link<C>, op: Op, error: &RedisError) -> bool
+where
+    C: Clone + Send + Sync + 'static,
+{
+    match doubt(error) {
+        Some(Doubt::Refused) => link.is_replaced_on_doubt(),
+        Some(Doubt::Lost) => {
+            matches!(op, Op::Begin | Op::Renew | Op::LookUp) && is_another_connection_next(link, error)
+        }
+        None => false,
+    }
+}
+
+/// One that was given comes back by itself if it broke, and not if it was only silent.
+pub(super) fn is_another_connection_next<C>(link: &Link<C>, error: &RedisError) -> bool
+where
+    C: Clone + Send + Sync + 'static,
+{
+    link.is_replaced_on_doubt() || error.is_connection_dropped() && !error.is_connection_refusal()
 }

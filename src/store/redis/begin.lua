@@ -1,6 +1,7 @@
--- ARGV: token, fingerprint, lease and memory together, memory, 1 to refuse a claim that lapsed.
--- Answers {1, attempt} started, {2, lease left} in flight, {3} mismatch, {4} outcome unknown, or the
--- bytes held, if they are no claim.
+-- ARGV: token, fingerprint, lease and memory together, memory, what to do with a claim that lapsed: 0
+-- take it over, 1 refuse, 2 take it over even if its operation is known to be done.
+-- Answers {1, attempt} started, {2, lease left} in flight, {3} mismatch, {4} outcome unknown, {5} a
+-- large record, or the bytes held, if they are no claim.
 
 -- Whether two fingerprints are of the same rule and differ. The first two bytes name the rule. A
 -- fingerprint of another rule cannot be compared, and counts as the same request.
@@ -9,12 +10,22 @@ local function conflict(print, asked)
 end
 
 local attempt = 1
-local held = redis.call('GET', KEYS[1])
+local held = redis.pcall('GET', KEYS[1])
+if type(held) == 'table' then
+  head()
+  return {5}
+end
 if held then
   local claim = claim_of(held)
   if not claim then return held end
-  if claim.token == ARGV[1] then return {1, claim.attempt} end
+  if claim.token == ARGV[1] then
+    -- The same again, its answer having been lost. Written anew, so that `WAIT` on this connection is
+    -- about the claim.
+    redis.call('PEXPIRE', KEYS[1], math.max(claim.alive, 1))
+    return {1, claim.attempt}
+  end
   if conflict(claim.print, ARGV[2]) then return {3} end
+  if claim.ended and ARGV[5] ~= '2' then return {4} end
   if claim.left > 0 then return {2, claim.left} end
   if ARGV[5] == '1' then return {4} end
   attempt = math.min(claim.attempt + 1, 4294967295)

@@ -6,9 +6,10 @@ use std::time::Duration;
 use redis::Client;
 use redis::aio::ConnectionLike;
 
+use super::connect::{self, Origin};
 use super::link::Link;
-use super::replicas::Replicas;
-use super::{RedisStore, connect};
+use super::replicas::{Replicas, Wait};
+use super::{RedisSentinel, RedisStore};
 use crate::error::ConfigError;
 use crate::store::StoreError;
 
@@ -21,10 +22,9 @@ impl RedisStore {
     /// Connects to `redis://[user:password@]host[:port][/database]`, or `redis+unix://…`, and
     /// `rediss://…` with a TLS feature of the `redis` crate.
     ///
-    /// Connecting may take 2 s and is tried 6 times, with pauses of about 1.3 s in all, now and
-    /// whenever the connection broke. Requests wait for that as long as the layer's `store_timeout`
-    /// lets them. An answer may take 3 s. For other times make a [`ConnectionManager`](redis::aio::ConnectionManager) and give it to
-    /// [`new`](Self::new).
+    /// Connecting may take 2 s, and is tried again for about 4 s, with pauses of 25 to 500 ms, now and
+    /// whenever the connection is replaced. Requests wait for that as long as the layer's
+    /// `store_timeout` lets them.
     ///
     /// # Errors
     ///
@@ -40,11 +40,25 @@ impl RedisStore {
     ///
     /// Nothing answers there, or the server refuses.
     pub async fn with_client(client: Client) -> Result<Self, StoreError> {
-        let connection = connect::proven(client.clone()).await?;
+        Self::with_origin(Origin::Client(client)).await
+    }
+
+    /// As [`connect`](Self::connect), to the server that Sentinel names. Sentinel is asked for each
+    /// connection, and a connection is replaced on any doubt, so that a failover is followed.
+    ///
+    /// # Errors
+    ///
+    /// No Sentinel answers, none knows the service, or the server refuses.
+    pub async fn connect_sentinel(sentinel: RedisSentinel) -> Result<Self, StoreError> {
+        Self::with_origin(Origin::Sentinel(Arc::new(sentinel))).await
+    }
+
+    async fn with_origin(origin: Origin) -> Result<Self, StoreError> {
         Ok(Self {
-            link: Arc::new(connect::link(connection, &client, Duration::ZERO)),
+            link: Arc::new(connect::proven(&origin).await?),
+            large: Arc::new(connect::link(&origin, connect::SILENCE_WITH_LARGE)),
             prefix: DEFAULT_PREFIX.into(),
-            client: Some(client),
+            origin: Some(origin),
             replicas: None,
         })
     }
@@ -79,10 +93,10 @@ impl RedisStore {
     /// # Errors
     ///
     /// `count` is 0, `within` is not between 1 ms and 60 s, or the store was made with
-    /// [`new`](Self::new) and has no client to make connections with.
+    /// [`new`](Self::new) and cannot make connections.
     pub fn wait_for_replicas(self, count: u32, within: Duration) -> Result<Self, ConfigError> {
         let refused = |reason: String| Err(ConfigError::new("wait_for_replicas", reason));
-        let Some(client) = &self.client else {
+        let Some(origin) = &self.origin else {
             return refused(
                 "a store made with `new` cannot make connections; make it with `connect` or `with_client`".into(),
             );
@@ -93,8 +107,7 @@ impl RedisStore {
         if within < Duration::from_millis(1) || within > LONGEST_WAIT {
             return refused(format!("{within:?} is not between 1 ms and {LONGEST_WAIT:?}"));
         }
-        let replicas = Replicas::new(client, count, within)
-            .map_err(|error| ConfigError::new("wait_for_replicas", error.to_string()))?;
+        let replicas = Replicas::new(origin, Wait { count, within });
         Ok(Self {
             replicas: Some(Arc::new(replicas)),
             ..self
@@ -107,18 +120,31 @@ where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
     /// A store on a connection that you made. Clones of the connection must be cheap and share it, as
-    /// those of [`ConnectionManager`](redis::aio::ConnectionManager), `MultiplexedConnection` and
-    /// `ClusterConnection` do.
+    /// those of `ConnectionManager`, `MultiplexedConnection` and `ClusterConnection` do.
     ///
     /// Make sure that the connection has a response timeout and reconnects if it broke. A
-    /// `MultiplexedConnection` does not reconnect.
+    /// `MultiplexedConnection` does not reconnect, and none of them leaves a server that became a
+    /// read-only replica; [`connect`](Self::connect) does.
     #[must_use]
     pub fn new(connection: C) -> Self {
+        let link = Arc::new(Link::given(connection));
         Self {
-            link: Arc::new(Link::fixed(connection)),
+            large: Arc::clone(&link),
+            link,
             prefix: DEFAULT_PREFIX.into(),
-            client: None,
+            origin: None,
             replicas: None,
+        }
+    }
+
+    /// The connection for records above 16 KiB, so that nothing small waits behind them. By default a
+    /// store that connects by itself makes one, and a [`new`](Self::new) store sends all over its only
+    /// connection.
+    #[must_use]
+    pub fn large_records_over(self, connection: C) -> Self {
+        Self {
+            large: Arc::new(Link::given(connection)),
+            ..self
         }
     }
 

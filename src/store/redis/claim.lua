@@ -1,24 +1,37 @@
 -- A claim is one line of text: `claim TOKEN FINGERPRINT ATTEMPT MEMORY`, the memory being the
 -- milliseconds for which a claim that lapsed is remembered. The key lives for lease and memory, so
 -- that what is left of the lease is what the key has left beyond the memory: this server's clock is
--- the only one. Anything else but a record, and a claim that would live for ever, is not ours: nil.
+-- the only one. A claim that begins with `ended` instead is that of an operation that is done, and
+-- for whose record the server had no memory. Anything else but a record, and a claim that would live
+-- for ever, is not ours: nil.
 local function claim_of(held)
-  local token, print, attempt, memory = string.match(held, '^claim (%x+) (%x+) (%d+) (%d+)$')
-  local alive = token and redis.call('PTTL', KEYS[1])
-  if not token or #token ~= 16 or #print ~= 32 or alive < 0 then return nil end
+  local word, token, print, attempt, memory = string.match(held, '^(%l+) (%x+) (%x+) (%d+) (%d+)$')
+  if word ~= 'claim' and word ~= 'ended' then return nil end
+  local alive = redis.call('PTTL', KEYS[1])
+  if #token ~= 16 or #print ~= 32 or alive < 0 then return nil end
   return {
     token = token,
     print = print,
     attempt = tonumber(attempt),
     memory = tonumber(memory),
     alive = alive,
-    left = math.max(alive - tonumber(memory), 0),
+    left = word == 'claim' and math.max(alive - tonumber(memory), 0) or 0,
+    ended = word == 'ended',
   }
 end
 
+-- A large record is not a string but a hash with this field, so that the command that claims is
+-- told at once, and transfers nothing.
+local FIELD = 'record'
+local LARGE = '\1large'
+
 -- A claim is shorter than this; a record need not be read whole to see that it is none.
 local function head()
-  return redis.call('GETRANGE', KEYS[1], 0, 127)
+  local held = redis.pcall('GETRANGE', KEYS[1], 0, 127)
+  if type(held) == 'string' then return held end
+  local length = redis.pcall('HSTRLEN', KEYS[1], FIELD)
+  if type(length) == 'number' and length > 0 then return LARGE end
+  return error(held.err, 0)
 end
 
 -- A record begins with its version, a byte below 32.

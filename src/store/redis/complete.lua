@@ -1,6 +1,9 @@
--- ARGV: token, record, time to live.
+-- ARGV: token, record, time to live, 1 if it was asked before and the answer was lost.
 local held = head()
 local claim = claim_of(held)
-if not claim or claim.token ~= ARGV[1] then return not_held(held) end
+if not claim or claim.token ~= ARGV[1] then
+  if ARGV[4] == '1' and held ~= LARGE and redis.call('GET', KEYS[1]) == ARGV[2] then return 1 end
+  return not_held(held)
+end
 put(ARGV[2], ARGV[3])
 return 1

@@ -3,13 +3,18 @@
 local running, lapsed, done = 0, 0, 0
 for _, key in ipairs(KEYS) do
   local held = redis.pcall('GETRANGE', key, 0, 127)
-  if type(held) == 'string' and held ~= '' then
-    local memory = string.match(held, '^claim %x+ %x+ %d+ (%d+)$')
+  if type(held) ~= 'string' then
+    local length = redis.pcall('HSTRLEN', key, 'record')
+    if type(length) == 'number' and length > 0 then done = done + 1 end
+  elseif held ~= '' then
+    local word, memory = string.match(held, '^(%l+) %x+ %x+ %d+ (%d+)$')
     if string.byte(held) < 32 then
       done = done + 1
-    elseif memory and redis.call('PTTL', key) > tonumber(memory) then
+    elseif word == 'ended' then
+      lapsed = lapsed + 1
+    elseif word == 'claim' and redis.call('PTTL', key) > tonumber(memory) then
       running = running + 1
-    elseif memory then
+    elseif word == 'claim' then
       lapsed = lapsed + 1
     end
   end

@@ -73,7 +73,7 @@ fn repeats_input(cause: &RedisError) -> bool {
 }
 
 /// Code and message of a server's error.
-fn said(cause: &RedisError) -> String {
+pub(super) fn said(cause: &RedisError) -> String {
     format!(
         "{} {}",
         cause.code().unwrap_or_default(),
@@ -109,6 +109,12 @@ fn explain(cause: &RedisError) -> (StoreErrorKind, &'static str) {
                  For rediss:// switch a TLS feature of the `redis` crate on, as `tokio-rustls-comp`",
             );
         }
+        ErrorKind::MasterNameNotFoundBySentinel => {
+            return (
+                Unavailable,
+                "no Sentinel that answers knows a primary of that name; is the name right, and are the Sentinels' addresses?",
+            );
+        }
         _ => {}
     }
     // By its text too: servers before version 7 wrap what happens in a script into an `ERR`.
@@ -127,7 +133,8 @@ fn explain(cause: &RedisError) -> (StoreErrorKind, &'static str) {
     } else if has("READONLY") {
         (
             Unavailable,
-            "the server is a read-only replica, as after a failover; connect to the primary, or through Sentinel or the cluster",
+            "the server is a read-only replica, as after a failover; connect by a name that leads to the primary, or through \
+             Sentinel or the cluster",
         )
     } else if has("NOREPLICAS") {
         (
@@ -148,7 +155,7 @@ fn explain(cause: &RedisError) -> (StoreErrorKind, &'static str) {
         (
             Unavailable,
             "the server's ACL forbids it; the user needs +evalsha +eval +get +getrange +strlen +exists +set +del +pttl +pexpire \
-             on the prefix, and +unlink +scan +info +wait for what uses them",
+             +hset +hget +hstrlen on the prefix, and +unlink +scan +info +wait for what uses them",
         )
     } else if has("LOADING") {
         (

@@ -1,12 +1,18 @@
 //! Looking into the server.
 
-use redis::aio::ConnectionLike;
-use redis::{Value, from_redis_value};
+use std::time::Duration;
 
+use bytes::Bytes;
+use http::Response;
+use redis::aio::ConnectionLike;
+use redis::{Cmd, FromRedisValue, Value, from_redis_value};
+
+use super::begin::Lapsed;
 use super::failure::{Op, error, failed, unexpected};
+use super::link::Question;
 use super::{RedisStore, answer, scripts};
 use crate::request::Slot;
-use crate::store::{Census, Entry, Inspect};
+use crate::store::{Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Phase, Record, Store};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How many keys the server looks at in one step, during which it serves nobody else.
@@ -28,18 +34,30 @@ where
     }
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
-        let (_, mut connection) = self.link.get();
-        let removed: u64 = redis::cmd("UNLINK")
-            .arg(self.key(slot))
-            .query_async(&mut connection)
-            .await
-            .map_err(|error| failed(Op::Forget, error))?;
+        let mut command = redis::cmd("UNLINK");
+        command.arg(self.key(slot));
+        let removed: u64 = self.inquire(Op::Forget, &command).await?;
         Ok(removed > 0)
     }
 
+    /// Also settles an operation that is done and for whose record the server had no room.
+    async fn settle(&self, slot: &Slot, answer: &Response<Bytes>, ttl: Duration) -> Result<bool, StoreError> {
+        let lapsed = match self.look_up(slot).await? {
+            Some(entry) if matches!(entry.phase, Phase::Running { lease_left, .. } if lease_left.is_zero()) => entry,
+            _ => return Ok(false),
+        };
+        let claim = ClaimRequest::new(*slot, lapsed.fingerprint)
+            .with_lease(Duration::from_secs(60))
+            .with_ttl(ttl);
+        let (ClaimOutcome::Started { .. }, _) = self.claim(&claim, Lapsed::TakeOverEnded).await? else {
+            return Ok(false);
+        };
+        let record = Record::of_response(lapsed.fingerprint, answer);
+        Ok(self.complete(slot, claim.token, &record, ttl).await? == Held::Yes)
+    }
+
     async fn count(&self) -> Result<Census, StoreError> {
-        let (_, mut connection) = self.link.get();
-        refuse_cluster(&mut connection).await?;
+        self.refuse_cluster().await?;
         let pattern = [glob_escaped(self.prefix.as_bytes()), b"*".to_vec()].concat();
         let length = self.prefix.len() + 2 * Slot::LEN;
         let mut total = Census::default();
@@ -47,10 +65,7 @@ where
         loop {
             let mut scan = redis::cmd("SCAN");
             scan.arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH);
-            let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = scan
-                .query_async(&mut connection)
-                .await
-                .map_err(|error| failed(Op::Count, error))?;
+            let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = self.inquire(Op::Count, &scan).await?;
             // A longer prefix may begin with this one.
             let keys: Vec<&[u8]> = keys
                 .iter()
@@ -63,11 +78,7 @@ where
                     keys: &keys,
                     args: &[],
                 };
-                let counted = call
-                    .send(&mut connection)
-                    .await
-                    .map_err(|error| failed(Op::Count, error))?;
-                let counted = answer::census(&counted)?;
+                let counted = answer::census(&self.inquire(Op::Count, &call).await?)?;
                 total.running += counted.running;
                 total.lapsed += counted.lapsed;
                 total.done += counted.done;
@@ -80,28 +91,43 @@ where
     }
 }
 
-async fn refuse_cluster<C: ConnectionLike>(connection: &mut C) -> Result<(), StoreError> {
-    let info: Value = redis::cmd("INFO")
-        .arg("cluster")
-        .query_async(connection)
-        .await
-        .map_err(|error| failed(Op::Count, error))?;
-    // A cluster connection asks every node, and answers with a map.
-    let alone = match info {
-        Value::Map(_) | Value::Array(_) => false,
-        info => {
-            let info: String = from_redis_value(info).map_err(|_| unexpected(Op::Count))?;
-            !info.contains("cluster_enabled:1")
-        }
-    };
-    if alone {
-        return Ok(());
+impl<C> RedisStore<C>
+where
+    C: ConnectionLike + Clone + Send + Sync + 'static,
+{
+    async fn inquire<T: FromRedisValue>(
+        &self,
+        op: Op,
+        question: &impl Question<C, Answer = Value>,
+    ) -> Result<T, StoreError> {
+        let answer = self
+            .link
+            .put(question)
+            .await
+            .map_err(|error| failed(op, error.into()))?;
+        from_redis_value(answer).map_err(|_| unexpected(op))
     }
-    Err(error(
-        Op::Count,
-        StoreErrorKind::Unavailable,
-        "a cluster is not counted through one connection; count on each primary, as with `redis-cli --scan --pattern`",
-    ))
+
+    async fn refuse_cluster(&self) -> Result<(), StoreError> {
+        let mut command: Cmd = redis::cmd("INFO");
+        command.arg("cluster");
+        // A cluster connection asks every node, and answers with a map.
+        let alone = match self.inquire(Op::Count, &command).await? {
+            Value::Map(_) | Value::Array(_) => false,
+            info => {
+                let info: String = from_redis_value(info).map_err(|_| unexpected(Op::Count))?;
+                !info.contains("cluster_enabled:1")
+            }
+        };
+        if alone {
+            return Ok(());
+        }
+        Err(error(
+            Op::Count,
+            StoreErrorKind::Unavailable,
+            "a cluster is not counted through one connection; count on each primary, as with `redis-cli --scan --pattern`",
+        ))
+    }
 }
 
 fn glob_escaped(prefix: &[u8]) -> Vec<u8> {

@@ -1,68 +1,222 @@
-//! A connection, replaced when it can come back no more.
+//! A connection, and a new one in its place on any doubt.
 
-use std::fmt;
-use std::sync::{PoisonError, RwLock};
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use redis::{ErrorKind, RedisError, RedisResult};
+use redis::{RedisError, RedisResult};
+use tokio::sync::watch;
+use tokio::time::timeout_at;
 
-type Remake<C> = Box<dyn Fn() -> Option<C> + Send + Sync>;
+use super::connecting::{Make, in_series};
+use super::doubt::doubt;
+use super::live::Live;
 
-/// A `ConnectionManager` tries again after a network's error, but not after the server refused its
-/// greeting, as while a password is changed or too many clients are connected: it answers that
-/// error for ever. This takes its place by a new one.
+/// How much longer than in silence an answer is waited for while other answers come.
+const WHILE_OTHERS_COME: Duration = Duration::from_secs(2);
+
+/// What is put to a server on one connection.
+pub(super) trait Question<C>: Sync {
+    type Answer: Send;
+
+    fn put_to(&self, connection: &mut C) -> impl Future<Output = RedisResult<Self::Answer>> + Send;
+}
+
+/// Why there is no answer.
+pub(super) enum Unanswered {
+    /// No connection could be made, however often it was tried.
+    NoConnection(RedisError),
+    /// The server refused, or the connection broke or was silent.
+    Asked(RedisError),
+}
+
+impl From<Unanswered> for RedisError {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::NoConnection(error) | Unanswered::Asked(error) => error,
+        }
+    }
+}
+
+/// The connection that is used now. Calls in flight keep the one on which they were sent.
 pub(super) struct Link<C> {
-    now: RwLock<(u64, C)>,
-    remake: Option<Remake<C>>,
+    now: RwLock<Now<C>>,
+    origin: Option<Arc<Origin<C>>>,
 }
 
-impl<C: Clone> Link<C> {
+/// Where connections come from.
+struct Origin<C> {
+    make: Make<C>,
+    /// How long nothing may be heard of a connection that was asked something.
+    silence: Duration,
+    /// Connections that failed, or did not last, one after the other. Tries are farther and farther
+    /// apart.
+    failures: AtomicU32,
+}
+
+type Coming<C> = watch::Receiver<Option<RedisResult<Live<C>>>>;
+
+enum Started<C> {
+    Live(Live<C>),
+    Coming(Coming<C>),
+}
+
+enum Now<C> {
+    Live(Live<C>),
+    /// It is being made, by a task that goes on whoever waits.
+    Coming(Coming<C>),
+    Away,
+}
+
+impl<C: Clone + Send + Sync + 'static> Link<C> {
     /// One that is never replaced.
-    pub(super) fn fixed(connection: C) -> Self {
+    pub(super) fn given(connection: C) -> Self {
         Self {
-            now: RwLock::new((0, connection)),
-            remake: None,
+            now: RwLock::new(Now::Live(Live::new(connection))),
+            origin: None,
         }
     }
 
-    pub(super) fn remade(connection: C, remake: impl Fn() -> Option<C> + Send + Sync + 'static) -> Self {
+    /// One that is made when it is first needed, and made anew on any doubt. A connection that was
+    /// silent for `silence` after it was asked something is in doubt.
+    pub(super) fn made(make: Make<C>, silence: Duration) -> Self {
         Self {
-            remake: Some(Box::new(remake)),
-            ..Self::fixed(connection)
+            now: RwLock::new(Now::Away),
+            origin: Some(Arc::new(Origin {
+                make,
+                silence,
+                failures: AtomicU32::new(0),
+            })),
         }
     }
 
-    /// The connection, and which one it is.
-    pub(super) fn get(&self) -> (u64, C) {
-        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn is_replaced_on_doubt(&self) -> bool {
+        self.origin.is_some()
     }
 
-    /// Learns from the answer that this one gave.
-    pub(super) fn learn<T>(&self, which: u64, answer: &RedisResult<T>) {
-        let (Some(remake), Err(error)) = (&self.remake, answer) else {
-            return;
+    /// Puts a question to the server, once.
+    pub(super) async fn put<Q: Question<C>>(&self, question: &Q) -> Result<Q::Answer, Unanswered> {
+        let mut live = self.get().await.map_err(Unanswered::NoConnection)?;
+        self.put_on(&mut live, question).await.map_err(Unanswered::Asked)
+    }
+
+    /// As [`put`](Self::put), on a connection that [`get`](Self::get) gave.
+    pub(super) async fn put_on<Q: Question<C>>(&self, live: &mut Live<C>, question: &Q) -> RedisResult<Q::Answer> {
+        let Some(origin) = &self.origin else {
+            return question.put_to(&mut live.connection).await;
         };
-        if !was_refused(error) {
+        let facts = Arc::clone(&live.facts);
+        let asked = facts.asks();
+        let silent_at = || facts.heard_since(asked) + origin.silence;
+        let late_at = asked + origin.silence + WHILE_OTHERS_COME;
+        let answer = {
+            let mut answer = pin!(question.put_to(&mut live.connection));
+            loop {
+                let deadline = silent_at().min(late_at);
+                match timeout_at(deadline, answer.as_mut()).await {
+                    Ok(answer) => break answer,
+                    Err(_) if deadline < late_at && deadline < silent_at() => {}
+                    Err(_) => break Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+                }
+            }
+        };
+        match answer.as_ref().err().and_then(doubt) {
+            Some(_) => self.replace(live),
+            None => facts.answers(),
+        }
+        answer
+    }
+
+    /// The connection: the one there is, or the one that is being made.
+    pub(super) async fn get(&self) -> RedisResult<Live<C>> {
+        if let Now::Live(live) = &*self.now.read().unwrap_or_else(PoisonError::into_inner)
+            && !self.is_mute(live)
+        {
+            return Ok(live.clone());
+        }
+        // Boxed: it is rare, and would be in the future of each call.
+        Box::pin(self.wait()).await
+    }
+
+    /// Calls may have been dropped before they could say that nothing was heard.
+    fn is_mute(&self, live: &Live<C>) -> bool {
+        self.origin
+            .as_ref()
+            .is_some_and(|origin| live.facts.is_mute_for(origin.silence))
+    }
+
+    async fn wait(&self) -> RedisResult<Live<C>> {
+        let mut coming = match self.start() {
+            Started::Live(live) => return Ok(live),
+            Started::Coming(coming) => coming,
+        };
+        let made = match coming.wait_for(Option::is_some).await {
+            Ok(made) => made.clone(),
+            // The runtime on which it was made is gone.
+            Err(_) => None,
+        };
+        let made = made.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::NotConnected).into()));
+        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(&*now, Now::Coming(other) if other.same_channel(&coming)) {
+            *now = match &made {
+                Ok(live) => Now::Live(live.clone()),
+                Err(_) => Now::Away,
+            };
+        }
+        made
+    }
+
+    /// The connection, if there is one again, or the one that is being made, from now on if it was not
+    /// yet.
+    fn start(&self) -> Started<C> {
+        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        match (&*now, &self.origin) {
+            (Now::Live(live), _) if !self.is_mute(live) => Started::Live(live.clone()),
+            // A failure that nobody waited for is old.
+            (Now::Coming(coming), _) if !failed(coming) => Started::Coming(coming.clone()),
+            (_, Some(origin)) => Started::Coming(origin.start(&mut now)),
+            // One that was given is never away; if it were, nobody would make it.
+            (_, None) => Started::Coming(watch::channel(None).1),
+        }
+    }
+
+    /// A new connection instead of this one, at once. Of many that fail together, one replaces it.
+    fn replace(&self, doubtful: &Live<C>) {
+        let Some(origin) = &self.origin else { return };
+        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(&*now, Now::Live(live) if Arc::ptr_eq(&live.facts, &doubtful.facts)) {
             return;
         }
-        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        // Of many that fail together, one replaces it.
-        if now.0 == which
-            && let Some(connection) = remake()
-        {
-            *now = (which + 1, connection);
+        if doubtful.facts.age() < origin.silence {
+            origin.failures.fetch_add(1, Ordering::Relaxed);
+        } else {
+            origin.failures.store(0, Ordering::Relaxed);
         }
+        origin.start(&mut now);
     }
 }
 
-fn was_refused(error: &RedisError) -> bool {
-    match error.kind() {
-        ErrorKind::AuthenticationFailed | ErrorKind::RESP3NotSupported => true,
-        _ => error.to_string().contains("refused to switch database"),
+fn failed<C>(coming: &Coming<C>) -> bool {
+    // Closed without a value: its runtime is gone.
+    match &*coming.borrow() {
+        Some(made) => made.is_err(),
+        None => coming.has_changed().is_err(),
     }
 }
 
-impl<C> fmt::Debug for Link<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").finish_non_exhaustive()
+impl<C: Clone + Send + Sync + 'static> Origin<C> {
+    fn start(self: &Arc<Self>, now: &mut Now<C>) -> Coming<C> {
+        let (done, coming) = watch::channel(None);
+        let origin = Arc::clone(self);
+        tokio::spawn(async move {
+            let made = in_series(&origin.make, &origin.failures).await;
+            // Whoever waited may be gone.
+            let _ = done.send(Some(made.map(Live::new)));
+        });
+        *now = Now::Coming(coming.clone());
+        coming
     }
 }

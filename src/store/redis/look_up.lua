@@ -2,6 +2,10 @@
 -- {2, the first bytes, length, time left} for a record, {3} for what is not ours. No body leaves the
 -- server.
 local held = head()
+if held == LARGE then
+  local record = redis.call('HGET', KEYS[1], FIELD)
+  return {2, string.sub(record, 1, 32), #record, redis.call('PTTL', KEYS[1])}
+end
 if is_record(held) then
   return {2, string.sub(held, 1, 32), redis.call('STRLEN', KEYS[1]), redis.call('PTTL', KEYS[1])}
 end

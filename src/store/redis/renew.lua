@@ -2,5 +2,7 @@
 local held = head()
 local claim = claim_of(held)
 if not claim or claim.token ~= ARGV[1] then return not_held(held) end
-redis.call('PEXPIRE', KEYS[1], string.format('%.0f', tonumber(ARGV[2]) + claim.memory))
+if not claim.ended then
+  redis.call('PEXPIRE', KEYS[1], string.format('%.0f', tonumber(ARGV[2]) + claim.memory))
+end
 return 1

@@ -3,22 +3,31 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use redis::aio::ConnectionManager;
-use redis::{Client, RedisError, RedisResult, Value};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{Cmd, RedisError, RedisResult, Value};
 
-use super::connect;
-use super::link::Link;
-use super::scripts::{By, Call, is_no_script};
-use crate::store::StoreError;
+use super::connect::{self, Origin};
+use super::link::{Link, Question};
+use super::request::Request;
+use super::scripts::{By, is_no_script};
 
 /// `WAIT` blocks its connection at the server. So many can wait side by side; more wait their turn.
 const CONNECTIONS: usize = 8;
 
+/// How long nothing may be heard beside the time that `WAIT` takes. Large records go here, too.
+const SILENCE: Duration = Duration::from_secs(3);
+
 pub(super) struct Replicas {
+    pub(super) wait: Wait,
+    links: Vec<Link<MultiplexedConnection>>,
+    turn: AtomicUsize,
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wait {
     pub(super) count: u32,
     pub(super) within: Duration,
-    links: Vec<Link<ConnectionManager>>,
-    turn: AtomicUsize,
 }
 
 /// Whether enough replicas have the write.
@@ -29,42 +38,56 @@ pub(super) enum Acknowledged {
 
 impl Replicas {
     /// Connects when they are first used.
-    pub(super) fn new(client: &Client, count: u32, within: Duration) -> Result<Self, StoreError> {
-        let links = (0..CONNECTIONS)
-            .map(|_| Ok(connect::link(connect::lazy(client.clone(), within)?, client, within)))
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            count,
-            within,
-            links,
+    pub(super) fn new(origin: &Origin, wait: Wait) -> Self {
+        Self {
+            wait,
+            links: (0..CONNECTIONS)
+                .map(|_| connect::link(origin, SILENCE + wait.within))
+                .collect(),
             turn: AtomicUsize::new(0),
-        })
-    }
-
-    /// Sends the call and `WAIT` in one round trip, on one connection: `WAIT` is about the writes
-    /// of its own connection.
-    pub(super) async fn send(&self, call: &Call<'_>) -> RedisResult<(Value, Acknowledged)> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let link = &self.links[turn % self.links.len()];
-        let (which, mut connection) = link.get();
-        let mut answer = self.attempt(call, By::Hash, &mut connection).await;
-        if answer.as_ref().is_err_and(is_no_script) {
-            answer = self.attempt(call, By::Code, &mut connection).await;
         }
-        link.learn(which, &answer);
-        answer
     }
 
-    async fn attempt(
-        &self,
-        call: &Call<'_>,
-        by: By,
-        connection: &mut ConnectionManager,
+    /// The next connection's turn.
+    pub(super) fn link(&self) -> &Link<MultiplexedConnection> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        &self.links[turn % self.links.len()]
+    }
+}
+
+/// A request, and `WAIT` in the same round trip and on the same connection: it is about the writes
+/// of its own connection.
+pub(super) struct Waited<'a> {
+    pub(super) request: &'a Request<'a>,
+    pub(super) wait: Option<Wait>,
+}
+
+impl<C: ConnectionLike + Send> Question<C> for Waited<'_> {
+    type Answer = (Value, Acknowledged);
+
+    async fn put_to(&self, connection: &mut C) -> RedisResult<Self::Answer> {
+        let Some(wait) = self.wait else {
+            let answer = self.request.put_to(connection).await?;
+            return Ok((answer, Acknowledged::Enough));
+        };
+        let answer = wait.attempt(&self.request.command(By::Hash), connection).await;
+        match answer {
+            Err(error) if is_no_script(&error) => wait.attempt(&self.request.command(By::Code), connection).await,
+            answer => answer,
+        }
+    }
+}
+
+impl Wait {
+    async fn attempt<C: ConnectionLike + Send>(
+        self,
+        command: &Cmd,
+        connection: &mut C,
     ) -> RedisResult<(Value, Acknowledged)> {
         let mut pipe = redis::pipe();
         // At least one: zero would be for ever.
         let millis = super::scripts::millis(self.within).max(1);
-        pipe.add_command(call.command(by))
+        pipe.add_command(command.clone())
             .cmd("WAIT")
             .arg(self.count)
             .arg(millis)

@@ -6,8 +6,12 @@ use std::time::Duration;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
+use super::link::Question;
 use crate::digest;
 use crate::store::Millis;
+
+/// Where a large record is in its hash.
+pub(super) const FIELD: &str = "record";
 
 /// A script and the hash that the server knows it by.
 pub(super) struct Script {
@@ -35,6 +39,8 @@ scripts! {
     BEGIN = "claim.lua", "begin.lua";
     RENEW = "claim.lua", "renew.lua";
     COMPLETE = "claim.lua", "complete.lua";
+    COMPLETE_LARGE = "claim.lua", "complete_large.lua";
+    HOLD = "claim.lua", "hold.lua";
     RELEASE = "claim.lua", "release.lua";
     LOOK_UP = "claim.lua", "look_up.lua";
     COUNT = "count.lua";
@@ -74,13 +80,25 @@ impl Call<'_> {
         }
         command
     }
+}
 
-    /// One round trip; two if the server does not have the script, as after its restart.
-    pub(super) async fn send<C: ConnectionLike>(&self, connection: &mut C) -> RedisResult<Value> {
+/// One round trip; two if the server does not have the script, as after its restart.
+impl<C: ConnectionLike + Send> Question<C> for Call<'_> {
+    type Answer = Value;
+
+    async fn put_to(&self, connection: &mut C) -> RedisResult<Value> {
         match self.command(By::Hash).query_async(connection).await {
             Err(error) if is_no_script(&error) => self.command(By::Code).query_async(connection).await,
             answer => answer,
         }
+    }
+}
+
+impl<C: ConnectionLike + Send> Question<C> for Cmd {
+    type Answer = Value;
+
+    async fn put_to(&self, connection: &mut C) -> RedisResult<Value> {
+        self.query_async(connection).await
     }
 }
 

@@ -5,37 +5,31 @@ use std::time::Duration;
 use redis::RedisError;
 use redis::aio::ConnectionLike;
 
-use super::failure::{self, Op};
+use super::ask::is_another_connection_next;
+use super::begin::is_out_of_memory;
+use super::doubt::{Doubt, doubt};
+use super::failure::{self, Op, failed};
+use super::link::Unanswered;
 use super::replicas::Acknowledged;
-use super::scripts::{decimal, hex, millis};
+use super::request::Request;
+use super::scripts::{Call, decimal, hex, millis};
 use super::{RedisStore, answer, scripts};
-use crate::store::{ClaimOutcome, ClaimRequest, Held, OnLapse, Record, Slot, Store, Token};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, Token};
 use crate::store::{StoreError, StoreErrorKind};
+
+/// Records above this many bytes go over a connection of their own.
+pub(super) const LARGE: usize = 16 * 1024;
 
 impl<C> Store for RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
-        let (lease, memory) = (millis(begin.lease), millis(begin.ttl));
-        let refuse: &[u8] = match begin.on_lapse {
-            OnLapse::Refuse => b"1",
-            OnLapse::RunAgain => b"0",
-        };
-        let args: &[&[u8]] = &[
-            &hex(&begin.token.0.to_be_bytes()),
-            &hex(begin.fingerprint.as_bytes()),
-            &decimal(lease + memory),
-            &decimal(memory),
-            refuse,
-        ];
-        let (answer, acknowledged) = self.ask_all(Op::Begin, &scripts::BEGIN, &begin.slot, args).await?;
-        let begun = answer::begun(&answer, begin.fingerprint)?;
-        match (&begun, acknowledged) {
-            (&ClaimOutcome::Started { attempt }, Acknowledged::TooFew(cause)) => {
+        match self.claim(begin, begin.on_lapse.into()).await? {
+            (ClaimOutcome::Started { attempt }, Acknowledged::TooFew(cause)) => {
                 Err(self.give_back(begin, attempt, cause).await)
             }
-            _ => Ok(begun),
+            (outcome, _) => Ok(outcome),
         }
     }
 
@@ -46,8 +40,21 @@ where
     }
 
     async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
-        let args: &[&[u8]] = &[&hex(&token.0.to_be_bytes()), &record.to_bytes(), &decimal(millis(ttl))];
-        let (answer, acknowledged) = self.ask_all(Op::Complete, &scripts::COMPLETE, slot, args).await?;
+        let record = record.to_bytes();
+        let mut answer = self.settle_once(slot, token, &record, ttl, b"0").await;
+        if let Err(Unanswered::Asked(error)) = &answer
+            && doubt(error) == Some(Doubt::Lost)
+            && is_another_connection_next(&self.link, error)
+        {
+            answer = self.settle_once(slot, token, &record, ttl, b"1").await;
+        }
+        let (answer, acknowledged) = match answer {
+            Ok(answer) => answer,
+            Err(Unanswered::Asked(error)) if is_out_of_memory(&error) => {
+                return self.hold(slot, token, &record, ttl, error).await;
+            }
+            Err(unanswered) => return Err(failed(Op::Complete, unanswered.into())),
+        };
         let held = answer::held(Op::Complete, &answer)?;
         if let (Held::Yes, Acknowledged::TooFew(_)) = (held, acknowledged) {
             tracing::warn!(
@@ -71,6 +78,67 @@ impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
+    /// `again`: it was sent before, and its answer was lost.
+    async fn settle_once(
+        &self,
+        slot: &Slot,
+        token: Token,
+        record: &[u8],
+        ttl: Duration,
+        again: &[u8],
+    ) -> Result<(redis::Value, Acknowledged), Unanswered> {
+        let is_large = record.len() > LARGE;
+        let key = self.key(slot);
+        let (token, ttl) = (hex(&token.0.to_be_bytes()), decimal(millis(ttl)));
+        let request = Request::Script(Call {
+            script: if is_large {
+                &scripts::COMPLETE_LARGE
+            } else {
+                &scripts::COMPLETE
+            },
+            keys: &[key.as_bytes()],
+            args: &[&token, record, &ttl, again],
+        });
+        self.write(Op::Complete, is_large, &request).await
+    }
+
+    /// The server has no memory for the record: the operation is not to run again all the same.
+    async fn hold(
+        &self,
+        slot: &Slot,
+        token: Token,
+        record: &[u8],
+        ttl: Duration,
+        cause: RedisError,
+    ) -> Result<Held, StoreError> {
+        const NO_LONGER_THAN_A_CLAIM: usize = 64;
+        let short = if record.len() <= NO_LONGER_THAN_A_CLAIM {
+            record
+        } else {
+            b""
+        };
+        let args: &[&[u8]] = &[&hex(&token.0.to_be_bytes()), short, &decimal(millis(ttl))];
+        match self.ask(Op::Complete, &scripts::HOLD, slot, args).await {
+            Ok(redis::Value::Int(3)) => Err(failure::error(
+                Op::Complete,
+                StoreErrorKind::Full,
+                "the server has reached its `maxmemory` and has no room for the record; until the `ttl` ends, retries are \
+                 answered `outcome-unknown` and do not run; give it more memory, or shorten the `ttl`",
+            )
+            .with_source(cause)),
+            Ok(answer) => answer::held(Op::Complete, &answer),
+            Err(error) => {
+                tracing::warn!(
+                    target: "tower_idempotency",
+                    %slot,
+                    %error,
+                    "a claim whose record the server has no room for could not be kept; it will lapse"
+                );
+                Err(failed(Op::Complete, cause))
+            }
+        }
+    }
+
     /// Undoes a claim that too few replicas have.
     async fn give_back(&self, begin: &ClaimRequest, attempt: u32, cause: Option<RedisError>) -> StoreError {
         // One that was taken over stays remembered.
@@ -101,10 +169,9 @@ where
     }
 
     fn too_few(&self) -> String {
-        let (count, within) = self
-            .replicas
-            .as_ref()
-            .map_or((0, Duration::ZERO), |replicas| (replicas.count, replicas.within));
+        let (count, within) = self.replicas.as_ref().map_or((0, Duration::ZERO), |replicas| {
+            (replicas.wait.count, replicas.wait.within)
+        });
         format!("fewer than {count} replicas acknowledged within {within:?}")
     }
 }

@@ -695,6 +695,27 @@ fn a_redis_that_refuses_is_an_error_that_says_why() {
     refusal(&server.url().replace("redis://", "rediss://:secret@"));
 }
 
+/// As a server does with its `timeout`, and a load balancer.
+#[tokio::test]
+async fn a_redis_that_closed_idle_connections_costs_no_request() {
+    let Some(redis) = Redis::start() else { return };
+    let store = Store {
+        url: redis.url(),
+        _there: Box::new(()),
+    };
+    let server = store.server(&[]);
+    let client = ::redis::Client::open(redis.url()).unwrap();
+    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    for n in 0..3 {
+        let call = Call::session("usr_1", "any").key(&format!("k-{n}"));
+        server.send(&call).await.expect(201);
+        let mut kill = ::redis::cmd("CLIENT");
+        kill.arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes");
+        let killed: u32 = kill.query_async(&mut raw).await.unwrap();
+        assert!(killed >= 2, "those of the keys and of the data");
+    }
+}
+
 #[test]
 fn a_file_that_cannot_be_a_database_is_an_error() {
     let store = Store::sqlite().unwrap();

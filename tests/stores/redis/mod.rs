@@ -4,12 +4,17 @@
 mod conformance;
 mod connections;
 mod damage;
+mod dialects;
+mod failover;
+mod full;
 mod inspection;
+mod large;
 mod outages;
 mod refusals;
 mod replicas;
 mod round_trips;
 mod rules;
+mod sentinel;
 
 use std::cell::Cell;
 use std::error::Error as _;
@@ -43,6 +48,27 @@ const STARTED: ClaimOutcome = ClaimOutcome::started(1);
 
 async fn store(server: &Redis) -> RedisStore {
     RedisStore::connect(&server.url()).await.unwrap()
+}
+
+/// A primary and a replica of it.
+struct Pair {
+    primary: Redis,
+    replica: Redis,
+}
+
+impl Pair {
+    async fn start() -> Option<Self> {
+        let primary = Redis::start_with(&["--repl-diskless-sync-delay", "0"])?;
+        let port = primary.port().to_string();
+        let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port])?;
+        let mut raw = raw(&primary.url()).await;
+        eventually("the replica is online", async || {
+            let info: String = query(&mut raw, "INFO replication").await;
+            info.contains("state=online")
+        })
+        .await;
+        Some(Self { primary, replica })
+    }
 }
 
 /// A connection of the test's own.

@@ -27,13 +27,28 @@ async fn answers_that_are_lost_with_their_connection() {
     lose();
     assert_eq!(store.renew(&slot(1), begin.token, HOUR).await.unwrap(), Held::Yes);
     lose();
-    // Asked again it would be told that the claim is lost.
     let answer = store.complete(&slot(1), begin.token, &record(b"answer"), HOUR).await;
-    assert_fails(answer, StoreErrorKind::Unavailable, "connection failed or broke");
+    assert_eq!(answer.unwrap(), Held::Yes, "it finds its own record");
     assert_eq!(
         store.begin(&claim(1)).await.unwrap(),
         ClaimOutcome::Done(record(b"answer"))
     );
+
+    // Another's record is another's, and without a doubt the same again is lost.
+    let again = store.complete(&slot(1), begin.token, &record(b"answer"), HOUR).await;
+    assert_eq!(again.unwrap(), Held::Lost);
+    tally.proxy.cut_before_request(1);
+    let other = store.complete(&slot(1), begin.token, &record(b"other"), HOUR).await;
+    assert_eq!(other.unwrap(), Held::Lost);
+
+    // A release would be told that its claim is lost.
+    let released = claim(2);
+    store.begin(&released).await.unwrap();
+    plain.release(&slot(9), Token(0)).await.unwrap();
+    lose();
+    let answer = store.release(&slot(2), released.token).await;
+    assert_fails(answer, StoreErrorKind::Unavailable, "connection failed or broke");
+    assert_eq!(store.look_up(&slot(2)).await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -2,26 +2,6 @@
 
 use super::*;
 
-struct Pair {
-    primary: Redis,
-    replica: Redis,
-}
-
-impl Pair {
-    async fn start() -> Option<Self> {
-        let primary = Redis::start_with(&["--repl-diskless-sync-delay", "0"])?;
-        let port = primary.port().to_string();
-        let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port])?;
-        let mut raw = raw(&primary.url()).await;
-        eventually("the replica is online", async || {
-            let info: String = query(&mut raw, "INFO replication").await;
-            info.contains("state=online")
-        })
-        .await;
-        Some(Self { primary, replica })
-    }
-}
-
 const WITHIN: Duration = Duration::from_millis(300);
 
 #[tokio::test]
@@ -132,6 +112,26 @@ async fn a_claim_that_too_few_replicas_have_is_given_back() {
 }
 
 #[tokio::test]
+async fn a_claim_whose_answer_was_lost_is_waited_for_again() {
+    let Some(pair) = Pair::start().await else { return };
+    let (url, tally) = proxy(&pair.primary).await;
+    let store = RedisStore::connect(&url).await.unwrap();
+    let store = store.wait_for_replicas(1, WITHIN).unwrap();
+    // Each connection is made, and knows how its server claims.
+    for n in 0..8 {
+        store.begin(&claim(n)).await.unwrap();
+    }
+    pair.replica.pause();
+    // A connection on which nothing was written has nothing to wait for.
+    tally.proxy.cut_after_requests(1);
+    assert_fails(
+        store.begin(&claim(100)).await,
+        StoreErrorKind::Unavailable,
+        "fewer than 1 replicas",
+    );
+}
+
+#[tokio::test]
 async fn waiting_for_replicas_holds_nobody_else_up() {
     let Some(pair) = Pair::start().await else { return };
     let plain = store(&pair.primary).await;
@@ -159,11 +159,7 @@ async fn waits_that_make_no_sense() {
         let error = plain.clone().wait_for_replicas(count, within).unwrap_err();
         assert_eq!(error.option(), "wait_for_replicas");
     }
-    let manager = Client::open(server.url())
-        .unwrap()
-        .get_connection_manager()
-        .await
-        .unwrap();
-    let error = RedisStore::new(manager).wait_for_replicas(1, WITHIN).unwrap_err();
+    let given = raw(&server.url()).await;
+    let error = RedisStore::new(given).wait_for_replicas(1, WITHIN).unwrap_err();
     assert!(error.to_string().contains("with_client"), "{error}");
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ impl Proxy {
             }
         };
         let shared = Arc::new(Shared {
-            upstream,
+            upstream: AtomicU16::new(upstream),
             state: Mutex::default(),
             faults: watch::Sender::default(),
             open: watch::Sender::default(),
@@ -123,6 +124,18 @@ impl Proxy {
         self.shared.faults.send_modify(|faults| faults.black_hole = on);
     }
 
+    /// Connections accepted from now on lead to another port, as a name does that was pointed elsewhere.
+    /// Those that exist remain.
+    pub fn lead_to(&self, upstream: u16) {
+        self.shared.upstream.store(upstream, Ordering::SeqCst);
+    }
+
+    /// Lets nothing through any more on the connections there are, and keeps them open. New ones are as
+    /// they should be.
+    pub fn mute_all(&self) {
+        self.shared.faults.send_modify(|faults| faults.muted += 1);
+    }
+
     /// Lets each piece wait this long, whichever way it goes: a round trip takes twice that.
     pub fn delay(&self, delay: Duration) {
         self.shared.faults.send_modify(|faults| faults.delay = delay);
@@ -172,7 +185,7 @@ impl Drop for Tasks {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: u16,
+    upstream: AtomicU16,
     state: Mutex<State>,
     faults: watch::Sender<Faults>,
     /// How many connections are open, by how often all connections had been cut when they were accepted.
@@ -199,6 +212,8 @@ struct Faults {
     refuse: bool,
     /// How often all connections were cut.
     cut_all: u64,
+    /// How often all connections were muted.
+    muted: u64,
 }
 
 impl Shared {
@@ -206,14 +221,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while nothing may pass.
-    async fn gate(&self) {
+    /// Waits while nothing may pass on a connection that was accepted after so many were muted.
+    async fn gate(&self, muted_before: u64) {
         let mut faults = self.faults.subscribe();
         let delay = faults.borrow().delay;
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        let passes = faults.wait_for(|faults| !faults.black_hole).await;
+        let passes = faults
+            .wait_for(|faults| !faults.black_hole && faults.muted <= muted_before)
+            .await;
         passes.expect("the sender is in this very value");
     }
 }
@@ -248,10 +265,10 @@ async fn accept(port: u16, listener: TcpListener, shared: Arc<Shared>, open: wat
             accepted = listener.accept() => {
                 // The client may have given up.
                 let Ok((client, _)) = accepted else { continue };
-                let cut_before = shared.faults.borrow().cut_all;
+                let Faults { cut_all: cut_before, muted, .. } = *shared.faults.borrow();
                 shared.state().counts.connections += 1;
                 let open = Open::new(shared.clone(), cut_before);
-                connections.spawn(async move { serve(client, &open.shared, cut_before).await });
+                connections.spawn(async move { serve(client, &open.shared, cut_before, muted).await });
             }
             Some(_) = connections.join_next() => {}
         }
@@ -288,7 +305,7 @@ impl Drop for Open {
 /// One connection, to its end.
 ///
 /// It is cut once all connections were cut more often than before it was accepted.
-async fn serve(mut client: TcpStream, shared: &Shared, cut_before: u64) {
+async fn serve(mut client: TcpStream, shared: &Shared, cut_before: u64, muted: u64) {
     let mut faults = shared.faults.subscribe();
     let cut_all = async move {
         let _ = faults.wait_for(|faults| faults.cut_all > cut_before).await;
@@ -297,8 +314,8 @@ async fn serve(mut client: TcpStream, shared: &Shared, cut_before: u64) {
     let connected = tokio::select! {
         () = &mut cut_all => None,
         server = async {
-            shared.gate().await;
-            TcpStream::connect((Ipv4Addr::LOCALHOST, shared.upstream)).await.ok()
+            shared.gate(muted).await;
+            TcpStream::connect((Ipv4Addr::LOCALHOST, shared.upstream.load(Ordering::SeqCst))).await.ok()
         } => server,
     };
     let Some(mut server) = connected else {
@@ -314,8 +331,8 @@ async fn serve(mut client: TcpStream, shared: &Shared, cut_before: u64) {
         () = &mut cut_all => Err(Broken),
         ended = async {
             tokio::try_join!(
-                up(client_reads, server_writes, shared, &turn),
-                down(server_reads, client_writes, shared, &turn),
+                up(client_reads, server_writes, shared, &turn, muted),
+                down(server_reads, client_writes, shared, &turn, muted),
             )
         } => ended.map(drop),
     };
@@ -353,11 +370,17 @@ impl From<io::Error> for Broken {
 const CHUNK: usize = 16 * 1024;
 
 /// From the client to the server.
-async fn up(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, shared: &Shared, turn: &Mutex<Turn>) -> Result<(), Broken> {
+async fn up(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    shared: &Shared,
+    turn: &Mutex<Turn>,
+    muted: u64,
+) -> Result<(), Broken> {
     let mut chunk = vec![0; CHUNK];
     loop {
         let length = from.read(&mut chunk).await?;
-        shared.gate().await;
+        shared.gate(muted).await;
         if length == 0 {
             return Ok(to.shutdown().await?);
         }
@@ -396,11 +419,12 @@ async fn down(
     mut to: WriteHalf<'_>,
     shared: &Shared,
     turn: &Mutex<Turn>,
+    muted: u64,
 ) -> Result<(), Broken> {
     let mut chunk = vec![0; CHUNK];
     loop {
         let length = from.read(&mut chunk).await?;
-        shared.gate().await;
+        shared.gate(muted).await;
         {
             let mut turn = turn.lock().unwrap();
             turn.client = false;

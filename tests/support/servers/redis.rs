@@ -15,6 +15,8 @@ pub struct Redis {
     directory: PathBuf,
     port: u16,
     args: Vec<String>,
+    /// What a Sentinel is to watch.
+    sentinel: Option<String>,
     child: Option<Child>,
     watchdog: Watchdog,
 }
@@ -28,6 +30,21 @@ impl Redis {
 
     /// With further arguments, which count more than the usual ones.
     pub fn start_with<S: AsRef<str>>(args: &[S]) -> Option<Self> {
+        Self::start_as(args, None)
+    }
+
+    /// A Sentinel that watches this primary under the name `mymaster`, with so many that must agree.
+    pub fn sentinel_of(primary: &Self, quorum: u32) -> Option<Self> {
+        let watched = format!(
+            "sentinel monitor mymaster 127.0.0.1 {} {quorum}\n\
+             sentinel down-after-milliseconds mymaster 1000\n\
+             sentinel failover-timeout mymaster 6000\n",
+            primary.port
+        );
+        Self::start_as::<&str>(&[], Some(watched))
+    }
+
+    fn start_as<S: AsRef<str>>(args: &[S], sentinel: Option<String>) -> Option<Self> {
         let Some(binary) = ["redis-server", "valkey-server"].into_iter().find_map(process::in_path) else {
             process::missing("Redis or Valkey");
             return None;
@@ -39,6 +56,7 @@ impl Redis {
             directory,
             port: 0,
             args: args.iter().map(|arg| arg.as_ref().to_owned()).collect(),
+            sentinel,
             child: None,
             watchdog,
         };
@@ -55,11 +73,18 @@ impl Redis {
     /// Starts the process and waits until it answers; `false` if it ends instead.
     fn launch(&mut self) -> bool {
         let log = File::create(self.directory.join("log")).unwrap();
-        let mut child = process::command(&self.binary, None)
+        let mut command = process::command(&self.binary, None);
+        if let Some(watched) = &self.sentinel {
+            // A Sentinel writes what it learns into its configuration.
+            let file = self.directory.join("sentinel.conf");
+            fs::write(&file, watched).unwrap();
+            command.arg(file).arg("--sentinel");
+        } else {
+            command.args(["--save", ""]).args(["--appendonly", "no"]);
+        }
+        let mut child = command
             .args(["--port", &self.port.to_string()])
             .args(["--bind", "127.0.0.1"])
-            .args(["--save", ""])
-            .args(["--appendonly", "no"])
             .args(["--daemonize", "no"])
             .arg("--dir")
             .arg(&self.directory)

@@ -1,0 +1,217 @@
+//! A claim: by one command where the server knows it, and by the script where that does not decide.
+
+use redis::aio::ConnectionLike;
+use redis::{RedisError, RedisResult, Value};
+
+use super::answer::{self, Begun};
+use super::ask::{TRIES, may_repeat, put};
+use super::failure::{Op, failed, said, unexpected};
+use super::link::{Link, Unanswered};
+use super::live::{Dialect, Live};
+use super::replicas::{Acknowledged, Wait, Waited};
+use super::request::Request;
+use super::scripts::{Call, decimal, hex, millis};
+use super::{RedisStore, claim, scripts};
+use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, StoreError};
+
+/// How often a record may be gone when it is fetched. Each time it ended, and another was made.
+const ROUNDS: u32 = 3;
+
+/// What to do with a claim that lapsed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Lapsed {
+    TakeOver,
+    Refuse,
+    /// Also if its operation is known to be done.
+    TakeOverEnded,
+}
+
+impl From<OnLapse> for Lapsed {
+    fn from(on_lapse: OnLapse) -> Self {
+        match on_lapse {
+            OnLapse::Refuse => Self::Refuse,
+            OnLapse::RunAgain => Self::TakeOver,
+        }
+    }
+}
+
+/// What the server said to a claim.
+enum Reply {
+    /// In words that need no interpretation.
+    Known(Result<ClaimOutcome, StoreError>),
+    OfScript(Value),
+    /// There is a large record.
+    Large,
+}
+
+impl<C> RedisStore<C>
+where
+    C: ConnectionLike + Clone + Send + Sync + 'static,
+{
+    pub(super) async fn claim(
+        &self,
+        begin: &ClaimRequest,
+        lapsed: Lapsed,
+    ) -> Result<(ClaimOutcome, Acknowledged), StoreError> {
+        let key = self.key(&begin.slot);
+        for round in 0..ROUNDS {
+            let asked = Asked {
+                begin,
+                lapsed,
+                key: &key,
+                by_script: round > 0 || claim::time_to_live(begin) == 0,
+            };
+            let (reply, acknowledged) = match &self.replicas {
+                Some(replicas) => asked.put(replicas.link(), Some(replicas.wait)).await,
+                None => asked.put(&self.link, None).await,
+            }
+            .map_err(|unanswered| failed(Op::Begin, unanswered.into()))?;
+            let begun = match reply {
+                Reply::Known(outcome) => Begun::Outcome(outcome?),
+                Reply::OfScript(value) => answer::begun(&value, begin.fingerprint)?,
+                Reply::Large => Begun::Large,
+            };
+            match begun {
+                Begun::Outcome(outcome) => return Ok((outcome, acknowledged)),
+                Begun::Large => {
+                    // If it is none after all, or is gone, the script says what there is.
+                    if let Some(held) = self.fetch(&key).await? {
+                        return Ok((answer::done(&held, begin.fingerprint)?, acknowledged));
+                    }
+                }
+            }
+        }
+        Err(unexpected(Op::Begin))
+    }
+
+    /// A large record, on the connection for these.
+    async fn fetch(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut command = redis::cmd("HGET");
+        command.arg(key).arg(scripts::FIELD);
+        match put(&self.large, Op::Begin, &command).await {
+            Ok(Value::BulkString(held)) => Ok(Some(held)),
+            Ok(Value::Nil) => Ok(None),
+            Ok(_) => Err(unexpected(Op::Begin)),
+            Err(unanswered) => Err(failed(Op::Begin, unanswered.into())),
+        }
+    }
+}
+
+struct Asked<'a> {
+    begin: &'a ClaimRequest,
+    lapsed: Lapsed,
+    key: &'a str,
+    by_script: bool,
+}
+
+impl Asked<'_> {
+    async fn put<C>(&self, link: &Link<C>, wait: Option<Wait>) -> Result<(Reply, Acknowledged), Unanswered>
+    where
+        C: ConnectionLike + Clone + Send + Sync + 'static,
+    {
+        let mut tries = TRIES;
+        loop {
+            tries -= 1;
+            let mut live = link.get().await.map_err(Unanswered::NoConnection)?;
+            match self.put_once(link, &mut live, wait).await {
+                Err(error) if tries > 0 && may_repeat(link, Op::Begin, &error) => {}
+                answer => return answer.map_err(Unanswered::Asked),
+            }
+        }
+    }
+
+    async fn put_once<C>(
+        &self,
+        link: &Link<C>,
+        live: &mut Live<C>,
+        wait: Option<Wait>,
+    ) -> RedisResult<(Reply, Acknowledged)>
+    where
+        C: ConnectionLike + Clone + Send + Sync + 'static,
+    {
+        let dialect = live.facts.dialect();
+        if dialect == Dialect::Script || self.by_script {
+            return self.by_script(link, live, wait).await;
+        }
+        let request = &Request::Command(claim::command(self.key, self.begin));
+        match link.put_on(live, &Waited { request, wait }).await {
+            Ok((Value::Nil, acknowledged)) if dialect == Dialect::Command => {
+                Ok((Reply::Known(Ok(ClaimOutcome::started(1))), acknowledged))
+            }
+            // A server that passed over the word `GET` would say that of a slot that is taken.
+            Ok((Value::Nil, _)) => {
+                let answer = self.by_script(link, live, wait).await?;
+                let agrees = matches!(&answer.0, Reply::OfScript(value) if is_started(value));
+                live.facts
+                    .speaks(if agrees { Dialect::Command } else { Dialect::Script });
+                Ok(answer)
+            }
+            Ok((Value::BulkString(held), acknowledged)) => match claim::judge(&held, self.begin) {
+                // The script writes the claim anew, which `WAIT` is about.
+                Some(Ok(ClaimOutcome::Started { .. })) if wait.is_some() => self.by_script(link, live, wait).await,
+                Some(outcome) => Ok((Reply::Known(outcome), acknowledged)),
+                None => self.by_script(link, live, wait).await,
+            },
+            Ok(_) => {
+                live.facts.speaks(Dialect::Script);
+                self.by_script(link, live, wait).await
+            }
+            Err(error) => match said(&error) {
+                said if said.contains("WRONGTYPE") => Ok((Reply::Large, Acknowledged::Enough)),
+                said if said.contains("syntax error") => {
+                    live.facts.speaks(Dialect::Script);
+                    self.by_script(link, live, wait).await
+                }
+                // It is a write, whatever it finds; the script only reads where something is.
+                said if is_refused_as_a_write(&said) => self.by_script(link, live, wait).await,
+                _ => Err(error),
+            },
+        }
+    }
+
+    async fn by_script<C>(
+        &self,
+        link: &Link<C>,
+        live: &mut Live<C>,
+        wait: Option<Wait>,
+    ) -> RedisResult<(Reply, Acknowledged)>
+    where
+        C: ConnectionLike + Clone + Send + Sync + 'static,
+    {
+        let begin = self.begin;
+        let lapsed: &[u8] = match self.lapsed {
+            Lapsed::TakeOver => b"0",
+            Lapsed::Refuse => b"1",
+            Lapsed::TakeOverEnded => b"2",
+        };
+        let request = &Request::Script(Call {
+            script: &scripts::BEGIN,
+            keys: &[self.key.as_bytes()],
+            args: &[
+                &hex(&begin.token.0.to_be_bytes()),
+                &hex(begin.fingerprint.as_bytes()),
+                &decimal(claim::time_to_live(begin)),
+                &decimal(millis(begin.ttl)),
+                lapsed,
+            ],
+        });
+        let (value, acknowledged) = link.put_on(live, &Waited { request, wait }).await?;
+        Ok((Reply::OfScript(value), acknowledged))
+    }
+}
+
+fn is_started(value: &Value) -> bool {
+    matches!(value, Value::Array(parts) if matches!(parts[..], [Value::Int(1), Value::Int(_)]))
+}
+
+/// Codes of a server that takes no writes at all for now, and still reads.
+fn is_refused_as_a_write(said: &str) -> bool {
+    ["OOM ", "MISCONF ", "NOREPLICAS "]
+        .iter()
+        .any(|code| said.starts_with(code))
+}
+
+/// Whether the server has no memory left.
+pub(super) fn is_out_of_memory(error: &RedisError) -> bool {
+    said(error).contains("OOM ")
+}

@@ -1,0 +1,118 @@
+//! Claiming by one command, and what is found where there is something.
+//!
+//! `SET key claim NX GET PX time` sets the claim where there is nothing, and else answers what there
+//! is. Redis knows it from 7.0 on, and Valkey; others refuse it, and are asked by the script.
+
+use redis::Cmd;
+
+use super::answer;
+use super::scripts::{decimal, hex, millis};
+use crate::request::Fingerprint;
+use crate::store::{ClaimOutcome, ClaimRequest, StoreError};
+
+/// How long the claim's key lives; zero: not at all.
+pub(super) fn time_to_live(begin: &ClaimRequest) -> u64 {
+    millis(begin.lease) + millis(begin.ttl)
+}
+
+/// The command, which answers nil if it claimed.
+pub(super) fn command(key: &str, begin: &ClaimRequest) -> Cmd {
+    let claim = [
+        &b"claim "[..],
+        &hex(&begin.token.0.to_be_bytes()),
+        b" ",
+        &hex(begin.fingerprint.as_bytes()),
+        b" 1 ",
+        &decimal(millis(begin.ttl)),
+    ];
+    let mut command = Cmd::with_capacity(7, 256);
+    command.arg("SET").arg(key).arg(claim.concat());
+    command.arg("NX").arg("GET").arg("PX").arg(time_to_live(begin));
+    command
+}
+
+/// What is found means for the claim; `None` if it depends on what is left of a lease, which the
+/// script knows.
+pub(super) fn judge(held: &[u8], begin: &ClaimRequest) -> Option<Result<ClaimOutcome, StoreError>> {
+    if held.first().is_some_and(|&byte| byte < 32) {
+        return Some(answer::done(held, begin.fingerprint));
+    }
+    let claim = Claim::read(held)?;
+    if claim.token == begin.token.0 {
+        // The same again, its first answer having been lost.
+        return Some(Ok(ClaimOutcome::started(claim.attempt)));
+    }
+    if claim.fingerprint.conflicts_with(&begin.fingerprint) {
+        return Some(Ok(ClaimOutcome::Mismatch));
+    }
+    None
+}
+
+struct Claim {
+    token: u64,
+    fingerprint: Fingerprint,
+    attempt: u32,
+}
+
+impl Claim {
+    /// `None`: it is none, or one that the script must look at.
+    fn read(held: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(held).ok()?.split(' ');
+        let ("claim", token, fingerprint, attempt) = (words.next()?, words.next()?, words.next()?, words.next()?)
+        else {
+            return None;
+        };
+        let (_memory, None) = (words.next()?, words.next()) else {
+            return None;
+        };
+        Some(Self {
+            token: (token.len() == 16).then(|| u64::from_str_radix(token, 16).ok())??,
+            fingerprint: answer::fingerprint(fingerprint.as_bytes())?,
+            attempt: attempt.parse().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Slot;
+    use crate::store::{Record, Token};
+
+    /// Of one rule, so that fingerprints can be compared.
+    fn begin(token: u64, print: u8) -> ClaimRequest {
+        let mut bytes = [print; Fingerprint::LEN];
+        bytes[..2].copy_from_slice(&[0, 1]);
+        ClaimRequest::new(Slot::from_bytes([0; 32]), Fingerprint::from_bytes(bytes)).with_token(Token(token))
+    }
+
+    #[test]
+    fn what_is_found_is_judged_without_the_script_where_no_lease_matters() {
+        let first = begin(7, 1);
+        let text = format!("claim {:016x} {} 3 1000", 7, hex_of(&first));
+        let judged = |held: &[u8], begin: &ClaimRequest| judge(held, begin).map(Result::unwrap);
+        assert_eq!(judged(text.as_bytes(), &first), Some(ClaimOutcome::started(3)));
+        assert_eq!(judged(text.as_bytes(), &begin(8, 2)), Some(ClaimOutcome::Mismatch));
+        assert_eq!(judged(text.as_bytes(), &begin(8, 1)), None, "the lease matters");
+        let record = Record::outcome_unknown(first.fingerprint);
+        assert_eq!(
+            judged(&record.to_bytes(), &begin(8, 1)),
+            Some(ClaimOutcome::Done(record.clone()))
+        );
+        assert_eq!(judged(&record.to_bytes(), &begin(8, 2)), Some(ClaimOutcome::Mismatch));
+        for other in [
+            "",
+            "somebody else's",
+            "claim 7 8 9",
+            &format!("{text} 1"),
+            &text.replace("claim", "ended"),
+        ] {
+            assert!(judge(other.as_bytes(), &begin(8, 2)).is_none(), "{other:?}");
+        }
+        assert!(judge(&record.to_bytes()[..20], &first).unwrap().is_err(), "damaged");
+    }
+
+    fn hex_of(begin: &ClaimRequest) -> String {
+        String::from_utf8(hex(begin.fingerprint.as_bytes())).unwrap()
+    }
+}

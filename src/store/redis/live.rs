@@ -1,0 +1,125 @@
+//! A connection, and what was heard of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+#[derive(Clone)]
+pub(super) struct Live<C> {
+    pub(super) connection: C,
+    pub(super) facts: Arc<Facts>,
+}
+
+impl<C> Live<C> {
+    pub(super) fn new(connection: C) -> Self {
+        Self {
+            connection,
+            facts: Arc::new(Facts::new()),
+        }
+    }
+}
+
+/// How the server claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// Not known yet: a claim is made by the command, and confirmed by the script.
+    Unproven,
+    /// By `SET … NX GET`, as Redis from 7.0 on and Valkey.
+    Command,
+    /// By the script alone.
+    Script,
+}
+
+const NEVER: u64 = u64::MAX;
+
+/// What all who use a connection know of it. Times are milliseconds since it was made.
+pub(super) struct Facts {
+    made: Instant,
+    dialect: AtomicU8,
+    heard: AtomicU64,
+    /// When it was first asked something since it was last heard of.
+    waits_since: AtomicU64,
+}
+
+impl Facts {
+    fn new() -> Self {
+        Self {
+            made: Instant::now(),
+            dialect: AtomicU8::new(Dialect::Unproven as u8),
+            heard: AtomicU64::new(0),
+            waits_since: AtomicU64::new(NEVER),
+        }
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        match self.dialect.load(Ordering::Relaxed) {
+            x if x == Dialect::Command as u8 => Dialect::Command,
+            x if x == Dialect::Script as u8 => Dialect::Script,
+            _ => Dialect::Unproven,
+        }
+    }
+
+    pub(super) fn speaks(&self, dialect: Dialect) {
+        self.dialect.store(dialect as u8, Ordering::Relaxed);
+    }
+
+    fn since_made(&self, at: Instant) -> u64 {
+        u64::try_from((at - self.made).as_millis()).unwrap_or(NEVER)
+    }
+
+    /// It is asked something, now.
+    pub(super) fn asks(&self) -> Instant {
+        let now = Instant::now();
+        let (at, relaxed) = (self.since_made(now), Ordering::Relaxed);
+        let _ = self.waits_since.compare_exchange(NEVER, at, relaxed, relaxed);
+        now
+    }
+
+    /// It has answered.
+    pub(super) fn answers(&self) {
+        self.heard.store(self.since_made(Instant::now()), Ordering::Relaxed);
+        self.waits_since.store(NEVER, Ordering::Relaxed);
+    }
+
+    /// When it was last heard of, or was asked, whichever is later.
+    pub(super) fn heard_since(&self, asked: Instant) -> Instant {
+        asked.max(self.made + Duration::from_millis(self.heard.load(Ordering::Relaxed)))
+    }
+
+    /// Whether it was asked something so long ago, and nothing was heard since.
+    pub(super) fn is_mute_for(&self, silence: Duration) -> bool {
+        let since = self.waits_since.load(Ordering::Relaxed);
+        since != NEVER && self.made + Duration::from_millis(since) + silence <= Instant::now()
+    }
+
+    /// How long ago it was made.
+    pub(super) fn age(&self) -> Duration {
+        self.made.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SILENCE: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_mute_only_when_it_was_asked_and_never_answered() {
+        let facts = Facts::new();
+        tokio::time::advance(2 * SILENCE).await;
+        assert!(!facts.is_mute_for(SILENCE), "nobody asked");
+        facts.asks();
+        tokio::time::advance(SILENCE / 2).await;
+        facts.asks();
+        assert!(!facts.is_mute_for(SILENCE));
+        tokio::time::advance(SILENCE / 2).await;
+        assert!(facts.is_mute_for(SILENCE), "counted from the first");
+        facts.answers();
+        tokio::time::advance(2 * SILENCE).await;
+        assert!(!facts.is_mute_for(SILENCE));
+        assert_eq!(facts.age(), 5 * SILENCE);
+    }
+}
