@@ -6,12 +6,13 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post};
+use axum::routing::{delete, get, patch, post};
 use axum::{Json, Router};
 use serde_json::json;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::trace::TraceLayer;
+use tower_idempotency::store::Inspect;
 use tower_idempotency::store::sql::Sweeper;
 use tower_idempotency::{
     Background, IdempotencyLayer, IdempotencyLayerBuilder, KeySource, MemoryStore, ScopeSource, Store,
@@ -25,6 +26,7 @@ use super::events::{self, Deliveries};
 use super::metrics::Metrics;
 use super::options::{Options, StoreKind};
 use super::provider::Provider;
+use super::records::{self, Records};
 use super::{billing, operations, page, screenings, sessions, storage, users, webhooks};
 
 /// What the handlers share.
@@ -34,6 +36,7 @@ pub(crate) struct AppState {
     pub(crate) provider: Provider,
     /// Each decision appends an event to the outbox.
     pub(crate) sends_events: bool,
+    pub(crate) records: Records,
 }
 
 /// The application, and what must be awaited before the process may end.
@@ -77,7 +80,7 @@ impl App {
     }
 
     /// `memory` is the store itself, if it is of the kind whose size can be told at any time.
-    fn new<S: Store + Clone>(
+    fn new<S: Inspect + Clone>(
         store: S,
         memory: Option<MemoryStore>,
         data: Data,
@@ -107,6 +110,7 @@ impl App {
             provider,
             data: data.clone(),
             sends_events: deliveries.is_some(),
+            records: Records::new(store, accounts_layer.clone()),
         };
         let operations = TaskTracker::new();
 
@@ -117,6 +121,8 @@ impl App {
             .route("/v1/aml/screenings", post(screenings::create))
             .route("/v1/users/{id}/status", patch(users::set_status))
             .route("/v1/billing", get(billing::show))
+            // Not guarded: the layer guards `POST` and `PATCH`.
+            .route("/v1/idempotency-records", delete(records::forget))
             .route_layer(from_fn_with_state(operations.clone(), operations::track))
             .route_layer(accounts_layer);
         if let Some(deliveries) = &deliveries {

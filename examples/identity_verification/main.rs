@@ -24,6 +24,7 @@ mod operations;
 mod options;
 mod page;
 mod provider;
+mod records;
 mod screenings;
 mod serve;
 mod sessions;

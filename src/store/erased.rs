@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token, UnitOfWork,
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, ScopeTag, Slot, Store, StoreError, Token, UnitOfWork,
 };
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -28,6 +28,7 @@ trait Erased: Send + Sync {
     fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>>;
     fn look_up<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<Option<Entry>, StoreError>>;
     fn forget<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<bool, StoreError>>;
+    fn forget_scope<'a>(&'a self, scope: &'a ScopeTag) -> Answer<'a, Result<u64, StoreError>>;
     fn count(&self) -> Answer<'_, Result<Census, StoreError>>;
 }
 
@@ -61,6 +62,9 @@ impl<S: Inspect> Erased for S {
     }
     fn forget<'a>(&'a self, slot: &'a Slot) -> Answer<'a, Result<bool, StoreError>> {
         Box::pin(Inspect::forget(self, slot))
+    }
+    fn forget_scope<'a>(&'a self, scope: &'a ScopeTag) -> Answer<'a, Result<u64, StoreError>> {
+        Box::pin(Inspect::forget_scope(self, scope))
     }
     fn count(&self) -> Answer<'_, Result<Census, StoreError>> {
         Box::pin(Inspect::count(self))
@@ -124,6 +128,9 @@ impl Inspect for DynStore {
     }
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
         self.0.forget(slot).await
+    }
+    async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        self.0.forget_scope(scope).await
     }
     async fn count(&self) -> Result<Census, StoreError> {
         self.0.count().await

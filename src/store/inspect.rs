@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 
-use super::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, StoreError};
+use super::{ClaimOutcome, ClaimRequest, Held, Record, ScopeTag, Slot, Store, StoreError};
 use crate::request::Fingerprint;
 
 /// What a slot holds. No body, no header, no key.
@@ -121,6 +121,36 @@ pub trait Inspect: Store {
     /// runs, with any fingerprint, as attempt 1.** A holder that still runs is fenced off.
     fn forget(&self, slot: &Slot) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
+    /// Forgets every finished operation of a scope, and says how many there were: records and tombstones go,
+    /// claims stay, those whose lease lapsed too. **A retry of a forgotten operation runs again.**
+    ///
+    /// Use it when a tenant leaves, or when a person asks you to erase their data: you need neither the keys
+    /// nor a list of them. What finishes while the call runs may stay. Call it again after you have stopped
+    /// the caller's requests.
+    ///
+    /// The tag is [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag).
+    ///
+    /// # Errors
+    ///
+    /// The store failed. Some of the scope's operations may be forgotten and others not: call it again.
+    ///
+    /// ```
+    /// use tower_idempotency::store::Inspect;
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = MemoryStore::new();
+    /// let layer = IdempotencyLayer::new(store.clone());
+    ///
+    /// let tag = layer.scope_tag(Some("Bearer sk_acme"))?;
+    /// let forgotten = store.forget_scope(&tag).await?;
+    /// assert_eq!(forgotten, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn forget_scope(&self, scope: &ScopeTag) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
     /// Counts. A store may have to look at every entry: not for a dashboard that refreshes each
     /// second.
     fn count(&self) -> impl Future<Output = Result<Census, StoreError>> + Send;
@@ -178,6 +208,10 @@ impl<S: Inspect> Inspect for Arc<S> {
 
     fn forget(&self, slot: &Slot) -> impl Future<Output = Result<bool, StoreError>> + Send {
         (**self).forget(slot)
+    }
+
+    fn forget_scope(&self, scope: &ScopeTag) -> impl Future<Output = Result<u64, StoreError>> + Send {
+        (**self).forget_scope(scope)
     }
 
     fn count(&self) -> impl Future<Output = Result<Census, StoreError>> + Send {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tower_idempotency::Store;
 use tower_idempotency::store::{
-    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, MemoryStore, Record, Slot, StoreError, StoreErrorKind,
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, MemoryStore, Record, ScopeTag, Slot, StoreError, StoreErrorKind,
     Token, UnitOfWork,
 };
 
@@ -258,6 +258,10 @@ impl Inspect for Scripted {
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
         self.act(Op::Forget, None, self.memory.forget(slot)).await
+    }
+
+    async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        self.act(Op::Forget, None, self.memory.forget_scope(scope)).await
     }
 
     async fn count(&self) -> Result<Census, StoreError> {

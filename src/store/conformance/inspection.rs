@@ -8,7 +8,7 @@ use http::Response;
 use super::harness::Harness;
 use super::probe::{IN_FLIGHT, Probe, random_token};
 use crate::store::{ClaimOutcome, Held, OnLapse};
-use crate::store::{Entry, Inspect, Phase, StoreError};
+use crate::store::{Entry, Inspect, Phase, ScopeTag, StoreError};
 
 impl<H: Harness<Store: Inspect>> Probe<'_, H> {
     async fn look_up(&self, step: &str) -> Option<Entry> {
@@ -108,6 +108,64 @@ pub(super) async fn forget_empties_the_slot<H: Harness<Store: Inspect>>(probe: P
             &ClaimOutcome::Started { attempt: 1 },
         )
         .await;
+}
+
+pub(super) async fn forget_scope_forgets_what_is_finished_in_one_scope<H: Harness<Store: Inspect>>(probe: Probe<'_, H>) {
+    let [mine, others] = [(); 2].map(|()| ScopeTag::from_bytes(*uuid::Uuid::new_v4().as_bytes()));
+    let forget = async |step: &str, expected: u64| {
+        let forgotten = probe.answered(step, probe.store.forget_scope(&mine).await);
+        if forgotten != expected {
+            probe.broken(step, format_args!("expected {expected}, got {forgotten}"));
+        }
+    };
+    forget("forget_scope, of a scope without operations", 0).await;
+    let (running, lapsed, theirs) = (probe.elsewhere(), probe.elsewhere(), probe.elsewhere());
+    let begin = async |at: &Probe<'_, H>, scope: ScopeTag| {
+        let claim = at.claim().with_scope(scope);
+        at.begin("of a vacant slot", &claim, &ClaimOutcome::Started { attempt: 1 })
+            .await;
+        claim
+    };
+    let mut records = Vec::new();
+    for (at, scope) in [(&probe, mine), (&probe.elsewhere(), mine), (&theirs, others)] {
+        let claim = begin(at, scope).await;
+        let record = at.response(b"done");
+        at.complete("by its holder", claim.token, &record, at.long, Held::Yes)
+            .await;
+        records.push(record);
+    }
+    let held = begin(&running, mine).await;
+    let left = begin(&lapsed, mine).await;
+    lapsed.renew("to zero", left.token, Duration::ZERO, Held::Yes).await;
+    forget("forget_scope, of two records, a claim and a lapsed claim", 2).await;
+    forget("forget_scope, a second time", 0).await;
+    let other = probe.other_claim().with_scope(mine);
+    probe
+        .begin(
+            "of a slot that was forgotten, with another fingerprint",
+            &other,
+            &ClaimOutcome::Started { attempt: 1 },
+        )
+        .await;
+    let done = ClaimOutcome::Done(records.swap_remove(2));
+    theirs
+        .begin("of another scope's record", &theirs.claim(), &done)
+        .await;
+    running.begin("of the claim", &running.claim(), &IN_FLIGHT).await;
+    let record = running.response(b"late");
+    running
+        .complete("by the claim's holder", held.token, &record, running.long, Held::Yes)
+        .await;
+    // Taking over, as by hand, does not change whose it is.
+    let second = lapsed.claim();
+    lapsed
+        .begin("of the lapsed claim", &second, &ClaimOutcome::Started { attempt: 2 })
+        .await;
+    let record = lapsed.response(b"settled");
+    lapsed
+        .complete("by the second holder", second.token, &record, lapsed.long, Held::Yes)
+        .await;
+    forget("forget_scope, of what was claimed before and is finished now", 2).await;
 }
 
 pub(super) async fn count_counts<H: Harness<Store: Inspect>>(probe: Probe<'_, H>) {

@@ -43,6 +43,7 @@ pub fn inspection_checks<H: Harness<Store: Inspect>>() -> Vec<Check<H>> {
     list![
         inspection::look_up_tells_how_far_an_operation_is,
         inspection::forget_empties_the_slot,
+        inspection::forget_scope_forgets_what_is_finished_in_one_scope,
         inspection::count_counts,
         inspection::settle_ends_a_lapsed_claim_and_nothing_else,
     ]

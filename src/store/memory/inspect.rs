@@ -1,8 +1,8 @@
 //! Looking into slots, and freeing one.
 
-use super::entry::wake;
+use super::entry::{Entry as Kept, wake};
 use super::slots::Slots;
-use crate::request::Slot;
+use crate::request::{ScopeTag, Slot};
 use crate::store::rules::Occupant;
 use crate::store::{Census, Entry, Phase};
 
@@ -36,6 +36,30 @@ impl Slots {
             Occupant::Done { .. } => census.done += 1,
         });
         census
+    }
+
+    /// Forgets the records of a scope, and returns how many had not expired.
+    ///
+    /// Slots are noted under the lock of one shard after another, and then freed one by one, so that no other
+    /// call waits long.
+    pub(super) fn forget_scope(&self, tag: &ScopeTag) -> u64 {
+        let now = self.now();
+        let scope = self.map.hash_of_scope(tag);
+        let is_meant = |entry: &mut Kept| {
+            entry.scope == scope && matches!(entry.occupant, Occupant::Done { .. })
+        };
+        let mut slots = Vec::new();
+        self.map.for_each(|entry| {
+            if entry.scope == scope {
+                slots.push(entry.slot);
+            }
+        });
+        let mut forgotten = 0;
+        for slot in slots {
+            let gone = self.vacate(&slot, is_meant);
+            forgotten += u64::from(gone.is_some_and(|occupant| !occupant.is_forgotten(now)));
+        }
+        forgotten
     }
 
     /// Frees a slot, and returns whether it was known.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::budget::{MemoryStats, WhenFull};
 use super::slots::Slots;
 use crate::error::ConfigError;
-use crate::store::{Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token};
+use crate::store::{
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, ScopeTag, Slot, Store, StoreError, Token,
+};
 
 /// The smallest budget that makes sense: some hundreds of claims.
 const MIN_BUDGET: usize = 64 * 1024;
@@ -175,6 +177,12 @@ impl Inspect for MemoryStore {
         let held = self.slots.forget(slot);
         self.report();
         Ok(held)
+    }
+
+    async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        let forgotten = self.slots.forget_scope(scope);
+        self.report();
+        Ok(forgotten)
     }
 
     async fn count(&self) -> Result<Census, StoreError> {

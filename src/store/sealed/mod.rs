@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, Slot, Store, StoreError, StoreErrorKind, Token,
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, ScopeTag, Slot, Store, StoreError, StoreErrorKind, Token,
     UnitOfWork,
 };
 use crate::error::ConfigError;
@@ -205,6 +205,10 @@ impl<S: Inspect> Inspect for Sealed<S> {
 
     fn forget(&self, slot: &Slot) -> impl Future<Output = Result<bool, StoreError>> + Send {
         self.store.forget(slot)
+    }
+
+    fn forget_scope(&self, scope: &ScopeTag) -> impl Future<Output = Result<u64, StoreError>> + Send {
+        self.store.forget_scope(scope)
     }
 
     fn count(&self) -> impl Future<Output = Result<Census, StoreError>> + Send {

@@ -121,6 +121,13 @@ impl Cache {
         self.records.remove(slot);
     }
 
+    /// As [`forget`](Self::forget), of all slots.
+    pub(super) fn forget_all(&self) {
+        let mut forgotten = self.forgotten.write().unwrap_or_else(PoisonError::into_inner);
+        *forgotten += 1;
+        self.records.clear();
+    }
+
     pub(super) fn hits(&self) -> u64 {
         self.hits.load(Ordering::Relaxed)
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, Slot, Store, StoreError, Token, UnitOfWork,
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, ScopeTag, Slot, Store, StoreError, Token, UnitOfWork,
 };
 use crate::error::ConfigError;
 use cache::Cache;
@@ -30,7 +30,7 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60);
 /// what was found in the store, whose remaining TTL is not known, for at most `max_age`. The cache compares
 /// fingerprints as the store does.
 ///
-/// **What it costs:** a record that was [forgotten](Inspect::forget) through another process, or whose
+/// **What it costs:** a record that was [forgotten](Inspect::forget), alone or with its scope, through another process, or whose
 /// TTL has ended in the store, may be replayed here for `max_age` more. One forgotten through this
 /// handle or its clones is not.
 ///
@@ -251,6 +251,20 @@ impl<S: Inspect> Inspect for Tiered<S> {
         self.cache.forget(slot);
         let _again = Again(&self.cache, slot);
         self.store.forget(slot).await
+    }
+
+    /// Empties the cache of this process: it does not know which scopes its records are of.
+    async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        /// Also when the call fails or is dropped: it may have taken effect.
+        struct Again<'a>(&'a Cache);
+        impl Drop for Again<'_> {
+            fn drop(&mut self) {
+                self.0.forget_all();
+            }
+        }
+        self.cache.forget_all();
+        let _again = Again(&self.cache);
+        self.store.forget_scope(scope).await
     }
 
     fn count(&self) -> impl Future<Output = Result<Census, StoreError>> + Send {

@@ -6,7 +6,7 @@ use axum::http::Method;
 use serde_json::{Value, json};
 
 use super::process::{Server, program};
-use super::request::{Answer, BILLING, Call, EVENTS, SCREENINGS, SESSIONS, sample};
+use super::request::{Answer, BILLING, Call, EVENTS, RECORDS, SCREENINGS, SESSIONS, sample};
 use super::stores::{Store, tests};
 use crate::support::eventually;
 
@@ -21,6 +21,7 @@ mod alone {
         contract_4_7_the_refusal_of_a_large_report_says_where_the_session_is,
         contract_7_each_problem_has_an_instance_and_says_whether_to_retry,
         contract_7_2_an_event_that_is_delivered_twice_is_processed_once,
+        an_account_that_forgets_its_records_forgets_what_is_finished_and_its_own,
     });
 }
 
@@ -33,6 +34,7 @@ mod together {
         contract_3_5_an_operation_in_flight_does_not_block_another_namespace,
         contract_3_5_the_namespace_has_a_default_and_can_be_a_variable,
         contract_4_7_another_server_says_where_the_session_is,
+        records_are_forgotten_on_every_server,
     });
 }
 
@@ -51,6 +53,58 @@ async fn provider_was_called(server: &Server) {
         sample(&metrics, "identity_provider_calls_total") > 0
     })
     .await;
+}
+
+async fn forget(server: &Server, api_key: &str) -> Answer {
+    let call = Call::new(Method::DELETE, RECORDS, "").from(api_key);
+    server.send(&call).await
+}
+
+async fn an_account_that_forgets_its_records_forgets_what_is_finished_and_its_own(store: &Store) {
+    let server = store.server(&[]);
+    let acme = |key: &str| Call::session("usr_1", "any").key(key);
+    let others = [acme("k-1").from("sk_test_acm"), acme("k-1").from("sk_test_globex")];
+    for call in [acme("k-1"), acme("k-2")].iter().chain(&others) {
+        server.send(call).await.expect(201);
+    }
+    // Webhooks have a scope of their own.
+    let event = Call::post(EVENTS, r#"{"event_id":"evt_1","type":"paid"}"#);
+    server.send(&event).await.expect(200);
+    let slow = Call::session("usr_2", "wkf_slow").key("k-3");
+    let connection = server.connect(&slow.on_the_wire()).await;
+    eventually("the slow operation runs", async || {
+        server.send(&slow).await.status == 409
+    })
+    .await;
+
+    forget(&server, "sk_unknown").await.expect_error(401);
+    let forgotten = forget(&server, "sk_test_acme_rotated").await.expect(200);
+    assert_eq!(forgotten.json(), json!({ "forgotten": 2 }));
+    assert_eq!(forget(&server, "sk_test_acme").await.expect(200).json(), json!({ "forgotten": 0 }));
+
+    server.send(&slow).await.expect_problem(409, "in-flight");
+    drop(connection);
+    for call in others.iter().chain([&event]) {
+        assert!(server.send(call).await.is_replay(), "another scope's record stays");
+    }
+    let again = server.send(&acme("k-1")).await.expect(201);
+    assert!(!again.is_replay(), "what is forgotten runs again");
+    let replay = eventually("the slow operation is finished", async || {
+        let answer = server.send(&slow).await;
+        (answer.status != 409).then_some(answer)
+    })
+    .await;
+    assert!(replay.expect(201).is_replay(), "a claim stays");
+    assert_eq!(forget(&server, "sk_test_acme").await.json(), json!({ "forgotten": 2 }));
+}
+
+async fn records_are_forgotten_on_every_server(store: &Store) {
+    let [one, other] = [store.server(&[]), store.server(&[])];
+    let call = Call::session("usr_1", "any").key("k-1");
+    one.send(&call).await.expect(201);
+    assert!(other.send(&call).await.is_replay());
+    assert_eq!(forget(&other, "sk_test_acme").await.json(), json!({ "forgotten": 1 }));
+    assert!(!one.send(&call).await.expect(201).is_replay());
 }
 
 async fn contract_2_5_an_event_whose_key_cannot_be_read_is_refused_and_not_processed(store: &Store) {

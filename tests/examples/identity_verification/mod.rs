@@ -33,6 +33,7 @@ mod server {
     pub(crate) mod options;
     mod page;
     mod provider;
+    mod records;
     mod screenings;
     mod sessions;
     mod storage;

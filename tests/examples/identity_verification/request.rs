@@ -9,6 +9,7 @@ use serde_json::Value;
 pub(crate) const SESSIONS: &str = "/v1/verification/sessions";
 pub(crate) const SCREENINGS: &str = "/v1/aml/screenings";
 pub(crate) const BILLING: &str = "/v1/billing";
+pub(crate) const RECORDS: &str = "/v1/idempotency-records";
 pub(crate) const EVENTS: &str = "/v1/webhooks/events";
 
 /// A request on its way to be sent.
