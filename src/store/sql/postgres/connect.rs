@@ -8,11 +8,12 @@ use futures_util::future::{Either, select};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
-/// How long making a connection may take.
-pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// How long making a connection of a lane may take. One that takes longer would keep its seat from the next
+/// attempt, after a network that swallowed the first.
+pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// After so long it is found out what keeps a connection from being made. The pool would not say: it tries
 /// again until its time is over.
-const ASK_WHY_AFTER: Duration = Duration::from_millis(250);
+const ASK_WHY_AFTER: Duration = Duration::from_secs(1);
 
 /// What the statements of the store need of their session. They are sent along with the greeting, which
 /// costs nothing and lasts as long as the connection.
@@ -51,14 +52,14 @@ impl Connector {
         }
     }
 
-    pub(super) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+    pub(super) async fn connect(&self, within: Duration) -> Result<PgConnection, sqlx::Error> {
         let plain = (*self.pool.connect_options()).clone();
         let made = if self.takes_no_settings.load(Ordering::Relaxed) {
-            self.make(plain).await
+            self.make(plain, within).await
         } else {
-            match self.make(plain.clone().options(SETTINGS)).await {
+            match self.make(plain.clone().options(SETTINGS), within).await {
                 Err(error) if refuses_settings(&error) => {
-                    let made = self.make(plain).await;
+                    let made = self.make(plain, within).await;
                     self.takes_no_settings.store(made.is_ok(), Ordering::Relaxed);
                     made
                 }
@@ -69,14 +70,14 @@ impl Connector {
         made
     }
 
-    async fn make(&self, options: PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    async fn make(&self, options: PgConnectOptions, within: Duration) -> Result<PgConnection, sqlx::Error> {
         if self.pool.is_closed() {
             return Err(sqlx::Error::PoolClosed);
         }
         // A pool for one connection: only a pool runs `after_connect`.
         let one = self.pool.options().clone().min_connections(0).max_connections(1);
         let one = one
-            .acquire_timeout(CONNECT_WITHIN)
+            .acquire_timeout(within)
             .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
@@ -89,7 +90,7 @@ impl Connector {
         let why = pin!(why_not(options, patience));
         match select(made, why).await {
             Either::Left((Ok(connection), _)) => Ok(connection.detach()),
-            Either::Left((Err(sqlx::Error::PoolTimedOut), _)) => Err(too_slow()),
+            Either::Left((Err(sqlx::Error::PoolTimedOut), _)) => Err(too_slow(within)),
             Either::Left((Err(error), _)) | Either::Right((error, _)) => Err(error),
         }
     }
@@ -107,8 +108,8 @@ async fn why_not(options: PgConnectOptions, patience: Duration) -> sqlx::Error {
     }
 }
 
-pub(super) fn too_slow() -> sqlx::Error {
-    let what = format!("no connection was made within {CONNECT_WITHIN:?}");
+pub(super) fn too_slow(within: Duration) -> sqlx::Error {
+    let what = format!("no connection was made within {within:?}");
     std::io::Error::new(std::io::ErrorKind::TimedOut, what).into()
 }
 
