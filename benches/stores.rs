@@ -293,6 +293,57 @@ async fn postgres(server: &Postgres) {
     .await;
 }
 
+/// Callers at once, on a pool of eight connections.
+const CALLERS: [usize; 4] = [1, 8, 32, 128];
+
+/// The bare statements by so many callers at once, and the store by as many.
+async fn postgres_by_callers(title: &str, server: &Postgres) {
+    let url = server.create_database();
+    let pool = PgPoolOptions::new()
+        .min_connections(8)
+        .max_connections(8)
+        .test_before_acquire(false)
+        .connect(&url)
+        .await
+        .expect("the database");
+    sqlx::raw_sql("CREATE TABLE bare (k bytea PRIMARY KEY, v bytea); INSERT INTO bare VALUES ('\\x00', decode(repeat('78', 200), 'hex'))")
+        .execute(&pool)
+        .await
+        .expect("a table");
+    let store = PostgresStore::new(pool.clone());
+    store.migrate().await.expect("a table");
+    by_callers(title, both(bare!(pool), cases(store).await)).await;
+}
+
+/// How many of each are done in a second by so many callers at once, and how that compares with the bare
+/// statements; the cases take turns.
+async fn by_callers(title: &str, mut cases: Vec<Case>) {
+    cases.truncate(4);
+    let cases = Arc::new(cases);
+    println!(
+        "\n### {title}\n\n| callers | INSERT and UPDATE/s | claim and record/s | of bare | SELECT/s | replay/s | of bare |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for callers in CALLERS {
+        let mut rates = vec![Vec::new(); cases.len()];
+        for turn in 0..=TURNS {
+            for (index, rates) in rates.iter_mut().enumerate() {
+                let rate = rate(&cases, index, callers).await;
+                // The first turn warms up.
+                if turn > 0 {
+                    rates.push(rate);
+                }
+            }
+        }
+        let [writes, read, claim, replay] = [0, 1, 2, 3].map(|case| median(&mut rates[case]));
+        println!(
+            "| {callers} | {writes:.0} | {claim:.0} | {:.2} | {read:.0} | {replay:.0} | {:.2} |",
+            claim / writes,
+            replay / read
+        );
+    }
+}
+
 async fn sqlite() {
     let directory = Directory::new();
     let store = SqliteStore::open(directory.path("bench.db")).await.expect("a database");
@@ -315,20 +366,31 @@ async fn main() {
     if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
         return;
     }
-    // `-- redis` measures Redis alone.
-    let only_redis = std::env::args().any(|argument| argument == "redis");
-    if !only_redis {
+    // Named ones alone, if any is named.
+    let asked: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .collect();
+    let runs = |name: &str| asked.is_empty() || asked.iter().any(|asked| asked == name);
+    if runs("sqlite") {
         sqlite().await;
     }
-    match Redis::start() {
-        Some(server) => redis_lines::redis(&server).await,
-        None => println!("\nRedis is not installed."),
+    if runs("redis") {
+        match Redis::start() {
+            Some(server) => redis_lines::redis(&server).await,
+            None => println!("\nRedis is not installed."),
+        }
     }
-    if only_redis {
-        return;
-    }
-    match Postgres::start() {
-        Some(server) => postgres(&server).await,
-        None => println!("\nPostgreSQL is not installed."),
+    if runs("postgres") {
+        match Postgres::start() {
+            Some(server) => {
+                postgres(&server).await;
+                postgres_by_callers("PostgreSQL by callers, fsync off", &server).await;
+            }
+            None => println!("\nPostgreSQL is not installed."),
+        }
+        if let Some(server) = Postgres::start_durable() {
+            postgres_by_callers("PostgreSQL by callers, fsync on", &server).await;
+        }
     }
 }

@@ -1,16 +1,58 @@
 //! What a database's errors mean to the person on call.
 
+use std::sync::Arc;
+
+use super::lane::Failure;
+use crate::error::BoxError;
 use crate::store::{StoreError, StoreErrorKind};
+
+/// What a database says of its own errors: the kind, and what to do.
+pub(super) type Advice = fn(&dyn sqlx::error::DatabaseError) -> Option<(StoreErrorKind, &'static str)>;
 
 /// What both databases have in common. `advice` is for the errors that the database itself gave.
 pub(super) fn store_error(
     store: &'static str,
     operation: &'static str,
     error: sqlx::Error,
-    advice: impl FnOnce(&dyn sqlx::error::DatabaseError) -> Option<(StoreErrorKind, &'static str)>,
+    advice: Advice,
 ) -> StoreError {
+    let (kind, what) = what_happened(&error, advice);
+    told(store, operation, kind, what).with_source(error)
+}
+
+/// The error of a lane that has no answer.
+pub(super) fn lane_error(store: &'static str, operation: &'static str, failure: Failure, advice: Advice) -> StoreError {
+    use StoreErrorKind::{Timeout, Unavailable};
+    let error = |kind, what: &str| told(store, operation, kind, what);
+    match failure {
+        Failure::Database(source) => {
+            let (kind, what) = what_happened(&source, advice);
+            // As it is, if it is that of one caller alone.
+            error(kind, what).with_source(Arc::try_unwrap(source).map_or_else(BoxError::from, BoxError::from))
+        }
+        Failure::QueueFull { waiting } => error(
+            Unavailable,
+            &format!(
+                "{waiting} calls wait for the store's own connections already; \
+                 the database is too slow for the load, or the store needs more connections"
+            ),
+        ),
+        Failure::Silent { within } => error(Timeout, &format!("the database did not answer within {within:?}")),
+        Failure::Interrupted => error(
+            Unavailable,
+            "the task that asked the database ended; its Tokio runtime was shut down, or it panicked",
+        ),
+        Failure::NoRuntime => error(Unavailable, "there is no Tokio runtime; call the store from within one"),
+    }
+}
+
+fn told(store: &'static str, operation: &'static str, kind: StoreErrorKind, what: &str) -> StoreError {
+    StoreError::new(kind, format!("{store}: {operation}: {what}"))
+}
+
+fn what_happened(error: &sqlx::Error, advice: Advice) -> (StoreErrorKind, &'static str) {
     use StoreErrorKind::{Corrupt, Unavailable};
-    let (kind, what) = match &error {
+    match error {
         sqlx::Error::Database(database) => {
             advice(&**database).unwrap_or((Unavailable, "the database refused the statement"))
         }
@@ -32,6 +74,5 @@ pub(super) fn store_error(
             "the table has another layout than this release knows; compare it with the SQL file of the store",
         ),
         _ => (Unavailable, "the database could not be asked"),
-    };
-    StoreError::new(kind, format!("{store}: {operation}: {what}")).with_source(error)
+    }
 }

@@ -12,6 +12,11 @@ mod begin;
 mod claim;
 mod error;
 mod inspect;
+#[cfg_attr(
+    not(feature = "postgres"),
+    allow(dead_code, reason = "only PostgreSQL has lanes so far")
+)]
+mod lane;
 mod open;
 mod pool;
 mod statements;

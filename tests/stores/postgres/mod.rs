@@ -3,6 +3,7 @@
 mod calls;
 #[cfg(feature = "conformance")]
 mod conformance;
+mod lanes;
 mod layout;
 mod outages;
 mod sweeping;

@@ -10,7 +10,6 @@ const DIALECT: Dialect = Dialect {
     forgotten_in: "forget_at - {now}",
     record_length: "length(record)",
     // There is one writer, whose transaction holds the lock for the whole database.
-    for_update: "",
     skip_locked: "",
     numbers_parameters: false,
 };

@@ -1,0 +1,274 @@
+//! The seat of one connection: made, used, given back or replaced.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use tokio::time::Instant;
+
+use super::driver::{Blame, Driver};
+use super::failure::Failure;
+use super::pauses;
+use super::queue::{Batch, Caller};
+use super::shared::{Live, Shared};
+
+/// How often a job is asked if connections break: the second connection may be as old as the first.
+pub(super) const MOST_TRIES: u32 = 3;
+/// How often jobs are asked on one connection if other transactions get in their way.
+const MOST_ROUNDS: u32 = 5;
+/// For how long no further connection is made after one was refused and another is there.
+const ENOUGH: Duration = Duration::from_secs(1);
+
+/// The seat of one connection of a lane. If it is dropped while the connection waits for an answer, the
+/// connection is in doubt and is closed.
+pub(super) struct Seat<D: Driver> {
+    shared: Arc<Shared<D>>,
+    live: Option<Live<D>>,
+    /// Whether the seat counts as taken because of this. An idle connection keeps its seat.
+    is_taken: bool,
+}
+
+/// An error, and what is to blame for it.
+pub(super) struct Failed {
+    pub(super) blame: Blame,
+    pub(super) failure: Failure,
+}
+
+impl<D: Driver> Seat<D> {
+    fn taken(shared: &Arc<Shared<D>>, live: Option<Live<D>>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            live,
+            is_taken: true,
+        }
+    }
+
+    /// The seat of an idle connection that has not been idle for too long.
+    pub(super) fn idle(shared: &Arc<Shared<D>>) -> Option<Self> {
+        let mut stale = Vec::new();
+        let found = {
+            let mut state = shared.state();
+            loop {
+                let Some(live) = state.idle.pop() else { break None };
+                if !live.is_stale(&shared.limits) {
+                    break Some(live);
+                }
+                state.seats -= 1;
+                state.connected -= 1;
+                stale.push(live);
+            }
+        };
+        stale.into_iter().for_each(|live| shared.close_one(live));
+        found.map(|live| Self::taken(shared, Some(live)))
+    }
+
+    /// Serves those who wait in the background, if a connection is idle or one more may be made.
+    pub(super) fn open(shared: &Arc<Shared<D>>) {
+        let live = {
+            let mut state = shared.state();
+            if state.queue.is_empty() {
+                return;
+            }
+            // A connection may have become idle since the caller looked for one.
+            let live = state.idle.pop();
+            if live.is_none() && !state.take_seat(&shared.limits) {
+                return;
+            }
+            live
+        };
+        let shared = Arc::clone(shared);
+        // The seat is made when the task begins. If the runtime is shut down, the task is dropped
+        // before, and no drop of a seat opens the next one.
+        shared
+            .runtime
+            .clone()
+            .spawn(async move { Self::taken(&shared, live).serve().await });
+    }
+
+    /// Gives the connection back. Jobs that wait are asked on it in the background.
+    pub(super) fn give_back(self) {
+        if let Some(busy) = self.rest() {
+            let runtime = busy.shared.runtime.clone();
+            runtime.spawn(busy.serve());
+        }
+    }
+
+    /// Leaves the connection idle if nothing waits. Otherwise the seat comes back.
+    fn rest(mut self) -> Option<Self> {
+        let mut state = self.shared.state();
+        if !state.queue.is_empty() {
+            drop(state);
+            return Some(self);
+        }
+        if !state.is_closed
+            && let Some(live) = self.live.take()
+        {
+            state.idle.push(live);
+            self.is_taken = false;
+        }
+        drop(state);
+        None
+    }
+
+    /// Asks all that waits, and what comes in the meantime.
+    async fn serve(mut self) {
+        loop {
+            if self.live.is_none() && !self.connect().await {
+                return;
+            }
+            let batch = self.shared.state().queue.take(self.shared.limits.batch);
+            let Some(batch) = batch else {
+                match self.rest() {
+                    Some(busy) => self = busy,
+                    None => return,
+                }
+                continue;
+            };
+            let is_shared = batch.jobs.len() > 1;
+            self.answer(batch).await;
+            if is_shared {
+                // Those who were answered ask their next question before the next batch is taken.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Makes the connection, as long as somebody waits for it. If it cannot be made, the seat is free again.
+    async fn connect(&mut self) -> bool {
+        for attempt in 0.. {
+            if self.shared.state().queue.is_empty() {
+                break;
+            }
+            let error = match self.shared.driver.connect().await {
+                Ok(connection) => {
+                    let mut state = self.shared.state();
+                    state.connected += 1;
+                    state.is_down = false;
+                    drop(state);
+                    self.live = Some(Live::new(connection));
+                    return true;
+                }
+                Err(error) => error,
+            };
+            let may_pass = self.shared.driver.blame(&error) != Blame::Job;
+            if self.gives_up(may_pass && attempt + 1 < pauses::ATTEMPTS, error) {
+                break;
+            }
+            tokio::time::sleep(pauses::after(attempt)).await;
+        }
+        false
+    }
+
+    /// Whether no further attempt to connect is made. Then those who wait are told, unless another
+    /// connection serves them.
+    fn gives_up(&mut self, may_go_on: bool, error: sqlx::Error) -> bool {
+        let mut state = self.shared.state();
+        if state.connected > 0 {
+            state.enough_until = Some(Instant::now() + ENOUGH);
+        } else if may_go_on && !state.is_down {
+            return false;
+        } else if state.seats == 1 {
+            state.is_down = true;
+            state.queue.fail(&error.into());
+        }
+        state.seats -= 1;
+        self.is_taken = false;
+        true
+    }
+
+    /// Asks a batch, and tells its callers.
+    async fn answer(&mut self, mut batch: Batch<D>) {
+        let asked = {
+            let run = pin!(self.run(&batch.jobs));
+            let left = pin!(all_leave(&mut batch.callers));
+            match select(run, left).await {
+                Either::Left((asked, _)) => asked,
+                Either::Right(((), _)) => Err(Failed {
+                    blame: Blame::Connection,
+                    failure: Failure::Interrupted,
+                }),
+            }
+        };
+        match asked {
+            Ok(answers) => batch.tell(answers),
+            Err(Failed { blame, failure }) if blame == Blame::Connection => {
+                self.discard();
+                let again = match &failure {
+                    Failure::Database(_) => batch.after_break(MOST_TRIES, &failure),
+                    _ => return batch.fail(&failure),
+                };
+                self.shared.state().queue.put_back(again);
+            }
+            Err(Failed { failure, .. }) if batch.jobs.len() == 1 => batch.fail(&failure),
+            // One of them made the others fail.
+            Err(_) => self.shared.state().queue.put_back(batch),
+        }
+    }
+
+    /// Asks jobs on the connection.
+    pub(super) async fn run(&mut self, jobs: &[D::Job]) -> Result<Vec<D::Answer>, Failed> {
+        let Shared { driver, limits, .. } = &*self.shared;
+        let failed = |blame, failure| Err(Failed { blame, failure });
+        let Some(live) = &mut self.live else {
+            return failed(Blame::Connection, Failure::Interrupted);
+        };
+        for round in 1.. {
+            let run = driver.run(&mut live.connection, jobs);
+            let error = match tokio::time::timeout(limits.answer, run).await {
+                Ok(Ok(answers)) if answers.len() == jobs.len() => {
+                    live.used = Instant::now();
+                    return Ok(answers);
+                }
+                Ok(Ok(_)) => sqlx::Error::Protocol("the number of answers is not that of the questions".into()),
+                Ok(Err(error)) => error,
+                Err(_) => return failed(Blame::Connection, Failure::Silent { within: limits.answer }),
+            };
+            let blame = driver.blame(&error);
+            if blame != Blame::Timing || round == MOST_ROUNDS {
+                return failed(blame, error.into());
+            }
+            tokio::task::yield_now().await;
+        }
+        failed(Blame::Job, Failure::Interrupted)
+    }
+
+    /// Closes the connection, which is in doubt. What broke it has probably broken those that are idle.
+    fn discard(&mut self) {
+        if let Some(live) = self.live.take() {
+            self.shared.state().connected -= 1;
+            self.shared.close_one(live);
+        }
+        self.shared.close_idle();
+    }
+
+    /// Closes the connection, which is in doubt, and frees the seat.
+    pub(super) fn give_up(mut self) {
+        self.discard();
+    }
+}
+
+impl<D: Driver> Drop for Seat<D> {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            return;
+        }
+        let mut state = self.shared.state();
+        state.seats -= 1;
+        let live = self.live.take();
+        state.connected -= usize::from(live.is_some());
+        drop(state);
+        if let Some(live) = live {
+            self.shared.close_one(live);
+        }
+        // Those who wait may have waited for this connection.
+        Self::open(&self.shared);
+    }
+}
+
+/// Returns when every caller has left.
+async fn all_leave<D: Driver>(callers: &mut [Caller<D>]) {
+    for caller in callers {
+        caller.leaves().await;
+    }
+}

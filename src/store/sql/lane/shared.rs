@@ -1,0 +1,156 @@
+//! What the callers and the connections of one lane share.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::driver::Driver;
+use super::queue::Queue;
+
+/// How long closing a connection may take before it is dropped.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// How much a lane may hold, and how long.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::store::sql) struct Limits {
+    /// Connections at most.
+    pub(in crate::store::sql) connections: usize,
+    /// Jobs that are asked together at most.
+    pub(in crate::store::sql) batch: usize,
+    /// Jobs that may wait.
+    pub(in crate::store::sql) queue: usize,
+    /// How long an answer may take. Callers usually leave before.
+    pub(in crate::store::sql) answer: Duration,
+    /// A connection that nobody used for so long is not trusted: what lies between may have forgotten it.
+    pub(in crate::store::sql) idle: Duration,
+    /// A connection is not used for longer than that.
+    pub(in crate::store::sql) age: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 2,
+            batch: 64,
+            queue: 1024,
+            answer: Duration::from_secs(30),
+            idle: Duration::from_secs(5 * 60),
+            age: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+pub(super) struct Shared<D: Driver> {
+    pub(super) driver: Arc<D>,
+    pub(super) limits: Limits,
+    /// The runtime of its connections and of its callers.
+    pub(super) runtime: Handle,
+    /// Tells those who subscribed when the lane is dropped.
+    pub(super) alive: watch::Sender<()>,
+    state: Mutex<State<D>>,
+}
+
+pub(super) struct State<D: Driver> {
+    /// Empty as long as a job waits: a connection that becomes free takes what waits.
+    pub(super) idle: Vec<Live<D>>,
+    /// Seats that are taken: idle connections, those in use, and those that are being made.
+    pub(super) seats: usize,
+    /// Connections that are in use or idle.
+    pub(super) connected: usize,
+    pub(super) queue: Queue<D>,
+    /// The last attempts to connect failed. Then one attempt tells the callers.
+    pub(super) is_down: bool,
+    /// Until then no further connection is made as long as there is one: the last attempt failed.
+    pub(super) enough_until: Option<Instant>,
+    /// The store or the runtime is gone: connections are closed and not kept.
+    pub(super) is_closed: bool,
+}
+
+/// A connection, and how old it is.
+pub(super) struct Live<D: Driver> {
+    pub(super) connection: D::Connection,
+    pub(super) made: Instant,
+    pub(super) used: Instant,
+}
+
+impl<D: Driver> Shared<D> {
+    pub(super) fn new(driver: Arc<D>, limits: Limits, runtime: Handle) -> Self {
+        let state = State {
+            idle: Vec::new(),
+            seats: 0,
+            connected: 0,
+            queue: Queue::new(limits.queue),
+            is_down: false,
+            enough_until: None,
+            is_closed: false,
+        };
+        Self {
+            driver,
+            limits,
+            runtime,
+            alive: watch::Sender::new(()),
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State<D>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the idle connections.
+    pub(super) fn close_idle(&self) {
+        let idle = self.state().take_idle();
+        idle.into_iter().for_each(|live| self.close_one(live));
+    }
+
+    /// Closes a connection in the background.
+    pub(super) fn close_one(&self, live: Live<D>) {
+        self.runtime.spawn(async move {
+            let _ = tokio::time::timeout(CLOSE_WITHIN, D::close(live.connection)).await;
+        });
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().is_closed
+    }
+
+    /// Closes the idle connections, and each other one when it has answered.
+    pub(super) fn close(&self) {
+        self.state().is_closed = true;
+        self.close_idle();
+    }
+}
+
+impl<D: Driver> State<D> {
+    /// Takes a seat for one more connection, if one may be made.
+    pub(super) fn take_seat(&mut self, limits: &Limits) -> bool {
+        let enough = self.connected > 0 && self.enough_until.is_some_and(|until| Instant::now() < until);
+        let taken = self.seats < limits.connections && !enough;
+        self.seats += usize::from(taken);
+        taken
+    }
+
+    pub(super) fn take_idle(&mut self) -> Vec<Live<D>> {
+        self.seats -= self.idle.len();
+        self.connected -= self.idle.len();
+        std::mem::take(&mut self.idle)
+    }
+}
+
+impl<D: Driver> Live<D> {
+    pub(super) fn new(connection: D::Connection) -> Self {
+        let now = Instant::now();
+        Self {
+            connection,
+            made: now,
+            used: now,
+        }
+    }
+
+    pub(super) fn is_stale(&self, limits: &Limits) -> bool {
+        self.used.elapsed() > limits.idle || self.made.elapsed() > limits.age
+    }
+}
