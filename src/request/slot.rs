@@ -101,6 +101,12 @@ impl ScopeTag {
     pub const fn new(tag: u32) -> Self {
         Self(tag)
     }
+
+    /// The bytes to store it as.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub(crate) const fn to_bytes(self) -> [u8; 4] {
+        self.0.to_be_bytes()
+    }
 }
 
 #[cfg(test)]

@@ -3,10 +3,16 @@
 use std::time::Duration;
 
 use super::SqliteStore;
-use super::error::{NAME, failed};
+use super::error::NAME;
+use super::read::{DueRow, Found, Read};
+use super::write::{Write, Written};
 use crate::store::StoreError;
-use crate::store::sql::statements::Statement;
 use crate::store::sql::sweeper::{Sweepable, Sweeper};
+
+/// Rows that are removed in one transaction at most.
+const MOST_ROWS: usize = 64;
+/// Bytes of the records that are removed in one transaction, unless one record alone is larger.
+const MOST_BYTES: i64 = 512 * 1024;
 
 impl SqliteStore {
     /// Removes at most `batch` expired rows, and says how many. It is for those who sweep on their own
@@ -30,12 +36,43 @@ impl Sweepable for SqliteStore {
     const NAME: &'static str = NAME;
 
     async fn sweep_some(&self, batch: u32) -> Result<u64, StoreError> {
-        let run = async |statement: &Statement| {
-            let query = sqlx::query(statement.text()).bind(i64::from(batch));
-            let result = query.execute(&self.pool).await;
-            result.map_err(|error| failed("sweep", error))
-        };
-        run(&self.sql.put_off).await?;
-        Ok(run(&self.sql.sweep).await?.rows_affected())
+        let mut removed = 0;
+        loop {
+            let left = batch.saturating_sub(u32::try_from(removed).unwrap_or(u32::MAX));
+            let Found::Due(due) = self.read("sweep", Read::Due(left)).await? else {
+                return Ok(removed);
+            };
+            for part in parts(&due) {
+                let (forgotten, others): (Vec<_>, Vec<_>) = part.iter().partition(|(_, is_forgotten, _)| *is_forgotten);
+                let handles = |rows: Vec<&DueRow>| rows.iter().map(|(handle, ..)| *handle).collect();
+                let sweep = Write::Sweep {
+                    forgotten: handles(forgotten),
+                    others: handles(others),
+                };
+                if let Written::Rows(rows) = self.write("sweep", sweep).await? {
+                    removed += rows;
+                }
+            }
+            if due.len() < left as usize || removed >= u64::from(batch) {
+                return Ok(removed);
+            }
+        }
     }
+}
+
+/// Divides rows into parts that are removed in a few milliseconds each.
+fn parts(due: &[DueRow]) -> impl Iterator<Item = &[DueRow]> {
+    let mut rest = due;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |(_, _, length): &&DueRow| {
+            bytes += length;
+            bytes <= MOST_BYTES
+        };
+        // One at least, however large.
+        let count = rest.iter().take(MOST_ROWS).take_while(fits).count().max(1);
+        let (part, others) = rest.split_at_checked(count)?;
+        rest = others;
+        Some(part)
+    })
 }

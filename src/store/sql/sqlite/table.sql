@@ -3,6 +3,8 @@
 CREATE TABLE IF NOT EXISTS idempotency_keys (
     -- SHA-256 of scope and key.
     slot        BLOB    NOT NULL PRIMARY KEY,
+    -- A tag of the scope: whose operation it is.
+    scope       BLOB    NOT NULL,
     -- What the request was: two bytes for the rule, and 14 of a digest.
     fingerprint BLOB    NOT NULL,
     -- The fencing token of the present or last claim.
@@ -21,3 +23,5 @@ CREATE TABLE IF NOT EXISTS idempotency_keys (
 );
 -- For the sweeper.
 CREATE INDEX IF NOT EXISTS idempotency_keys_sweep_at ON idempotency_keys (sweep_at);
+-- For forgetting a scope.
+CREATE INDEX IF NOT EXISTS idempotency_keys_scope ON idempotency_keys (scope);
