@@ -94,3 +94,61 @@ impl Statements {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection, SqliteConnection};
+
+    use super::*;
+
+    async fn plan(connection: &mut SqliteConnection, statement: &Statement) -> String {
+        let explain = format!("EXPLAIN QUERY PLAN {}", statement.text().0);
+        let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(sqlx::AssertSqlSafe(explain))
+            .fetch_all(connection)
+            .await
+            .unwrap();
+        steps.into_iter().map(|(.., step)| step).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Whatever is in the table, each statement looks at the rows that it is about.
+    #[tokio::test]
+    async fn no_statement_scans_the_table() {
+        let table = Table::default();
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        let layout = table.sql(include_str!("table.sql"));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(layout))
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        let sql = Statements::new(&table);
+        let by_slot = "SEARCH idempotency_keys USING INDEX sqlite_autoindex_idempotency_keys_1 (slot=?)";
+        for statement in [
+            &sql.read,
+            &sql.renew,
+            &sql.complete,
+            &sql.release,
+            &sql.is_done,
+            &sql.look_up,
+            &sql.forget,
+        ] {
+            assert_eq!(plan(&mut connection, statement).await, by_slot);
+        }
+        // In the order of the index, so that it ends with the last row that it gives.
+        assert_eq!(
+            plan(&mut connection, &sql.due).await,
+            "SEARCH idempotency_keys USING INDEX idempotency_keys_sweep_at (sweep_at<?)"
+        );
+        for statement in [&sql.remove, &sql.put_off] {
+            let plan = plan(&mut connection, statement).await;
+            assert!(
+                plan.starts_with("SEARCH idempotency_keys USING INTEGER PRIMARY KEY (rowid=?); "),
+                "{plan}"
+            );
+        }
+        let plan = plan(&mut connection, &sql.delete_scope).await;
+        assert!(
+            plan.contains("USING COVERING INDEX idempotency_keys_scope (scope=?)"),
+            "{plan}"
+        );
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::SqliteStore;
-use super::error::unanswered;
+use super::error::{failed, unanswered};
 use super::read::{Found, Read};
 use super::write::{Write, Written};
 use crate::store::sql::begin::{BUSY, ROUNDS};
@@ -74,14 +74,26 @@ impl Store for SqliteStore {
 
 impl SqliteStore {
     pub(super) async fn read(&self, operation: &'static str, question: Read) -> Result<Found, StoreError> {
+        self.check_pool(operation)?;
         let found = self.own.reading.ask(question).await;
         found.map_err(|failure| unanswered(operation, failure))
     }
 
     pub(super) async fn write(&self, operation: &'static str, change: Write) -> Result<Written, StoreError> {
+        self.check_pool(operation)?;
         let written = self.own.writing.ask(change).await;
         let written = written.map_err(|failure| unanswered(operation, failure))?;
         written.map_err(|error| unanswered(operation, Failure::Database(error)))
+    }
+
+    /// Whoever closes the pool wants the file to be let go.
+    fn check_pool(&self, operation: &'static str) -> Result<(), StoreError> {
+        if self.pool().is_closed() {
+            self.own.reading.close();
+            self.own.writing.close();
+            return Err(failed(operation, sqlx::Error::PoolClosed));
+        }
+        Ok(())
     }
 
     /// Changes a claim, and says whether it was held.

@@ -6,8 +6,8 @@ use super::SqliteStore;
 use super::error::NAME;
 use super::read::{DueRow, Found, Read};
 use super::write::{Write, Written};
-use crate::store::StoreError;
 use crate::store::sql::sweeper::{Sweepable, Sweeper};
+use crate::store::{ScopeTag, StoreError};
 
 /// Rows that are removed in one transaction at most.
 const MOST_ROWS: usize = 64;
@@ -29,6 +29,19 @@ impl SqliteStore {
     /// Must be called on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
+    }
+
+    /// Removes the claims and records of a scope, and says how many. The lock is held for a few at a time.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for forgetting a scope"))]
+    pub(crate) async fn delete_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        loop {
+            let delete = Write::DeleteScope(*scope, MOST_ROWS as u32);
+            match self.write("forget a scope", delete).await? {
+                Written::Rows(rows @ 1..) => removed += rows,
+                _ => return Ok(removed),
+            }
+        }
     }
 }
 
@@ -75,4 +88,44 @@ fn parts(due: &[DueRow]) -> impl Iterator<Item = &[DueRow]> {
         rest = others;
         Some(part)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Fingerprint, Slot};
+    use crate::store::{ClaimRequest, Inspect, Store};
+
+    #[tokio::test]
+    async fn a_scope_is_deleted_and_the_others_stay() {
+        let path = std::env::temp_dir().join(format!("tower-idempotency-{}.db", uuid::Uuid::new_v4()));
+        let store = SqliteStore::open(&path).await.unwrap();
+        store.migrate().await.unwrap();
+        for number in 0..200_u8 {
+            let claim = ClaimRequest::new(Slot::from_bytes([number; 32]), Fingerprint::from_bytes([1; 16]));
+            let claim = claim.with_scope(ScopeTag::new(u32::from(number % 2)));
+            store.begin(&claim).await.unwrap();
+        }
+        assert_eq!(store.delete_scope(&ScopeTag::new(0)).await.unwrap(), 100);
+        assert_eq!(store.delete_scope(&ScopeTag::new(0)).await.unwrap(), 0);
+        assert_eq!(store.count().await.unwrap().running, 100);
+        for number in 0..200_u8 {
+            let entry = store.look_up(&Slot::from_bytes([number; 32])).await.unwrap();
+            assert_eq!(entry.is_some(), number % 2 == 1, "{number}");
+        }
+        store.pool().close().await;
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+        }
+    }
+
+    #[test]
+    fn parts_have_few_rows_and_few_bytes() {
+        let lengths = |parts: Vec<&[DueRow]>| parts.iter().map(|part| part.len()).collect::<Vec<_>>();
+        let due = |rows: usize, bytes: i64| vec![(0, true, bytes); rows];
+        assert_eq!(lengths(parts(&due(150, 0)).collect()), [64, 64, 22]);
+        assert_eq!(lengths(parts(&due(7, MOST_BYTES / 3)).collect()), [3, 3, 1]);
+        assert_eq!(lengths(parts(&due(3, 2 * MOST_BYTES)).collect()), [1, 1, 1]);
+        assert!(lengths(parts(&[]).collect()).is_empty());
+    }
 }

@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS idempotency_keys (
     -- From when on the sweeper looks at the row. Separate from `forget_at`, which changes more often, so
     -- that renewing a claim and recording its outcome do not write the index.
     sweep_at    INTEGER NOT NULL,
-    -- The outcome; NULL while the operation runs.
+    -- The outcome, or NULL while the operation runs.
     record      BLOB
 );
 -- For the sweeper.

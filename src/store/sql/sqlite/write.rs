@@ -56,7 +56,6 @@ pub(super) enum Write {
         forgotten: Vec<i64>,
         others: Vec<i64>,
     },
-    #[cfg_attr(not(test), expect(dead_code, reason = "for forgetting a scope"))]
     DeleteScope(ScopeTag, u32),
 }
 
