@@ -20,14 +20,9 @@ pub(super) struct Open<DB: Database> {
 }
 
 impl<DB: Database> Open<DB> {
-    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite has turns"))]
-    pub(super) async fn begin(pool: &Pool<DB>, statement: impl SqlSafeStr) -> Result<Self, sqlx::Error> {
-        Self::begin_in_turn(pool, statement, None).await
-    }
-
     /// The connection comes before the turn: whoever has a turn must not wait for a connection, because
     /// those who have one may wait for their turn.
-    pub(super) async fn begin_in_turn(
+    pub(super) async fn begin(
         pool: &Pool<DB>,
         statement: impl SqlSafeStr,
         turns: Option<&Turns>,

@@ -23,8 +23,6 @@ pub(super) struct Dialect {
     pub(super) forgotten_in: &'static str,
     /// `{record_length}`: bytes of the record, as a 64-bit integer.
     pub(super) record_length: &'static str,
-    /// `{for_update}`: locks the rows that a `SELECT` reads, and waits for whoever writes them.
-    pub(super) for_update: &'static str,
     /// `{skip_locked}`: locks the rows that a `SELECT` reads, and skips those that are locked.
     pub(super) skip_locked: &'static str,
     /// Whether the database numbers its parameters: `$1`, `$2` and so on.
@@ -38,6 +36,12 @@ impl Statement {
     /// Its text. It is made of the templates and of a validated table name only.
     pub(super) fn text(&self) -> AssertSqlSafe<Arc<str>> {
         AssertSqlSafe(Arc::clone(&self.0))
+    }
+
+    /// The same, with a mark of its own filled in. Only for numbers.
+    #[cfg(feature = "postgres")]
+    pub(super) fn with(&self, mark: &str, number: u32) -> Self {
+        Self(self.0.replace(mark, &number.to_string()).into())
     }
 }
 
@@ -57,9 +61,10 @@ pub(super) const COMPLETE: &str = "UPDATE idempotency_keys SET record = ?, forge
 /// Parameters: slot, token.
 pub(super) const RELEASE: &str = "DELETE FROM idempotency_keys WHERE {held}";
 
-/// Whether the claim of that token has its record. Parameters: token, slot.
+/// Whether the claim of that token has its record. No row: the slot is empty, or a transaction is writing the
+/// row. Parameters: token, slot.
 pub(super) const IS_DONE: &str =
-    "SELECT token = ? AND record IS NOT NULL FROM idempotency_keys WHERE slot = ? {for_update}";
+    "SELECT token = ? AND record IS NOT NULL FROM idempotency_keys WHERE slot = ? {skip_locked}";
 
 /// Parameter: slot.
 pub(super) const LOOK_UP: &str = "SELECT fingerprint, attempt, {record_length}, {lease_left}, {forgotten_in} \
@@ -74,15 +79,6 @@ pub(super) const COUNT: &str = "SELECT \
      count(CASE WHEN record IS NULL AND lease_until <= {now} THEN 1 END), \
      count(record) FROM idempotency_keys WHERE forget_at > {now}";
 
-/// Removes rows that are forgotten. Parameter: how many at most.
-pub(super) const SWEEP: &str = "DELETE FROM idempotency_keys WHERE slot IN (SELECT slot FROM idempotency_keys \
-     WHERE sweep_at <= {now} AND forget_at <= {now} ORDER BY sweep_at LIMIT ? {skip_locked})";
-
-/// Lets the sweeper come back later to rows that are due but live longer than was planned.
-/// Parameter: how many at most.
-pub(super) const PUT_OFF: &str = "UPDATE idempotency_keys SET sweep_at = forget_at WHERE slot IN (SELECT slot FROM idempotency_keys \
-     WHERE sweep_at <= {now} AND forget_at > {now} ORDER BY sweep_at LIMIT ? {skip_locked})";
-
 impl Dialect {
     /// The statement that a template is for this table.
     pub(super) fn statement(&self, table: &Table, template: &str) -> Statement {
@@ -92,7 +88,6 @@ impl Dialect {
             .replace("{lease_left}", self.lease_left)
             .replace("{forgotten_in}", self.forgotten_in)
             .replace("{record_length}", self.record_length)
-            .replace("{for_update}", self.for_update)
             .replace("{skip_locked}", self.skip_locked)
             // Last, because the others contain it.
             .replace("{now}", self.now);
@@ -118,7 +113,6 @@ mod tests {
         lease_left: "lease_until - {now}",
         forgotten_in: "forget_at - {now}",
         record_length: "length(record)",
-        for_update: "FOR UPDATE",
         skip_locked: "FOR UPDATE SKIP LOCKED",
         numbers_parameters: false,
     };
@@ -129,9 +123,7 @@ mod tests {
 
     #[test]
     fn a_dialect_fills_in_every_mark_of_every_template() {
-        for template in [
-            RENEW, COMPLETE, RELEASE, IS_DONE, LOOK_UP, FORGET, COUNT, SWEEP, PUT_OFF,
-        ] {
+        for template in [RENEW, COMPLETE, RELEASE, IS_DONE, LOOK_UP, FORGET, COUNT] {
             let text = text(&DIALECT, template);
             assert!(!text.contains(['{', '}']), "{text}");
             assert!(text.contains("\"idempotency_keys\""), "{text}");

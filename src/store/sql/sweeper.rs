@@ -10,20 +10,60 @@ use tokio::task::AbortHandle;
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// A statement removes at most so many rows, because it locks them. This many take milliseconds.
-const BATCH: u32 = 500;
-/// The pause between batches, so that others get their turn.
-const BREATH: Duration = Duration::from_millis(20);
-/// How long a batch may take: a server that vanished never answers.
+/// How long a window may take: a server that vanished never answers.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// After a window the sweeper rests for so many times as long as the window took, so that those who make
+/// claims hardly notice. A row costs a claim and a record before it costs its removal, so this is enough
+/// for any load.
+const REST: u32 = 4;
+/// If it is so far behind, and falls back further, it rests less.
+const FAR_BEHIND: Duration = Duration::from_secs(3600);
 
 /// What the sweeper needs of a store.
 pub(super) trait Sweepable: Send + Sync + 'static {
     /// The name in messages.
     const NAME: &'static str;
+    /// Rows in one window: few, because their locks are held for as long as it takes.
+    const ROWS: u32 = 500;
 
-    /// Removes at most `batch` expired rows, and says how many.
-    fn sweep_some(&self, batch: u32) -> impl Future<Output = Result<u64, StoreError>> + Send;
+    /// Looks at the first rows that are due from that mark on, in the order in which they became due.
+    /// Removes those that are forgotten. Those that live longer than was planned get a new time. Rows that
+    /// are locked are passed by.
+    ///
+    /// It reads as many rows of the index as it looks at, however many are due. The mark keeps it from
+    /// reading again what it has removed, which an index keeps for a while.
+    fn sweep_window(&self, from: Option<Mark>, rows: u32) -> impl Future<Output = Result<Window, StoreError>> + Send;
+}
+
+/// A time at which rows were due, on the database's clock and in a unit of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark(pub(super) i64);
+
+/// What was done in a window.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    /// Rows that were removed.
+    pub(super) removed: u64,
+    /// Rows that were due.
+    pub(super) seen: u64,
+    /// When the last of them was due.
+    pub(super) last: Option<Mark>,
+    /// How long ago that was.
+    pub(super) lag: Duration,
+    /// How long the database was busy with it, without the time in which it was busy with others.
+    pub(super) took: Duration,
+}
+
+/// Removes at most `rows` rows, and says how many.
+pub(super) async fn sweep_once<S: Sweepable>(store: &S, rows: u32) -> Result<u64, StoreError> {
+    let mut from = None;
+    loop {
+        let window = store.sweep_window(from, rows).await?;
+        if window.removed > 0 || window.seen < u64::from(rows.max(1)) {
+            return Ok(window.removed);
+        }
+        from = window.last;
+    }
 }
 
 /// Removes expired rows in the background until it is dropped.
@@ -31,6 +71,8 @@ pub(super) trait Sweepable: Send + Sync + 'static {
 /// Expired rows never count, swept or not; sweeping is for the disk. Several processes may sweep
 /// one table: they take different rows. An error is logged at `warn` and counted, and the next
 /// round tries again.
+///
+/// It works a fifth of the time as long as rows are due, and looks again after a pause when none are.
 #[must_use = "the sweeper stops when it is dropped"]
 pub struct Sweeper {
     task: AbortHandle,
@@ -41,6 +83,7 @@ pub struct Sweeper {
 struct Counts {
     removed: AtomicU64,
     errors: AtomicU64,
+    lag_millis: AtomicU64,
 }
 
 impl Sweeper {
@@ -64,6 +107,15 @@ impl Sweeper {
     pub fn errors(&self) -> u64 {
         self.counts.errors.load(Ordering::Relaxed)
     }
+
+    /// How far it is behind: how long ago the rows became due that it looked at last. Zero if it has looked
+    /// at all that are due. Alert if it grows for hours.
+    ///
+    /// With the feature `metrics` it is the gauge `idempotency_sweeper_lag_seconds`.
+    #[must_use]
+    pub fn lag(&self) -> Duration {
+        Duration::from_millis(self.counts.lag_millis.load(Ordering::Relaxed))
+    }
 }
 
 impl Drop for Sweeper {
@@ -77,33 +129,161 @@ impl fmt::Debug for Sweeper {
         f.debug_struct("Sweeper")
             .field("removed", &self.removed())
             .field("errors", &self.errors())
+            .field("lag", &self.lag())
             .finish_non_exhaustive()
+    }
+}
+
+impl Counts {
+    fn add(&self, store: &'static str, removed: u64, lag: Duration) {
+        self.removed.fetch_add(removed, Ordering::Relaxed);
+        let millis = u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
+        self.lag_millis.store(millis, Ordering::Relaxed);
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("idempotency_sweeper_lag_seconds", "store" => store).set(lag.as_secs_f64());
+        #[cfg(not(feature = "metrics"))]
+        let _ = store;
     }
 }
 
 async fn sweep<S: Sweepable>(store: S, every: Duration, counts: Arc<Counts>) {
     loop {
-        let sweeping = tokio::time::timeout(PATIENCE, store.sweep_some(BATCH));
-        let swept = sweeping.await.unwrap_or_else(|elapsed| {
+        if let Err(error) = sweep_all(&store, &counts).await {
+            counts.errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                target: "tower_idempotency",
+                store = S::NAME,
+                error = &error as &(dyn std::error::Error + 'static),
+                "expired rows could not be removed; trying again"
+            );
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// Removes what is due, window by window.
+async fn sweep_all<S: Sweepable>(store: &S, counts: &Counts) -> Result<(), StoreError> {
+    let mut from = None;
+    let mut lag_before = Duration::MAX;
+    loop {
+        let window = tokio::time::timeout(PATIENCE, store.sweep_window(from, S::ROWS)).await;
+        let window = window.unwrap_or_else(|elapsed| {
             let message = format!("{}: sweep: the database did not answer within {PATIENCE:?}", S::NAME);
             Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
-        });
-        match swept {
-            Ok(removed) => {
-                counts.removed.fetch_add(removed, Ordering::Relaxed);
-                let more = removed >= u64::from(BATCH);
-                tokio::time::sleep(if more { BREATH } else { every }).await;
-            }
-            Err(error) => {
-                counts.errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(
-                    target: "tower_idempotency",
-                    store = S::NAME,
-                    error = &error as &(dyn std::error::Error + 'static),
-                    "expired rows could not be removed; trying again"
-                );
-                tokio::time::sleep(every).await;
-            }
+        })?;
+        if window.seen < u64::from(S::ROWS) {
+            counts.add(S::NAME, window.removed, Duration::ZERO);
+            return Ok(());
         }
+        counts.add(S::NAME, window.removed, window.lag);
+        let falls_back = window.lag > FAR_BEHIND && window.lag >= lag_before;
+        lag_before = window.lag;
+        from = window.last;
+        tokio::time::sleep(window.took * if falls_back { 1 } else { REST }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    use tokio::time::Instant;
+
+    /// Rows by the time when they are due; `false` for those that live longer. A window takes 10 ms.
+    #[derive(Clone, Default)]
+    struct Rows {
+        due: Arc<Mutex<VecDeque<(i64, bool)>>>,
+        asked: Arc<Mutex<Vec<(Option<Mark>, Instant)>>>,
+        lag: Duration,
+        fails: Arc<AtomicU64>,
+    }
+
+    impl Rows {
+        fn new(due: impl IntoIterator<Item = (i64, bool)>) -> Self {
+            let rows = Self::default();
+            rows.due.lock().unwrap().extend(due);
+            rows
+        }
+    }
+
+    impl Sweepable for Rows {
+        const NAME: &'static str = "rows";
+        const ROWS: u32 = 3;
+
+        async fn sweep_window(&self, from: Option<Mark>, rows: u32) -> Result<Window, StoreError> {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            self.asked.lock().unwrap().push((from, Instant::now()));
+            if self.fails.load(Ordering::Relaxed) > 0 {
+                self.fails.fetch_sub(1, Ordering::Relaxed);
+                return Err(StoreError::new(StoreErrorKind::Unavailable, "rows: sweep: scripted"));
+            }
+            let mut due = self.due.lock().unwrap();
+            let taken: Vec<_> = (0..rows).map_while(|_| due.pop_front()).collect();
+            Ok(Window {
+                removed: taken.iter().filter(|(_, is_over)| *is_over).count() as u64,
+                seen: taken.len() as u64,
+                last: taken.last().map(|(at, _)| Mark(*at)),
+                lag: self.lag,
+                took: Duration::from_millis(10),
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_goes_from_window_to_window_and_rests_in_proportion() {
+        let rows = Rows::new((0..7).map(|at| (at, at != 1)));
+        let sweeper = Sweeper::start(rows.clone(), Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_secs(59)).await;
+        assert_eq!((sweeper.removed(), sweeper.errors()), (6, 0));
+        let asked = rows.asked.lock().unwrap().clone();
+        let marks: Vec<_> = asked.iter().map(|(mark, _)| *mark).collect();
+        assert_eq!(marks, [None, Some(Mark(2)), Some(Mark(5))]);
+        assert_eq!(
+            asked[1].1 - asked[0].1,
+            Duration::from_millis(50),
+            "a fifth of the time"
+        );
+        rows.due.lock().unwrap().push_back((9, true));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(sweeper.removed(), 7);
+        assert_eq!(
+            rows.asked.lock().unwrap()[3].0,
+            None,
+            "each round begins at the beginning"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_tells_how_far_behind_it_is_and_hurries_if_that_grows() {
+        let mut rows = Rows::new((0..5000).map(|at| (at, true)));
+        rows.lag = Duration::from_secs(7200);
+        let sweeper = Sweeper::start(rows.clone(), Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(sweeper.lag(), rows.lag);
+        let asked = rows.asked.lock().unwrap().clone();
+        assert_eq!(asked[9].1 - asked[8].1, Duration::from_millis(20), "half of the time");
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!((sweeper.lag(), sweeper.removed()), (Duration::ZERO, 5000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_is_counted_and_the_next_round_goes_on() {
+        let rows = Rows::new((0..7).map(|at| (at, true)));
+        rows.fails.store(2, Ordering::Relaxed);
+        let sweeper = Sweeper::start(rows, Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_secs(125)).await;
+        assert_eq!((sweeper.removed(), sweeper.errors()), (7, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_window_removes_something_if_anything_can_be_removed() {
+        let rows = Rows::new([(1, false), (2, false), (3, true), (4, true)]);
+        let mut removed = Vec::new();
+        for _ in 0..3 {
+            removed.push(sweep_once(&rows, 1).await.unwrap());
+        }
+        assert_eq!(removed, [1, 1, 0]);
     }
 }

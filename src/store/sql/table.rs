@@ -40,6 +40,15 @@ impl Table {
         })
     }
 
+    /// The same table in the schema in which the database found it, whatever that is called.
+    #[cfg(feature = "postgres")]
+    pub(super) fn pinned_to(&self, schema: &str) -> Self {
+        Self {
+            schema: Some(schema.replace('"', "\"\"").into()),
+            name: Arc::clone(&self.name),
+        }
+    }
+
     /// The statement for this table. Statements are written with the default name.
     pub(super) fn sql(&self, template: &str) -> Arc<str> {
         let table = match &self.schema {

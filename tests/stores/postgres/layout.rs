@@ -77,13 +77,14 @@ async fn a_missing_table_and_a_wrong_layout_are_told() {
             &["the table is missing", "migrate"],
         );
     }
-    let full = "slot bytea PRIMARY KEY, fingerprint bytea NOT NULL, token bigint NOT NULL, attempt integer NOT NULL, \
+    let full = "slot bytea PRIMARY KEY, scope bytea NOT NULL, fingerprint bytea NOT NULL, token bigint NOT NULL, attempt integer NOT NULL, \
                 lease_until timestamptz NOT NULL, forget_at timestamptz NOT NULL, sweep_at timestamptz NOT NULL, \
                 record bytea";
     for (what, columns) in [
         ("another's", "id bigint".to_owned()),
         ("no token", full.replace("token bigint NOT NULL, ", "")),
         ("no sweep_at", full.replace("sweep_at timestamptz NOT NULL, ", "")),
+        ("no scope", full.replace("scope bytea NOT NULL, ", "")),
         ("no record", full.replace(", record bytea", "")),
         ("a text slot", full.replace("slot bytea", "slot text")),
         ("no primary key", full.replace("PRIMARY KEY", "NOT NULL")),

@@ -38,7 +38,7 @@ async fn what_lives_longer_than_its_claim_said_is_put_off_and_swept_in_its_time(
 async fn the_sweeper_removes_in_batches_and_survives() {
     let Some((_, url)) = database().await else { return };
     let store = open(&url, 2).await;
-    let fill = "INSERT INTO idempotency_keys SELECT sha256(i::text::bytea), '', 1, 1, now(), now() - interval '1 s', now() \
+    let fill = "INSERT INTO idempotency_keys SELECT sha256(i::text::bytea), '', '', 1, 1, now(), now() - interval '1 s', now() \
                 FROM generate_series(1, 1200) AS i";
     let rows = async || -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM idempotency_keys")

@@ -161,14 +161,20 @@ async fn a_table_that_was_renamed_has_its_indexes_and_the_next_one_too() {
 async fn the_layout_of_an_earlier_state_is_migrated_by_the_sql_of_the_changelog() {
     let directory = Directory::new();
     let store = open(&directory).await;
-    execute(&store, "DROP INDEX idempotency_keys_scope").await;
-    execute(&store, "ALTER TABLE idempotency_keys DROP COLUMN scope").await;
+    // One connection, because SQLite does not look for changes of others before it refuses a column.
+    let mut connection = store.pool().acquire().await.unwrap();
+    for sql in [
+        "DROP INDEX idempotency_keys_scope",
+        "ALTER TABLE idempotency_keys DROP COLUMN scope",
+    ] {
+        sqlx::query(sql).execute(&mut *connection).await.unwrap();
+    }
     let error = store.migrate().await.unwrap_err();
     assert_told(&error, StoreErrorKind::Unavailable, &["migrate", "layout"]);
     let changelog = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/CHANGELOG.md")).unwrap();
     let sql = "ALTER TABLE idempotency_keys ADD COLUMN scope BLOB NOT NULL DEFAULT x'';";
     assert!(changelog.contains(sql));
-    execute(&store, sql).await;
+    sqlx::query(sql).execute(&mut *connection).await.unwrap();
     store.migrate().await.unwrap();
     assert_eq!(store.begin(&claim(1).token(1)).await.unwrap(), ClaimOutcome::started(1));
 }

@@ -2,7 +2,8 @@
 
 use sqlx::error::DatabaseError;
 
-use crate::store::sql::error::store_error;
+use crate::store::sql::error::{lane_error, store_error};
+use crate::store::sql::lane::{Blame, Failure};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The store's name in messages.
@@ -12,13 +13,43 @@ pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError 
     store_error(NAME, operation, error, advice)
 }
 
-/// Whether the error is one of the connection, so that another connection may do better.
-pub(super) fn is_broken(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
-        // Administrator or crash shutdown, cannot connect now.
-        sqlx::Error::Database(database) => database.code().is_some_and(|code| code.starts_with("57P0")),
-        _ => false,
+pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreError {
+    lane_error(NAME, operation, failure, advice)
+}
+
+/// Whether the statement gave up because another transaction holds a lock that it needs.
+pub(super) fn is_locked(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "55P03"))
+}
+
+/// What is to blame for an error of a lane. `unpin` forgets where the table was found, and says whether it
+/// was found.
+pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
+    let code = match error {
+        sqlx::Error::Database(database) => database.code(),
+        sqlx::Error::PoolClosed
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::ColumnNotFound(_) => return Blame::Job,
+        _ => return Blame::Connection,
+    };
+    match code.as_deref() {
+        Some("40001" | "40P01") => Blame::Timing,
+        // The table was moved or made anew. The next connection looks for it.
+        Some("42P01" | "3F000") if unpin() => Blame::Connection,
+        // Locked; no memory or disk is left; the value, a constraint, the statement, a permission, the
+        // role, the database; cancelled by somebody or by `statement_timeout`.
+        Some("55P03" | "53100" | "53200" | "57014" | "3D000") => Blame::Job,
+        Some(code)
+            if ["22", "23", "28", "42", "54", "3F"]
+                .iter()
+                .any(|class| code.starts_with(class)) =>
+        {
+            Blame::Job
+        }
+        // The rest is the connection's: the server ends it, has become read-only, or has forgotten a
+        // prepared statement, or the connection has a transaction on it that failed.
+        _ => Blame::Connection,
     }
 }
 
@@ -61,6 +92,18 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
         ),
         "28P01" | "28000" => (Unavailable, "the database refused the role or its password"),
         "3D000" => (Unavailable, "there is no such database"),
+        "26000" | "42P05" => (
+            Unavailable,
+            "a pooler between does not keep prepared statements; PgBouncer in transaction mode needs version 1.21 or later with `max_prepared_statements` above 0, or use session mode",
+        ),
+        "08P01" => (
+            Unavailable,
+            "what lies between does not take the connection's parameters; PgBouncer needs `ignore_startup_parameters = extra_float_digits`, or `extra_float_digits(None)` in the connect options",
+        ),
+        "55P03" => (
+            Unavailable,
+            "another transaction holds a lock on the table or the row for too long",
+        ),
         "40001" | "40P01" => (Unavailable, "a concurrent transaction was in the way"),
         "25P02" => (
             Unavailable,

@@ -2,25 +2,29 @@
 
 use super::PostgresStore;
 use super::error::failed;
-use super::query::one;
+use super::job::{Answer, Job};
+use super::store::unexpected;
 use crate::store::sql::inspect::{census, entry};
 use crate::store::{Census, Entry, Inspect, Slot, StoreError};
 
 impl Inspect for PostgresStore {
     async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
-        let query = sqlx::query(self.sql.look_up.text()).bind(slot.as_bytes().as_slice());
-        let row = self.ask(query).await.map_err(|error| failed("look up", error))?;
-        row.map(entry).transpose()
+        match self.ask("look up", Job::LookUp(*slot)).await? {
+            Answer::LookedUp(row) => row.map(entry).transpose(),
+            _ => Err(unexpected("look up")),
+        }
     }
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
-        let query = sqlx::query(self.sql.forget.text()).bind(slot.as_bytes().as_slice());
-        let known = self.ask(query).await.map_err(|error| failed("forget", error))?;
-        Ok(known == Some((true,)))
+        match self.ask_until_unlocked("forget", Job::Forget(*slot)).await? {
+            Answer::Forgotten(counted) => Ok(counted),
+            _ => Err(unexpected("forget")),
+        }
     }
 
+    /// On a connection of the pool: it may take a while.
     async fn count(&self) -> Result<Census, StoreError> {
-        let counted = self.ask(sqlx::query(self.sql.count.text())).await.and_then(one);
+        let counted = self.ask_pool(sqlx::query(self.statements().count.text())).await;
         counted.map(census).map_err(|error| failed("count", error))
     }
 }

@@ -1,36 +1,58 @@
 //! Making the table, and checking its layout.
 
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use super::PostgresStore;
+use super::driver::{PostgresDriver, Wire};
 use super::error::failed;
-use super::{BEGIN, PostgresStore};
+use super::job::{Change, Job, What};
+use super::run::{change_one, claim_one, read, take_over};
 use crate::store::sql::claim::{ClaimId, trial};
-use crate::store::sql::open::Open;
+use crate::store::sql::lane::Driver;
 use crate::store::sql::table::DEFAULT;
 use crate::store::sql::unit_of_work::AtomicStore;
 use crate::store::{StoreError, Token};
 
 /// The SQL that [`PostgresStore::migrate`] runs.
 const LAYOUT: &str = include_str!("table.sql");
+/// The columns that begin an index. The indexes have no names of ours: they are those of the table, whatever
+/// it was called before.
+const INDEXED: [&str; 2] = ["sweep_at", "scope"];
+/// Whether there is an index of a table that begins with a column.
+const HAS_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index AS found \
+     JOIN pg_catalog.pg_attribute AS col ON col.attrelid = found.indrelid AND col.attnum = found.indkey[0] \
+     WHERE found.indrelid = pg_catalog.to_regclass($1) AND found.indisvalid AND col.attname = $2)";
 /// The advisory lock by which those who migrate at once take turns: "idempkey" in ASCII.
 const MIGRATION_LOCK: i64 = 0x6964_656d_706b_6579;
 
 impl PostgresStore {
-    /// Makes the table if it is missing, and checks its layout. Safe to call from many processes at
-    /// once: they take turns. The same SQL is in `src/store/sql/postgres/table.sql`.
+    /// Makes the table and its indexes if they are missing, and checks the layout. Safe to call from many
+    /// processes at once: they take turns. The same SQL is in `src/store/sql/postgres/table.sql`. It uses a
+    /// connection of its own.
     ///
     /// # Errors
     ///
     /// The database cannot be reached, the role may not create tables, or a table of that name has
     /// another layout.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        self.migrate_in_turn().await.map_err(|error| failed("migrate", error))?;
+        let failed = |error| failed("migrate", error);
+        let driver = self.lanes.driver();
+        let mut connection = driver.connector.connect().await.map_err(failed)?;
+        self.migrate_in_turn(&mut connection).await.map_err(failed)?;
+        let sql = self.pin.find(&mut connection).await.map_err(failed)?;
+        let mut wire = Wire { connection, sql };
         // Finds a table of that name that belongs to something else, and rights that are missing.
-        self.try_out().await.map_err(|error| failed("migrate", error))
+        self.try_out(&mut wire).await.map_err(failed)?;
+        PostgresDriver::close(wire).await;
+        Ok(())
     }
 
-    async fn migrate_in_turn(&self) -> Result<(), sqlx::Error> {
-        let mut transaction = Open::begin(&self.pool, BEGIN).await?;
+    async fn migrate_in_turn(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let mut transaction = connection.begin().await?;
+        // Others may take a while.
+        sqlx::raw_sql("SET LOCAL lock_timeout = 0")
+            .execute(&mut *transaction)
+            .await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
             .bind(MIGRATION_LOCK)
             .execute(&mut *transaction)
@@ -47,37 +69,49 @@ impl PostgresStore {
             }
         }
         // A role that may not create anything can migrate what is there.
+        let table = self.table.sql(DEFAULT);
         let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
-            .bind(self.table.sql(DEFAULT).as_ref())
+            .bind(table.as_ref())
             .fetch_one(&mut *transaction)
             .await?;
         if !there {
             let layout = self.table.sql(LAYOUT);
             sqlx::raw_sql(AssertSqlSafe(layout)).execute(&mut *transaction).await?;
         }
+        for column in INDEXED {
+            let has_index: bool = sqlx::query_scalar(HAS_INDEX)
+                .bind(table.as_ref())
+                .bind(column)
+                .fetch_one(&mut *transaction)
+                .await?;
+            if !has_index {
+                let create = format!("CREATE INDEX ON {table} ({column})");
+                sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
+            }
+        }
         transaction.commit().await
     }
 
     /// Goes through the life of a claim, and undoes it.
-    async fn try_out(&self) -> Result<(), sqlx::Error> {
+    async fn try_out(&self, wire: &mut Wire) -> Result<(), sqlx::Error> {
         let begin = trial();
+        sqlx::raw_sql("BEGIN").execute(&mut wire.connection).await?;
+        claim_one(wire, &begin).await?;
+        let renew = Change::new(&begin.slot, begin.token, What::Renew(begin.lease));
+        change_one(wire, &renew).await?;
         let claim = ClaimId::of(&begin);
-        let mut transaction = Open::begin(&self.pool, BEGIN).await?;
-        self.claim(&begin).fetch_one(&mut *transaction).await?;
-        self.complete_in(&mut transaction, &claim, b"trial", begin.ttl).await?;
+        self.complete_in(&mut wire.connection, &claim, b"trial", begin.ttl)
+            .await?;
         let retry = begin.with_token(Token::random());
-        let row = self.claim(&retry).fetch_one(&mut *transaction).await?;
-        let kept: Option<Vec<u8>> = row.try_get("record")?;
+        let kept = claim_one(wire, &retry).await?.seen.and_then(|seen| seen.record);
         if kept.as_deref() != Some(b"trial") {
             return Err(sqlx::Error::Decode("the record did not come back".into()));
         }
-        self.take_over(&retry).execute(&mut *transaction).await?;
-        for statement in [&self.sql.look_up, &self.sql.forget] {
-            sqlx::query(statement.text())
-                .bind(begin.slot.as_bytes().as_slice())
-                .execute(&mut *transaction)
-                .await?;
+        take_over(wire, &[&retry]).await?;
+        for job in [Job::LookUp(begin.slot), Job::Forget(begin.slot)] {
+            read(wire, &job).await?;
         }
-        transaction.rollback().await
+        sqlx::raw_sql("ROLLBACK").execute(&mut wire.connection).await?;
+        Ok(())
     }
 }

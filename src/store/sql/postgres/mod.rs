@@ -1,9 +1,14 @@
 //! The store in PostgreSQL.
 
+mod connect;
+mod driver;
 mod error;
 mod inspect;
+mod job;
 mod migrate;
+mod pin;
 mod query;
+mod run;
 mod statements;
 mod store;
 mod sweep;
@@ -14,8 +19,11 @@ use std::sync::Arc;
 
 use sqlx::PgPool;
 
+use super::lane::{Lanes, Limits};
 use super::table::Table;
 use crate::error::ConfigError;
+use driver::PostgresDriver;
+use pin::Pin;
 use statements::Statements;
 
 /// How a transaction begins.
@@ -89,21 +97,52 @@ const BEGIN: &str = "BEGIN";
 /// ```
 #[derive(Clone)]
 pub struct PostgresStore {
+    /// The application's: for its handlers' transactions, and for what may take a while.
     pool: PgPool,
     table: Table,
-    sql: Arc<Statements>,
+    limits: Limits,
+    pin: Arc<Pin>,
+    lanes: Arc<Lanes<PostgresDriver>>,
 }
 
 impl PostgresStore {
     /// A store in the table `idempotency_keys` of the connection's search path.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self::with(pool, Table::default())
+        Self::with(pool, Table::default(), Limits::default())
     }
 
-    fn with(pool: PgPool, table: Table) -> Self {
-        let sql = Arc::new(Statements::new(&table));
-        Self { pool, table, sql }
+    fn with(pool: PgPool, table: Table, limits: Limits) -> Self {
+        let pin = Arc::new(Pin::new(table.clone()));
+        let driver = PostgresDriver::new(pool.clone(), Arc::clone(&pin));
+        Self {
+            pool,
+            table,
+            limits,
+            pin,
+            lanes: Arc::new(Lanes::new(driver, limits)),
+        }
+    }
+
+    /// How many connections the store has for itself at most: 2 by default. They are made when they are
+    /// needed, and each Tokio runtime that uses the store has its own.
+    ///
+    /// Two are enough for most: what waits is asked together. More help where the database is far away
+    /// and requests are many.
+    ///
+    /// # Errors
+    ///
+    /// It is not 1 to 64.
+    pub fn connections(self, connections: usize) -> Result<Self, ConfigError> {
+        if !(1..=64).contains(&connections) {
+            let what = format!("{connections} is not 1 to 64");
+            return Err(ConfigError::new("connections", what));
+        }
+        let limits = Limits {
+            connections,
+            ..self.limits
+        };
+        Ok(Self::with(self.pool, self.table, limits))
     }
 
     /// Another table name: 1 to 48 ASCII letters, digits and underscores. It is case-sensitive.
@@ -113,7 +152,7 @@ impl PostgresStore {
     /// The name breaks these rules.
     pub fn table(self, name: &str) -> Result<Self, ConfigError> {
         let table = self.table.named(name)?;
-        Ok(Self::with(self.pool, table))
+        Ok(Self::with(self.pool, table, self.limits))
     }
 
     /// Another schema than the search path's. The rules are those of [`table`](Self::table).
@@ -124,13 +163,18 @@ impl PostgresStore {
     /// The name breaks these rules.
     pub fn schema(self, name: &str) -> Result<Self, ConfigError> {
         let table = self.table.in_schema(name)?;
-        Ok(Self::with(self.pool, table))
+        Ok(Self::with(self.pool, table, self.limits))
     }
 
     /// The pool, which is the application's own.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// The statements: for the table that was found, or by the search path as long as none was.
+    fn statements(&self) -> Arc<Statements> {
+        self.pin.statements()
     }
 }
 

@@ -9,23 +9,23 @@ const DIALECT: Dialect = Dialect {
     lease_left: "(extract(epoch FROM lease_until - {now}) * 1000)::bigint",
     forgotten_in: "(extract(epoch FROM forget_at - {now}) * 1000)::bigint",
     record_length: "length(record)::bigint",
-    for_update: "FOR UPDATE",
     skip_locked: "FOR UPDATE SKIP LOCKED",
     numbers_parameters: true,
 };
 
-/// Answers what is in the slot, and claims it if nothing is. If it did neither, the row is not swept
-/// yet, or another statement came in between. The record is left out if its fingerprint conflicts: it
-/// is of the same rule, which the first two bytes name, and another digest.
+/// Answers what is in the slot, and claims it if no row is there. If it did neither, the row is
+/// forgotten, or another statement came in between. It does not try to insert where a row is: that would
+/// wait for a transaction that deletes it. The record is left out if its fingerprint conflicts: it is of the
+/// same rule, which the first two bytes name, and another digest.
 ///
-/// `$1` slot, `$2` fingerprint, `$3` token, `$4` lease, `$5` ttl.
-const BEGIN: &str = "\
+/// `$1` slot, `$2` fingerprint, `$3` token, `$4` lease, `$5` ttl, `$6` scope.
+const CLAIM: &str = "\
 WITH seen AS MATERIALIZED (
-    SELECT fingerprint, token, attempt, record, {lease_left} AS lease_left
-    FROM idempotency_keys WHERE slot = $1 AND forget_at > {now}
+    SELECT fingerprint, token, attempt, record, {lease_left} AS lease_left, forget_at > {now} AS counts
+    FROM idempotency_keys WHERE slot = $1
 ), inserted AS (
-    INSERT INTO idempotency_keys (slot, fingerprint, token, attempt, lease_until, forget_at, sweep_at)
-    SELECT $1, $2, $3, 1,
+    INSERT INTO idempotency_keys (slot, scope, fingerprint, token, attempt, lease_until, forget_at, sweep_at)
+    SELECT $1, $6, $2, $3, 1,
            {now} + $4 * interval '1 millisecond',
            {now} + ($4 + $5) * interval '1 millisecond',
            {now} + ($4 + $5) * interval '1 millisecond'
@@ -38,30 +38,126 @@ SELECT (SELECT attempt FROM inserted) AS started,
        seen.record IS NOT NULL AS done,
        CASE WHEN seen.fingerprint = $2 OR substr(seen.fingerprint, 1, 2) <> substr($2, 1, 2)
             THEN seen.record END AS record
-FROM (SELECT 1) AS one LEFT JOIN seen ON true";
+FROM (SELECT 1) AS one LEFT JOIN seen ON seen.counts";
 
-/// Claims a row that is forgotten, or whose lease has lapsed and whose fingerprint does not conflict.
-/// It is separate from [`BEGIN`] because it is rare, and would make every `begin` slower. A row that is
-/// being written is skipped, not waited for.
+/// [`CLAIM`] for many: the same parameters as arrays, in the order of the slots, so that two such
+/// statements do not wait for each other. Rows with `n` are what was seen for the question of that number.
+/// Rows without are claims that started.
+const CLAIM_MANY: &str = "\
+WITH seen AS MATERIALIZED (
+    SELECT asked.*, held.slot IS NOT NULL AS is_there, held.forget_at > {now} AS counts,
+           held.fingerprint AS held_fingerprint, held.token AS held_token, held.attempt,
+           {lease_left} AS lease_left, held.record IS NOT NULL AS done,
+           CASE WHEN held.fingerprint = asked.fingerprint
+                  OR substr(held.fingerprint, 1, 2) <> substr(asked.fingerprint, 1, 2)
+                THEN held.record END AS record
+    FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::float8[], $5::float8[], $6::bytea[])
+         WITH ORDINALITY AS asked (slot, fingerprint, token, lease, ttl, scope, n)
+         LEFT JOIN idempotency_keys AS held ON held.slot = asked.slot
+), inserted AS (
+    INSERT INTO idempotency_keys AS new (slot, scope, fingerprint, token, attempt, lease_until, forget_at, sweep_at)
+    SELECT slot, scope, fingerprint, token, 1,
+           {now} + lease * interval '1 millisecond',
+           {now} + (lease + ttl) * interval '1 millisecond',
+           {now} + (lease + ttl) * interval '1 millisecond'
+    FROM seen WHERE NOT is_there
+    ON CONFLICT (slot) DO NOTHING
+    RETURNING new.slot, new.token
+)
+SELECT n, NULL::bytea AS slot, held_token AS token, held_fingerprint AS fingerprint, attempt, lease_left, done, record
+FROM seen WHERE counts
+UNION ALL
+SELECT NULL, slot, token, NULL, NULL, NULL, NULL, NULL FROM inserted";
+
+/// Claims rows that are forgotten, or whose lease has lapsed and whose fingerprint does not conflict.
+/// It is separate from [`CLAIM`] because it is rare, and would make every claim slower. Rows that
+/// are being written are skipped, not waited for. Answers with the slots that it took, and their attempts.
 ///
-/// `$1` to `$5` as in [`BEGIN`], `$6` whether a lapsed claim is refused.
+/// `$1` to `$6` as in [`CLAIM_MANY`], `$7` whether a lapsed claim is refused.
 const TAKE_OVER: &str = "\
 UPDATE idempotency_keys AS claimed SET
     attempt = CASE WHEN claimed.forget_at <= {now} THEN 1
                    ELSE LEAST(claimed.attempt, 2147483646) + 1 END,
-    fingerprint = $2, token = $3, record = NULL,
-    lease_until = {now} + $4 * interval '1 millisecond',
-    forget_at = {now} + ($4 + $5) * interval '1 millisecond',
-    sweep_at = {now} + ($4 + $5) * interval '1 millisecond'
-WHERE claimed.slot IN (
-    SELECT slot FROM idempotency_keys
-    WHERE slot = $1
-      AND (forget_at <= {now}
-        OR (record IS NULL AND token <> $3
-            AND (fingerprint = $2 OR substr(fingerprint, 1, 2) <> substr($2, 1, 2))
-            AND lease_until <= {now} AND NOT $6))
-    {skip_locked})
-RETURNING attempt AS started";
+    scope = asked.scope, fingerprint = asked.fingerprint, token = asked.token, record = NULL,
+    lease_until = {now} + asked.lease * interval '1 millisecond',
+    forget_at = {now} + (asked.lease + asked.ttl) * interval '1 millisecond',
+    sweep_at = {now} + (asked.lease + asked.ttl) * interval '1 millisecond'
+FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::float8[], $5::float8[], $6::bytea[], $7::bool[])
+     AS asked (slot, fingerprint, token, lease, ttl, scope, refuses)
+     CROSS JOIN LATERAL (
+        SELECT held.slot FROM idempotency_keys AS held
+        WHERE held.slot = asked.slot
+          AND (held.forget_at <= {now}
+            OR (held.record IS NULL AND held.token <> asked.token
+                AND (held.fingerprint = asked.fingerprint
+                  OR substr(held.fingerprint, 1, 2) <> substr(asked.fingerprint, 1, 2))
+                AND held.lease_until <= {now} AND NOT asked.refuses))
+        {skip_locked}
+     ) AS free
+WHERE claimed.slot = free.slot
+RETURNING claimed.slot, claimed.attempt";
+
+/// Moves leases. A row that a transaction is writing is skipped: it may be the operation's own, which
+/// takes as long as it likes. Answers with the numbers of those that were moved.
+///
+/// `$1` slots, `$2` tokens, `$3` leases.
+const RENEW_MANY: &str = "\
+UPDATE idempotency_keys AS claimed SET
+    forget_at = {now} + asked.lease * interval '1 millisecond' + (claimed.forget_at - claimed.lease_until),
+    lease_until = {now} + asked.lease * interval '1 millisecond'
+FROM unnest($1::bytea[], $2::bigint[], $3::float8[]) WITH ORDINALITY AS asked (slot, token, lease, n)
+     CROSS JOIN LATERAL (
+        SELECT held.slot FROM idempotency_keys AS held
+        WHERE held.slot = asked.slot AND held.token = asked.token
+          AND held.record IS NULL AND held.forget_at > {now}
+        {skip_locked}
+     ) AS free
+WHERE claimed.slot = free.slot
+RETURNING asked.n";
+
+/// `COMPLETE` for many: `$1` slots, `$2` tokens, `$3` records, `$4` ttls.
+const COMPLETE_MANY: &str = "\
+UPDATE idempotency_keys AS claimed SET
+    record = asked.record, forget_at = {now} + asked.ttl * interval '1 millisecond'
+FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::float8[]) WITH ORDINALITY AS asked (slot, token, record, ttl, n)
+WHERE claimed.slot = asked.slot AND claimed.token = asked.token
+  AND claimed.record IS NULL AND claimed.forget_at > {now}
+RETURNING asked.n";
+
+/// `RELEASE` for many: `$1` slots, `$2` tokens.
+const RELEASE_MANY: &str = "\
+DELETE FROM idempotency_keys AS claimed
+USING unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (slot, token, n)
+WHERE claimed.slot = asked.slot AND claimed.token = asked.token
+  AND claimed.record IS NULL AND claimed.forget_at > {now}
+RETURNING asked.n";
+
+/// What is in the rows of these slots: slot, token, whether it is done, whether it counts.
+const CHECK: &str =
+    "SELECT slot, token, record IS NOT NULL, forget_at > {now} FROM idempotency_keys WHERE slot = ANY ($1)";
+
+/// One window of the sweeper, by the index on `sweep_at`. The rows are then found by their place, not by a
+/// join, whose plan would depend on the planner's guess. `{rows}`: how many, written out, so that the
+/// planner knows. Answers: how many were removed, and how many were due; microseconds since 1970 of the last
+/// of them, and milliseconds since then.
+///
+/// `$1` microseconds since 1970 from which on rows are looked at; NULL: from the first.
+const SWEEP: &str = "\
+WITH due AS MATERIALIZED (
+    SELECT ctid AS place, sweep_at, forget_at <= {now} AS is_over FROM idempotency_keys
+    WHERE sweep_at <= {now}
+      AND sweep_at >= COALESCE(timestamptz 'epoch' + $1 * interval '1 microsecond', timestamptz '-infinity')
+    ORDER BY sweep_at LIMIT {rows} {skip_locked}
+), removed AS (
+    DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT place FROM due WHERE is_over)) RETURNING 1
+), put_off AS (
+    UPDATE idempotency_keys SET sweep_at = forget_at
+    WHERE ctid = ANY (ARRAY(SELECT place FROM due WHERE NOT is_over)) RETURNING 1
+)
+SELECT (SELECT count(*) FROM removed), count(*),
+       (extract(epoch FROM max(sweep_at)) * 1000000)::bigint,
+       (extract(epoch FROM {now} - max(sweep_at)) * 1000)::bigint
+FROM due";
 
 /// Follows `COMPLETE` in a handler's transaction. From here to the commit the row is locked: a
 /// client that falls silent is cut off, because its key would otherwise be stuck for as long as its
@@ -70,36 +166,42 @@ const BOUND_SILENCE: &str = " AND (SELECT set_config('idle_in_transaction_sessio
 
 /// The statements for one table.
 pub(super) struct Statements {
-    pub(super) begin: Statement,
+    pub(super) claim: Statement,
+    pub(super) claim_many: Statement,
     pub(super) take_over: Statement,
-    pub(super) renew: Statement,
+    pub(super) renew_many: Statement,
     pub(super) complete: Statement,
+    pub(super) complete_many: Statement,
     pub(super) complete_in: Statement,
     pub(super) release: Statement,
+    pub(super) release_many: Statement,
+    pub(super) check: Statement,
     pub(super) is_done: Statement,
     pub(super) look_up: Statement,
     pub(super) forget: Statement,
     pub(super) count: Statement,
     pub(super) sweep: Statement,
-    pub(super) put_off: Statement,
 }
 
 impl Statements {
     pub(super) fn new(table: &Table) -> Self {
         let statement = |template: &str| DIALECT.statement(table, template);
         Self {
-            begin: statement(BEGIN),
+            claim: statement(CLAIM),
+            claim_many: statement(CLAIM_MANY),
             take_over: statement(TAKE_OVER),
-            renew: statement(statements::RENEW),
+            renew_many: statement(RENEW_MANY),
             complete: statement(statements::COMPLETE),
+            complete_many: statement(COMPLETE_MANY),
             complete_in: statement(&[statements::COMPLETE, BOUND_SILENCE].concat()),
             release: statement(statements::RELEASE),
+            release_many: statement(RELEASE_MANY),
+            check: statement(CHECK),
             is_done: statement(statements::IS_DONE),
             look_up: statement(statements::LOOK_UP),
             forget: statement(statements::FORGET),
             count: statement(statements::COUNT),
-            sweep: statement(statements::SWEEP),
-            put_off: statement(statements::PUT_OFF),
+            sweep: statement(SWEEP),
         }
     }
 }

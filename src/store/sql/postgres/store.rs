@@ -2,32 +2,24 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
-
 use super::PostgresStore;
-use super::error::{failed, is_broken};
-use super::query::{Query, as_float, one};
-use crate::store::sql::begin::{BUSY, ROUNDS, Seen};
+use super::error::{NAME, unanswered};
+use super::job::{Answer, Change, Job, What};
+use crate::store::sql::begin::{BUSY, ROUNDS};
 use crate::store::sql::claim::ClaimId;
-use crate::store::sql::statements::Statement;
 use crate::store::sql::unit_of_work::Unit;
-use crate::store::sql::value::{attempts, signed};
-use crate::store::{ClaimOutcome, ClaimRequest, Held, OnLapse, Record, Slot, Store, StoreError, Token, UnitOfWork};
+use crate::store::sql::value::attempts;
+use crate::store::{
+    ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, StoreError, StoreErrorKind, Token, UnitOfWork,
+};
 
 impl Store for PostgresStore {
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
-        let failed = |error| failed("begin", error);
-        // All of the pool's connections may be older than the server. The token makes it safe to ask
-        // again.
-        let mut dead = None;
         for _ in 0..ROUNDS {
-            let found: Found = loop {
-                let left = dead.get_or_insert_with(|| self.pool.size() + 1);
-                match self.ask(self.claim(begin)).await {
-                    Err(error) if is_broken(&error) && *left > 0 => *left -= 1,
-                    found => break found.and_then(one).map_err(failed)?,
-                }
+            let found = match self.ask("begin", Job::Claim(*begin)).await? {
+                Answer::Found(found) => found,
+                Answer::Locked => return Ok(BUSY),
+                _ => return Err(unexpected("begin")),
             };
             if let Some(attempt) = found.started {
                 return Ok(ClaimOutcome::Started {
@@ -39,39 +31,31 @@ impl Store for PostgresStore {
             {
                 return Ok(begun);
             }
-            let taken_over = self.ask(self.take_over(begin)).await.map_err(failed)?;
-            if let Some((attempt,)) = taken_over {
-                return Ok(ClaimOutcome::Started {
-                    attempt: attempts(attempt),
-                });
+            match self.ask("begin", Job::TakeOver(*begin)).await? {
+                Answer::TakenOver(None) => {}
+                Answer::TakenOver(Some(attempt)) => {
+                    return Ok(ClaimOutcome::Started {
+                        attempt: attempts(attempt),
+                    });
+                }
+                Answer::Locked => return Ok(BUSY),
+                _ => return Err(unexpected("begin")),
             }
         }
         Ok(BUSY)
     }
 
     async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
-        let query = sqlx::query(self.sql.renew.text())
-            .bind(as_float(lease))
-            .bind(as_float(lease))
-            .bind(slot.as_bytes().as_slice())
-            .bind(signed(token));
-        self.change("renew", query).await
+        self.change("renew", slot, token, What::Renew(lease)).await
     }
 
     async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
-        let query = sqlx::query(self.sql.complete.text())
-            .bind(record.to_bytes())
-            .bind(as_float(ttl))
-            .bind(slot.as_bytes().as_slice())
-            .bind(signed(token));
-        self.change("complete", query).await
+        let what = What::Complete(record.to_bytes().into(), ttl);
+        self.change("complete", slot, token, what).await
     }
 
     async fn release(&self, slot: &Slot, token: Token) -> Result<Held, StoreError> {
-        let query = sqlx::query(self.sql.release.text())
-            .bind(slot.as_bytes().as_slice())
-            .bind(signed(token));
-        self.change("release", query).await
+        self.change("release", slot, token, What::Release).await
     }
 
     fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
@@ -79,46 +63,45 @@ impl Store for PostgresStore {
     }
 }
 
+/// The first pause before a row that is locked is asked for again. Each is twice as long as the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(320);
+
 impl PostgresStore {
-    pub(super) fn claim<'q>(&self, begin: &'q ClaimRequest) -> Query<'q> {
-        claiming(&self.sql.begin, begin)
+    /// Asks on a connection of the store's own.
+    pub(super) async fn ask(&self, operation: &'static str, job: Job) -> Result<Answer, StoreError> {
+        if self.pool.is_closed() {
+            self.lanes.close();
+            return Err(unanswered(operation, sqlx::Error::PoolClosed.into()));
+        }
+        let answer = self.lanes.ask(job).await;
+        answer.map_err(|failure| unanswered(operation, failure))
     }
 
-    pub(super) fn take_over<'q>(&self, begin: &'q ClaimRequest) -> Query<'q> {
-        claiming(&self.sql.take_over, begin).bind(begin.on_lapse == OnLapse::Refuse)
+    /// The same, and again as long as another transaction holds the row. The caller bounds the time.
+    pub(super) async fn ask_until_unlocked(&self, operation: &'static str, job: Job) -> Result<Answer, StoreError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.ask(operation, job.clone()).await? {
+                Answer::Locked => tokio::time::sleep(pause).await,
+                answer => return Ok(answer),
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn change(&self, operation: &'static str, slot: &Slot, token: Token, what: What) -> Result<Held, StoreError> {
+        let job = Job::Change(Change::new(slot, token, what));
+        match self.ask_until_unlocked(operation, job).await? {
+            Answer::Changed(held) => Ok(held),
+            _ => Err(unexpected(operation)),
+        }
     }
 }
 
-fn claiming<'q>(statement: &Statement, begin: &'q ClaimRequest) -> Query<'q> {
-    sqlx::query(statement.text())
-        .bind(begin.slot.as_bytes().as_slice())
-        .bind(begin.fingerprint.as_bytes().as_slice())
-        .bind(signed(begin.token))
-        .bind(as_float(begin.lease))
-        .bind(as_float(begin.ttl))
-}
-
-/// What the statement `BEGIN` answers.
-struct Found {
-    /// The attempt, if it claimed the slot.
-    started: Option<i32>,
-    seen: Option<Seen>,
-}
-
-impl FromRow<'_, PgRow> for Found {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let seen = match row.try_get("fingerprint")? {
-            Some(fingerprint) => Some(Seen {
-                fingerprint,
-                token: row.try_get("token")?,
-                attempt: row.try_get("attempt")?,
-                lease_left: row.try_get("lease_left")?,
-                done: row.try_get("done")?,
-                record: row.try_get("record")?,
-            }),
-            None => None,
-        };
-        let started = row.try_get("started")?;
-        Ok(Self { started, seen })
-    }
+/// An answer to another question.
+pub(super) fn unexpected(operation: &'static str) -> StoreError {
+    let message =
+        format!("{NAME}: {operation}: the answer is not to what was asked; this is a bug of tower-idempotency");
+    StoreError::new(StoreErrorKind::Unavailable, message)
 }

@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::PostgresStore;
 use super::error::{NAME, failed};
 use crate::store::StoreError;
-use crate::store::sql::statements::Statement;
-use crate::store::sql::sweeper::{Sweepable, Sweeper};
+use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
+use crate::store::sql::value::left;
+
+/// What the statement answers: rows removed, rows due, when the last was due, and how long ago.
+type WindowRow = (i64, i64, Option<i64>, Option<i64>);
 
 impl PostgresStore {
     /// Removes at most `batch` expired rows, and says how many. It is for those who sweep on their own
@@ -16,11 +21,11 @@ impl PostgresStore {
     ///
     /// The database failed.
     pub async fn sweep(&self, batch: u32) -> Result<u64, StoreError> {
-        self.sweep_some(batch).await
+        sweep_once(self, batch).await
     }
 
-    /// Starts removing expired rows in the background, in batches of 500, one round each `every`.
-    /// Must be called on a Tokio runtime.
+    /// Starts removing expired rows in the background, 500 at a time, one round each `every`. It uses one
+    /// connection of the application's pool. Must be called on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
     }
@@ -29,12 +34,20 @@ impl PostgresStore {
 impl Sweepable for PostgresStore {
     const NAME: &'static str = NAME;
 
-    async fn sweep_some(&self, batch: u32) -> Result<u64, StoreError> {
-        let run = async |statement: &Statement| {
-            let query = sqlx::query(statement.text()).bind(i64::from(batch));
-            self.execute(query).await.map_err(|error| failed("sweep", error))
-        };
-        run(&self.sql.put_off).await?;
-        run(&self.sql.sweep).await
+    async fn sweep_window(&self, from: Option<Mark>, rows: u32) -> Result<Window, StoreError> {
+        let statement = self.statements().sweep.with("{rows}", rows);
+        #[allow(clippy::cast_precision_loss, reason = "microseconds are exact for centuries to come")]
+        let from = from.map(|mark| mark.0 as f64);
+        let query = sqlx::query(statement.text()).bind(from);
+        let began = Instant::now();
+        let row: Result<WindowRow, _> = self.ask_pool(query).await;
+        let (removed, seen, last, lag) = row.map_err(|error| failed("sweep", error))?;
+        Ok(Window {
+            removed: removed.unsigned_abs(),
+            seen: seen.unsigned_abs(),
+            last: last.map(Mark),
+            lag: left(lag.unwrap_or_default()),
+            took: began.elapsed(),
+        })
     }
 }

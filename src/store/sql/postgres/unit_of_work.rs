@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool, Postgres};
 
-use super::error::{self, failed, is_broken};
+use super::error::{self, failed};
+use super::job::{Answer, Job};
 use super::query::as_float;
+use super::store::unexpected;
 use super::{BEGIN, PostgresStore};
 use crate::store::StoreError;
 use crate::store::sql::claim::ClaimId;
@@ -30,7 +32,7 @@ impl AtomicStore for PostgresStore {
         ttl: Duration,
     ) -> Result<bool, sqlx::Error> {
         let patience = millis(claim.lease).clamp(1, i64::from(i32::MAX));
-        let result = sqlx::query(self.sql.complete_in.text())
+        let result = sqlx::query(self.statements().complete_in.text())
             .bind(record)
             .bind(as_float(ttl))
             .bind(claim.slot.as_bytes().as_slice())
@@ -42,17 +44,13 @@ impl AtomicStore for PostgresStore {
     }
 
     async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {
-        // What broke one connection has probably broken the others in the pool.
-        let mut dead = self.pool.size();
-        loop {
-            let query = sqlx::query(self.sql.is_done.text())
-                .bind(signed(claim.token))
-                .bind(claim.slot.as_bytes().as_slice());
-            match self.ask(query).await {
-                Err(error) if is_broken(&error) && dead > 0 => dead -= 1,
-                Err(error) => return Err(failed("read back", error)),
-                Ok(done) => return Ok(done == Some((true,))),
-            }
+        // As long as the row is locked, the transaction in doubt may still be committed.
+        match self
+            .ask_until_unlocked("read back", Job::IsDone(claim.slot, claim.token))
+            .await?
+        {
+            Answer::Done(is_done) => Ok(is_done),
+            _ => Err(unexpected("read back")),
         }
     }
 

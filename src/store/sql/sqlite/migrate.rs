@@ -8,8 +8,9 @@ use super::{BEGIN, SqliteStore};
 use crate::store::StoreError;
 use crate::store::sql::claim::trial;
 
-/// The SQL that [`SqliteStore::migrate`] runs.
+/// The SQL that [`SqliteStore::migrate`] runs: the table, and its indexes.
 const LAYOUT: &str = include_str!("table.sql");
+const TABLE_END: &str = "\n);\n";
 /// The columns by which rows are looked for, beside the primary key.
 const INDEXED: [&str; 2] = ["sweep_at", "scope"];
 
@@ -30,21 +31,28 @@ impl SqliteStore {
             Some(turns) => Some(turns.next().await),
             None => None,
         };
+        let made = self.make_and_check_on(&mut connection).await;
+        let closed = connection.close().await;
+        drop(turn);
+        made.and(closed)
+    }
+
+    async fn make_and_check_on(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         // The writer's lock from the start, so that those who migrate at once take turns.
         let mut transaction = connection.begin_with(BEGIN).await?;
-        let layout = self.own.table.sql(LAYOUT);
-        sqlx::raw_sql(AssertSqlSafe(layout)).execute(&mut *transaction).await?;
+        let table = LAYOUT.split_once(TABLE_END).map_or(LAYOUT, |(table, _)| table);
+        let table = self.own.table.sql(&format!("{table}{TABLE_END}"));
+        sqlx::raw_sql(AssertSqlSafe(table)).execute(&mut *transaction).await?;
         self.make_indexes(&mut transaction).await?;
         transaction.commit().await?;
         // Finds a table of that name that belongs to something else.
         let mut transaction = connection.begin_with(BEGIN).await?;
         self.try_out(&mut transaction).await?;
-        transaction.rollback().await?;
-        drop(turn);
-        connection.close().await
+        transaction.rollback().await
     }
 
-    /// Makes the indexes whose names another table has, as after the table was renamed.
+    /// Makes the indexes that are missing. After a table was renamed, it has indexes of the former name,
+    /// which the next table of that name cannot have.
     async fn make_indexes(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let name = &*self.own.table.name;
         for column in INDEXED {
@@ -66,18 +74,18 @@ impl SqliteStore {
     }
 
     async fn free_name(&self, connection: &mut SqliteConnection, column: &str) -> Result<String, sqlx::Error> {
-        let mut number = 2;
-        loop {
-            let index = format!("{}_{column}_{number}", self.own.table.name);
+        let mut index = format!("{}_{column}", self.own.table.name);
+        for number in 2.. {
             let is_taken: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = ?1)")
                 .bind(&index)
                 .fetch_one(&mut *connection)
                 .await?;
             if !is_taken {
-                return Ok(index);
+                break;
             }
-            number += 1;
+            index = format!("{}_{column}_{number}", self.own.table.name);
         }
+        Ok(index)
     }
 
     /// Goes through the life of a claim, which the caller rolls back.

@@ -35,8 +35,16 @@ pub(super) enum Found {
     Due(Vec<DueRow>),
 }
 
-/// A row that the sweeper looks at: its handle, whether it is forgotten, and the length of its record.
-pub(super) type DueRow = (i64, bool, i64);
+/// A row that the sweeper looks at.
+#[derive(Clone)]
+pub(super) struct DueRow {
+    pub(super) handle: i64,
+    pub(super) is_forgotten: bool,
+    /// Bytes of its record.
+    pub(super) length: i64,
+    /// For how many milliseconds it has been due.
+    pub(super) lag: i64,
+}
 
 impl Driver for Reading {
     type Connection = SqliteConnection;
@@ -63,8 +71,17 @@ impl Driver for Reading {
                     Found::Entry(look_up.fetch_optional(&mut *connection).await?)
                 }
                 Read::Due(most) => {
-                    let due = sqlx::query_as(self.sql.due.text()).bind(most);
-                    Found::Due(due.fetch_all(&mut *connection).await?)
+                    let due: Vec<(i64, bool, i64, i64)> = sqlx::query_as(self.sql.due.text())
+                        .bind(most)
+                        .fetch_all(&mut *connection)
+                        .await?;
+                    let row = |(handle, is_forgotten, length, lag)| DueRow {
+                        handle,
+                        is_forgotten,
+                        length,
+                        lag,
+                    };
+                    Found::Due(due.into_iter().map(row).collect())
                 }
             });
         }

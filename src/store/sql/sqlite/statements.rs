@@ -10,7 +10,6 @@ const DIALECT: Dialect = Dialect {
     forgotten_in: "forget_at - {now}",
     record_length: "length(record)",
     // There is one writer, whose transaction holds the lock for the whole database.
-    for_update: "",
     skip_locked: "",
     numbers_parameters: false,
 };
@@ -39,9 +38,9 @@ const CLAIM: &str = "INSERT INTO idempotency_keys AS held \
      AND held.token <> excluded.token AND held.lease_until <= {now} AND NOT ?) \
      RETURNING attempt";
 
-/// The rows that the sweeper looks at next: its handle, whether it is forgotten, and the length of its
-/// record. Reads as many entries of the index as rows, however many are due. Parameter: how many.
-const DUE: &str = "SELECT rowid, forget_at <= {now}, coalesce(length(record), 0) FROM idempotency_keys \
+/// The rows that the sweeper looks at next: their handles, whether they are forgotten, the lengths of their
+/// records, and for how long they have been due. Reads as many entries of the index as rows, however many are due. Parameter: how many.
+const DUE: &str = "SELECT rowid, forget_at <= {now}, coalesce(length(record), 0), {now} - sweep_at FROM idempotency_keys \
      WHERE sweep_at <= {now} ORDER BY sweep_at LIMIT ?";
 
 /// Removes those of the rows that are forgotten. Parameter: the rows, as an array in JSON.

@@ -6,7 +6,8 @@ use super::SqliteStore;
 use super::error::NAME;
 use super::read::{DueRow, Found, Read};
 use super::write::{Write, Written};
-use crate::store::sql::sweeper::{Sweepable, Sweeper};
+use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
+use crate::store::sql::value::left;
 use crate::store::{ScopeTag, StoreError};
 
 /// Rows that are removed in one transaction at most.
@@ -22,10 +23,10 @@ impl SqliteStore {
     ///
     /// The database failed.
     pub async fn sweep(&self, batch: u32) -> Result<u64, StoreError> {
-        self.sweep_some(batch).await
+        sweep_once(self, batch).await
     }
 
-    /// Starts removing expired rows in the background, in batches of 500, one round each `every`.
+    /// Starts removing expired rows in the background, one round each `every`.
     /// Must be called on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
@@ -47,29 +48,38 @@ impl SqliteStore {
 
 impl Sweepable for SqliteStore {
     const NAME: &'static str = NAME;
+    const ROWS: u32 = 256;
 
-    async fn sweep_some(&self, batch: u32) -> Result<u64, StoreError> {
-        let mut removed = 0;
-        loop {
-            let left = batch.saturating_sub(u32::try_from(removed).unwrap_or(u32::MAX));
-            let Found::Due(due) = self.read("sweep", Read::Due(left)).await? else {
-                return Ok(removed);
+    /// Looks at the rows without the lock. Then it takes a turn for each part of them, so that claims come
+    /// in between.
+    async fn sweep_window(&self, _: Option<Mark>, rows: u32) -> Result<Window, StoreError> {
+        let mut window = Window {
+            removed: 0,
+            seen: 0,
+            last: None,
+            lag: Duration::ZERO,
+            took: Duration::ZERO,
+        };
+        let Found::Due(due) = self.read("sweep", Read::Due(rows)).await? else {
+            return Ok(window);
+        };
+        window.seen = due.len() as u64;
+        if let Some(last) = due.last() {
+            window.lag = left(last.lag);
+        }
+        for part in parts(&due) {
+            let (forgotten, others): (Vec<_>, Vec<_>) = part.iter().partition(|row| row.is_forgotten);
+            let handles = |rows: Vec<&DueRow>| rows.iter().map(|row| row.handle).collect();
+            let sweep = Write::Sweep {
+                forgotten: handles(forgotten),
+                others: handles(others),
             };
-            for part in parts(&due) {
-                let (forgotten, others): (Vec<_>, Vec<_>) = part.iter().partition(|(_, is_forgotten, _)| *is_forgotten);
-                let handles = |rows: Vec<&DueRow>| rows.iter().map(|(handle, ..)| *handle).collect();
-                let sweep = Write::Sweep {
-                    forgotten: handles(forgotten),
-                    others: handles(others),
-                };
-                if let Written::Rows(rows) = self.write("sweep", sweep).await? {
-                    removed += rows;
-                }
-            }
-            if due.len() < left as usize || removed >= u64::from(batch) {
-                return Ok(removed);
+            if let Written::Swept { rows, took } = self.write("sweep", sweep).await? {
+                window.removed += rows;
+                window.took += took;
             }
         }
+        Ok(window)
     }
 }
 
@@ -78,8 +88,8 @@ fn parts(due: &[DueRow]) -> impl Iterator<Item = &[DueRow]> {
     let mut rest = due;
     std::iter::from_fn(move || {
         let mut bytes = 0;
-        let fits = |(_, _, length): &&DueRow| {
-            bytes += length;
+        let fits = |row: &&DueRow| {
+            bytes += row.length;
             bytes <= MOST_BYTES
         };
         // One at least, however large.
@@ -96,6 +106,10 @@ mod tests {
     use crate::request::{Fingerprint, Slot};
     use crate::store::{ClaimRequest, Inspect, Store};
 
+    fn tag(byte: u8) -> ScopeTag {
+        ScopeTag::from_bytes([byte; ScopeTag::LEN])
+    }
+
     #[tokio::test]
     async fn a_scope_is_deleted_and_the_others_stay() {
         let path = std::env::temp_dir().join(format!("tower-idempotency-{}.db", uuid::Uuid::new_v4()));
@@ -103,11 +117,11 @@ mod tests {
         store.migrate().await.unwrap();
         for number in 0..200_u8 {
             let claim = ClaimRequest::new(Slot::from_bytes([number; 32]), Fingerprint::from_bytes([1; 16]));
-            let claim = claim.with_scope(ScopeTag::new(u32::from(number % 2)));
+            let claim = claim.with_scope(tag(number % 2));
             store.begin(&claim).await.unwrap();
         }
-        assert_eq!(store.delete_scope(&ScopeTag::new(0)).await.unwrap(), 100);
-        assert_eq!(store.delete_scope(&ScopeTag::new(0)).await.unwrap(), 0);
+        assert_eq!(store.delete_scope(&tag(0)).await.unwrap(), 100);
+        assert_eq!(store.delete_scope(&tag(0)).await.unwrap(), 0);
         assert_eq!(store.count().await.unwrap().running, 100);
         for number in 0..200_u8 {
             let entry = store.look_up(&Slot::from_bytes([number; 32])).await.unwrap();
@@ -122,7 +136,15 @@ mod tests {
     #[test]
     fn parts_have_few_rows_and_few_bytes() {
         let lengths = |parts: Vec<&[DueRow]>| parts.iter().map(|part| part.len()).collect::<Vec<_>>();
-        let due = |rows: usize, bytes: i64| vec![(0, true, bytes); rows];
+        let due = |rows: usize, length: i64| {
+            let row = DueRow {
+                handle: 0,
+                is_forgotten: true,
+                length,
+                lag: 0,
+            };
+            vec![row; rows]
+        };
         assert_eq!(lengths(parts(&due(150, 0)).collect()), [64, 64, 22]);
         assert_eq!(lengths(parts(&due(7, MOST_BYTES / 3)).collect()), [3, 3, 1]);
         assert_eq!(lengths(parts(&due(3, 2 * MOST_BYTES)).collect()), [1, 1, 1]);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Connection, Sqlite, SqliteConnection};
+use tokio::time::Instant;
 
 use super::BEGIN;
 use super::blame::{blame, is_busy};
@@ -67,6 +68,10 @@ pub(super) enum Written {
     /// How many rows were changed.
     Rows(u64),
     Is(bool),
+    Swept {
+        rows: u64,
+        took: Duration,
+    },
 }
 
 /// What a job came to. Errors of one job that leave the others alone are its answer.
@@ -196,7 +201,7 @@ impl Writing {
                     .bind(millis(*lease))
                     .bind(slot.as_bytes().as_slice())
                     .bind(signed(*token));
-                rows(connection, renew).await?
+                Written::Rows(rows(connection, renew).await?)
             }
             Write::Complete {
                 slot,
@@ -206,9 +211,8 @@ impl Writing {
                 again,
             } => {
                 let written = rows(connection, complete(&self.sql, slot, *token, record, *ttl)).await?;
-                let is_done =
-                    matches!(written, Written::Rows(0)) && *again && self.is_done(connection, slot, *token).await?;
-                if is_done { Written::Rows(1) } else { written }
+                let is_done = written == 0 && *again && self.is_done(connection, slot, *token).await?;
+                Written::Rows(if is_done { 1 } else { written })
             }
             Write::Release { slot, token, again } => {
                 let release = sqlx::query(self.sql.release.text())
@@ -216,7 +220,7 @@ impl Writing {
                     .bind(signed(*token));
                 let written = rows(connection, release).await?;
                 // If it is not held, it is released, by the first time or by another's takeover.
-                if *again { Written::Rows(1) } else { written }
+                Written::Rows(if *again { 1 } else { written })
             }
             Write::Forget(slot) => {
                 // All rows, as in `claim`.
@@ -228,19 +232,24 @@ impl Writing {
             }
             Write::IsDone(slot, token) => Written::Is(self.is_done(connection, slot, *token).await?),
             Write::Sweep { forgotten, others } => {
+                let began = Instant::now();
                 if !others.is_empty() {
                     rows(connection, of_rows(&self.sql.put_off, others)).await?;
                 }
-                match forgotten[..] {
-                    [] => Written::Rows(0),
+                let removed = match forgotten[..] {
+                    [] => 0,
                     _ => rows(connection, of_rows(&self.sql.remove, forgotten)).await?,
+                };
+                Written::Swept {
+                    rows: removed,
+                    took: began.elapsed(),
                 }
             }
             Write::DeleteScope(scope, most) => {
                 let delete = sqlx::query(self.sql.delete_scope.text())
-                    .bind(scope.to_bytes().to_vec())
+                    .bind(scope.as_bytes().as_slice())
                     .bind(most);
-                rows(connection, delete).await?
+                Written::Rows(rows(connection, delete).await?)
             }
         })
     }
@@ -266,7 +275,7 @@ pub(super) async fn claim(
     // the commit after it failed.
     let rows: Vec<i32> = sqlx::query_scalar(sql.claim.text())
         .bind(begin.slot.as_bytes().as_slice())
-        .bind(begin.scope.to_bytes().to_vec())
+        .bind(begin.scope.as_bytes().as_slice())
         .bind(begin.fingerprint.as_bytes().as_slice())
         .bind(signed(begin.token))
         .bind(lease)
@@ -299,8 +308,8 @@ fn of_rows<'q>(statement: &Statement, rows: &[i64]) -> Query<'q> {
     sqlx::query(statement.text()).bind(format!("[{}]", rows.join(",")))
 }
 
-async fn rows(connection: &mut SqliteConnection, query: Query<'_>) -> Result<Written, sqlx::Error> {
-    Ok(Written::Rows(query.execute(connection).await?.rows_affected()))
+async fn rows(connection: &mut SqliteConnection, query: Query<'_>) -> Result<u64, sqlx::Error> {
+    Ok(query.execute(connection).await?.rows_affected())
 }
 
 async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {

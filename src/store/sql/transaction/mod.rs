@@ -88,7 +88,7 @@ impl<DB: Database> Transaction<DB> {
             State::Open(_) => {}
             State::Over => return Err(TransactionError::of(TransactionErrorKind::Over)),
             State::NotBegun => {
-                let begin = Open::begin_in_turn(&joint.pool, AssertSqlSafe(joint.begin), joint.turns.as_ref());
+                let begin = Open::begin(&joint.pool, AssertSqlSafe(joint.begin), joint.turns.as_ref());
                 *state = State::Open(begin.await?);
                 joint.begun.store(true, Ordering::Release);
             }

@@ -1,0 +1,122 @@
+//! PostgreSQL's part of a lane.
+
+use std::sync::Arc;
+
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::connect::{CONNECT_WITHIN, Connector, too_slow};
+use super::error::{blame, is_locked};
+use super::job::{Answer, Change, Job};
+use super::pin::Pin;
+use super::run::{change_one, change_together, claim_one, claim_together, is_done, read, take_over};
+use super::statements::Statements;
+use crate::store::ClaimRequest;
+use crate::store::sql::lane::{Blame, Driver};
+
+pub(super) struct PostgresDriver {
+    pub(super) connector: Connector,
+    pub(super) pin: Arc<Pin>,
+}
+
+/// A connection, and the statements for the table that it has found.
+pub(super) struct Wire {
+    pub(super) connection: PgConnection,
+    pub(super) sql: Arc<Statements>,
+}
+
+impl PostgresDriver {
+    pub(super) fn new(pool: PgPool, pin: Arc<Pin>) -> Self {
+        Self {
+            connector: Connector::new(pool),
+            pin,
+        }
+    }
+}
+
+impl Driver for PostgresDriver {
+    type Connection = Wire;
+    type Job = Job;
+    type Answer = Answer;
+
+    async fn connect(&self) -> Result<Wire, sqlx::Error> {
+        let mut connection = self.connector.connect().await?;
+        let finding = self.pin.find(&mut connection);
+        let sql = tokio::time::timeout(CONNECT_WITHIN, finding).await;
+        let sql = sql.map_err(|_| too_slow())??;
+        Ok(Wire { connection, sql })
+    }
+
+    fn joins(job: &Job, batch: &[Job]) -> bool {
+        job.joins(batch)
+    }
+
+    async fn run(&self, wire: &mut Wire, jobs: &[Job]) -> Result<Vec<Answer>, sqlx::Error> {
+        match jobs {
+            [job] => match run_one(wire, job).await {
+                Ok(answer) => Ok(vec![answer]),
+                Err(error) if is_locked(&error) => Ok(vec![Answer::Locked]),
+                Err(error) => Err(error),
+            },
+            jobs => run_together(wire, jobs).await,
+        }
+    }
+
+    fn blame(&self, error: &sqlx::Error) -> Blame {
+        blame(error, || self.pin.forget())
+    }
+
+    fn repeat(job: &mut Job) {
+        if let Job::Change(change) = job {
+            change.is_repeated = true;
+        }
+    }
+
+    async fn close(wire: Wire) {
+        let _ = wire.connection.close().await;
+    }
+}
+
+async fn run_one(wire: &mut Wire, job: &Job) -> Result<Answer, sqlx::Error> {
+    match job {
+        Job::Claim(claim) => claim_one(wire, claim).await.map(Answer::Found),
+        Job::TakeOver(claim) => {
+            let taken = take_over(wire, &[claim]).await?;
+            Ok(Answer::TakenOver(taken.into_iter().next().flatten()))
+        }
+        Job::Change(change) => change_one(wire, change).await,
+        Job::IsDone(slot, token) => is_done(wire, slot, *token).await,
+        Job::LookUp(_) | Job::Forget(_) => read(wire, job).await,
+    }
+}
+
+/// Jobs of one kind.
+async fn run_together(wire: &mut Wire, jobs: &[Job]) -> Result<Vec<Answer>, sqlx::Error> {
+    let claims: Vec<_> = jobs.iter().filter_map(claim_of).collect();
+    let changes: Vec<&Change> = jobs.iter().filter_map(change_of).collect();
+    match jobs.first() {
+        Some(Job::Claim(_)) if claims.len() == jobs.len() => {
+            let found = claim_together(wire, &claims).await?;
+            Ok(found.into_iter().map(Answer::Found).collect())
+        }
+        Some(Job::TakeOver(_)) if claims.len() == jobs.len() => {
+            let taken = take_over(wire, &claims).await?;
+            Ok(taken.into_iter().map(Answer::TakenOver).collect())
+        }
+        Some(Job::Change(_)) if changes.len() == jobs.len() => change_together(wire, &changes).await,
+        _ => Err(sqlx::Error::Protocol("these jobs cannot be asked together".into())),
+    }
+}
+
+fn claim_of(job: &Job) -> Option<&ClaimRequest> {
+    match job {
+        Job::Claim(claim) | Job::TakeOver(claim) => Some(claim),
+        _ => None,
+    }
+}
+
+fn change_of(job: &Job) -> Option<&Change> {
+    match job {
+        Job::Change(change) => Some(change),
+        _ => None,
+    }
+}

@@ -1,0 +1,158 @@
+//! What the store asks on its lane, and what it is answered.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::store::sql::begin::Seen;
+use crate::store::sql::inspect::EntryRow;
+use crate::store::{ClaimRequest, Held, Slot, Token};
+
+#[derive(Clone)]
+pub(super) enum Job {
+    Claim(ClaimRequest),
+    TakeOver(ClaimRequest),
+    Change(Change),
+    IsDone(Slot, Token),
+    LookUp(Slot),
+    Forget(Slot),
+}
+
+/// What happens to a claim that is held.
+#[derive(Clone)]
+pub(super) struct Change {
+    pub(super) slot: Slot,
+    pub(super) token: Token,
+    pub(super) what: What,
+    /// It may have happened already.
+    pub(super) is_repeated: bool,
+}
+
+#[derive(Clone)]
+pub(super) enum What {
+    Renew(Duration),
+    Complete(Bytes, Duration),
+    Release,
+}
+
+pub(super) enum Answer {
+    Found(Found),
+    /// The attempt, if the slot was taken over.
+    TakenOver(Option<i32>),
+    Changed(Held),
+    Done(bool),
+    LookedUp(Option<EntryRow>),
+    /// Whether the row still counted.
+    Forgotten(bool),
+    /// Another transaction holds the row: ask again later.
+    Locked,
+}
+
+/// What a claim found in its slot. Neither: a row that is forgotten, or another statement was faster.
+#[derive(Default)]
+pub(super) struct Found {
+    /// The attempt, if it claimed the slot.
+    pub(super) started: Option<i32>,
+    pub(super) seen: Option<Seen>,
+}
+
+/// Records in one batch have so many bytes together at most, but for one that is larger by itself.
+const MOST_BYTES: usize = 512 * 1024;
+
+impl Job {
+    /// Whether it can be one statement with these.
+    pub(super) fn joins(&self, batch: &[Self]) -> bool {
+        match (self, batch.first()) {
+            // Of several claims on one slot the first gets it, as if they came one after the other.
+            (Self::Claim(_), Some(Self::Claim(_))) => true,
+            (Self::TakeOver(claim), Some(Self::TakeOver(_))) => !batch
+                .iter()
+                .any(|other| matches!(other, Self::TakeOver(other) if other.slot == claim.slot)),
+            (Self::Change(change), Some(Self::Change(first))) => {
+                let others = || {
+                    batch.iter().filter_map(|job| match job {
+                        Self::Change(change) => Some(change),
+                        _ => None,
+                    })
+                };
+                std::mem::discriminant(&change.what) == std::mem::discriminant(&first.what)
+                    && others().all(|other| other.slot != change.slot)
+                    && others().map(Change::bytes).sum::<usize>() + change.bytes() <= MOST_BYTES
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Change {
+    pub(super) fn new(slot: &Slot, token: Token, what: What) -> Self {
+        Self {
+            slot: *slot,
+            token,
+            what,
+            is_repeated: false,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.what.record().len()
+    }
+}
+
+impl What {
+    /// The lease or the TTL.
+    pub(super) fn duration(&self) -> Duration {
+        match self {
+            Self::Renew(duration) | Self::Complete(_, duration) => *duration,
+            Self::Release => Duration::ZERO,
+        }
+    }
+
+    pub(super) fn record(&self) -> &[u8] {
+        match self {
+            Self::Complete(record, _) => record,
+            Self::Renew(_) | Self::Release => &[],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(number: u8) -> Slot {
+        Slot::from_bytes([number; Slot::LEN])
+    }
+
+    fn complete(number: u8, bytes: usize) -> Job {
+        let record = Bytes::from(vec![0; bytes]);
+        Job::Change(Change::new(
+            &slot(number),
+            Token(1),
+            What::Complete(record, Duration::ZERO),
+        ))
+    }
+
+    #[test]
+    fn only_jobs_of_one_kind_and_of_different_slots_are_one_statement() {
+        let claim = Job::Claim(ClaimRequest::new(slot(1), crate::Fingerprint::from_bytes([0; 16])));
+        let release = Job::Change(Change::new(&slot(2), Token(1), What::Release));
+        assert!(
+            claim.joins(std::slice::from_ref(&claim)),
+            "the first of them gets the slot"
+        );
+        assert!(!release.joins(std::slice::from_ref(&claim)));
+        assert!(!release.joins(std::slice::from_ref(&release)));
+        assert!(!complete(1, 1).joins(&[release]));
+        assert!(!Job::LookUp(slot(1)).joins(&[Job::LookUp(slot(2))]));
+        assert!(complete(1, 1).joins(&[complete(2, 1)]));
+        assert!(!complete(1, 1).joins(&[complete(1, 1)]));
+    }
+
+    #[test]
+    fn large_records_do_not_keep_small_ones_waiting() {
+        assert!(complete(1, 1000).joins(&[complete(2, 1000)]));
+        assert!(!complete(1, MOST_BYTES).joins(&[complete(2, 1)]));
+        assert!(!complete(1, 1).joins(&[complete(2, MOST_BYTES)]));
+    }
+}
