@@ -20,7 +20,7 @@ impl<DB: Database> Asking<DB> {
 
     pub(super) fn answered(mut self) {
         if let Some(connection) = self.0.take() {
-            put_back(connection);
+            put_back(connection, ());
         }
     }
 }
@@ -48,7 +48,7 @@ impl<DB: Database> DerefMut for Asking<DB> {
 impl<DB: Database> Drop for Asking<DB> {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
-            close(connection);
+            close(connection, ());
         }
     }
 }

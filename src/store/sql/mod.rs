@@ -12,10 +12,6 @@ mod begin;
 mod claim;
 mod error;
 mod inspect;
-#[cfg_attr(
-    not(feature = "postgres"),
-    allow(dead_code, reason = "only PostgreSQL has lanes so far")
-)]
 mod lane;
 mod open;
 mod pool;
@@ -23,6 +19,8 @@ mod statements;
 mod sweeper;
 mod table;
 mod transaction;
+#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "only SQLite has one writer"))]
+mod turns;
 mod unit_of_work;
 mod value;
 

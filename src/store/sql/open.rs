@@ -7,6 +7,7 @@ use sqlx::{Database, Pool, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use super::pool::{acquire, close, put_back};
+use super::turns::{Turn, Turns};
 
 /// A connection with a transaction on it. Dropping it rolls the transaction back.
 pub(super) struct Open<DB: Database> {
@@ -14,13 +15,26 @@ pub(super) struct Open<DB: Database> {
     /// Whether one of our own statements waits for its answer. If it is dropped then, the connection
     /// is closed: in the pool it would keep its place until an answer comes that may never come.
     asking: bool,
+    /// In a database with one writer. It is over when the connection has no transaction any more.
+    turn: Option<Turn>,
 }
+
 impl<DB: Database> Open<DB> {
-    pub(super) async fn begin(pool: &Pool<DB>, statement: impl SqlSafeStr) -> Result<Self, sqlx::Error> {
+    /// The connection comes before the turn: whoever has a turn must not wait for a connection, because
+    /// those who have one may wait for their turn.
+    pub(super) async fn begin(
+        pool: &Pool<DB>,
+        statement: impl SqlSafeStr,
+        turns: Option<&Turns>,
+    ) -> Result<Self, sqlx::Error> {
         let mut open = Self {
             connection: Some(acquire(pool).await?),
             asking: false,
+            turn: None,
         };
+        if let Some(turns) = turns {
+            open.turn = Some(turns.next().await);
+        }
         let begun = DB::TransactionManager::begin(open.ask(), Some(statement.into_sql_str())).await;
         open.answered();
         begun.map(|()| open)
@@ -38,14 +52,20 @@ impl<DB: Database> Open<DB> {
 
     pub(super) async fn commit(mut self) -> Result<(), sqlx::Error> {
         let committed = DB::TransactionManager::commit(self.ask()).await;
-        self.answered();
-        committed
+        self.over(committed)
     }
 
     pub(super) async fn rollback(mut self) -> Result<(), sqlx::Error> {
         let rolled_back = DB::TransactionManager::rollback(self.ask()).await;
+        self.over(rolled_back)
+    }
+
+    fn over(&mut self, ended: Result<(), sqlx::Error>) -> Result<(), sqlx::Error> {
         self.answered();
-        rolled_back
+        if ended.is_ok() {
+            self.turn = None;
+        }
+        ended
     }
 }
 
@@ -77,9 +97,9 @@ impl<DB: Database> Drop for Open<DB> {
         // Sent before the next statement on this connection; none if it is over.
         DB::TransactionManager::start_rollback(&mut connection);
         if self.asking {
-            close(connection);
+            close(connection, self.turn.take());
         } else {
-            put_back(connection);
+            put_back(connection, self.turn.take());
         }
     }
 }

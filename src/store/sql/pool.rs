@@ -25,10 +25,11 @@ pub(super) async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnect
     }
 }
 
-/// Gives a connection back to the pool, which first asks it for a sign of life.
+/// Gives a connection back to the pool, which first asks it for a sign of life. `until` is dropped
+/// afterwards, when nothing is under way on the connection any more.
 ///
 /// `sqlx` by itself waits for that sign forever, and panics if there is no runtime to wait on.
-pub(super) fn put_back<DB: Database>(mut connection: PoolConnection<DB>) {
+pub(super) fn put_back<DB: Database>(mut connection: PoolConnection<DB>, until: impl Send + 'static) {
     let Ok(runtime) = Handle::try_current() else {
         drop(connection.detach());
         return;
@@ -36,14 +37,18 @@ pub(super) fn put_back<DB: Database>(mut connection: PoolConnection<DB>) {
     let checked = connection.return_to_pool();
     runtime.spawn(async move {
         let _ = tokio::time::timeout(CHECK, checked).await;
+        drop(until);
     });
 }
 
-/// Closes a connection, within a few seconds.
-pub(super) fn close<DB: Database>(mut connection: PoolConnection<DB>) {
-    if Handle::try_current().is_err() {
+/// Closes a connection, within a few seconds. `until` is dropped afterwards.
+pub(super) fn close<DB: Database>(connection: PoolConnection<DB>, until: impl Send + 'static) {
+    let Ok(runtime) = Handle::try_current() else {
         drop(connection.detach());
         return;
-    }
-    connection.close_on_drop();
+    };
+    runtime.spawn(async move {
+        let _ = tokio::time::timeout(CHECK, connection.close()).await;
+        drop(until);
+    });
 }

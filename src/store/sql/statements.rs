@@ -79,15 +79,6 @@ pub(super) const COUNT: &str = "SELECT \
      count(CASE WHEN record IS NULL AND lease_until <= {now} THEN 1 END), \
      count(record) FROM idempotency_keys WHERE forget_at > {now}";
 
-/// Removes rows that are forgotten. Parameter: how many at most.
-pub(super) const SWEEP: &str = "DELETE FROM idempotency_keys WHERE slot IN (SELECT slot FROM idempotency_keys \
-     WHERE sweep_at <= {now} AND forget_at <= {now} ORDER BY sweep_at LIMIT ? {skip_locked})";
-
-/// Lets the sweeper come back later to rows that are due but live longer than was planned.
-/// Parameter: how many at most.
-pub(super) const PUT_OFF: &str = "UPDATE idempotency_keys SET sweep_at = forget_at WHERE slot IN (SELECT slot FROM idempotency_keys \
-     WHERE sweep_at <= {now} AND forget_at > {now} ORDER BY sweep_at LIMIT ? {skip_locked})";
-
 impl Dialect {
     /// The statement that a template is for this table.
     pub(super) fn statement(&self, table: &Table, template: &str) -> Statement {
@@ -132,9 +123,7 @@ mod tests {
 
     #[test]
     fn a_dialect_fills_in_every_mark_of_every_template() {
-        for template in [
-            RENEW, COMPLETE, RELEASE, IS_DONE, LOOK_UP, FORGET, COUNT, SWEEP, PUT_OFF,
-        ] {
+        for template in [RENEW, COMPLETE, RELEASE, IS_DONE, LOOK_UP, FORGET, COUNT] {
             let text = text(&DIALECT, template);
             assert!(!text.contains(['{', '}']), "{text}");
             assert!(text.contains("\"idempotency_keys\""), "{text}");

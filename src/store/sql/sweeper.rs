@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
 
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -51,6 +50,8 @@ pub(super) struct Window {
     pub(super) last: Option<Mark>,
     /// How long ago that was.
     pub(super) lag: Duration,
+    /// How long the database was busy with it, without the time in which it was busy with others.
+    pub(super) took: Duration,
 }
 
 /// Removes at most `rows` rows, and says how many.
@@ -165,7 +166,6 @@ async fn sweep_all<S: Sweepable>(store: &S, counts: &Counts) -> Result<(), Store
     let mut from = None;
     let mut lag_before = Duration::MAX;
     loop {
-        let began = Instant::now();
         let window = tokio::time::timeout(PATIENCE, store.sweep_window(from, S::ROWS)).await;
         let window = window.unwrap_or_else(|elapsed| {
             let message = format!("{}: sweep: the database did not answer within {PATIENCE:?}", S::NAME);
@@ -179,7 +179,7 @@ async fn sweep_all<S: Sweepable>(store: &S, counts: &Counts) -> Result<(), Store
         let falls_back = window.lag > FAR_BEHIND && window.lag >= lag_before;
         lag_before = window.lag;
         from = window.last;
-        tokio::time::sleep(began.elapsed() * if falls_back { 1 } else { REST }).await;
+        tokio::time::sleep(window.took * if falls_back { 1 } else { REST }).await;
     }
 }
 
@@ -188,6 +188,8 @@ mod tests {
     use super::*;
     use std::collections::VecDeque;
     use std::sync::Mutex;
+
+    use tokio::time::Instant;
 
     /// Rows by the time when they are due; `false` for those that live longer. A window takes 10 ms.
     #[derive(Clone, Default)]
@@ -224,6 +226,7 @@ mod tests {
                 seen: taken.len() as u64,
                 last: taken.last().map(|(at, _)| Mark(*at)),
                 lag: self.lag,
+                took: Duration::from_millis(10),
             })
         }
     }

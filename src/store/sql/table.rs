@@ -51,17 +51,16 @@ impl Table {
 
     /// The statement for this table. Statements are written with the default name.
     pub(super) fn sql(&self, template: &str) -> Arc<str> {
-        // The index first: its name begins with the table's, and it takes no schema.
-        let index = format!("\"{}_sweep_at\"", self.name);
         let table = match &self.schema {
             Some(schema) => format!("\"{schema}\".\"{}\"", self.name),
             None => format!("\"{}\"", self.name),
         };
-        template
-            .replace(&format!("{DEFAULT}_sweep_at"), "\u{0}")
-            .replace(DEFAULT, &table)
-            .replace('\u{0}', &index)
-            .into()
+        // Indexes have names that begin with the table's, and take no schema.
+        let mut text = template.replace(DEFAULT, "\u{0}");
+        for column in ["sweep_at", "scope"] {
+            text = text.replace(&format!("\u{0}_{column}"), &format!("\"{}_{column}\"", self.name));
+        }
+        text.replace('\u{0}', &table).into()
     }
 }
 
@@ -103,6 +102,10 @@ mod tests {
         assert_eq!(
             &*table.sql("CREATE INDEX idempotency_keys_sweep_at ON idempotency_keys"),
             "CREATE INDEX \"Keys_sweep_at\" ON \"app\".\"Keys\""
+        );
+        assert_eq!(
+            &*table.sql("CREATE INDEX idempotency_keys_scope ON idempotency_keys"),
+            "CREATE INDEX \"Keys_scope\" ON \"app\".\"Keys\""
         );
     }
 }

@@ -11,6 +11,7 @@ use sqlx::{Database, Pool};
 use super::claim::ClaimId;
 use super::transaction::Transaction;
 use super::transaction::joint::Joint;
+use super::turns::Turns;
 use crate::store::Record;
 use crate::store::{Commit, UnitOfWork, Working};
 use crate::store::{StoreError, StoreErrorKind};
@@ -25,6 +26,11 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
     const BEGIN: &'static str;
 
     fn pool(&self) -> &Pool<Self::Db>;
+
+    /// Where those who write wait for their turn. `None`: in a database with more writers than one.
+    fn turns(&self) -> Option<Turns> {
+        None
+    }
 
     /// Writes the record in an open transaction if the token still holds the claim.
     ///
@@ -59,7 +65,7 @@ pub(super) struct Unit<S: AtomicStore> {
 
 impl<S: AtomicStore> Unit<S> {
     pub(super) fn new(store: S, claim: ClaimId) -> Self {
-        let joint = Arc::new(Joint::new(store.pool().clone(), S::BEGIN));
+        let joint = Arc::new(Joint::new(store.pool().clone(), S::BEGIN, store.turns()));
         Self {
             store,
             claim,

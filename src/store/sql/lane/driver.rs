@@ -16,6 +16,24 @@ pub(in crate::store::sql) trait Driver: Send + Sync + Sized + 'static {
     /// Whether the job can be asked together with these, which are one or more.
     fn joins(job: &Self::Job, batch: &[Self::Job]) -> bool;
 
+    /// Waits until the connection may ask. What waits is taken out of the queue only then, so that a
+    /// caller can leave until then.
+    fn ready(&self, connection: &mut Self::Connection) -> impl Future<Output = ()> + Send {
+        let _ = connection;
+        std::future::ready(())
+    }
+
+    /// Whether the connection may ask at once. If not, a caller waits in the queue and not in place.
+    fn is_ready(&self, connection: &mut Self::Connection) -> bool {
+        let _ = connection;
+        true
+    }
+
+    /// The connection is left idle.
+    fn rest(connection: &mut Self::Connection) {
+        let _ = connection;
+    }
+
     /// Asks the jobs together: all take effect, or none does. One answer for each, in their order.
     ///
     /// It must not wait for a lock that a handler's transaction may hold.

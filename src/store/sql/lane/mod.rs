@@ -63,7 +63,7 @@ impl<D: Driver> Lanes<D> {
     pub(super) async fn ask(&self, mut job: D::Job) -> Result<D::Answer, Failure> {
         let shared = self.of_this_runtime()?;
         let mut tries = 0;
-        if let Some(mut seat) = Seat::idle(&shared) {
+        if let Some(mut seat) = Seat::idle(&shared).and_then(Seat::if_ready) {
             match seat.run(std::slice::from_ref(&job)).await {
                 Ok(mut answers) => {
                     seat.give_back();

@@ -63,6 +63,16 @@ impl<D: Driver> Seat<D> {
         found.map(|live| Self::taken(shared, Some(live)))
     }
 
+    /// The seat, if its connection may ask at once. Otherwise it is given back.
+    pub(super) fn if_ready(mut self) -> Option<Self> {
+        let live = self.live.as_mut()?;
+        if self.shared.driver.is_ready(&mut live.connection) {
+            return Some(self);
+        }
+        self.give_back();
+        None
+    }
+
     /// Serves those who wait in the background, if a connection is idle or one more may be made.
     pub(super) fn open(shared: &Arc<Shared<D>>) {
         let live = {
@@ -102,8 +112,9 @@ impl<D: Driver> Seat<D> {
             return Some(self);
         }
         if !state.is_closed
-            && let Some(live) = self.live.take()
+            && let Some(mut live) = self.live.take()
         {
+            D::rest(&mut live.connection);
             state.idle.push(live);
             self.is_taken = false;
         }
@@ -116,6 +127,11 @@ impl<D: Driver> Seat<D> {
         loop {
             if self.live.is_none() && !self.connect().await {
                 return;
+            }
+            if !self.shared.state().queue.is_empty()
+                && let Some(live) = &mut self.live
+            {
+                self.shared.driver.ready(&mut live.connection).await;
             }
             let batch = self.shared.state().queue.take(self.shared.limits.batch);
             let Some(batch) = batch else {

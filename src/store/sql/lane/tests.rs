@@ -26,6 +26,8 @@ struct Script {
     /// A job that ends the task that asks it.
     panics: u32,
     is_open: watch::Sender<bool>,
+    is_ready: watch::Sender<bool>,
+    rests: Arc<AtomicUsize>,
     attempts: AtomicUsize,
     made: AtomicUsize,
     closed: Arc<AtomicUsize>,
@@ -36,6 +38,7 @@ struct Script {
 
 struct Wire {
     number: usize,
+    rests: Arc<AtomicUsize>,
     closed: Arc<AtomicUsize>,
     dropped: Arc<AtomicUsize>,
 }
@@ -75,6 +78,7 @@ impl Driver for Scripted {
         }
         Ok(Wire {
             number: self.0.made.fetch_add(1, Ordering::Relaxed),
+            rests: Arc::clone(&self.0.rests),
             closed: Arc::clone(&self.0.closed),
             dropped: Arc::clone(&self.0.dropped),
         })
@@ -83,6 +87,19 @@ impl Driver for Scripted {
     /// Even and odd numbers are different kinds of jobs.
     fn joins(job: &Job, batch: &[Job]) -> bool {
         batch[0].number % 2 == job.number % 2
+    }
+
+    async fn ready(&self, _: &mut Wire) {
+        let mut is_ready = self.0.is_ready.subscribe();
+        is_ready.wait_for(|ready| *ready).await.unwrap();
+    }
+
+    fn is_ready(&self, _: &mut Wire) -> bool {
+        *self.0.is_ready.borrow()
+    }
+
+    fn rest(connection: &mut Wire) {
+        connection.rests.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn run(&self, connection: &mut Wire, jobs: &[Job]) -> Result<Vec<Answer>, sqlx::Error> {
@@ -153,6 +170,8 @@ impl Bench {
             bad: 666,
             panics: 777,
             is_open: watch::Sender::new(true),
+            is_ready: watch::Sender::new(true),
+            rests: Arc::default(),
             attempts: AtomicUsize::new(0),
             made: AtomicUsize::new(0),
             closed: Arc::default(),
@@ -248,6 +267,45 @@ async fn what_waits_is_asked_together_in_order() {
     // Four at most, of one kind; the first that waits says which.
     let expected = vec![vec![0], vec![2, 4, 6, 8], vec![10, 12], vec![1, 3]];
     assert_eq!(bench.log(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_connection_that_is_not_ready_stays_in_the_queue() {
+    let bench = Bench::new(ONE);
+    bench.ask(0).await.unwrap();
+    bench.script.is_ready.send_replace(false);
+    let asked: Vec<_> = [2, 4, 6].into_iter().map(|number| bench.spawn(number)).collect();
+    settle().await;
+    assert_eq!(bench.log(), [[0]]);
+    // A caller can leave, and takes no connection along.
+    asked[1].abort();
+    settle().await;
+    let more = bench.spawn(8);
+    settle().await;
+    bench.script.is_ready.send_replace(true);
+    for asked in [&asked[0], &asked[2], &more] {
+        eventually_finished(asked).await;
+    }
+    assert_eq!((bench.log(), bench.made(), bench.gone()), (vec![vec![2, 6, 8]], 1, 0));
+    // All leave: the connection rests.
+    let rests = bench.script.rests.load(Ordering::Relaxed);
+    bench.script.is_ready.send_replace(false);
+    let asked = bench.spawn(10);
+    settle().await;
+    asked.abort();
+    bench.script.is_ready.send_replace(true);
+    settle().await;
+    assert!(bench.script.rests.load(Ordering::Relaxed) > rests);
+    assert_eq!(
+        (bench.ask(12).await.unwrap().connection, bench.log()),
+        (0, vec![vec![12]])
+    );
+}
+
+async fn eventually_finished<T>(task: &JoinHandle<T>) {
+    while !task.is_finished() {
+        yield_now().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

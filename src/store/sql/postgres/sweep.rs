@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::PostgresStore;
 use super::error::{NAME, failed};
 use crate::store::StoreError;
@@ -37,6 +39,7 @@ impl Sweepable for PostgresStore {
         #[allow(clippy::cast_precision_loss, reason = "microseconds are exact for centuries to come")]
         let from = from.map(|mark| mark.0 as f64);
         let query = sqlx::query(statement.text()).bind(from);
+        let began = Instant::now();
         let row: Result<WindowRow, _> = self.ask_pool(query).await;
         let (removed, seen, last, lag) = row.map_err(|error| failed("sweep", error))?;
         Ok(Window {
@@ -44,6 +47,7 @@ impl Sweepable for PostgresStore {
             seen: seen.unsigned_abs(),
             last: last.map(Mark),
             lag: left(lag.unwrap_or_default()),
+            took: began.elapsed(),
         })
     }
 }

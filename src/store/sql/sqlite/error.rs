@@ -2,14 +2,35 @@
 
 use sqlx::error::DatabaseError;
 
-use crate::store::sql::error::store_error;
+use crate::store::sql::error::{lane_error, store_error};
+use crate::store::sql::lane::Failure;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The store's name in messages.
 pub(super) const NAME: &str = "sqlite";
 
 pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError {
-    store_error(NAME, operation, error, advice)
+    unsuitable(operation, &error).unwrap_or_else(|| store_error(NAME, operation, error, advice))
+}
+
+/// Why a lane of the store has no answer.
+pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreError {
+    let unsuitable = match &failure {
+        Failure::Database(error) => unsuitable(operation, error),
+        _ => None,
+    };
+    unsuitable.unwrap_or_else(|| lane_error(NAME, operation, failure, advice))
+}
+
+/// The error of a database that cannot be the store's, which says so itself.
+fn unsuitable(operation: &'static str, error: &sqlx::Error) -> Option<StoreError> {
+    match error {
+        sqlx::Error::Configuration(why) => {
+            let message = format!("{NAME}: {operation}: {why}");
+            Some(StoreError::new(StoreErrorKind::Unavailable, message))
+        }
+        _ => None,
+    }
 }
 
 /// Whether a commit that failed with this error may have taken effect all the same.

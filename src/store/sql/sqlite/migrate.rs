@@ -1,15 +1,18 @@
 //! Making the table, and checking its layout.
 
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use super::error::failed;
+use super::write::{claim, complete};
 use super::{BEGIN, SqliteStore};
 use crate::store::StoreError;
-use crate::store::sql::claim::{ClaimId, trial};
-use crate::store::sql::unit_of_work::AtomicStore;
+use crate::store::sql::claim::trial;
 
-/// The SQL that [`SqliteStore::migrate`] runs.
+/// The SQL that [`SqliteStore::migrate`] runs: the table, and its indexes.
 const LAYOUT: &str = include_str!("table.sql");
+const TABLE_END: &str = "\n);\n";
+/// The columns by which rows are looked for, beside the primary key.
+const INDEXED: [&str; 2] = ["sweep_at", "scope"];
 
 impl SqliteStore {
     /// Makes the table if it is missing, and checks its layout. Safe to call from many processes at
@@ -17,33 +20,87 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// The database cannot be opened or written, or a table of that name has another layout.
+    /// The database cannot be opened or written, is in memory, or a table of that name has another layout.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        let migrate = async {
-            // The writer's lock from the start, so that those who migrate at once take turns.
-            let mut transaction = self.pool.begin_with(BEGIN).await?;
-            let layout = self.table.sql(LAYOUT);
-            sqlx::raw_sql(AssertSqlSafe(layout)).execute(&mut *transaction).await?;
-            transaction.commit().await
-        };
-        migrate.await.map_err(|error| failed("migrate", error))?;
-        // Finds a table of that name that belongs to something else.
-        self.try_out().await.map_err(|error| failed("migrate", error))
+        self.make_and_check().await.map_err(|error| failed("migrate", error))
     }
 
-    /// Goes through the life of a claim, and undoes it.
-    async fn try_out(&self) -> Result<(), sqlx::Error> {
-        let begin = trial();
-        let claim = ClaimId::of(&begin);
-        let mut transaction = self.pool.begin_with(BEGIN).await?;
-        self.claim(&begin, &mut *transaction).await?;
-        self.complete_in(&mut transaction, &claim, &[], begin.ttl).await?;
-        for statement in [&self.sql.look_up, &self.sql.forget] {
+    async fn make_and_check(&self) -> Result<(), sqlx::Error> {
+        let mut connection = self.own.file.connect().await?;
+        let turn = match self.own.file.turns() {
+            Some(turns) => Some(turns.next().await),
+            None => None,
+        };
+        let made = self.make_and_check_on(&mut connection).await;
+        let closed = connection.close().await;
+        drop(turn);
+        made.and(closed)
+    }
+
+    async fn make_and_check_on(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        // The writer's lock from the start, so that those who migrate at once take turns.
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        let table = LAYOUT.split_once(TABLE_END).map_or(LAYOUT, |(table, _)| table);
+        let table = self.own.table.sql(&format!("{table}{TABLE_END}"));
+        sqlx::raw_sql(AssertSqlSafe(table)).execute(&mut *transaction).await?;
+        self.make_indexes(&mut transaction).await?;
+        transaction.commit().await?;
+        // Finds a table of that name that belongs to something else.
+        let mut transaction = connection.begin_with(BEGIN).await?;
+        self.try_out(&mut transaction).await?;
+        transaction.rollback().await
+    }
+
+    /// Makes the indexes that are missing. After a table was renamed, it has indexes of the former name,
+    /// which the next table of that name cannot have.
+    async fn make_indexes(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let name = &*self.own.table.name;
+        for column in INDEXED {
+            let is_indexed: bool = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1) AS list, pragma_index_info(list.name) AS part \
+                 WHERE part.seqno = 0 AND part.name = ?2 AND list.partial = 0)",
+            )
+            .bind(name)
+            .bind(column)
+            .fetch_one(&mut *connection)
+            .await?;
+            if !is_indexed {
+                let index = self.free_name(connection, column).await?;
+                let make = format!("CREATE INDEX \"{index}\" ON \"{name}\" ({column})");
+                sqlx::raw_sql(AssertSqlSafe(make)).execute(&mut *connection).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn free_name(&self, connection: &mut SqliteConnection, column: &str) -> Result<String, sqlx::Error> {
+        let mut index = format!("{}_{column}", self.own.table.name);
+        for number in 2.. {
+            let is_taken: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = ?1)")
+                .bind(&index)
+                .fetch_one(&mut *connection)
+                .await?;
+            if !is_taken {
+                break;
+            }
+            index = format!("{}_{column}_{number}", self.own.table.name);
+        }
+        Ok(index)
+    }
+
+    /// Goes through the life of a claim, which the caller rolls back.
+    async fn try_out(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let (begin, sql) = (trial(), &self.own.sql);
+        claim(connection, sql, &begin).await?;
+        complete(sql, &begin.slot, begin.token, &[], begin.ttl)
+            .execute(&mut *connection)
+            .await?;
+        for statement in [&sql.look_up, &sql.forget] {
             sqlx::query(statement.text())
                 .bind(begin.slot.as_bytes().as_slice())
-                .execute(&mut *transaction)
+                .execute(&mut *connection)
                 .await?;
         }
-        transaction.rollback().await
+        Ok(())
     }
 }

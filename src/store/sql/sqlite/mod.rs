@@ -1,12 +1,16 @@
 //! The store in SQLite.
 
+mod blame;
 mod error;
+mod file;
 mod inspect;
 mod migrate;
+mod read;
 mod statements;
 mod store;
 mod sweep;
 mod unit_of_work;
+mod write;
 
 use std::fmt;
 use std::path::Path;
@@ -16,14 +20,20 @@ use std::time::Duration;
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 
+use super::lane::{Lanes, Limits};
 use super::table::Table;
 use crate::error::ConfigError;
 use crate::store::StoreError;
 use error::failed;
+use file::File;
+use read::Reading;
 use statements::Statements;
+use write::Writing;
 
 /// How long a statement waits for the writer before it.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that read. A large record does not keep the others waiting.
+const READERS: usize = 2;
 /// How a transaction begins: with the writer's lock. A read that becomes a write fails if another
 /// transaction has written in between.
 const BEGIN: &str = "BEGIN IMMEDIATE";
@@ -73,9 +83,20 @@ const BEGIN: &str = "BEGIN IMMEDIATE";
 /// ```
 #[derive(Clone)]
 pub struct SqliteStore {
-    pool: SqlitePool,
+    table: Table,
+    /// For the application's connections, which may have attached the file under a name.
+    sql: Arc<Statements>,
+    own: Arc<Own>,
+}
+
+/// What the store has for itself.
+struct Own {
+    file: Arc<File>,
+    /// In the file, which is the main database of the store's connections.
     table: Table,
     sql: Arc<Statements>,
+    reading: Lanes<Reading>,
+    writing: Lanes<Writing>,
 }
 
 impl SqliteStore {
@@ -92,23 +113,9 @@ impl SqliteStore {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .busy_timeout(BUSY_TIMEOUT);
-        let began = tokio::time::Instant::now();
-        loop {
-            let pool = SqlitePoolOptions::new()
-                .max_connections(8)
-                .test_before_acquire(false)
-                .connect_with(options.clone());
-            match pool.await {
-                Ok(pool) => return Ok(Self::new(pool)),
-                // If several switch a new file to WAL at once, SQLite does not wait: it fails.
-                Err(sqlx::Error::Database(error))
-                    if error.message() == "database is locked" && began.elapsed() < BUSY_TIMEOUT =>
-                {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-                Err(error) => return Err(failed("open", error)),
-            }
-        }
+        let pool = SqlitePoolOptions::new().max_connections(8).test_before_acquire(false);
+        let pool = file::open(pool, options).await;
+        pool.map(Self::new).map_err(|error| failed("open", error))
     }
 
     /// A store in the table `idempotency_keys` of the application's database. Give the pool WAL
@@ -119,8 +126,43 @@ impl SqliteStore {
     }
 
     fn with(pool: SqlitePool, table: Table) -> Self {
-        let sql = Arc::new(Statements::new(&table));
-        Self { pool, table, sql }
+        let of_file = Table {
+            schema: None,
+            name: Arc::clone(&table.name),
+        };
+        let file = Arc::new(File::new(pool, table.schema.clone()));
+        let sql = Arc::new(Statements::new(&of_file));
+        let reading = Reading {
+            file: Arc::clone(&file),
+            sql: Arc::clone(&sql),
+        };
+        let writing = Writing {
+            file: Arc::clone(&file),
+            sql: Arc::clone(&sql),
+        };
+        Self {
+            sql: Arc::new(Statements::new(&table)),
+            table,
+            own: Arc::new(Own {
+                file,
+                table: of_file,
+                sql,
+                reading: Lanes::new(
+                    reading,
+                    Limits {
+                        connections: READERS,
+                        ..Limits::default()
+                    },
+                ),
+                writing: Lanes::new(
+                    writing,
+                    Limits {
+                        connections: 1,
+                        ..Limits::default()
+                    },
+                ),
+            }),
+        }
     }
 
     /// Another table name: 1 to 48 ASCII letters, digits and underscores.
@@ -130,7 +172,7 @@ impl SqliteStore {
     /// The name breaks these rules.
     pub fn table(self, name: &str) -> Result<Self, ConfigError> {
         let table = self.table.named(name)?;
-        Ok(Self::with(self.pool, table))
+        Ok(Self::with(self.pool().clone(), table))
     }
 
     /// The schema of an attached database. The rules are those of [`table`](Self::table).
@@ -140,13 +182,13 @@ impl SqliteStore {
     /// The name breaks these rules.
     pub fn schema(self, name: &str) -> Result<Self, ConfigError> {
         let table = self.table.in_schema(name)?;
-        Ok(Self::with(self.pool, table))
+        Ok(Self::with(self.pool().clone(), table))
     }
 
     /// The pool, which is the application's own.
     #[must_use]
     pub fn pool(&self) -> &SqlitePool {
-        &self.pool
+        self.own.file.pool()
     }
 }
 
@@ -154,7 +196,7 @@ impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqliteStore")
             .field("table", &self.table)
-            .field("connections", &self.pool.size())
+            .field("connections", &self.pool().size())
             .finish_non_exhaustive()
     }
 }

@@ -15,29 +15,46 @@ const DIALECT: Dialect = Dialect {
 };
 
 /// What is in the slot. The record is left out if its fingerprint conflicts: it is of the same rule,
-/// which the first two bytes name, and another digest.
-///
-/// `?1` slot, `?2` fingerprint.
+/// which the first two bytes name, and another digest. Parameters: fingerprint, fingerprint again, slot.
 const READ: &str = "SELECT fingerprint, token, attempt, {lease_left} AS lease_left, \
      record IS NOT NULL AS done, \
-     CASE WHEN fingerprint = ?2 OR substr(fingerprint, 1, 2) <> substr(?2, 1, 2) THEN record END AS record \
-     FROM idempotency_keys WHERE slot = ?1 AND forget_at > {now}";
+     CASE WHEN fingerprint = ? OR substr(fingerprint, 1, 2) <> substr(?, 1, 2) THEN record END AS record \
+     FROM idempotency_keys WHERE slot = ? AND forget_at > {now}";
 
 /// Claims a slot that is free, forgotten, or whose lease has lapsed and whose fingerprint does not
 /// conflict.
 ///
-/// `?1` slot, `?2` fingerprint, `?3` token, `?4` lease, `?5` ttl, `?6` whether a lapsed claim is
-/// refused.
-const CLAIM: &str = "INSERT INTO idempotency_keys AS held (slot, fingerprint, token, attempt, lease_until, forget_at, sweep_at) \
-     VALUES (?1, ?2, ?3, 1, {now} + ?4, {now} + ?4 + ?5, {now} + ?4 + ?5) \
+/// Parameters: slot, scope, fingerprint, token, lease, lease and ttl together, the same again, whether
+/// a lapsed claim is refused.
+const CLAIM: &str = "INSERT INTO idempotency_keys AS held \
+     (slot, scope, fingerprint, token, attempt, lease_until, forget_at, sweep_at) \
+     VALUES (?, ?, ?, ?, 1, {from_now}, {from_now}, {from_now}) \
      ON CONFLICT (slot) DO UPDATE SET \
      attempt = CASE WHEN held.forget_at <= {now} THEN 1 ELSE min(held.attempt, 2147483646) + 1 END, \
-     fingerprint = excluded.fingerprint, token = excluded.token, record = NULL, \
+     scope = excluded.scope, fingerprint = excluded.fingerprint, token = excluded.token, record = NULL, \
      lease_until = excluded.lease_until, forget_at = excluded.forget_at, sweep_at = excluded.sweep_at \
      WHERE held.forget_at <= {now} OR (held.record IS NULL AND (held.fingerprint = excluded.fingerprint \
      OR substr(held.fingerprint, 1, 2) <> substr(excluded.fingerprint, 1, 2)) \
-     AND held.token <> excluded.token AND held.lease_until <= {now} AND NOT ?6) \
+     AND held.token <> excluded.token AND held.lease_until <= {now} AND NOT ?) \
      RETURNING attempt";
+
+/// The rows that the sweeper looks at next: their handles, whether they are forgotten, the lengths of their
+/// records, and for how long they have been due. Reads as many entries of the index as rows, however many are due. Parameter: how many.
+const DUE: &str = "SELECT rowid, forget_at <= {now}, coalesce(length(record), 0), {now} - sweep_at FROM idempotency_keys \
+     WHERE sweep_at <= {now} ORDER BY sweep_at LIMIT ?";
+
+/// Removes those of the rows that are forgotten. Parameter: the rows, as an array in JSON.
+const REMOVE: &str =
+    "DELETE FROM idempotency_keys WHERE rowid IN (SELECT value FROM json_each(?)) AND forget_at <= {now}";
+
+/// Lets the sweeper come back later to those of the rows that live longer than was planned. Parameter:
+/// the rows, as an array in JSON.
+const PUT_OFF: &str = "UPDATE idempotency_keys SET sweep_at = forget_at \
+     WHERE rowid IN (SELECT value FROM json_each(?)) AND forget_at > {now}";
+
+/// Parameters: scope, how many at most.
+const DELETE_SCOPE: &str = "DELETE FROM idempotency_keys WHERE rowid IN \
+     (SELECT rowid FROM idempotency_keys WHERE scope = ? LIMIT ?)";
 
 /// The statements for one table.
 pub(super) struct Statements {
@@ -50,8 +67,10 @@ pub(super) struct Statements {
     pub(super) look_up: Statement,
     pub(super) forget: Statement,
     pub(super) count: Statement,
-    pub(super) sweep: Statement,
+    pub(super) due: Statement,
+    pub(super) remove: Statement,
     pub(super) put_off: Statement,
+    pub(super) delete_scope: Statement,
 }
 
 impl Statements {
@@ -67,8 +86,68 @@ impl Statements {
             look_up: statement(statements::LOOK_UP),
             forget: statement(statements::FORGET),
             count: statement(statements::COUNT),
-            sweep: statement(statements::SWEEP),
-            put_off: statement(statements::PUT_OFF),
+            due: statement(DUE),
+            remove: statement(REMOVE),
+            put_off: statement(PUT_OFF),
+            delete_scope: statement(DELETE_SCOPE),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection, SqliteConnection};
+
+    use super::*;
+
+    async fn plan(connection: &mut SqliteConnection, statement: &Statement) -> String {
+        let explain = format!("EXPLAIN QUERY PLAN {}", statement.text().0);
+        let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(sqlx::AssertSqlSafe(explain))
+            .fetch_all(connection)
+            .await
+            .unwrap();
+        steps.into_iter().map(|(.., step)| step).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Whatever is in the table, each statement looks at the rows that it is about.
+    #[tokio::test]
+    async fn no_statement_scans_the_table() {
+        let table = Table::default();
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        let layout = table.sql(include_str!("table.sql"));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(layout))
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        let sql = Statements::new(&table);
+        let by_slot = "SEARCH idempotency_keys USING INDEX sqlite_autoindex_idempotency_keys_1 (slot=?)";
+        for statement in [
+            &sql.read,
+            &sql.renew,
+            &sql.complete,
+            &sql.release,
+            &sql.is_done,
+            &sql.look_up,
+            &sql.forget,
+        ] {
+            assert_eq!(plan(&mut connection, statement).await, by_slot);
+        }
+        // In the order of the index, so that it ends with the last row that it gives.
+        assert_eq!(
+            plan(&mut connection, &sql.due).await,
+            "SEARCH idempotency_keys USING INDEX idempotency_keys_sweep_at (sweep_at<?)"
+        );
+        for statement in [&sql.remove, &sql.put_off] {
+            let plan = plan(&mut connection, statement).await;
+            assert!(
+                plan.starts_with("SEARCH idempotency_keys USING INTEGER PRIMARY KEY (rowid=?); "),
+                "{plan}"
+            );
+        }
+        let plan = plan(&mut connection, &sql.delete_scope).await;
+        assert!(
+            plan.contains("USING COVERING INDEX idempotency_keys_scope (scope=?)"),
+            "{plan}"
+        );
     }
 }

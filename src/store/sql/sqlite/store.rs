@@ -1,60 +1,70 @@
 //! Claims and records.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::sqlite::SqliteArguments;
-use sqlx::{Row, Sqlite, SqliteExecutor};
-
 use super::SqliteStore;
-use super::error::failed;
-use crate::store::sql::begin::{BUSY, ROUNDS, Seen};
+use super::error::{failed, unanswered};
+use super::read::{Found, Read};
+use super::write::{Write, Written};
+use crate::store::sql::begin::{BUSY, ROUNDS};
 use crate::store::sql::claim::ClaimId;
+use crate::store::sql::lane::Failure;
 use crate::store::sql::unit_of_work::Unit;
-use crate::store::sql::value::{attempts, held, millis, signed};
-use crate::store::{ClaimOutcome, ClaimRequest, Held, OnLapse, Record, Slot, Store, StoreError, Token, UnitOfWork};
-
-type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
+use crate::store::sql::value::{attempts, held};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, StoreError, Token, UnitOfWork};
 
 impl Store for SqliteStore {
-    /// Reads first: replays and refusals need no lock. What is free is decided by the statement
+    /// Reads first: replays and refusals wait for no writer. What is free is decided by the statement
     /// that claims it.
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
-        let failed = |error| failed("begin", error);
+        const BEGIN: &str = "begin";
         for _ in 0..ROUNDS {
-            if let Some(seen) = self.read(begin).await.map_err(failed)?
+            let read = Read::Seen(begin.slot, begin.fingerprint);
+            if let Found::Seen(Some(seen)) = self.read(BEGIN, read).await?
                 && let Some(begun) = seen.decide(begin)?
             {
                 return Ok(begun);
             }
-            if let Some(attempt) = self.claim(begin, &self.pool).await.map_err(failed)? {
-                return Ok(ClaimOutcome::Started {
-                    attempt: attempts(attempt),
-                });
+            match self.write(BEGIN, Write::Claim(*begin)).await? {
+                Written::Claimed(attempt) => {
+                    return Ok(ClaimOutcome::Started {
+                        attempt: attempts(attempt),
+                    });
+                }
+                Written::Taken(Some(seen)) => {
+                    if let Some(begun) = seen.decide(begin)? {
+                        return Ok(begun);
+                    }
+                }
+                _ => {}
             }
         }
         Ok(BUSY)
     }
 
     async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
-        let query = sqlx::query(self.sql.renew.text())
-            .bind(millis(lease))
-            .bind(millis(lease))
-            .bind(slot.as_bytes().as_slice())
-            .bind(signed(token));
-        self.change("renew", query).await
+        self.change("renew", Write::Renew(*slot, token, lease)).await
     }
 
     async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
-        let record = record.to_bytes();
-        self.change("complete", self.completion(slot, token, &record, ttl))
-            .await
+        let complete = Write::Complete {
+            slot: *slot,
+            token,
+            record: Arc::new(record.to_bytes()),
+            ttl,
+            again: false,
+        };
+        self.change("complete", complete).await
     }
 
     async fn release(&self, slot: &Slot, token: Token) -> Result<Held, StoreError> {
-        let query = sqlx::query(self.sql.release.text())
-            .bind(slot.as_bytes().as_slice())
-            .bind(signed(token));
-        self.change("release", query).await
+        let release = Write::Release {
+            slot: *slot,
+            token,
+            again: false,
+        };
+        self.change("release", release).await
     }
 
     fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
@@ -63,57 +73,34 @@ impl Store for SqliteStore {
 }
 
 impl SqliteStore {
-    async fn read(&self, begin: &ClaimRequest) -> Result<Option<Seen>, sqlx::Error> {
-        let row = sqlx::query(self.sql.read.text())
-            .bind(begin.slot.as_bytes().as_slice())
-            .bind(begin.fingerprint.as_bytes().as_slice())
-            .fetch_optional(&self.pool)
-            .await?;
-        row.map(|row| {
-            Ok(Seen {
-                fingerprint: row.try_get("fingerprint")?,
-                token: row.try_get("token")?,
-                attempt: row.try_get("attempt")?,
-                lease_left: row.try_get("lease_left")?,
-                done: row.try_get("done")?,
-                record: row.try_get("record")?,
-            })
-        })
-        .transpose()
+    pub(super) async fn read(&self, operation: &'static str, question: Read) -> Result<Found, StoreError> {
+        self.check_pool(operation)?;
+        let found = self.own.reading.ask(question).await;
+        found.map_err(|failure| unanswered(operation, failure))
     }
 
-    /// The attempt, if it claimed the slot.
-    pub(super) async fn claim(
-        &self,
-        begin: &ClaimRequest,
-        connection: impl SqliteExecutor<'_>,
-    ) -> Result<Option<i32>, sqlx::Error> {
-        // All rows, although there is at most one: `fetch_optional` ends at the first, and would not
-        // tell that the commit after it failed.
-        let rows: Vec<i32> = sqlx::query_scalar(self.sql.claim.text())
-            .bind(begin.slot.as_bytes().as_slice())
-            .bind(begin.fingerprint.as_bytes().as_slice())
-            .bind(signed(begin.token))
-            .bind(millis(begin.lease))
-            .bind(millis(begin.ttl))
-            .bind(begin.on_lapse == OnLapse::Refuse)
-            .fetch_all(connection)
-            .await?;
-        Ok(rows.first().copied())
+    pub(super) async fn write(&self, operation: &'static str, change: Write) -> Result<Written, StoreError> {
+        self.check_pool(operation)?;
+        let written = self.own.writing.ask(change).await;
+        let written = written.map_err(|failure| unanswered(operation, failure))?;
+        written.map_err(|error| unanswered(operation, Failure::Database(error)))
     }
 
-    pub(super) fn completion<'q>(&self, slot: &'q Slot, token: Token, record: &'q [u8], ttl: Duration) -> Query<'q> {
-        sqlx::query(self.sql.complete.text())
-            .bind(record)
-            .bind(millis(ttl))
-            .bind(slot.as_bytes().as_slice())
-            .bind(signed(token))
+    /// Whoever closes the pool wants the file to be let go.
+    fn check_pool(&self, operation: &'static str) -> Result<(), StoreError> {
+        if self.pool().is_closed() {
+            self.own.reading.close();
+            self.own.writing.close();
+            return Err(failed(operation, sqlx::Error::PoolClosed));
+        }
+        Ok(())
     }
 
-    /// Runs a statement that changes a claim, and says whether it did.
-    async fn change(&self, operation: &'static str, query: Query<'_>) -> Result<Held, StoreError> {
-        let changed = query.execute(&self.pool).await;
-        let changed = changed.map_err(|error| failed(operation, error))?;
-        Ok(held(changed.rows_affected()))
+    /// Changes a claim, and says whether it was held.
+    async fn change(&self, operation: &'static str, change: Write) -> Result<Held, StoreError> {
+        match self.write(operation, change).await? {
+            Written::Rows(rows) => Ok(held(rows)),
+            _ => Ok(Held::Lost),
+        }
     }
 }

@@ -3,10 +3,17 @@
 use std::time::Duration;
 
 use super::SqliteStore;
-use super::error::{NAME, failed};
-use crate::store::StoreError;
-use crate::store::sql::statements::Statement;
+use super::error::NAME;
+use super::read::{DueRow, Found, Read};
+use super::write::{Write, Written};
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
+use crate::store::sql::value::left;
+use crate::store::{ScopeTag, StoreError};
+
+/// Rows that are removed in one transaction at most.
+const MOST_ROWS: usize = 64;
+/// Bytes of the records that are removed in one transaction, unless one record alone is larger.
+const MOST_BYTES: i64 = 512 * 1024;
 
 impl SqliteStore {
     /// Removes at most `batch` expired rows, and says how many. It is for those who sweep on their own
@@ -19,29 +26,128 @@ impl SqliteStore {
         sweep_once(self, batch).await
     }
 
-    /// Starts removing expired rows in the background, in batches of 500, one round each `every`.
+    /// Starts removing expired rows in the background, one round each `every`.
     /// Must be called on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
+    }
+
+    /// Removes the claims and records of a scope, and says how many. The lock is held for a few at a time.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for forgetting a scope"))]
+    pub(crate) async fn delete_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        loop {
+            let delete = Write::DeleteScope(*scope, MOST_ROWS as u32);
+            match self.write("forget a scope", delete).await? {
+                Written::Rows(rows @ 1..) => removed += rows,
+                _ => return Ok(removed),
+            }
+        }
     }
 }
 
 impl Sweepable for SqliteStore {
     const NAME: &'static str = NAME;
+    const ROWS: u32 = 256;
 
+    /// Looks at the rows without the lock. Then it takes a turn for each part of them, so that claims come
+    /// in between.
     async fn sweep_window(&self, _: Option<Mark>, rows: u32) -> Result<Window, StoreError> {
-        let run = async |statement: &Statement| {
-            let query = sqlx::query(statement.text()).bind(i64::from(rows));
-            let result = query.execute(&self.pool).await;
-            result.map_err(|error| failed("sweep", error))
-        };
-        run(&self.sql.put_off).await?;
-        let removed = run(&self.sql.sweep).await?.rows_affected();
-        Ok(Window {
-            removed,
-            seen: removed,
+        let mut window = Window {
+            removed: 0,
+            seen: 0,
             last: None,
             lag: Duration::ZERO,
-        })
+            took: Duration::ZERO,
+        };
+        let Found::Due(due) = self.read("sweep", Read::Due(rows)).await? else {
+            return Ok(window);
+        };
+        window.seen = due.len() as u64;
+        if let Some(last) = due.last() {
+            window.lag = left(last.lag);
+        }
+        for part in parts(&due) {
+            let (forgotten, others): (Vec<_>, Vec<_>) = part.iter().partition(|row| row.is_forgotten);
+            let handles = |rows: Vec<&DueRow>| rows.iter().map(|row| row.handle).collect();
+            let sweep = Write::Sweep {
+                forgotten: handles(forgotten),
+                others: handles(others),
+            };
+            if let Written::Swept { rows, took } = self.write("sweep", sweep).await? {
+                window.removed += rows;
+                window.took += took;
+            }
+        }
+        Ok(window)
+    }
+}
+
+/// Divides rows into parts that are removed in a few milliseconds each.
+fn parts(due: &[DueRow]) -> impl Iterator<Item = &[DueRow]> {
+    let mut rest = due;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |row: &&DueRow| {
+            bytes += row.length;
+            bytes <= MOST_BYTES
+        };
+        // One at least, however large.
+        let count = rest.iter().take(MOST_ROWS).take_while(fits).count().max(1);
+        let (part, others) = rest.split_at_checked(count)?;
+        rest = others;
+        Some(part)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Fingerprint, Slot};
+    use crate::store::{ClaimRequest, Inspect, Store};
+
+    fn tag(byte: u8) -> ScopeTag {
+        ScopeTag::from_bytes([byte; ScopeTag::LEN])
+    }
+
+    #[tokio::test]
+    async fn a_scope_is_deleted_and_the_others_stay() {
+        let path = std::env::temp_dir().join(format!("tower-idempotency-{}.db", uuid::Uuid::new_v4()));
+        let store = SqliteStore::open(&path).await.unwrap();
+        store.migrate().await.unwrap();
+        for number in 0..200_u8 {
+            let claim = ClaimRequest::new(Slot::from_bytes([number; 32]), Fingerprint::from_bytes([1; 16]));
+            let claim = claim.with_scope(tag(number % 2));
+            store.begin(&claim).await.unwrap();
+        }
+        assert_eq!(store.delete_scope(&tag(0)).await.unwrap(), 100);
+        assert_eq!(store.delete_scope(&tag(0)).await.unwrap(), 0);
+        assert_eq!(store.count().await.unwrap().running, 100);
+        for number in 0..200_u8 {
+            let entry = store.look_up(&Slot::from_bytes([number; 32])).await.unwrap();
+            assert_eq!(entry.is_some(), number % 2 == 1, "{number}");
+        }
+        store.pool().close().await;
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+        }
+    }
+
+    #[test]
+    fn parts_have_few_rows_and_few_bytes() {
+        let lengths = |parts: Vec<&[DueRow]>| parts.iter().map(|part| part.len()).collect::<Vec<_>>();
+        let due = |rows: usize, length: i64| {
+            let row = DueRow {
+                handle: 0,
+                is_forgotten: true,
+                length,
+                lag: 0,
+            };
+            vec![row; rows]
+        };
+        assert_eq!(lengths(parts(&due(150, 0)).collect()), [64, 64, 22]);
+        assert_eq!(lengths(parts(&due(7, MOST_BYTES / 3)).collect()), [3, 3, 1]);
+        assert_eq!(lengths(parts(&due(3, 2 * MOST_BYTES)).collect()), [1, 1, 1]);
+        assert!(lengths(parts(&[]).collect()).is_empty());
     }
 }

@@ -7,12 +7,15 @@ use sqlx::{Database, Pool};
 use tokio::sync::Mutex;
 
 use crate::store::sql::open::Open;
+use crate::store::sql::turns::Turns;
 
 /// One transaction, from before it begins until after it is over.
 pub(in crate::store::sql) struct Joint<DB: Database> {
     pub(super) pool: Pool<DB>,
     /// The statement that begins the transaction.
     pub(super) begin: &'static str,
+    /// Where a transaction waits for its turn. `None`: in a database with more writers than one.
+    pub(super) turns: Option<Turns>,
     /// Locked by the handler while it works in the transaction.
     pub(super) state: Arc<Mutex<State<DB>>>,
     pub(super) begun: AtomicBool,
@@ -29,10 +32,11 @@ pub(super) enum State<DB: Database> {
 }
 
 impl<DB: Database> Joint<DB> {
-    pub(in crate::store::sql) fn new(pool: Pool<DB>, begin: &'static str) -> Self {
+    pub(in crate::store::sql) fn new(pool: Pool<DB>, begin: &'static str, turns: Option<Turns>) -> Self {
         Self {
             pool,
             begin,
+            turns,
             state: Arc::new(Mutex::new(State::NotBegun)),
             begun: AtomicBool::new(false),
             given_up: Arc::default(),

@@ -88,7 +88,8 @@ impl<DB: Database> Transaction<DB> {
             State::Open(_) => {}
             State::Over => return Err(TransactionError::of(TransactionErrorKind::Over)),
             State::NotBegun => {
-                *state = State::Open(Open::begin(&joint.pool, AssertSqlSafe(joint.begin)).await?);
+                let begin = Open::begin(&joint.pool, AssertSqlSafe(joint.begin), joint.turns.as_ref());
+                *state = State::Open(begin.await?);
                 joint.begun.store(true, Ordering::Release);
             }
         }

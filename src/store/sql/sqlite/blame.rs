@@ -1,0 +1,29 @@
+//! What is to blame for an error of SQLite.
+
+use crate::store::sql::lane::Blame;
+
+/// The result code of SQLite, extended. The low byte is the primary code.
+pub(super) fn code(error: &sqlx::Error) -> Option<i32> {
+    error.as_database_error()?.code()?.parse().ok()
+}
+
+/// Whether another connection holds the lock that was waited for.
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    matches!(code(error).map(|code| code & 0xff), Some(5 | 6))
+}
+
+pub(super) fn blame(error: &sqlx::Error) -> Blame {
+    use sqlx::Error::{Io, Protocol, WorkerCrashed};
+    const CANTOPEN: i32 = 14;
+    const IOERR: i32 = 10;
+    const MISUSE: i32 = 21;
+    /// The file was moved or replaced under the connection.
+    const READONLY_DBMOVED: i32 = 1032;
+    match code(error) {
+        Some(READONLY_DBMOVED) => Blame::Connection,
+        Some(code) if matches!(code & 0xff, IOERR | CANTOPEN | MISUSE) => Blame::Connection,
+        Some(_) => Blame::Job,
+        None if matches!(error, Io(_) | Protocol(_) | WorkerCrashed) => Blame::Connection,
+        None => Blame::Job,
+    }
+}

@@ -1,0 +1,147 @@
+//! The database file of a store: how the store connects to it, and what cannot be its file.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use sqlx::{ConnectOptions, SqliteConnection, SqlitePool};
+use tokio::time::Instant;
+
+use crate::error::BoxError;
+use crate::store::sql::turns::Turns;
+
+/// The statements that a connection of the store prepares at most.
+const STATEMENTS: usize = 32;
+/// The pause before the next attempt to connect to a file whose mode another connection changes.
+const PAUSE: Duration = Duration::from_millis(10);
+/// The first version with `unixepoch('subsec')`, by which times are told.
+const OLDEST: (u32, u32) = (3, 42);
+
+/// The database file that the store's table is in.
+pub(super) struct File {
+    pool: SqlitePool,
+    /// The schema under which the pool's connections have attached it. `None`: it is their main one.
+    schema: Option<Arc<str>>,
+    /// Known after the first connection.
+    turns: OnceLock<Turns>,
+}
+
+impl File {
+    pub(super) fn new(pool: SqlitePool, schema: Option<Arc<str>>) -> Self {
+        Self {
+            pool,
+            schema,
+            turns: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn pool(&self) -> &SqlitePool {
+        &self.pool
+    }
+
+    /// The queue of those who write to the file. `None` before the store's first connection.
+    pub(super) fn turns(&self) -> Option<&Turns> {
+        self.turns.get()
+    }
+
+    /// Makes a connection of the store's own, in which the file is the main database.
+    pub(super) async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
+        if self.pool.is_closed() {
+            return Err(sqlx::Error::PoolClosed);
+        }
+        let mut options = (*self.pool.connect_options()).clone();
+        if let Some(schema) = &self.schema {
+            options = options.filename(self.attached(schema).await?);
+        }
+        let options = options
+            .statement_cache_capacity(STATEMENTS)
+            .optimize_on_close(false, None);
+        let mut connection = while_changing_mode(|| options.connect()).await?;
+        let (version, file): (String, Option<String>) =
+            sqlx::query_as("SELECT sqlite_version(), file FROM pragma_database_list WHERE name = 'main'")
+                .fetch_one(&mut connection)
+                .await?;
+        if !is_known(&version) {
+            return Err(unsuitable(format!(
+                "SQLite {version} is too old; link {}.{} or later, or use the feature `sqlite`, which brings its own",
+                OLDEST.0, OLDEST.1
+            )));
+        }
+        let Some(file) = file.filter(|file| !file.is_empty()) else {
+            return Err(unsuitable(
+                "the database is in memory, where connections do not see the same data or fail while another one \
+                 writes; open a file, or use `MemoryStore`",
+            ));
+        };
+        self.turns.get_or_init(|| Turns::of(PathBuf::from(file)));
+        Ok(connection)
+    }
+
+    /// The file that the pool's connections have attached under that name.
+    async fn attached(&self, schema: &str) -> Result<String, sqlx::Error> {
+        let file: Option<Option<String>> =
+            sqlx::query_scalar("SELECT file FROM pragma_database_list WHERE name = ?1 COLLATE NOCASE")
+                .bind(schema)
+                .fetch_optional(&self.pool)
+                .await?;
+        file.map(Option::unwrap_or_default).ok_or_else(|| {
+            unsuitable(format!(
+                "no database is attached as `{schema}`; attach it in `after_connect` of the pool's options"
+            ))
+        })
+    }
+}
+
+/// Opens a pool of connections to a file, and one connection.
+pub(super) async fn open(pool: SqlitePoolOptions, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+    while_changing_mode(|| pool.clone().connect_with(options.clone())).await
+}
+
+/// Connects. If several switch a new file to WAL at once, SQLite does not wait for its lock: it fails.
+async fn while_changing_mode<T, F>(mut connect: impl FnMut() -> F) -> Result<T, sqlx::Error>
+where
+    F: Future<Output = Result<T, sqlx::Error>>,
+{
+    let began = Instant::now();
+    loop {
+        match connect().await {
+            Err(sqlx::Error::Database(error))
+                if error.message() == "database is locked" && began.elapsed() < super::BUSY_TIMEOUT =>
+            {
+                tokio::time::sleep(PAUSE).await;
+            }
+            connected => return connected,
+        }
+    }
+}
+
+fn is_known(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= OLDEST
+}
+
+/// The error of a database that cannot be the store's.
+fn unsuitable(why: impl Into<BoxError>) -> sqlx::Error {
+    sqlx::Error::Configuration(why.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_before_the_oldest_are_not_known() {
+        for (version, known) in [
+            ("3.41.2", false),
+            ("3.42.0", true),
+            ("3.100.1", true),
+            ("4.0", true),
+            ("2.99", false),
+            ("x", false),
+        ] {
+            assert_eq!(is_known(version), known, "{version}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Reading on connections of the store's own, which waits for no writer.
+
+use std::sync::Arc;
+
+use sqlx::{Connection, Row, SqliteConnection};
+
+use super::blame::blame;
+use super::file::File;
+use super::statements::Statements;
+use crate::request::Fingerprint;
+use crate::store::Slot;
+use crate::store::sql::begin::Seen;
+use crate::store::sql::inspect::EntryRow;
+use crate::store::sql::lane::{Blame, Driver};
+
+/// Reads on connections of the store's own.
+pub(super) struct Reading {
+    pub(super) file: Arc<File>,
+    pub(super) sql: Arc<Statements>,
+}
+
+/// A question that changes nothing.
+#[derive(Clone)]
+pub(super) enum Read {
+    /// What a `begin` finds.
+    Seen(Slot, Fingerprint),
+    Entry(Slot),
+    /// The rows that the sweeper looks at next; how many at most.
+    Due(u32),
+}
+
+pub(super) enum Found {
+    Seen(Option<Seen>),
+    Entry(Option<EntryRow>),
+    Due(Vec<DueRow>),
+}
+
+/// A row that the sweeper looks at.
+#[derive(Clone)]
+pub(super) struct DueRow {
+    pub(super) handle: i64,
+    pub(super) is_forgotten: bool,
+    /// Bytes of its record.
+    pub(super) length: i64,
+    /// For how many milliseconds it has been due.
+    pub(super) lag: i64,
+}
+
+impl Driver for Reading {
+    type Connection = SqliteConnection;
+    type Job = Read;
+    type Answer = Found;
+
+    async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
+        self.file.connect().await
+    }
+
+    /// Only small questions share a batch.
+    fn joins(job: &Read, batch: &[Read]) -> bool {
+        let is_small = |job: &Read| !matches!(job, Read::Due(_));
+        is_small(job) && batch.iter().all(is_small)
+    }
+
+    async fn run(&self, connection: &mut SqliteConnection, jobs: &[Read]) -> Result<Vec<Found>, sqlx::Error> {
+        let mut found = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            found.push(match job {
+                Read::Seen(slot, fingerprint) => Found::Seen(read(connection, &self.sql, slot, fingerprint).await?),
+                Read::Entry(slot) => {
+                    let look_up = sqlx::query_as(self.sql.look_up.text()).bind(slot.as_bytes().as_slice());
+                    Found::Entry(look_up.fetch_optional(&mut *connection).await?)
+                }
+                Read::Due(most) => {
+                    let due: Vec<(i64, bool, i64, i64)> = sqlx::query_as(self.sql.due.text())
+                        .bind(most)
+                        .fetch_all(&mut *connection)
+                        .await?;
+                    let row = |(handle, is_forgotten, length, lag)| DueRow {
+                        handle,
+                        is_forgotten,
+                        length,
+                        lag,
+                    };
+                    Found::Due(due.into_iter().map(row).collect())
+                }
+            });
+        }
+        Ok(found)
+    }
+
+    fn blame(&self, error: &sqlx::Error) -> Blame {
+        blame(error)
+    }
+
+    /// Reading twice does no harm.
+    fn repeat(_: &mut Read) {}
+
+    async fn close(connection: SqliteConnection) {
+        let _ = connection.close().await;
+    }
+}
+
+/// What is in a slot, as a `begin` with that fingerprint sees it.
+pub(super) async fn read(
+    connection: &mut SqliteConnection,
+    sql: &Statements,
+    slot: &Slot,
+    fingerprint: &Fingerprint,
+) -> Result<Option<Seen>, sqlx::Error> {
+    let row = sqlx::query(sql.read.text())
+        .bind(fingerprint.as_bytes().as_slice())
+        .bind(fingerprint.as_bytes().as_slice())
+        .bind(slot.as_bytes().as_slice())
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| {
+        Ok(Seen {
+            fingerprint: row.try_get("fingerprint")?,
+            token: row.try_get("token")?,
+            attempt: row.try_get("attempt")?,
+            lease_left: row.try_get("lease_left")?,
+            done: row.try_get("done")?,
+            record: row.try_get("record")?,
+        })
+    })
+    .transpose()
+}

@@ -1,0 +1,329 @@
+//! Writing on a connection of the store's own, in turns with the transactions of handlers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{Connection, Sqlite, SqliteConnection};
+use tokio::time::Instant;
+
+use super::BEGIN;
+use super::blame::{blame, is_busy};
+use super::file::File;
+use super::read::read;
+use super::statements::Statements;
+use crate::store::sql::begin::Seen;
+use crate::store::sql::lane::{Blame, Driver};
+use crate::store::sql::statements::Statement;
+use crate::store::sql::turns::{Turn, Turns};
+use crate::store::sql::value::{millis, signed};
+use crate::store::{ClaimRequest, OnLapse, ScopeTag, Slot, Token};
+
+/// Bytes of records that are written in one transaction, so that it stays short.
+const MOST_BYTES: usize = 1024 * 1024;
+
+type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
+
+/// Writes on a connection of the store's own.
+pub(super) struct Writing {
+    pub(super) file: Arc<File>,
+    pub(super) sql: Arc<Statements>,
+}
+
+/// A change.
+#[derive(Clone)]
+pub(super) enum Write {
+    Claim(ClaimRequest),
+    Renew(Slot, Token, Duration),
+    Complete {
+        slot: Slot,
+        token: Token,
+        record: Arc<Vec<u8>>,
+        ttl: Duration,
+        /// It may have been written already.
+        again: bool,
+    },
+    Release {
+        slot: Slot,
+        token: Token,
+        /// It may have been released already.
+        again: bool,
+    },
+    Forget(Slot),
+    /// Whether a transaction that may still be open has written the record.
+    IsDone(Slot, Token),
+    /// Looks at rows that are due: those that are forgotten are removed, and the others put off.
+    Sweep {
+        forgotten: Vec<i64>,
+        others: Vec<i64>,
+    },
+    DeleteScope(ScopeTag, u32),
+}
+
+pub(super) enum Written {
+    /// The attempt, if the slot was claimed.
+    Claimed(i32),
+    /// The slot was not claimed: what is in it.
+    Taken(Option<Seen>),
+    /// How many rows were changed.
+    Rows(u64),
+    Is(bool),
+    Swept {
+        rows: u64,
+        took: Duration,
+    },
+}
+
+/// What a job came to. Errors of one job that leave the others alone are its answer.
+pub(super) type Answer = Result<Written, Arc<sqlx::Error>>;
+
+/// The connection that writes.
+pub(super) struct Writer {
+    connection: SqliteConnection,
+    /// Held while a statement may be under way. If the call is dropped, the turn goes with the connection,
+    /// and is over when that is closed.
+    turn: Option<Turn>,
+}
+
+impl Driver for Writing {
+    type Connection = Writer;
+    type Job = Write;
+    type Answer = Answer;
+
+    async fn connect(&self) -> Result<Writer, sqlx::Error> {
+        let connection = self.file.connect().await?;
+        Ok(Writer { connection, turn: None })
+    }
+
+    /// A transaction of many is short: it has few bytes to write and no rows to look for.
+    fn joins(job: &Write, batch: &[Write]) -> bool {
+        let is_short = |job: &Write| !matches!(job, Write::Sweep { .. } | Write::DeleteScope(..));
+        let bytes = |job: &Write| match job {
+            Write::Complete { record, .. } => record.len(),
+            _ => 0,
+        };
+        is_short(job) && batch.iter().all(is_short) && bytes(job) + batch.iter().map(bytes).sum::<usize>() <= MOST_BYTES
+    }
+
+    async fn ready(&self, writer: &mut Writer) {
+        if writer.turn.is_none()
+            && let Some(turns) = self.file.turns()
+        {
+            writer.turn = Some(turns.next().await);
+        }
+    }
+
+    fn is_ready(&self, writer: &mut Writer) -> bool {
+        if writer.turn.is_none() {
+            writer.turn = self.file.turns().and_then(Turns::at_once);
+        }
+        writer.turn.is_some()
+    }
+
+    fn rest(writer: &mut Writer) {
+        writer.turn = None;
+    }
+
+    async fn run(&self, writer: &mut Writer, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
+        self.ready(writer).await;
+        let answers = self.write(&mut writer.connection, jobs).await;
+        writer.turn = None;
+        match answers {
+            // Another process writes. It holds up everybody alike, so there is no use in asking one by one.
+            Err(error) if is_busy(&error) => {
+                let error = Arc::new(error);
+                Ok(jobs.iter().map(|_| Err(Arc::clone(&error))).collect())
+            }
+            answers => answers,
+        }
+    }
+
+    fn blame(&self, error: &sqlx::Error) -> Blame {
+        blame(error)
+    }
+
+    fn repeat(job: &mut Write) {
+        if let Write::Complete { again, .. } | Write::Release { again, .. } = job {
+            *again = true;
+        }
+    }
+
+    async fn close(writer: Writer) {
+        // Statements that are under way end before.
+        let _ = writer.connection.close().await;
+        drop(writer.turn);
+    }
+}
+
+impl Writing {
+    /// A job alone needs no transaction around it: mostly it is one statement.
+    async fn write(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
+        // But a transaction that may still commit is waited for by the lock that it holds.
+        if let [job] = jobs
+            && !matches!(job, Write::IsDone(..))
+        {
+            return Ok(vec![Ok(self.one(connection, job).await?)]);
+        }
+        execute(connection, BEGIN).await?;
+        let answers = match self.all(connection, jobs).await {
+            Ok(answers) => execute(connection, "COMMIT").await.map(|()| answers),
+            Err(error) => Err(error),
+        };
+        if answers.is_err() {
+            roll_back(connection).await?;
+        }
+        answers
+    }
+
+    /// Does all in an open transaction. First those who hold a claim: a renewal must not come after the
+    /// claim that takes over.
+    async fn all(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
+        let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
+        for claims in [false, true] {
+            for (job, answer) in jobs.iter().zip(&mut answers) {
+                if matches!(job, Write::Claim(_)) == claims {
+                    *answer = Some(Ok(self.one(connection, job).await?));
+                }
+            }
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    async fn one(&self, connection: &mut SqliteConnection, job: &Write) -> Result<Written, sqlx::Error> {
+        Ok(match job {
+            Write::Claim(begin) => match claim(connection, &self.sql, begin).await? {
+                Some(attempt) => Written::Claimed(attempt),
+                None => Written::Taken(read(connection, &self.sql, &begin.slot, &begin.fingerprint).await?),
+            },
+            Write::Renew(slot, token, lease) => {
+                let renew = sqlx::query(self.sql.renew.text())
+                    .bind(millis(*lease))
+                    .bind(millis(*lease))
+                    .bind(slot.as_bytes().as_slice())
+                    .bind(signed(*token));
+                Written::Rows(rows(connection, renew).await?)
+            }
+            Write::Complete {
+                slot,
+                token,
+                record,
+                ttl,
+                again,
+            } => {
+                let written = rows(connection, complete(&self.sql, slot, *token, record, *ttl)).await?;
+                let is_done = written == 0 && *again && self.is_done(connection, slot, *token).await?;
+                Written::Rows(if is_done { 1 } else { written })
+            }
+            Write::Release { slot, token, again } => {
+                let release = sqlx::query(self.sql.release.text())
+                    .bind(slot.as_bytes().as_slice())
+                    .bind(signed(*token));
+                let written = rows(connection, release).await?;
+                // If it is not held, it is released, by the first time or by another's takeover.
+                Written::Rows(if *again { 1 } else { written })
+            }
+            Write::Forget(slot) => {
+                // All rows, as in `claim`.
+                let known: Vec<bool> = sqlx::query_scalar(self.sql.forget.text())
+                    .bind(slot.as_bytes().as_slice())
+                    .fetch_all(connection)
+                    .await?;
+                Written::Is(known == [true])
+            }
+            Write::IsDone(slot, token) => Written::Is(self.is_done(connection, slot, *token).await?),
+            Write::Sweep { forgotten, others } => {
+                let began = Instant::now();
+                if !others.is_empty() {
+                    rows(connection, of_rows(&self.sql.put_off, others)).await?;
+                }
+                let removed = match forgotten[..] {
+                    [] => 0,
+                    _ => rows(connection, of_rows(&self.sql.remove, forgotten)).await?,
+                };
+                Written::Swept {
+                    rows: removed,
+                    took: began.elapsed(),
+                }
+            }
+            Write::DeleteScope(scope, most) => {
+                let delete = sqlx::query(self.sql.delete_scope.text())
+                    .bind(scope.as_bytes().as_slice())
+                    .bind(most);
+                Written::Rows(rows(connection, delete).await?)
+            }
+        })
+    }
+
+    async fn is_done(&self, connection: &mut SqliteConnection, slot: &Slot, token: Token) -> Result<bool, sqlx::Error> {
+        let done: Option<bool> = sqlx::query_scalar(self.sql.is_done.text())
+            .bind(signed(token))
+            .bind(slot.as_bytes().as_slice())
+            .fetch_optional(connection)
+            .await?;
+        Ok(done == Some(true))
+    }
+}
+
+/// The attempt, if it claims the slot.
+pub(super) async fn claim(
+    connection: &mut SqliteConnection,
+    sql: &Statements,
+    begin: &ClaimRequest,
+) -> Result<Option<i32>, sqlx::Error> {
+    let (lease, ttl) = (millis(begin.lease), millis(begin.ttl));
+    // All rows, although there is at most one: `fetch_optional` ends at the first, and would not tell that
+    // the commit after it failed.
+    let rows: Vec<i32> = sqlx::query_scalar(sql.claim.text())
+        .bind(begin.slot.as_bytes().as_slice())
+        .bind(begin.scope.as_bytes().as_slice())
+        .bind(begin.fingerprint.as_bytes().as_slice())
+        .bind(signed(begin.token))
+        .bind(lease)
+        .bind(lease + ttl)
+        .bind(lease + ttl)
+        .bind(begin.on_lapse == OnLapse::Refuse)
+        .fetch_all(connection)
+        .await?;
+    Ok(rows.first().copied())
+}
+
+/// Writes the record of a claim that is held.
+pub(super) fn complete<'q>(
+    sql: &Statements,
+    slot: &'q Slot,
+    token: Token,
+    record: &'q [u8],
+    ttl: Duration,
+) -> Query<'q> {
+    sqlx::query(sql.complete.text())
+        .bind(record)
+        .bind(millis(ttl))
+        .bind(slot.as_bytes().as_slice())
+        .bind(signed(token))
+}
+
+/// A statement for rows by their handles.
+fn of_rows<'q>(statement: &Statement, rows: &[i64]) -> Query<'q> {
+    let rows: Vec<_> = rows.iter().map(i64::to_string).collect();
+    sqlx::query(statement.text()).bind(format!("[{}]", rows.join(",")))
+}
+
+async fn rows(connection: &mut SqliteConnection, query: Query<'_>) -> Result<u64, sqlx::Error> {
+    Ok(query.execute(connection).await?.rows_affected())
+}
+
+async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {
+    sqlx::query(sql).execute(connection).await.map(drop)
+}
+
+/// Rolls back what failed. SQLite has done it itself after some errors, such as a full disk.
+async fn roll_back(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    match execute(connection, "ROLLBACK").await {
+        Err(sqlx::Error::Database(error)) if error.message().contains("no transaction is active") => Ok(()),
+        // The connection cannot be used as it is.
+        Err(error) => Err(sqlx::Error::Protocol(format!(
+            "the transaction could not be rolled back: {error}"
+        ))),
+        Ok(()) => Ok(()),
+    }
+}

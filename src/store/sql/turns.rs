@@ -1,0 +1,104 @@
+//! Turns to write, in a database that has one writer at a time.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+
+use tokio::sync::{Mutex as Queue, OwnedMutexGuard};
+
+/// The queues of the databases that are in use, by file: pools and stores on one file share one.
+static QUEUES: LazyLock<Mutex<HashMap<PathBuf, Weak<Queue<()>>>>> = LazyLock::new(Mutex::default);
+
+/// The queue of all who write to one database in this process: first come, first served.
+///
+/// A database with one writer lets the others poll its lock. Whoever polls at the right moment wins, and
+/// the others sleep longer each time. In a queue, each is woken when it is its turn.
+#[derive(Debug, Clone)]
+pub(super) struct Turns(Arc<Queue<()>>);
+
+/// A turn to write. It is over when this is dropped.
+#[derive(Debug)]
+#[must_use = "the turn is over when it is dropped"]
+pub(super) struct Turn {
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Turns {
+    /// The queue of the database in that file. The path is one that all who open the file agree on.
+    pub(super) fn of(file: PathBuf) -> Self {
+        let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(queue) = queues.get(&file).and_then(Weak::upgrade) {
+            return Self(queue);
+        }
+        queues.retain(|_, queue| queue.strong_count() > 0);
+        let queue = Arc::default();
+        queues.insert(file, Arc::downgrade(&queue));
+        Self(queue)
+    }
+
+    /// Waits for a turn. A caller that gives up leaves the queue.
+    pub(super) async fn next(&self) -> Turn {
+        let _turn = Arc::clone(&self.0).lock_owned().await;
+        Turn { _turn }
+    }
+
+    /// A turn, if nobody has one or waits for one.
+    pub(super) fn at_once(&self) -> Option<Turn> {
+        let _turn = Arc::clone(&self.0).try_lock_owned().ok()?;
+        Some(Turn { _turn })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn whoever_opens_one_file_waits_in_one_queue() {
+        let (one, same, other) = (
+            Turns::of("/a/b.db".into()),
+            Turns::of("/a/b.db".into()),
+            Turns::of("/a/c.db".into()),
+        );
+        let turn = one.at_once().unwrap();
+        assert!(same.at_once().is_none());
+        assert!(other.at_once().is_some());
+        drop(turn);
+        assert!(same.at_once().is_some());
+    }
+
+    #[test]
+    fn a_file_that_nobody_uses_has_no_queue() {
+        let of = |path: &str| drop(Turns::of(path.into()));
+        of("/forgotten/1.db");
+        of("/forgotten/2.db");
+        let queues = QUEUES.lock().unwrap();
+        assert!(!queues.contains_key(&PathBuf::from("/forgotten/1.db")));
+    }
+
+    #[test]
+    fn turns_are_taken_in_order_and_those_who_left_are_passed_over() {
+        let turns = Turns::of("/order.db".into());
+        let first = turns.at_once().unwrap();
+        let mut second = Box::pin(turns.next());
+        let mut third = Box::pin(turns.next());
+        let mut fourth = Box::pin(turns.next());
+        for waiting in [&mut second, &mut third, &mut fourth] {
+            assert!(waiting.now_or_never().is_none());
+        }
+        drop(first);
+        assert!(
+            turns.at_once().is_none(),
+            "it is the turn of the one that waited longest"
+        );
+        assert!((&mut third).now_or_never().is_none());
+        drop(third);
+        let turn = second.now_or_never().expect("its turn");
+        assert!((&mut fourth).now_or_never().is_none());
+        drop(turn);
+        drop(fourth.now_or_never().expect("its turn"));
+        assert!(turns.at_once().is_some());
+    }
+}
