@@ -18,4 +18,5 @@ mod layer {
     mod reconcile;
     mod secrets;
     mod tcp;
+    mod uploads;
 }
