@@ -12,6 +12,7 @@ mod fuzz_targets {
     pub(crate) mod record;
     pub(crate) mod service;
     pub(crate) mod stores;
+    pub(crate) mod uploads;
 }
 
 use std::cell::Cell;
@@ -106,4 +107,9 @@ fn service() {
 #[test]
 fn stores() {
     replay("stores", fuzz_targets::stores::run);
+}
+
+#[test]
+fn uploads() {
+    replay("uploads", fuzz_targets::uploads::run);
 }

@@ -20,4 +20,5 @@ mod layer {
     mod reconcile;
     mod secrets;
     mod tcp;
+    mod uploads;
 }

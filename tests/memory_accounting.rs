@@ -1,5 +1,9 @@
-//! What the memory store holds of the heap, beside what it counts, and what large answers take: measured by a counting allocator,
-//! so that nothing depends on time or on the machine.
+//! What the memory store holds of the heap, beside what it counts, and what uploads and large answers
+//! take: measured by a counting allocator, so that nothing depends on time or on the machine.
+
+mod memory_accounting {
+    mod uploads;
+}
 
 use std::alloc::System;
 use std::convert::Infallible;

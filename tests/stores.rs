@@ -22,6 +22,7 @@ mod stores {
     mod sqlite;
     #[cfg(all(feature = "sealed", feature = "tiered"))]
     mod tiered;
+    mod uploads;
     #[cfg(all(feature = "sealed", feature = "tiered"))]
     mod work;
 }

@@ -15,3 +15,5 @@ pub mod record;
 pub mod service;
 #[path = "../../tests/fuzz_targets/stores.rs"]
 pub mod stores;
+#[path = "../../tests/fuzz_targets/uploads.rs"]
+pub mod uploads;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::admit::Admission;
-use super::compare::to_compare;
+use super::compare::{Comparing, Known};
 use super::detach::Running;
 use super::ended::Disconnected;
 use super::exchange::Exchange;
@@ -86,16 +86,21 @@ impl<S, St: Store> Exchange<S, St> {
         S: GuardedService<B>,
         B: GuardedBody,
     {
-        let first = match &found {
-            ClaimOutcome::Done(record) => to_compare(record, fingerprint, &body),
-            _ => Ok(None),
+        let ClaimOutcome::Done(record) = found else {
+            body.refuse(&self.parts.headers);
+            let answered = self.answer(found);
+            return Stage::answered(answered.unwrap_or_else(|error| self.refuse_for_store(&error)));
         };
-        let answered = match (first, found) {
-            (Ok(Some(first)), ClaimOutcome::Done(record)) => {
-                return Stage::comparing(self, body, record, first);
+        let answered = match self.compare(&record, fingerprint, &body) {
+            Ok(Known::Asks(first)) => {
+                return match Comparing::new(self, body, record, first) {
+                    Ok(comparing) => Stage::Comparing { comparing },
+                    Err(exchange) => Stage::answered(exchange.refuse(Problem::key_reused())),
+                };
             }
-            (Ok(_), found) => self.answer(found),
-            (Err(error), _) => Err(error),
+            Ok(Known::Same) => self.answer(ClaimOutcome::Done(record)),
+            Ok(Known::Other) => self.answer(ClaimOutcome::Mismatch),
+            Err(error) => Err(error),
         };
         body.refuse(&self.parts.headers);
         // A record that cannot be read says that the operation was done.

@@ -61,27 +61,24 @@ where
     remove_marker(&mut head.headers, &claim.guard.config);
     async move {
         let mut read = read_to_keep(claim, &asked.method, verdict, &mut head, body, cancelled.as_ref()).await;
-        // Boxed, so that uploads take no space in the futures of other requests.
-        if let Some(upload) = claim.upload.clone()
-            && let Some(problem) = Box::pin(end_upload(claim, &*upload, &head, &mut read, cancelled.as_ref())).await
-        {
-            let reopens = matches!(
-                read,
-                Read::Settle {
-                    settlement: Settlement::Lapse,
-                    ..
-                }
-            );
-            drop(read);
-            claim
-                .settle(if reopens {
-                    Settlement::Lapse
-                } else {
-                    Settlement::Release
-                })
-                .await;
-            upload.abandon();
-            return refuse_instead(claim, &problem, asked.head);
+        if let Some(upload) = claim.upload.clone() {
+            // Boxed, so that uploads take no space in the futures of other requests.
+            let ended = Box::pin(end_upload(claim, &*upload, &head, &mut read, cancelled.as_ref())).await;
+            if let Err(problem) = ended {
+                let settlement = match read {
+                    Read::Settle {
+                        settlement: Settlement::Lapse,
+                        ..
+                    } => Settlement::Lapse,
+                    _ => Settlement::Release,
+                };
+                claim.settle(settlement).await;
+                upload.abandon();
+                return refuse_instead(claim, &problem, asked.head);
+            }
+            if matches!(read, Read::Settle { .. }) {
+                claim.upload = None;
+            }
         }
         let tally = |claim: &Claim<St>, outcome| {
             let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
@@ -150,7 +147,7 @@ pub(crate) fn remove_marker(headers: &mut HeaderMap, config: &Config) {
     }
 }
 
-/// Lets a streamed body end, and changes what is kept accordingly. With a problem, nothing is to be kept: the
+/// Lets a streamed body end, and changes what is kept accordingly. If it fails, nothing is to be kept: the
 /// handler answered to a body that was none.
 async fn end_upload<RB, St>(
     claim: &Claim<St>,
@@ -158,14 +155,14 @@ async fn end_upload<RB, St>(
     head: &response::Parts,
     read: &mut Read<RB>,
     cancelled: Option<&Disconnected>,
-) -> Option<Problem>
+) -> Result<(), Problem>
 where
     RB: Body<Data = Bytes>,
     St: Store,
 {
     let config = &claim.guard.config;
     let (stores, was_read) = match read {
-        Read::Settle { panicked: Some(_), .. } => return None,
+        Read::Settle { panicked: Some(_), .. } => return Ok(()),
         Read::Settle {
             settlement, outcome, ..
         } => (
@@ -185,10 +182,10 @@ where
     } = read
     else {
         // What is kept of a stream is made when it ends.
-        return uploaded.into_problem();
+        return uploaded.into_problem().map_or(Ok(()), Err);
     };
     match (uploaded, &mut *settlement) {
-        (Uploaded::Failed(problem), _) => return Some(problem),
+        (Uploaded::Failed(problem), _) => return Err(problem),
         (Uploaded::Whole(Some(print)), Settlement::Complete { record, .. }) => *record = record.with_body(&print),
         (Uploaded::RestMissing | Uploaded::GoesOn, Settlement::Complete { record, .. }) if was_read => {
             *record = not_retained(head)(claim.fingerprint);
@@ -200,7 +197,7 @@ where
         }
         _ => {}
     }
-    None
+    Ok(())
 }
 
 /// Why the answer would be a lie: what it speaks of is not there.

@@ -29,25 +29,6 @@ impl<B: GuardedBody> Received<B> {
         }
     }
 
-    /// What will look on, if it is streamed.
-    pub(crate) fn arrival(&self) -> Option<&Arrival> {
-        match self {
-            Self::Unread { arrival, .. } => arrival.as_deref(),
-            Self::Whole(_) => None,
-        }
-    }
-
-    /// The body for the layer alone, if it is streamed.
-    pub(crate) fn into_upload(self) -> Option<Arc<dyn Upload>> {
-        match self {
-            Self::Unread {
-                body,
-                arrival: Some(arrival),
-            } => Some(arrival.meet(body)),
-            _ => None,
-        }
-    }
-
     /// As the service takes it.
     pub(crate) fn into_body(self) -> B {
         match self {

@@ -8,11 +8,9 @@ use super::detach::{Admitting, Running};
 use super::exchange::Exchange;
 use super::grpc::UnaryRequest;
 use super::received::Received;
-use crate::answer::Problem;
 use crate::body::{Collect, ResponseBody, Unread};
 use crate::bounds::{GuardedBody, GuardedService};
-use crate::request::fingerprint::BodyPrint;
-use crate::store::{Record, Store};
+use crate::store::Store;
 
 pin_project! {
     #[project = StageProj]
@@ -57,21 +55,6 @@ where
             body: Collect::new(Unread::new(body), limit),
             exchange: Some(exchange),
             unary: None,
-        }
-    }
-
-    /// Compares the body of a duplicate with the first one.
-    pub(crate) fn comparing(
-        exchange: Box<Exchange<S, St>>,
-        body: Received<B>,
-        record: Record,
-        first: BodyPrint,
-    ) -> Self {
-        match body.into_upload() {
-            Some(upload) => Self::Comparing {
-                comparing: Comparing::new(exchange, upload, record, first),
-            },
-            None => Self::answered(exchange.refuse(Problem::key_reused())),
         }
     }
 

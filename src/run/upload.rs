@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::request::Parts;
 use smallvec::SmallVec;
 
@@ -30,7 +31,17 @@ pub(crate) struct Arrival {
     vouched: SmallVec<[Vouch; 2]>,
     /// Once it has ended whole.
     print: Option<BodyPrint>,
+    held: Held,
     expects_continue: bool,
+}
+
+/// What is held of a body, to compare it with one that was.
+enum Held {
+    Nothing,
+    /// So much of it, and no more than the limit.
+    UpTo(usize, Vec<u8>),
+    /// It is longer than a body that is held may be.
+    TooLong,
 }
 
 impl Arrival {
@@ -45,9 +56,15 @@ impl Arrival {
             check: declared.map(|declared| declared.check()),
             vouched: vouched.unwrap_or_default(),
             print: None,
+            held: Held::Nothing,
             expects_continue: expects_continue(&parts.headers),
         };
         Ok((fingerprint, Box::new(arrival)))
+    }
+
+    /// Holds the body, if it has no more bytes.
+    pub(crate) fn hold(&mut self, limit: usize) {
+        self.held = Held::UpTo(limit, Vec::new());
     }
 
     /// Looks on from now on.
@@ -69,6 +86,13 @@ impl Witness for Arrival {
         }
         if let Some(check) = &mut self.check {
             check.data(data);
+        }
+        if let Held::UpTo(limit, held) = &mut self.held {
+            if held.len().saturating_add(data.len()) > *limit {
+                self.held = Held::TooLong;
+            } else {
+                held.extend_from_slice(data);
+            }
         }
     }
 
@@ -92,6 +116,8 @@ pub(crate) trait Upload: Send + Sync {
     fn ended(&self) -> Option<Ended>;
     /// What counts of it. `None`: nothing, or it has not ended whole.
     fn print(&self) -> Option<BodyPrint>;
+    /// The body, if it was to be held and is not too long.
+    fn held(&self) -> Option<Bytes>;
     fn limit(&self) -> usize;
     /// Nobody wants the rest.
     fn abandon(&self);
@@ -108,6 +134,13 @@ impl<B: GuardedBody> Upload for Tee<B, Arrival> {
 
     fn print(&self) -> Option<BodyPrint> {
         self.witness(|arrival| arrival.print.clone())
+    }
+
+    fn held(&self) -> Option<Bytes> {
+        self.witness(|arrival| match &arrival.held {
+            Held::UpTo(_, held) => Some(Bytes::copy_from_slice(held)),
+            Held::Nothing | Held::TooLong => None,
+        })
     }
 
     fn limit(&self) -> usize {

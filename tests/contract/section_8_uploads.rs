@@ -627,7 +627,7 @@ async fn contract_8_4_a_handler_that_panics_over_a_broken_body_ends_as_the_polic
 }
 
 #[tokio::test(start_paused = true)]
-async fn contract_8_a_slow_body_has_all_the_time_it_needs() {
+async fn contract_8_1_a_slow_body_has_all_the_time_it_needs() {
     let uploads = Uploads::new(Reads::All);
     let gate = Gate::default();
     let body = scripted([data("one"), Step::Stop(gate.clone()), data(" two")]);
@@ -651,7 +651,7 @@ async fn contract_8_a_slow_body_has_all_the_time_it_needs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn contract_8_a_lapsed_upload_is_taken_over_and_the_late_one_is_fenced_off() {
+async fn contract_8_7_a_lapsed_upload_is_taken_over_and_the_late_one_is_fenced_off() {
     let uploads = Uploads::new(Reads::All);
     let gate = Gate::default();
     let body = scripted([data("one"), Step::Stop(gate.clone()), data(" two")]);
@@ -670,7 +670,7 @@ async fn contract_8_a_lapsed_upload_is_taken_over_and_the_late_one_is_fenced_off
 }
 
 #[tokio::test(start_paused = true)]
-async fn contract_8_a_reconciler_is_told_that_the_body_is_not_there() {
+async fn contract_8_7_a_reconciler_is_told_that_the_body_is_not_there() {
     let asked = Count::default();
     let asks = asked.clone();
     let uploads = Uploads::with(Reads::All, move |builder| {
@@ -706,7 +706,7 @@ async fn contract_8_a_reconciler_is_told_that_the_body_is_not_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn contract_8_a_lapsed_upload_can_be_refused() {
+async fn contract_8_7_a_lapsed_upload_can_be_refused() {
     let uploads = Uploads::with(Reads::All, |builder| {
         builder.policy(Policy::default().on_lapse(OnLapse::Refuse))
     });
@@ -750,7 +750,7 @@ async fn contract_8_the_store_fails_before_or_after() {
 }
 
 #[tokio::test]
-async fn contract_8_a_record_whose_body_cannot_be_read_lets_nothing_run() {
+async fn contract_8_3_a_record_whose_body_cannot_be_read_lets_nothing_run() {
     let uploads = Uploads::new(Reads::All);
     let first = uploads.send("one").await;
     assert_eq!(first.status, 201);
@@ -764,8 +764,58 @@ async fn contract_8_a_record_whose_body_cannot_be_read_lets_nothing_run() {
     uploads.send("one").await.assert_replay_of(&first);
 }
 
+/// Routes of both kinds share keys, and a deploy may switch.
 #[tokio::test]
-async fn contract_8_records_of_the_other_setting_are_replayed() {
+async fn contract_8_8_requests_are_compared_with_those_of_the_other_setting() {
+    for (source, path_counts) in [
+        (FingerprintSource::request(), true),
+        (FingerprintSource::canonical_json(), true),
+        (FingerprintSource::json_fields(["/a"]), true),
+        (FingerprintSource::request().without(["/b"]), true),
+        (FingerprintSource::body(), false),
+    ] {
+        let store = Scripted::default();
+        let receiver = Receiver::default();
+        let build = |streams: bool| {
+            let builder = IdempotencyLayer::builder(store.clone()).fingerprint(source.clone());
+            let builder = builder.max_request_body(1000);
+            let builder = if streams {
+                builder.stream_request_bodies(MIB)
+            } else {
+                builder
+            };
+            receiver.behind(&builder.build().unwrap(), Reads::All)
+        };
+        for (key, before, after) in [("a", build(false), build(true)), ("b", build(true), build(false))] {
+            let send = async |service, path, body: &str| {
+                let headers = [("idempotency-key", key)];
+                send(service, request("POST", path, &headers, body.to_owned())).await
+            };
+            let body = r#"{"a":1}"#;
+            let first = send(&before, "/", body).await;
+            assert_eq!(first.outcome(), "executed");
+            for service in [&after, &before] {
+                send(service, "/", body).await.assert_replay_of(&first);
+                send(service, "/", r#"{"a":2}"#).await.assert_problem(422, "key-reused");
+                send(service, "/", "").await.assert_problem(422, "key-reused");
+                let elsewhere = send(service, "/other", body).await;
+                match path_counts {
+                    true => elsewhere.assert_problem(422, "key-reused"),
+                    false => elsewhere.assert_replay_of(&first),
+                }
+            }
+            // More than what is held is another body.
+            let long = format!("{body}{}", " ".repeat(1000));
+            let long = send(&after, "/", &long).await;
+            assert!([413, 422].contains(&long.status.as_u16()), "{long:?}");
+            send(&after, "/", body).await.assert_replay_of(&first);
+        }
+        assert_eq!(receiver.runs.get(), 2, "{source:?}");
+    }
+}
+
+#[tokio::test]
+async fn contract_8_8_a_tombstone_without_a_body_is_compared_by_its_head() {
     let store = Scripted::default();
     let receiver = Receiver::default();
     let build = |streams: bool| {
@@ -775,15 +825,40 @@ async fn contract_8_records_of_the_other_setting_are_replayed() {
         } else {
             builder
         };
+        receiver.behind(&builder.build().unwrap(), Reads::Nothing)
+    };
+    let broken = scripted([data("one"), Step::Fail]);
+    let first = send(&build(true), upload("/", &[], broken)).await;
+    assert_eq!(first.outcome(), "sealed");
+    for service in [build(true), build(false)] {
+        let retry = send(&service, upload("/", &[], "any body")).await;
+        retry.assert_problem(409, "response-not-retained");
+        let other = send(&service, upload("/other", &[], "any body")).await;
+        other.assert_problem(422, "key-reused");
+    }
+}
+
+#[tokio::test]
+async fn contract_8_8_another_rule_is_not_compared() {
+    let store = Scripted::default();
+    let receiver = Receiver::default();
+    let build = |streams: bool, source: FingerprintSource| {
+        let builder = IdempotencyLayer::builder(store.clone()).fingerprint(source);
+        let builder = if streams {
+            builder.stream_request_bodies(MIB)
+        } else {
+            builder
+        };
         receiver.behind(&builder.build().unwrap(), Reads::All)
     };
-    for (key, before, after) in [("a", build(false), build(true)), ("b", build(true), build(false))] {
+    for (key, streams) in [("a", [true, true]), ("b", [true, false]), ("c", [false, true])] {
         let headers = [("idempotency-key", key)];
+        let before = build(streams[0], FingerprintSource::request());
         let first = send(&before, request("POST", "/", &headers, "one")).await;
-        for body in ["one", "other"] {
-            let retry = send(&after, request("POST", "/", &headers, body)).await;
-            retry.assert_replay_of(&first);
-        }
+        let after = build(streams[1], FingerprintSource::body());
+        send(&after, request("POST", "/", &headers, "other"))
+            .await
+            .assert_replay_of(&first);
     }
 }
 

@@ -173,12 +173,7 @@ impl Server {
     }
 
     async fn connect(&self) -> Raw {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Raw {
-            stream,
-            read: Vec::new(),
-        }
+        Raw::connect(self.address).await
     }
 
     async fn http1(&self) -> http1::SendRequest<Full<Bytes>> {
@@ -237,32 +232,32 @@ fn post(path: &str, key: &str, body: &str) -> Request<Full<Bytes>> {
 }
 
 /// A connection on which each byte is the test's own.
-struct Raw {
-    stream: TcpStream,
+pub(super) struct Raw {
+    pub(super) stream: TcpStream,
     read: Vec<u8>,
 }
 
 /// One response as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct RawResponse {
-    status: u16,
+pub(super) struct RawResponse {
+    pub(super) status: u16,
     /// Lower-case names, in the order of the wire.
     headers: Vec<(String, String)>,
     /// As it came, chunks and trailers included.
     wire: Vec<u8>,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
     trailers: String,
 }
 
 impl RawResponse {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.headers.iter().filter(|(n, _)| n == name);
         let value = lines.next().map(|(_, value)| value.as_str());
         assert!(lines.next().is_none(), "{name} stands twice in {self:?}");
         value
     }
 
-    fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 
@@ -276,8 +271,17 @@ impl RawResponse {
 }
 
 impl Raw {
+    pub(super) async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            read: Vec::new(),
+        }
+    }
+
     /// Sends as much as the peer takes; whether it took all.
-    async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+    pub(super) async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.write_all(bytes.as_ref()).await.is_ok()
     }
 
@@ -293,7 +297,7 @@ impl Raw {
     }
 
     /// The bytes up to and with that mark.
-    async fn take_until(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
+    pub(super) async fn take_until(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = self.read.windows(mark.len()).position(|window| window == mark) {
                 return Some(self.read.drain(..at + mark.len()).collect());
@@ -314,7 +318,7 @@ impl Raw {
     }
 
     /// The next response, or none if the connection was closed.
-    async fn response(&mut self) -> Option<RawResponse> {
+    pub(super) async fn response(&mut self) -> Option<RawResponse> {
         self.response_to("POST").await
     }
 
@@ -366,7 +370,7 @@ impl Raw {
     }
 
     /// Waits until the peer has closed.
-    async fn closed(&mut self) {
+    pub(super) async fn closed(&mut self) {
         while self.fill().await {}
     }
 }

@@ -97,8 +97,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     ///   ([`canonical_json`](crate::FingerprintSource::canonical_json),
     ///   [`json_fields`](crate::FingerprintSource::json_fields),
     ///   [`without`](crate::FingerprintSource::without)). A longer text counts by its bytes.
-    /// - Records of a layer with the other setting are not comparable, as after any change of the fingerprint's
-    ///   rule: they are replayed.
+    /// - Routes of both kinds can share a store and a scope: a request is compared with one of the other kind once
+    ///   that is done. A streamed duplicate is then held, up to `max_request_body`.
     ///
     /// The service's request body must be one that can be made from a stream; see
     /// [`GuardedBody::from_streamed`](crate::GuardedBody::from_streamed). A limit of 0, a key in the body, a

@@ -44,10 +44,9 @@ impl FingerprintSource {
         if !matches!(self.covers, Covers::Body) {
             target(&mut digest, parts);
         }
-        // The sources take seven of the sixteen numbers that the four bits of a rule have.
         let [first, second] = self.rule;
         HeadPrint {
-            fingerprint: Fingerprint::new([first | 0x80, second], &digest.finish()),
+            fingerprint: Fingerprint::new([first | Fingerprint::STREAMED, second], &digest.finish()),
             body: Some(BodyDigest::new(self, &parts.headers, json_limit)),
         }
     }

@@ -77,6 +77,20 @@ impl Fingerprint {
         self.is_same_rule(other) && self != other
     }
 
+    /// Whether both are of one source, and one is of a request whose body is streamed and the other is not.
+    /// Each says of its request what the other does not.
+    pub(crate) fn differs_in_streaming(&self, other: &Self) -> bool {
+        self.0[0] ^ other.0[0] == Self::STREAMED && self.0[1] == other.0[1]
+    }
+
+    /// The bit of the rule of a request whose body is streamed. The sources take seven of the sixteen numbers
+    /// that the first four bits of a rule have.
+    const STREAMED: u8 = 0x80;
+
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.0[0] & Self::STREAMED != 0
+    }
+
     /// Of a rule and the digest of what it covers.
     fn new(rule: [u8; Self::RULE], digest: &[u8; 32]) -> Self {
         let mut bytes = [0; Self::LEN];

@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use super::harness::Harness;
 use super::probe::{Probe, alike, named, random_slot, random_token, response};
+use crate::request::fingerprint::BodyPrint;
 use crate::request::{Fingerprint, Slot};
-use crate::store::{ClaimOutcome, ClaimRequest, Held, Machine, Millis, OnLapse, Store, Token};
+use crate::store::{ClaimOutcome, ClaimRequest, Held, Machine, Millis, OnLapse, Record, Store, Token};
 
 const SLOTS: usize = 6;
 const STEPS: u32 = 40;
@@ -68,7 +69,7 @@ async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64) -> Result<(), TooS
                     (answer.map(Answer::Held), Answer::Held(expected))
                 }
                 Call::Complete(token, print, ttl) => {
-                    let record = response(*print, &token.0.to_le_bytes());
+                    let record = record_of(*print, *token);
                     let answer = probe.store.complete(&slot.slot, *token, &record, *ttl).await;
                     let expected = slot.machine.complete(*token, &record, *ttl, now);
                     (answer.map(Answer::Held), Answer::Held(expected))
@@ -105,6 +106,20 @@ async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64) -> Result<(), TooS
         }
     }
     Ok(())
+}
+
+/// A record of which every other one knows the body of its request, which was streamed: the claim's
+/// fingerprint was of the head alone.
+fn record_of(print: Fingerprint, token: Token) -> Record {
+    let bytes = token.0.to_le_bytes();
+    let record = response(print, &bytes);
+    if token.0 & 1 == 0 {
+        return record;
+    }
+    record.with_body(&BodyPrint {
+        digest: *print.as_bytes(),
+        vouched: std::iter::once(*print.as_bytes()).collect(),
+    })
 }
 
 /// The store's time as far as it can be told from here: what was let pass, and what calls took.

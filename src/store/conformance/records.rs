@@ -4,6 +4,7 @@ use http::StatusCode;
 
 use super::harness::Harness;
 use super::probe::Probe;
+use crate::request::fingerprint::BodyPrint;
 use crate::store::Record;
 use crate::store::{ClaimOutcome, Held};
 
@@ -47,6 +48,24 @@ pub(super) async fn a_tombstone_comes_back<H: Harness>(slot: Probe<'_, H>) {
         &Record::response_not_retained(slot.fingerprint, StatusCode::ACCEPTED),
     )
     .await;
+}
+
+/// The claim is of a request whose body was not there yet; its record knows the body.
+pub(super) async fn a_record_that_knows_the_body_of_its_request_comes_back<H: Harness>(slot: Probe<'_, H>) {
+    for vouched in [&[][..], &[[0; 16]], &[[0xff; 16], [0x0a; 16]]] {
+        for is_response in [true, false] {
+            let slot = slot.elsewhere();
+            let record = match is_response {
+                true => slot.response(b"an answer"),
+                false => Record::outcome_unknown(slot.fingerprint),
+            };
+            let body = BodyPrint {
+                digest: *slot.fingerprint.as_bytes(),
+                vouched: vouched.into(),
+            };
+            keep(&slot, &record.with_body(&body)).await;
+        }
+    }
 }
 
 async fn keep<H: Harness>(slot: &Probe<'_, H>, record: &Record) {

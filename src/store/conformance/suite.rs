@@ -80,6 +80,7 @@ pub fn checks<H: Harness>() -> Vec<Check<H>> {
         records::a_record_comes_back_byte_for_byte,
         records::a_large_record_comes_back_whole,
         records::a_tombstone_comes_back,
+        records::a_record_that_knows_the_body_of_its_request_comes_back,
         races::one_of_many_begins_starts,
         races::one_of_many_takes_a_lapsed_claim_over,
         races::one_of_many_completes_counts,

@@ -25,6 +25,7 @@ mod commits;
 mod lost_connections;
 mod roll_backs;
 mod shop;
+mod uploads;
 
 use std::fmt;
 use std::future::Future;
