@@ -52,6 +52,7 @@ const HELD: &str = "slot = ? AND token = ? AND record IS NULL AND forget_at > {n
 ///
 /// `forget_at` is first: a database that evaluates assignments from left to right, as MySQL does,
 /// would otherwise subtract the new `lease_until`.
+#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "PostgreSQL has its own"))]
 pub(super) const RENEW: &str = "UPDATE idempotency_keys SET \
      forget_at = {from_now} + (forget_at - lease_until), lease_until = {from_now} WHERE {held}";
 
@@ -80,11 +81,13 @@ pub(super) const COUNT: &str = "SELECT \
      count(record) FROM idempotency_keys WHERE forget_at > {now}";
 
 /// Removes rows that are forgotten. Parameter: how many at most.
+#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "PostgreSQL has its own"))]
 pub(super) const SWEEP: &str = "DELETE FROM idempotency_keys WHERE slot IN (SELECT slot FROM idempotency_keys \
      WHERE sweep_at <= {now} AND forget_at <= {now} ORDER BY sweep_at LIMIT ? {skip_locked})";
 
 /// Lets the sweeper come back later to rows that are due but live longer than was planned.
 /// Parameter: how many at most.
+#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "PostgreSQL has its own"))]
 pub(super) const PUT_OFF: &str = "UPDATE idempotency_keys SET sweep_at = forget_at WHERE slot IN (SELECT slot FROM idempotency_keys \
      WHERE sweep_at <= {now} AND forget_at > {now} ORDER BY sweep_at LIMIT ? {skip_locked})";
 

@@ -159,6 +159,18 @@ SELECT (SELECT count(*) FROM removed), count(*),
        (extract(epoch FROM {now} - max(sweep_at)) * 1000)::bigint
 FROM due";
 
+/// Removes some of what is of one scope. Answers: rows found, and rows removed. A row that another transaction
+/// changes is waited for, and found again by the next statement.
+///
+/// `$1` scope.
+const FORGET_SCOPE: &str = "\
+WITH found AS MATERIALIZED (
+    SELECT ctid AS place FROM idempotency_keys WHERE scope = $1 ORDER BY slot LIMIT 1000 FOR UPDATE
+), removed AS (
+    DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT place FROM found)) RETURNING 1
+)
+SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed)";
+
 /// Follows `COMPLETE` in a handler's transaction. From here to the commit the row is locked: a
 /// client that falls silent is cut off, because its key would otherwise be stuck for as long as its
 /// connection lives. One more parameter: how long a client may be silent, in milliseconds, as text.
@@ -179,6 +191,7 @@ pub(super) struct Statements {
     pub(super) is_done: Statement,
     pub(super) look_up: Statement,
     pub(super) forget: Statement,
+    pub(super) forget_scope: Statement,
     pub(super) count: Statement,
     pub(super) sweep: Statement,
 }
@@ -200,6 +213,7 @@ impl Statements {
             is_done: statement(statements::IS_DONE),
             look_up: statement(statements::LOOK_UP),
             forget: statement(statements::FORGET),
+            forget_scope: statement(FORGET_SCOPE),
             count: statement(statements::COUNT),
             sweep: statement(SWEEP),
         }
