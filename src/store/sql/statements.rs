@@ -38,10 +38,10 @@ impl Statement {
         AssertSqlSafe(Arc::clone(&self.0))
     }
 
-    /// The same, with a mark of its own filled in. Only for numbers.
+    /// The same, with a mark of its own filled in: a number, or something made of one.
     #[cfg(feature = "postgres")]
-    pub(super) fn with(&self, mark: &str, number: u32) -> Self {
-        Self(self.0.replace(mark, &number.to_string()).into())
+    pub(super) fn with(&self, mark: &str, number: &str) -> Self {
+        Self(self.0.replace(mark, number).into())
     }
 }
 
