@@ -5,6 +5,7 @@
 //! needs of the row. So neither the clocks of processes matter, nor what happened since an earlier
 //! statement. A `begin` may take several statements: SQLite reads before it claims, and PostgreSQL
 //! takes a row over by a separate statement, which skips a row that a transaction is writing.
+//! PostgreSQL asks on connections of the store's own (`lane`).
 
 #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite is in this process"))]
 mod asking;
