@@ -19,19 +19,19 @@ mod statements;
 mod sweeper;
 mod table;
 mod transaction;
-#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "only SQLite has one writer"))]
+#[cfg_attr(not(feature = "_sqlite"), allow(dead_code, reason = "only SQLite has one writer"))]
 mod turns;
 mod unit_of_work;
 mod value;
 
 #[cfg(feature = "postgres")]
 mod postgres;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "_sqlite")]
 mod sqlite;
 
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "_sqlite")]
 pub use sqlite::SqliteStore;
 pub use sweeper::Sweeper;
 pub use transaction::{Transaction, TransactionError, TransactionErrorKind, Work};
