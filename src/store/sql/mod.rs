@@ -3,8 +3,9 @@
 //! Each slot is one row. The tables differ in column types only: see `table.sql` in the folder of
 //! each database. Every decision is one statement on the database's clock, which says itself what it
 //! needs of the row. So neither the clocks of processes matter, nor what happened since an earlier
-//! statement. A `begin` may take several statements: SQLite reads before it claims, and PostgreSQL
-//! takes a row over by a separate statement, which skips a row that a transaction is writing.
+//! statement. The stores ask on connections of their own (`lane`). A `begin` may take several
+//! statements: SQLite reads before it claims, and PostgreSQL takes a row over by a separate statement,
+//! which skips a row that a transaction is writing.
 
 #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite is in this process"))]
 mod asking;

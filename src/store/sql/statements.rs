@@ -38,10 +38,10 @@ impl Statement {
         AssertSqlSafe(Arc::clone(&self.0))
     }
 
-    /// The same, with a mark of its own filled in. Only for numbers.
+    /// The same, with a mark of its own filled in: a number, or something made of one.
     #[cfg(feature = "postgres")]
-    pub(super) fn with(&self, mark: &str, number: u32) -> Self {
-        Self(self.0.replace(mark, &number.to_string()).into())
+    pub(super) fn with(&self, mark: &str, number: &str) -> Self {
+        Self(self.0.replace(mark, number).into())
     }
 }
 
@@ -52,6 +52,7 @@ const HELD: &str = "slot = ? AND token = ? AND record IS NULL AND forget_at > {n
 ///
 /// `forget_at` is first: a database that evaluates assignments from left to right, as MySQL does,
 /// would otherwise subtract the new `lease_until`.
+#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "PostgreSQL has its own"))]
 pub(super) const RENEW: &str = "UPDATE idempotency_keys SET \
      forget_at = {from_now} + (forget_at - lease_until), lease_until = {from_now} WHERE {held}";
 

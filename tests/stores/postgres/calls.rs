@@ -142,3 +142,47 @@ async fn what_is_in_a_slot_is_told_and_settled() {
     let other = claim(1).token(5).print(print(8));
     assert_eq!(store.begin(&other).await.unwrap(), ClaimOutcome::started(1));
 }
+
+#[tokio::test]
+async fn a_scope_is_forgotten_and_no_other() {
+    let Some((_, url)) = database().await else { return };
+    let store = open(&url, 2).await;
+    let (mine, other) = (ScopeTag::from_bytes([1; 16]), ScopeTag::from_bytes([2; 16]));
+    for number in 0..20 {
+        let scope = if number % 2 == 0 { mine } else { other };
+        store.begin(&claim(number).token(1).with_scope(scope)).await.unwrap();
+    }
+    store.complete(&claim(0).slot, Token(1), &record(), HOUR).await.unwrap();
+    // Taken over by another scope's request, as when the key of the tags was changed.
+    store.renew(&claim(2).slot, Token(1), Duration::ZERO).await.unwrap();
+    store.begin(&claim(2).token(2).with_scope(other)).await.unwrap();
+    // One that a transaction is about to complete.
+    let pool = pool(&url, 1).await;
+    let mut completing = pool.begin().await.unwrap();
+    sqlx::query("UPDATE idempotency_keys SET attempt = 2 WHERE slot = $1")
+        .bind(claim(4).slot.as_bytes().as_slice())
+        .execute(&mut *completing)
+        .await
+        .unwrap();
+    let forgetting = store.clone();
+    let forgotten = tokio::spawn(async move { forgetting.forget_scope(&mine).await.unwrap() });
+    eventually("it waits for the row", async || {
+        let waits = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+        );
+        let waits: i64 = waits.fetch_one(&mut *completing).await.unwrap();
+        waits == 1
+    })
+    .await;
+    completing.commit().await.unwrap();
+    assert_eq!(forgotten.await.unwrap(), 9);
+    assert_eq!(store.count().await.unwrap().running, 11);
+    let lost = store.complete(&claim(6).slot, Token(1), &record(), HOUR).await;
+    assert_eq!(lost.unwrap(), Held::Lost);
+    assert_eq!(store.begin(&claim(0).token(2)).await.unwrap(), ClaimOutcome::started(1));
+    assert_eq!(
+        store.forget_scope(&ScopeTag::default()).await.unwrap(),
+        1,
+        "the default scope's"
+    );
+}

@@ -185,3 +185,46 @@ async fn a_read_only_database_is_told() {
         .await
         .assert_problem(503, "store-unavailable");
 }
+
+#[tokio::test]
+async fn a_table_that_was_renamed_leaves_its_index_names_to_nobody() {
+    let Some((_, url)) = database().await else { return };
+    let indexes = async |store: &PostgresStore| -> Vec<String> {
+        sqlx::query_scalar("SELECT indexdef FROM pg_indexes WHERE tablename = 'idempotency_keys' ORDER BY indexdef")
+            .fetch_all(store.pool())
+            .await
+            .unwrap()
+    };
+    let store = open(&url, 1).await;
+    let before = indexes(&store).await;
+    assert!(before.len() == 3, "{before:?}");
+    let rename = "ALTER TABLE idempotency_keys RENAME TO before";
+    sqlx::query(rename).execute(store.pool()).await.unwrap();
+    store.migrate().await.unwrap();
+    let after = indexes(&store).await;
+    let columns = |indexes: &[String]| -> Vec<String> {
+        let mut columns: Vec<_> = indexes
+            .iter()
+            .map(|index| index.split_once(" USING ").unwrap().1.to_owned())
+            .collect();
+        columns.sort();
+        columns
+    };
+    assert_eq!(columns(&after), columns(&before));
+    // An index that is missing is made.
+    for index in &after {
+        let name = index
+            .split_whitespace()
+            .skip_while(|word| *word != "INDEX")
+            .nth(1)
+            .unwrap();
+        if !name.contains("pkey") {
+            sqlx::query(sqlx::AssertSqlSafe(format!("DROP INDEX {name}")))
+                .execute(store.pool())
+                .await
+                .unwrap();
+        }
+    }
+    store.migrate().await.unwrap();
+    assert_eq!(columns(&indexes(&store).await), columns(&before));
+}

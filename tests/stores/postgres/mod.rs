@@ -3,8 +3,10 @@
 mod calls;
 #[cfg(feature = "conformance")]
 mod conformance;
+mod lanes;
 mod layout;
 mod outages;
+mod pooler;
 mod sweeping;
 
 use std::error::Error as _;
@@ -18,7 +20,7 @@ use sqlx::postgres::PgPoolOptions;
 use tower::Layer;
 use tower_idempotency::store::sql::PostgresStore;
 use tower_idempotency::store::{
-    ClaimOutcome, Held, Inspect, OnLapse, Phase, Record, StoreError, StoreErrorKind, Token,
+    ClaimOutcome, Held, Inspect, OnLapse, Phase, Record, ScopeTag, StoreError, StoreErrorKind, Token,
 };
 use tower_idempotency::{IdempotencyLayer, Store};
 

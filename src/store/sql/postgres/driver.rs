@@ -39,10 +39,10 @@ impl Driver for PostgresDriver {
     type Answer = Answer;
 
     async fn connect(&self) -> Result<Wire, sqlx::Error> {
-        let mut connection = self.connector.connect().await?;
+        let mut connection = self.connector.connect(CONNECT_WITHIN).await?;
         let finding = self.pin.find(&mut connection);
         let sql = tokio::time::timeout(CONNECT_WITHIN, finding).await;
-        let sql = sql.map_err(|_| too_slow())??;
+        let sql = sql.map_err(|_| too_slow(CONNECT_WITHIN))??;
         Ok(Wire { connection, sql })
     }
 

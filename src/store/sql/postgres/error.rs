@@ -13,8 +13,17 @@ pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError 
     store_error(NAME, operation, error, advice)
 }
 
+/// The way to the database leads through a pooler that does not suit.
+const NO_STATEMENTS: &str = "a pooler between does not keep prepared statements; PgBouncer in transaction mode needs version 1.21 or later with `max_prepared_statements` above 0, or use session mode";
+
 pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreError {
-    lane_error(NAME, operation, failure, advice)
+    match &failure {
+        Failure::Database(error) if matches!(**error, sqlx::Error::Configuration(_)) => StoreError::new(
+            StoreErrorKind::Unavailable,
+            format!("{NAME}: {operation}: {NO_STATEMENTS}"),
+        ),
+        _ => lane_error(NAME, operation, failure, advice),
+    }
 }
 
 /// Whether the statement gave up because another transaction holds a lock that it needs.
@@ -27,7 +36,8 @@ pub(super) fn is_locked(error: &sqlx::Error) -> bool {
 pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
     let code = match error {
         sqlx::Error::Database(database) => database.code(),
-        sqlx::Error::PoolClosed
+        sqlx::Error::Configuration(_)
+        | sqlx::Error::PoolClosed
         | sqlx::Error::Decode(_)
         | sqlx::Error::ColumnDecode { .. }
         | sqlx::Error::ColumnNotFound(_) => return Blame::Job,
@@ -92,10 +102,7 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
         ),
         "28P01" | "28000" => (Unavailable, "the database refused the role or its password"),
         "3D000" => (Unavailable, "there is no such database"),
-        "26000" | "42P05" => (
-            Unavailable,
-            "a pooler between does not keep prepared statements; PgBouncer in transaction mode needs version 1.21 or later with `max_prepared_statements` above 0, or use session mode",
-        ),
+        "26000" | "42P05" => (Unavailable, NO_STATEMENTS),
         "08P01" => (
             Unavailable,
             "what lies between does not take the connection's parameters; PgBouncer needs `ignore_startup_parameters = extra_float_digits`, or `extra_float_digits(None)` in the connect options",

@@ -37,7 +37,8 @@ impl PostgresStore {
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let failed = |error| failed("migrate", error);
         let driver = self.lanes.driver();
-        let mut connection = driver.connector.connect().await.map_err(failed)?;
+        let within = self.pool.options().get_acquire_timeout();
+        let mut connection = driver.connector.connect(within).await.map_err(failed)?;
         self.migrate_in_turn(&mut connection).await.map_err(failed)?;
         let sql = self.pin.find(&mut connection).await.map_err(failed)?;
         let mut wire = Wire { connection, sql };

@@ -29,41 +29,37 @@ use statements::Statements;
 /// How a transaction begins.
 const BEGIN: &str = "BEGIN";
 
-/// Keeps claims and records in a table of PostgreSQL, on the application's own pool.
+/// Keeps claims and records in a table of PostgreSQL.
 ///
 /// It has the **atomic mode**: what a handler writes through [`Transaction`](super::Transaction) is
 /// committed together with the record of its response.
 ///
 /// Needs PostgreSQL 12 or later. A claim, a renewal, a record and a release are one statement each,
-/// and so one round trip. A replay or a refusal costs one, a first request two. Taking over a claim
-/// that lapsed, or a row that expired and is not swept yet, costs one more. Nothing waits for a lock:
-/// a slot whose row another transaction is writing is in flight. Leases and expiry go by the
-/// database's clock. Clones share the pool.
+/// and so one round trip at most. A replay or a refusal costs one, a first request two. Taking over a claim
+/// that lapsed, or a row that expired and is not swept yet, costs one more. No call waits for another
+/// transaction: a slot whose row another transaction is writing is in flight. Leases and expiry go by the
+/// database's clock.
 ///
-/// **The pool.** A request holds a connection for the time of one statement, and in atomic mode
-/// from [`Transaction::begin`](super::Transaction::begin) to its commit. `sqlx` tests each
-/// connection before it hands it out, which costs a round trip. `test_before_acquire(false)` saves
-/// that; a connection that turns out to be dead then costs a claim one retry. Do not connect the pool
-/// to a replica, or through a proxy that answers reads from one.
+/// **Connections.** Claims, renewals, records, releases and look-ups have up to two connections of the
+/// store's own ([`connections`](Self::connections)), which are made like those of the pool, when they are
+/// needed. So a handler's transactions do not keep them waiting, and what a handler sets on a connection
+/// does not reach them. Calls that wait are asked together, as one statement. Clones share the
+/// connections; each Tokio runtime that uses the store has its own. A process then has as many connections
+/// as its pool, and two more for each runtime: count them when you set `max_connections` of the server.
 ///
-/// **Share the pool with care.** `sqlx` 0.9.0 leaves a transaction open on a connection that goes back to
-/// the pool if the future of `pool.begin()` is dropped at the wrong moment, as a handler's is when its
-/// client hangs up ([sqlx#4393](https://github.com/transact-rs/sqlx/issues/4393), fixed upstream for
-/// later releases). A claim that is then made on that connection is not committed, so a duplicate
-/// does not see it. Where handlers without a key (or outside this layer) begin transactions, begin them
-/// in a task (`tokio::spawn(async move { pool.begin().await })`), or give the store a pool of its own:
+/// The pool is for the transactions of handlers in atomic mode, from
+/// [`Transaction::begin`](super::Transaction::begin) to the commit, for the sweeper, and for
+/// [`count`](crate::store::Inspect::count). Do not connect it to a replica, or through a proxy that answers
+/// reads from one. When you close the pool, the store ends with it.
 ///
-/// ```no_run
-/// # use tower_idempotency::store::sql::PostgresStore;
-/// # async fn start(pool: sqlx::PgPool) -> Result<(), sqlx::Error> {
-/// let own = pool.options().clone().max_connections(8);
-/// let own = own.connect_with((*pool.connect_options()).clone()).await?;
-/// let store = PostgresStore::new(own);
-/// # drop(store); Ok(())
-/// # }
-/// ```
+/// **The table** is found once, by the search path of the first connection. Later changes to a search path
+/// do not matter. Name a [`schema`](Self::schema) if search paths differ between processes.
 ///
-/// [`Transaction::begin`](super::Transaction::begin) is safe in this way, on either pool.
+/// **Poolers.** PgBouncer in session mode works. In transaction mode it must be version 1.21 or later with
+/// `max_prepared_statements` above 0; name a [`schema`](Self::schema), because there a search path may be that
+/// of another client. An older one is refused, and the error says why. The store sets nothing on sessions
+/// that are shared in this way, so that a call may wait for another transaction's lock until `store_timeout`.
+/// `sqlx` itself needs `ignore_startup_parameters = extra_float_digits`.
 ///
 /// **Durability** is the database's. With `synchronous_commit = off`, or when a replica that lags
 /// is promoted, the last claims and records can be lost, and a retry then runs again; in atomic

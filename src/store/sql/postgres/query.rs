@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::{FromRow, Postgres};
+use sqlx::{Execute, Executor, FromRow, Postgres};
 
 use super::PostgresStore;
 use crate::store::sql::asking::Asking;
@@ -13,12 +13,12 @@ pub(super) type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 
 impl PostgresStore {
     /// Runs a statement that answers with one row.
-    pub(super) async fn ask_pool<T>(&self, query: Query<'_>) -> Result<T, sqlx::Error>
+    pub(super) async fn ask_pool<'q, T>(&self, query: impl Execute<'q, Postgres> + 'q) -> Result<T, sqlx::Error>
     where
         T: for<'r> FromRow<'r, PgRow>,
     {
         let mut connection = Asking::acquire(&self.pool).await?;
-        let rows = query.fetch_all(&mut *connection).await;
+        let rows = connection.fetch_all(query).await;
         connection.answered();
         T::from_row(rows?.first().ok_or(sqlx::Error::RowNotFound)?)
     }

@@ -136,17 +136,19 @@ RETURNING asked.n";
 const CHECK: &str =
     "SELECT slot, token, record IS NOT NULL, forget_at > {now} FROM idempotency_keys WHERE slot = ANY ($1)";
 
-/// One window of the sweeper, by the index on `sweep_at`. The rows are then found by their place, not by a
-/// join, whose plan would depend on the planner's guess. `{rows}`: how many, written out, so that the
-/// planner knows. Answers: how many were removed, and how many were due; microseconds since 1970 of the last
-/// of them, and milliseconds since then.
-///
-/// `$1` microseconds since 1970 from which on rows are looked at; NULL: from the first.
+/// One window of the sweeper, in one round trip and one transaction. It reads the index on `sweep_at` in its
+/// order, whatever the planner believes of the table, and finds the rows by their place. `{from}` is the time
+/// from which on rows are looked at, `{rows}` how many. Answers: how many were removed, and how many were due;
+/// microseconds since 1970 of the last of them, and milliseconds since then.
 const SWEEP: &str = "\
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_bitmapscan = off;
+SET LOCAL enable_sort = off;
+SET LOCAL jit = off;
 WITH due AS MATERIALIZED (
     SELECT ctid AS place, sweep_at, forget_at <= {now} AS is_over FROM idempotency_keys
-    WHERE sweep_at <= {now}
-      AND sweep_at >= COALESCE(timestamptz 'epoch' + $1 * interval '1 microsecond', timestamptz '-infinity')
+    WHERE sweep_at <= {now} AND sweep_at >= {from}
     ORDER BY sweep_at LIMIT {rows} {skip_locked}
 ), removed AS (
     DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT place FROM due WHERE is_over)) RETURNING 1
@@ -158,6 +160,18 @@ SELECT (SELECT count(*) FROM removed), count(*),
        (extract(epoch FROM max(sweep_at)) * 1000000)::bigint,
        (extract(epoch FROM {now} - max(sweep_at)) * 1000)::bigint
 FROM due";
+
+/// Removes some of what is of one scope. Answers: rows found, and rows removed. A row that another transaction
+/// changes is waited for, and found again by the next statement.
+///
+/// `$1` scope.
+const FORGET_SCOPE: &str = "\
+WITH found AS MATERIALIZED (
+    SELECT ctid AS place FROM idempotency_keys WHERE scope = $1 LIMIT 1000 FOR UPDATE
+), removed AS (
+    DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT place FROM found)) RETURNING 1
+)
+SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed)";
 
 /// Follows `COMPLETE` in a handler's transaction. From here to the commit the row is locked: a
 /// client that falls silent is cut off, because its key would otherwise be stuck for as long as its
@@ -179,6 +193,7 @@ pub(super) struct Statements {
     pub(super) is_done: Statement,
     pub(super) look_up: Statement,
     pub(super) forget: Statement,
+    pub(super) forget_scope: Statement,
     pub(super) count: Statement,
     pub(super) sweep: Statement,
 }
@@ -200,6 +215,7 @@ impl Statements {
             is_done: statement(statements::IS_DONE),
             look_up: statement(statements::LOOK_UP),
             forget: statement(statements::FORGET),
+            forget_scope: statement(FORGET_SCOPE),
             count: statement(statements::COUNT),
             sweep: statement(SWEEP),
         }

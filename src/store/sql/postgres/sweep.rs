@@ -35,12 +35,17 @@ impl Sweepable for PostgresStore {
     const NAME: &'static str = NAME;
 
     async fn sweep_window(&self, from: Option<Mark>, rows: u32) -> Result<Window, StoreError> {
-        let statement = self.statements().sweep.with("{rows}", rows);
-        #[allow(clippy::cast_precision_loss, reason = "microseconds are exact for centuries to come")]
-        let from = from.map(|mark| mark.0 as f64);
-        let query = sqlx::query(statement.text()).bind(from);
+        let from = match from {
+            Some(Mark(micros)) => format!("timestamptz 'epoch' + {micros} * interval '1 microsecond'"),
+            None => "timestamptz '-infinity'".to_owned(),
+        };
+        let statement = self
+            .statements()
+            .sweep
+            .with("{rows}", &rows.to_string())
+            .with("{from}", &from);
         let began = Instant::now();
-        let row: Result<WindowRow, _> = self.ask_pool(query).await;
+        let row: Result<WindowRow, _> = self.ask_pool(sqlx::raw_sql(statement.text())).await;
         let (removed, seen, last, lag) = row.map_err(|error| failed("sweep", error))?;
         Ok(Window {
             removed: removed.unsigned_abs(),
