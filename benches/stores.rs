@@ -19,7 +19,6 @@ mod redis_server;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -212,23 +211,37 @@ async fn throughput(title: &str, widths: &[usize], make: impl AsyncFn(usize) -> 
 
 /// Calls each second, so many at once.
 async fn rate(cases: &Arc<Vec<Case>>, index: usize, width: usize) -> f64 {
-    let count = Arc::new(AtomicU64::new(0));
+    times(cases, index, width).await.0
+}
+
+/// Calls each second, so many at once, and the milliseconds that each took.
+async fn times(cases: &Arc<Vec<Case>>, index: usize, width: usize) -> (f64, Vec<f64>) {
     let start = Instant::now();
     let tasks: Vec<_> = (0..width)
         .map(|_| {
-            let (cases, count) = (Arc::clone(cases), Arc::clone(&count));
+            let cases = Arc::clone(cases);
             tokio::spawn(async move {
+                let mut millis = Vec::new();
                 while start.elapsed() < TURN {
+                    let asked = Instant::now();
                     (cases[index].call)(0).await;
-                    count.fetch_add(1, Ordering::Relaxed);
+                    millis.push(asked.elapsed().as_secs_f64() * 1e3);
                 }
+                millis
             })
         })
         .collect();
+    let mut millis = Vec::new();
     for task in tasks {
-        task.await.expect("no request fails");
+        millis.extend(task.await.expect("no request fails"));
     }
-    count.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
+    (millis.len() as f64 / start.elapsed().as_secs_f64(), millis)
+}
+
+/// What 99 of 100 do not exceed.
+fn p99(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() * 99 / 100]
 }
 
 /// The bare cases, then the guarded.
@@ -321,23 +334,26 @@ async fn by_callers(title: &str, mut cases: Vec<Case>) {
     cases.truncate(4);
     let cases = Arc::new(cases);
     println!(
-        "\n### {title}\n\n| callers | INSERT and UPDATE/s | claim and record/s | of bare | SELECT/s | replay/s | of bare |"
+        "\n### {title}\n\n| callers | INSERT and UPDATE/s | claim and record/s | of bare | p99, ms | p99, ms | SELECT/s | replay/s | of bare |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for callers in CALLERS {
         let mut rates = vec![Vec::new(); cases.len()];
+        let mut millis = vec![Vec::new(); cases.len()];
         for turn in 0..=TURNS {
-            for (index, rates) in rates.iter_mut().enumerate() {
-                let rate = rate(&cases, index, callers).await;
+            for index in 0..cases.len() {
+                let (rate, took) = times(&cases, index, callers).await;
                 // The first turn warms up.
                 if turn > 0 {
-                    rates.push(rate);
+                    rates[index].push(rate);
+                    millis[index].extend(took);
                 }
             }
         }
+        let [bare, ours] = [0, 2].map(|case| p99(&mut millis[case]));
         let [writes, read, claim, replay] = [0, 1, 2, 3].map(|case| median(&mut rates[case]));
         println!(
-            "| {callers} | {writes:.0} | {claim:.0} | {:.2} | {read:.0} | {replay:.0} | {:.2} |",
+            "| {callers} | {writes:.0} | {claim:.0} | {:.2} | {bare:.1} | {ours:.1} | {read:.0} | {replay:.0} | {:.2} |",
             claim / writes,
             replay / read
         );
@@ -358,6 +374,8 @@ async fn sqlite() {
         both(bare!(pool.clone()), cases(store.clone()).await)
     })
     .await;
+    let title = "SQLite by callers, `synchronous = FULL`";
+    by_callers(title, both(bare!(pool), cases(store).await)).await;
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]

@@ -62,7 +62,7 @@ impl IntoResponseParts for Verdict {
     }
 }
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "_sqlite"))]
 mod transaction {
     use axum::extract::{FromRequestParts, OptionalFromRequestParts};
     use axum::response::{IntoResponse, Response};

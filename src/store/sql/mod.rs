@@ -3,9 +3,9 @@
 //! Each slot is one row. The tables differ in column types only: see `table.sql` in the folder of
 //! each database. Every decision is one statement on the database's clock, which says itself what it
 //! needs of the row. So neither the clocks of processes matter, nor what happened since an earlier
-//! statement. A `begin` may take several statements: SQLite reads before it claims, and PostgreSQL
-//! takes a row over by a separate statement, which skips a row that a transaction is writing.
-//! PostgreSQL asks on connections of the store's own (`lane`).
+//! statement. The stores ask on connections of their own (`lane`). A `begin` may take several
+//! statements: SQLite reads before it claims, and PostgreSQL takes a row over by a separate statement,
+//! which skips a row that a transaction is writing.
 
 #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite is in this process"))]
 mod asking;
@@ -20,19 +20,19 @@ mod statements;
 mod sweeper;
 mod table;
 mod transaction;
-#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "only SQLite has one writer"))]
+#[cfg_attr(not(feature = "_sqlite"), allow(dead_code, reason = "only SQLite has one writer"))]
 mod turns;
 mod unit_of_work;
 mod value;
 
 #[cfg(feature = "postgres")]
 mod postgres;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "_sqlite")]
 mod sqlite;
 
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "_sqlite")]
 pub use sqlite::SqliteStore;
 pub use sweeper::Sweeper;
 pub use transaction::{Transaction, TransactionError, TransactionErrorKind, Work};

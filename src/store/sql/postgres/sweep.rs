@@ -44,6 +44,7 @@ impl Sweepable for PostgresStore {
             .sweep
             .with("{rows}", &rows.to_string())
             .with("{from}", &from);
+        let began = Instant::now();
         let row: Result<WindowRow, _> = self.ask_pool(sqlx::raw_sql(statement.text())).await;
         let (removed, seen, last, lag) = row.map_err(|error| failed("sweep", error))?;
         Ok(Window {

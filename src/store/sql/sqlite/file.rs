@@ -12,6 +12,11 @@ use tokio::time::Instant;
 use crate::error::BoxError;
 use crate::store::sql::turns::Turns;
 
+/// How long a statement waits for a writer that is not in the queue, where the store opens the pool.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How a transaction begins: with the writer's lock. A read that becomes a write fails if another
+/// transaction has written in between.
+pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 /// The statements that a connection of the store prepares at most.
 const STATEMENTS: usize = 32;
 /// The pause before the next attempt to connect to a file whose mode another connection changes.
@@ -108,7 +113,7 @@ where
     loop {
         match connect().await {
             Err(sqlx::Error::Database(error))
-                if error.message() == "database is locked" && began.elapsed() < super::BUSY_TIMEOUT =>
+                if error.message() == "database is locked" && began.elapsed() < BUSY_TIMEOUT =>
             {
                 tokio::time::sleep(PAUSE).await;
             }

@@ -2,9 +2,10 @@
 
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
+use super::SqliteStore;
 use super::error::failed;
+use super::file::BEGIN;
 use super::write::{claim, complete};
-use super::{BEGIN, SqliteStore};
 use crate::store::StoreError;
 use crate::store::sql::claim::trial;
 

@@ -15,7 +15,6 @@ mod write;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
@@ -25,35 +24,48 @@ use super::table::Table;
 use crate::error::ConfigError;
 use crate::store::StoreError;
 use error::failed;
-use file::File;
+use file::{BUSY_TIMEOUT, File};
 use read::Reading;
 use statements::Statements;
 use write::Writing;
 
-/// How long a statement waits for the writer before it.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that read. A large record does not keep the others waiting.
 const READERS: usize = 2;
-/// How a transaction begins: with the writer's lock. A read that becomes a write fails if another
-/// transaction has written in between.
-const BEGIN: &str = "BEGIN IMMEDIATE";
 
-/// Keeps claims and records in a table of an SQLite database, on the application's own pool.
+/// Keeps claims and records in a table of an SQLite database that the application has.
 ///
 /// It has the **atomic mode**: what a handler writes through [`Transaction`](super::Transaction) is
 /// committed together with the record of its response.
 ///
-/// It is for one host. Several processes may share the file, but not over a network file system.
-/// Replays and refusals only read, and wait for nobody. Claims, renewals and records write: SQLite
-/// has one writer at a time, and the others wait for it (the busy timeout, 5 s with
-/// [`open`](Self::open)). So begin a [`Transaction`](super::Transaction) late and end it soon.
+/// It is for one host. Several processes may share the file, but not over a network file system. The
+/// database must be a file: a database in memory is refused.
+///
+/// **Connections.** Claims, renewals, records and look-ups travel on connections of the store's own: one
+/// that writes and up to two that read, for each Tokio runtime that uses the store. They are made with
+/// the options of the pool when they are needed, and closed when the store is dropped or the pool is
+/// closed. Handlers' transactions use the pool. A pool of one connection is enough.
+///
+/// **Who writes.** SQLite has one writer at a time. All who write to a file through this crate in one
+/// process wait in one queue, and the first who comes is served first: handlers' transactions and the
+/// store's own calls, of every store and pool on that file. What waits of the store's own calls is written
+/// in one transaction. At most 1024 calls wait; one more is refused at once. Whoever else writes, such as
+/// the application's own statements and other processes, polls SQLite's lock as usual. A call that meets
+/// such a writer waits for the busy timeout, which is 5 s with [`open`](Self::open).
+///
+/// **Who reads.** Replays and refusals only read. In WAL mode they wait for nobody, so give the pool WAL
+/// mode.
+///
+/// **A handler's transaction holds up every other write** until its response is committed. Begin it late,
+/// and do not answer with a body that comes slowly: the layer reads the body before it commits. It waits
+/// for at most [`response_body_within`](crate::IdempotencyLayerBuilder::response_body_within), 30 s by
+/// default, then commits and lets the rest of the body go out as a stream. A few seconds are a good limit
+/// for SQLite.
 ///
 /// Leases and expiry go by the host's wall clock, because SQLite does. If the clock is set forward by
 /// more than a lease, a running operation can be taken over. In atomic mode the former holder is then
 /// rolled back; otherwise both take effect.
 ///
-/// Needs a pool of at least two connections: one for the handler's transaction, one for everything
-/// else. If you link your own SQLite, it must be version 3.42 or later.
+/// If you link your own SQLite (feature `sqlite-unbundled`), it must be version 3.42 or later.
 ///
 /// ```
 /// use tower_idempotency::{IdempotencyLayer, store::sql::SqliteStore};
@@ -119,7 +131,7 @@ impl SqliteStore {
     }
 
     /// A store in the table `idempotency_keys` of the application's database. Give the pool WAL
-    /// mode, a busy timeout, and two connections or more.
+    /// mode and a busy timeout.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
         Self::with(pool, Table::default())
@@ -175,7 +187,13 @@ impl SqliteStore {
         Ok(Self::with(self.pool().clone(), table))
     }
 
-    /// The schema of an attached database. The rules are those of [`table`](Self::table).
+    /// The schema of an attached database, which each connection of the pool attaches as it is made
+    /// (`after_connect` of the pool's options). The store's own connections open its file directly. The
+    /// rules for the name are those of [`table`](Self::table).
+    ///
+    /// In WAL mode SQLite commits each file on its own. If the host dies in the middle of a commit, the
+    /// effect may be in one file without the record in the other. For atomic mode, keep the table in
+    /// the file of the application's data.
     ///
     /// # Errors
     ///

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 
+use super::SqliteStore;
 use super::error::{self, failed};
+use super::file::BEGIN;
 use super::write::{Write, Written, complete};
-use super::{BEGIN, SqliteStore};
 use crate::store::StoreError;
 use crate::store::sql::claim::ClaimId;
 use crate::store::sql::turns::Turns;

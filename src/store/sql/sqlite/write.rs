@@ -7,9 +7,8 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{Connection, Sqlite, SqliteConnection};
 use tokio::time::Instant;
 
-use super::BEGIN;
 use super::blame::{blame, is_busy};
-use super::file::File;
+use super::file::{BEGIN, File};
 use super::read::read;
 use super::statements::Statements;
 use crate::store::sql::begin::Seen;

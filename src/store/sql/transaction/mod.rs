@@ -27,7 +27,7 @@ use joint::{Joint, State};
 /// response, an error, a panic, or the death of the process rolls it back.
 ///
 /// ```
-/// # #[cfg(all(feature = "axum", feature = "sqlite"))]
+/// # #[cfg(all(feature = "axum", feature = "_sqlite"))]
 /// # mod example {
 /// use axum::http::StatusCode;
 /// use sqlx::Sqlite;
