@@ -1,9 +1,14 @@
 //! Redis beside the bare commands, which share one `ConnectionManager`, as an application's do.
 
-use redis::aio::ConnectionManager;
-use tower_idempotency::store::RedisStore;
+use std::time::{Duration, Instant};
 
-use super::{ANSWER, CLAIM, Case, Redis, both, cases, compare, fresh, throughput};
+use bytes::Bytes;
+use http::Response;
+use redis::aio::ConnectionManager;
+use tower_idempotency::Store;
+use tower_idempotency::store::{ClaimOutcome, Record, RedisStore, Token};
+
+use super::{ANSWER, CLAIM, Case, Redis, begin, both, cases, compare, fresh, median, throughput};
 
 pub(super) async fn redis(server: &Redis) {
     let client = redis::Client::open(server.url()).expect("a URL");
@@ -20,6 +25,49 @@ pub(super) async fn redis(server: &Redis) {
         both(bare(&connection), cases(store.clone()).await)
     })
     .await;
+    println!("\n| Redis: a claim, with so many replays of 1 MiB at once | 0 | 1 | 4 |\n|---|---|---|---|");
+    beside_large_records("large records over a connection of their own", store).await;
+    beside_large_records("all over one connection", RedisStore::new(connection)).await;
+}
+
+/// What a claim takes, by how many large records are fetched at once.
+async fn beside_large_records<S: Store + Clone>(name: &str, store: S) {
+    const MEASURED: Duration = Duration::from_secs(2);
+    let large = begin(fresh());
+    store.begin(&large).await.expect("a claim");
+    let record = Record::of_response(large.fingerprint, &Response::new(Bytes::from(vec![b'x'; 1 << 20])));
+    store
+        .complete(&large.slot, large.token, &record, large.ttl)
+        .await
+        .expect("a record");
+    print!("| {name} |");
+    for replays in [0, 1, 4] {
+        let until = Instant::now() + MEASURED;
+        let replaying: Vec<_> = (0..replays)
+            .map(|_| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    while Instant::now() < until {
+                        let again = large.with_token(Token::random());
+                        assert!(matches!(store.begin(&again).await, Ok(ClaimOutcome::Done(_))));
+                    }
+                })
+            })
+            .collect();
+        let mut micros = Vec::new();
+        while Instant::now() < until {
+            let start = Instant::now();
+            store.begin(&begin(fresh())).await.expect("a claim");
+            micros.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        for task in replaying {
+            task.await.expect("no replay fails");
+        }
+        let half = median(&mut micros);
+        let most = micros[micros.len() * 99 / 100];
+        print!(" {half:.0} µs, p99 {most:.0} µs |");
+    }
+    println!();
 }
 
 fn bare(connection: &ConnectionManager) -> Vec<Case> {

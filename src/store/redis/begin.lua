@@ -18,12 +18,7 @@ end
 if held then
   local claim = claim_of(held)
   if not claim then return held end
-  if claim.token == ARGV[1] then
-    -- The same again, its answer having been lost. Written anew, so that `WAIT` on this connection is
-    -- about the claim.
-    redis.call('PEXPIRE', KEYS[1], math.max(claim.alive, 1))
-    return {1, claim.attempt}
-  end
+  if claim.token == ARGV[1] then return {1, claim.attempt} end
   if conflict(claim.print, ARGV[2]) then return {3} end
   if claim.ended and ARGV[5] ~= '2' then return {4} end
   if claim.left > 0 then return {2, claim.left} end

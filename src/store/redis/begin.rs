@@ -147,8 +147,6 @@ impl Asked<'_> {
                 Ok(answer)
             }
             Ok((Value::BulkString(held), acknowledged)) => match claim::judge(&held, self.begin) {
-                // The script writes the claim anew, which `WAIT` is about.
-                Some(Ok(ClaimOutcome::Started { .. })) if wait.is_some() => self.by_script(link, live, wait).await,
                 Some(outcome) => Ok((Reply::Known(outcome), acknowledged)),
                 None => self.by_script(link, live, wait).await,
             },

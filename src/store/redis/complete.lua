@@ -1,5 +1,4 @@
--- ARGV: token, record, time to live, 1 if it was asked before and the answer was lost.
-local held = head()
+held = head()
 local claim = claim_of(held)
 if not claim or claim.token ~= ARGV[1] then
   if ARGV[4] == '1' and held ~= LARGE and redis.call('GET', KEYS[1]) == ARGV[2] then return 1 end

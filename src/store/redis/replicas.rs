@@ -55,8 +55,8 @@ impl Replicas {
     }
 }
 
-/// A request, and `WAIT` in the same round trip and on the same connection: it is about the writes
-/// of its own connection.
+/// A request, and `WAIT` in the same round trip and on the same connection: it is about all that was
+/// written up to its connection's last command.
 pub(super) struct Waited<'a> {
     pub(super) request: &'a Request<'a>,
     pub(super) wait: Option<Wait>,

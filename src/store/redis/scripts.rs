@@ -38,7 +38,7 @@ macro_rules! scripts {
 scripts! {
     BEGIN = "claim.lua", "begin.lua";
     RENEW = "claim.lua", "renew.lua";
-    COMPLETE = "claim.lua", "complete.lua";
+    COMPLETE = "complete_held.lua", "claim.lua", "complete.lua";
     COMPLETE_LARGE = "claim.lua", "complete_large.lua";
     HOLD = "claim.lua", "hold.lua";
     RELEASE = "claim.lua", "release.lua";

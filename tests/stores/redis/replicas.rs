@@ -122,7 +122,7 @@ async fn a_claim_whose_answer_was_lost_is_waited_for_again() {
         store.begin(&claim(n)).await.unwrap();
     }
     pair.replica.pause();
-    // A connection on which nothing was written has nothing to wait for.
+    // Asked again, it writes nothing, and `WAIT` is about the claim all the same.
     tally.proxy.cut_after_requests(1);
     assert_fails(
         store.begin(&claim(100)).await,
