@@ -1,8 +1,8 @@
 //! Request bodies that are read to their end even when nobody wants them.
 //!
-//! Refusals (an unknown API key, an invalid idempotency key, a body over the limit) are sent before
-//! the body has been read. Closing the connection on it would reset it, and a client that sends its
-//! whole request before it reads would see that instead of the answer.
+//! Refusals (an unknown API key, an invalid idempotency key, a body over the limit) are sent before the body has
+//! been read. If the connection were closed then, it would be reset, and a client that sends its complete
+//! request before it reads would see the reset instead of the response.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,10 +14,10 @@ use hyper::Request;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-/// How long the rest of an unwanted body is read for.
+/// For how long the rest of an unwanted body is read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A request's body; what is left of it when it is dropped is read and thrown away.
+/// A request's body. When it is dropped, the rest is read and discarded.
 pub(crate) struct Drained(Option<Incoming>);
 
 impl Drained {

@@ -5,11 +5,11 @@
 //! cargo run --example identity_verification -- --store sqlite:idv.db
 //! ```
 //!
-//! What concerns idempotency is in `app.rs`: two layers, and where they stand; and the store that
-//! they keep their keys in, in `storage.rs`. The handlers know nothing of it, except those that hand
-//! their provider a key of its own. On a database what they write is in the transaction of their
-//! operation, which is in `data/`: charged and answered, or neither, whatever crashes. So are the
-//! webhooks that tell of decisions, which `events/` delivers.
+//! Idempotency is in two files. `app.rs` has the two layers in their places, and `storage.rs` opens the store
+//! that they share. The handlers do not know of it, except that some give their provider a derived key. On a
+//! database, handlers write in the transaction of their operation (`data/`): whatever crashes, an operation is
+//! charged and answered, or neither. The events of decisions are written in the same transaction, and
+//! `events/` delivers them as webhooks.
 
 mod accounts;
 mod app;
@@ -65,7 +65,7 @@ async fn run(options: &Options) -> Result<Stopped, Box<dyn Error>> {
     let listener = TcpListener::bind(&options.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", options.listen))?;
-    // Before the address is announced: who reads it may send a signal at once.
+    // Before the address is printed: whoever reads it may send a signal at once.
     let signal = shutdown::signal()?;
 
     let mut stdout = std::io::stdout();
@@ -75,7 +75,7 @@ async fn run(options: &Options) -> Result<Stopped, Box<dyn Error>> {
     Ok(serve::serve(listener, app, signal).await)
 }
 
-/// Standard output is for the address alone. `RUST_LOG` says what is logged, such as
+/// Logs to standard error, because standard output has only the address. `RUST_LOG` says what is logged, such as
 /// `info,tower_idempotency=debug`.
 fn log_to_stderr() {
     let chosen = std::env::var("RUST_LOG").ok().and_then(|targets| targets.parse().ok());

@@ -1,4 +1,4 @@
-//! Counting the operations that run, so that the server does not stop under one.
+//! Counts the operations that run, so that the server does not stop while one runs.
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
@@ -10,9 +10,9 @@ use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 
-/// Counts an operation from when its request is complete: one that a client is still sending (it may
-/// never end) is none yet. Stands inside the idempotency layer, so that an operation whose client
-/// has left still counts.
+/// Counts an operation from the moment when its request is complete. A request that a client is still sending,
+/// and may never end, is not an operation yet. The layer is inside the idempotency layer, so that an operation
+/// whose client has disconnected still counts.
 pub(crate) async fn track(
     State(operations): State<TaskTracker>,
     parts: Parts,

@@ -24,14 +24,14 @@ const WATCH_LIST: [&str; 3] = ["Auric Goldfinger", "Ernst Stavro Blofeld", "Keys
 pub(crate) struct Provider {
     latency: Duration,
     calls: Arc<AtomicU64>,
-    /// Where the sandbox remembers what it has done once, whatever becomes of the operation.
+    /// Where the sandbox remembers what it has done once, whatever happens to the operation.
     data: Data,
 }
 
 /// A verification that the provider has accepted.
 pub(crate) struct Verification {
     pub(crate) report: Option<String>,
-    /// The sandbox wants the process to die once this verification has been written down.
+    /// The sandbox wants the process to die when this verification has been written.
     pub(crate) crash_after_writing: bool,
 }
 
@@ -49,8 +49,8 @@ impl Provider {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Starts a verification. A real provider would be given `idempotency_key`, so that a call
-    /// repeated after a crash does not cost twice there either.
+    /// Starts a verification. A real provider would get `idempotency_key`, so that a call that is repeated after a
+    /// crash is not charged twice by the provider.
     pub(crate) async fn verify(
         &self,
         account: Account,

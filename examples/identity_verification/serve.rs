@@ -1,7 +1,7 @@
 //! Serving connections until the signal to stop, and stopping without losing work.
 //!
-//! `axum::serve` with graceful shutdown would do, but for two things: it waits for clients that are
-//! slow to send or to read, and it does not know of operations whose client has left.
+//! `axum::serve` with graceful shutdown is nearly enough. But it waits for clients that are slow to send or to
+//! read, and it does not know of operations whose client has disconnected.
 
 use std::time::Duration;
 
@@ -19,20 +19,20 @@ use super::app::App;
 use super::drain::Drained;
 use super::events::{Deliveries, Running};
 
-/// How long running operations are waited for.
+/// How long to wait for running operations.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long clients have to send or read the rest when no operation runs any more.
+/// How long clients may take to send or read the rest when no operation runs any more.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long to wait for connections to end when there are too many to accept another.
 const TOO_MANY: Duration = Duration::from_millis(100);
 
-/// How the server came to its end.
+/// How the server ended.
 pub(crate) enum Stopped {
     Cleanly,
     WithWorkAbandoned,
 }
 
-/// Serves the application until `signal`, then lets what runs come to its end.
+/// Serves the application until `signal`, then lets running operations finish.
 pub(crate) async fn serve(listener: TcpListener, mut app: App, signal: impl Future<Output = ()>) -> Stopped {
     let deliveries = app.deliveries.take().map(Deliveries::start);
     let http = Builder::new(TokioExecutor::new());
@@ -45,7 +45,7 @@ pub(crate) async fn serve(listener: TcpListener, mut app: App, signal: impl Futu
             Some(_ended) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    // Answers are small and must not wait for each other.
+                    // Responses are small and must not wait for each other.
                     let _ = stream.set_nodelay(true);
                     let service = TowerToHyperService::new(app.router.clone().map_request(Drained::wrap));
                     let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
@@ -79,7 +79,7 @@ async fn stop(
         deliveries.take_no_more();
     }
 
-    // First the connections: the idle ones end at once, the others after the answer in progress.
+    // First the connections. Idle ones end at once, the others after the response in progress.
     let in_time = timeout_at(deadline, async {
         tokio::select! {
             () = graceful.shutdown() => {}
@@ -89,10 +89,10 @@ async fn stop(
     .await
     .is_ok();
     let abandoned = if in_time { 0 } else { app.operations.len() };
-    // Operations that still run for a client, if there are any, now go on without it.
+    // Operations that still run for a client now go on without it.
     connections.shutdown().await;
 
-    // Then the work that goes on without its client, within the same deadline.
+    // Then the operations without a client, within the same deadline.
     let ended = timeout_at(deadline, async {
         for layer in &app.background {
             layer.wait().await;
@@ -105,13 +105,13 @@ async fn stop(
         Err(_) => abandoned.max(app.background.iter().map(|layer| layer.len()).sum()),
     };
 
-    // Then the events that are being sent. They are in the outbox until they are delivered: to stop
-    // in the middle abandons nothing.
+    // Then the events that are being sent. They are in the outbox until they are delivered, so stopping in the
+    // middle loses nothing.
     if let Some(deliveries) = deliveries {
         deliveries.end(deadline).await;
     }
 
-    // Last the store: nothing uses it any more, but for what is abandoned.
+    // Last the store. Only abandoned operations may still use it.
     drop(app.sweeper);
     app.data.close().await;
     if abandoned == 0 {
@@ -123,7 +123,7 @@ async fn stop(
     }
 }
 
-/// Ends when no operation runs and what is left are clients that are slow to send or to read.
+/// Ends when no operation runs, and only clients remain that are slow to send or to read.
 async fn quiet(operations: &TaskTracker) {
     operations.close();
     loop {

@@ -14,7 +14,7 @@ use super::data::{Causes, Data, PostgresData, RedisData, SqliteData};
 
 /// How long a database has to answer, when the server starts and later.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often expired keys are removed. They do not count before that either.
+/// How often expired keys are removed. They do not count even before they are removed.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Connections to PostgreSQL.
 const CONNECTIONS: u32 = 8;
@@ -23,7 +23,7 @@ const CONNECTIONS: u32 = 8;
 pub(crate) struct Shared {
     pub(crate) keys: DynStore,
     pub(crate) data: Data,
-    /// Sweeps until it is dropped. Redis forgets by itself.
+    /// Sweeps until it is dropped. Redis expires keys itself.
     pub(crate) sweeper: Option<Sweeper>,
 }
 
@@ -58,10 +58,10 @@ pub(crate) async fn postgres(url: &str) -> Result<Shared, Refusal> {
     let options: PgConnectOptions = url
         .parse()
         .map_err(|_| "--store: the URL is not valid; expected `postgres://USER:PASSWORD@HOST:PORT/DATABASE`")?;
-    // A pool would go on trying, and then only say that the time is over.
+    // A pool would retry, and finally only report a time-out.
     match timeout(PATIENCE, PgConnection::connect_with(&options)).await {
         Ok(Ok(connection)) => {
-            // It has answered, which is all that was asked of it.
+            // It has answered, which is enough.
             let _ = connection.close().await;
         }
         Ok(Err(error)) => return Err(refusal(UNREACHABLE, &error)),
@@ -72,7 +72,7 @@ pub(crate) async fn postgres(url: &str) -> Result<Shared, Refusal> {
         .max_connections(CONNECTIONS)
         .acquire_timeout(PATIENCE)
         .connect_lazy_with(options);
-    // All are made now: a handshake with a password takes longer than many statements, and the first
+    // All connections are made now: a handshake with a password takes longer than many statements, and the first
     // requests would wait for it.
     let mut made = Vec::new();
     for _ in 0..CONNECTIONS {

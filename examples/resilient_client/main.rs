@@ -1,4 +1,4 @@
-//! A client that retries rightly, through a network that does not deserve it.
+//! A client that retries correctly, through a bad network.
 //!
 //! ```text
 //! cargo run --example resilient_client
@@ -6,10 +6,10 @@
 //! cargo run --example resilient_client -- --new-key-each-attempt
 //! ```
 //!
-//! It starts the example server `identity_verification` and a proxy before it that loses, delays and
-//! cuts; creates verification sessions through that; and compares the server's bill with what was
-//! ordered. What concerns idempotency is in `client.rs`. With `--new-key-each-attempt` it makes the
-//! common mistake, and the bill shows it.
+//! It starts the example server `identity_verification`, and in front of it a proxy that loses, delays and cuts.
+//! It creates verification sessions through the proxy, and compares the server's bill with the orders.
+//! Idempotency is in `client.rs`. With `--new-key-each-attempt` the client makes the common mistake, and the
+//! bill shows it.
 
 mod client;
 mod network;
@@ -72,7 +72,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Whether the bill is what was ordered.
+/// Whether the bill equals the orders.
 async fn run(options: &Options) -> Result<bool, Box<dyn Error + Send + Sync>> {
     // In this process, unless there is one already.
     let (stop, stopped) = oneshot::channel::<()>();

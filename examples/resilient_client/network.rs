@@ -1,7 +1,7 @@
 //! A proxy that loses requests and responses, delays them, and cuts connections.
 //!
-//! The fate of an attempt depends on the seed, the key and how often the key came by: the same seed
-//! gives the same losses, in whatever order the attempts arrive.
+//! The fate of an attempt depends on the seed, the key and how often the key was sent. So the same seed gives the
+//! same losses, in whatever order the attempts arrive.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,7 +30,7 @@ use super::options::Options;
 /// Of a hundred losses, those where the connection stays open and silent.
 const SILENT: u64 = 2;
 
-/// The network; it ends with this.
+/// The network. It ends when this is dropped.
 pub(crate) struct BadNetwork {
     state: Arc<State>,
     _serving: JoinSet<()>,
@@ -42,7 +42,7 @@ struct State {
     seed: u64,
     loss: u64,
     delay: Duration,
-    /// How often each key came by.
+    /// How often each key was sent.
     attempts: Mutex<HashMap<Vec<u8>, u64>>,
     lost: LostCounts,
 }
@@ -62,7 +62,7 @@ pub(crate) struct Losses {
     pub(crate) cut: u64,
 }
 
-/// What becomes of an attempt.
+/// What happens to an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Fate {
     there: Way,
@@ -103,7 +103,7 @@ impl BadNetwork {
                         let state = Arc::clone(&shared);
                         let service = service_fn(move |request| Arc::clone(&state).carry(request));
                         connections.spawn(async move {
-                            // It ends with an error whenever something was to be lost.
+                            // It ends with an error if something was to be lost.
                             let http = Builder::new(TokioExecutor::new());
                             let _ = http.serve_connection(TokioIo::new(stream), service).await;
                         });

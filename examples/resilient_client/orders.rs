@@ -18,15 +18,15 @@ use tower_idempotency::client::Operation;
 use super::client::{self, ResilientClient};
 use super::options::Options;
 
-/// What became of all orders.
+/// What happened to all orders.
 #[derive(Default)]
 pub(crate) struct Ordered {
     pub(crate) operations: usize,
-    /// The sessions that were answered with.
+    /// The sessions in the responses.
     pub(crate) sessions: BTreeSet<String>,
     pub(crate) attempts: u64,
     pub(crate) replays: usize,
-    /// What the operations without a session came to.
+    /// How the operations without a session ended.
     pub(crate) failures: Vec<String>,
     pub(crate) took: Duration,
 }
@@ -36,10 +36,10 @@ struct Session {
     session_id: String,
 }
 
-/// Places them at `origin`, and returns when each has its answer.
+/// Places them at `origin`, and returns when each has its response.
 pub(crate) async fn place(origin: &Uri, options: &Options) -> Result<Ordered, Box<dyn Error + Send + Sync>> {
     let client = client::new(options.new_key_each_attempt)?;
-    // Hidden where standard error is no terminal.
+    // Hidden if standard error is not a terminal.
     let progress = ProgressBar::new(options.operations as u64).with_style(ProgressStyle::with_template(
         "{bar:40} {pos}/{len} sessions, {per_sec}, {elapsed}{msg}",
     )?);
@@ -77,8 +77,8 @@ async fn create(
     seed: u64,
     number: usize,
 ) -> (Operation, Result<Session, String>) {
-    // The key is tied to the order, here its number; in an application, to the row that says what is
-    // to be done. If this program dies and starts again, it asks under the same keys.
+    // The key depends on the order, here on its number; in an application, on the row that says what is to be
+    // done. If this program dies and starts again, it uses the same keys.
     let operation = Operation::derived([seed.to_le_bytes(), (number as u64).to_le_bytes()]);
     let body = json!({ "user_id": format!("usr_{number}"), "workflow_id": "wkf_kyc_full" });
     let request = Request::post(format!("{origin}v1/verification/sessions"))

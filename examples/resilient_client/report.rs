@@ -33,7 +33,7 @@ struct Charge {
     amount_cents: u64,
 }
 
-/// Asked of the server itself, past the bad network.
+/// Asks the server itself, not through the bad network.
 pub(crate) async fn bill(server: &Uri) -> Result<Bill, Box<dyn Error + Send + Sync>> {
     let request = Request::get(format!("{server}v1/billing"))
         .header("authorization", "Bearer sk_test_acme")
@@ -60,7 +60,7 @@ impl Bill {
     }
 }
 
-/// Prints all figures; returns whether each operation was charged once, and nothing besides.
+/// Prints all figures, and returns whether each operation was charged once and nothing else was charged.
 pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill) -> bool {
     let Ordered {
         operations,

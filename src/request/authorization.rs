@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Schemes whose credentials are others with every request: they hold a signature, a nonce or a
-/// date, or are a step of a handshake.
+/// Schemes whose credentials change with every request: they hold a signature, a nonce or a date, or are a
+/// step of a handshake.
 const CHANGING: [&str; 8] = [
     "AWS4-HMAC-SHA256",
     "Digest",
@@ -20,7 +20,7 @@ fn is_usual(value: &[u8]) -> bool {
     value.starts_with(b"Bearer ") || value.starts_with(b"Basic ")
 }
 
-/// The scheme of this value, if its credentials are others with every request.
+/// The scheme of this value, if its credentials change with every request.
 pub(crate) fn changing_scheme(value: &[u8]) -> Option<&'static str> {
     if is_usual(value) {
         return None;

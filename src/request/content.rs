@@ -1,4 +1,4 @@
-//! What a request says of its body.
+//! What a request says about its body.
 
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
@@ -33,8 +33,8 @@ pub(crate) fn is_form(headers: &HeaderMap) -> bool {
         .is_some_and(|value| media_type(value).eq_ignore_ascii_case("application/x-www-form-urlencoded"))
 }
 
-/// Whether the body is said to be JSON (`application/json`, or the suffix `+json` of RFC 6839), or
-/// nothing is said of it.
+/// Whether the request says that its body is JSON (`application/json`, or the suffix `+json` of RFC 6839), or
+/// does not say what it is.
 pub(crate) fn may_be_json(headers: &HeaderMap) -> bool {
     if !headers.contains_key(CONTENT_TYPE) {
         return true;

@@ -1,4 +1,4 @@
-//! What a handler is told of the operation that it runs.
+//! What a handler learns about the operation that it runs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use crate::digest::Digest;
 /// The idempotency key of the request that a handler runs for, and which attempt it is.
 ///
 /// It is in the request's extensions whenever the layer runs a handler for a key. In Axum it is an
-/// extractor: `IdempotencyKey` where the handler cannot do without, and `Option<IdempotencyKey>`
-/// where requests without a key pass through.
+/// extractor. Take `IdempotencyKey` if the handler needs a key, and `Option<IdempotencyKey>` if requests
+/// without a key pass through.
 ///
 /// ```
 /// use tower_idempotency::IdempotencyKey;
 ///
 /// async fn charge(operation: IdempotencyKey) -> String {
-///     // The payment provider takes keys itself: give it one that is the same at each attempt.
+///     // The payment provider takes keys itself: give it a key that is the same for each attempt.
 ///     let downstream = operation.derive("charge");
 ///     if operation.attempt() > 1 {
 ///         // An earlier attempt died with its process; find out how far it came.
@@ -36,15 +36,15 @@ pub struct IdempotencyKey {
     claims: Claims,
 }
 
-/// The claims under which a request runs: that of the innermost idempotency layer, then those of the
-/// layers around it. Tokens as numbers, since stores are a floor above.
+/// The claims under which a request runs: the claim of the innermost idempotency layer, then those of the
+/// layers around it. Tokens are numbers here, because stores are a floor above.
 #[derive(Clone, Default)]
 pub(crate) struct Claims {
     token: Option<u64>,
     outer: Option<Arc<(Slot, Claims)>>,
 }
 
-/// Keys are equal that name the same attempt of the same operation.
+/// Two keys are equal if they name the same attempt of the same operation.
 impl PartialEq for IdempotencyKey {
     fn eq(&self, other: &Self) -> bool {
         (&self.key, self.slot, self.attempt) == (&other.key, other.slot, other.attempt)
@@ -63,13 +63,13 @@ impl IdempotencyKey {
         }
     }
 
-    /// The key of a request that runs under a claim of that token.
+    /// The key of a request that runs under a claim with this token.
     pub(crate) fn claimed(mut self, token: u64) -> Self {
         self.claims.token = Some(token);
         self
     }
 
-    /// The key that a layer further out gave the request.
+    /// The key that an outer layer gave the request.
     pub(crate) fn set_outer(&mut self, outer: Self) {
         self.claims.outer = Some(Arc::new((outer.slot, outer.claims)));
     }
@@ -84,7 +84,7 @@ impl IdempotencyKey {
             .filter_map(|(_, claims)| claims.token)
     }
 
-    /// A key as a handler gets it, for the tests of a handler. Its slot is made from the key alone.
+    /// A key as a handler gets it, to test a handler with. Its slot is made from the key alone.
     ///
     /// ```
     /// use tower_idempotency::IdempotencyKey;
@@ -99,29 +99,31 @@ impl IdempotencyKey {
         Self::new(key.into(), Slot::from_bytes(digest.finish()), attempt)
     }
 
-    /// The key as the client meant it: unquoted, without parameters.
+    /// The key itself, without quotes and parameters.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.key.as_str()
     }
 
-    /// 1 for the first attempt, and one more each time a lapsed or reopened claim was taken over. From 2 on,
-    /// an earlier attempt ended in doubt: its process died, or its outcome was
-    /// [reopened](crate::Verdict::Reopen). If its process was frozen, it may still run. After an attempt
-    /// whose key was released, the next is 1 again.
+    /// The number of this attempt: 1 for the first, and one more each time a lapsed or reopened claim was taken
+    /// over.
+    ///
+    /// From 2 on, an earlier attempt ended in doubt: its process died, or its outcome was
+    /// [reopened](crate::Verdict::Reopen). If its process was only frozen, that attempt may still run. After an
+    /// attempt that released the key, the next one is 1 again.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// What the store keeps the operation under: a digest of scope and key.
+    /// The name of the operation in the store: a digest of scope and key.
     #[must_use]
     pub fn slot(&self) -> &Slot {
         &self.slot
     }
 
-    /// A UUID (version 8, RFC 9562) for a provider that takes idempotency keys itself: the same for
-    /// each attempt of this operation, different for each label, scope and key.
+    /// A UUID (version 8, RFC 9562) for a provider that takes idempotency keys itself. It is the same for each
+    /// attempt of this operation, and different for each label, scope and key.
     ///
     /// ```
     /// # use tower_idempotency::IdempotencyKey;

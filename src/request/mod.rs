@@ -1,5 +1,5 @@
-//! What a request says: its key, whose key it is, and what makes it the same request as another.
-//! Pure.
+//! What a request says: its key, whose key it is, and what makes it the same as another request. All of it is
+//! pure.
 
 mod authorization;
 mod content;

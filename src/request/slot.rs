@@ -5,8 +5,8 @@ use std::fmt;
 use super::key::InvalidKey;
 use crate::digest::hex;
 
-/// A SHA-256 of scope and key, each length-prefixed: the name under which a store keeps an
-/// operation. Neither the key nor the credentials can be read from it.
+/// The name under which a store keeps an operation: a SHA-256 of scope and key, each with its length before
+/// it. Neither the key nor the credentials can be read from it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot([u8; Slot::LEN]);
 
@@ -14,27 +14,27 @@ impl Slot {
     /// Bytes of a slot.
     pub const LEN: usize = 32;
 
-    /// A slot made elsewhere, as for a store's own tests.
+    /// A slot from its bytes, for example in the tests of a store.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
     }
 
-    /// The slot in hexadecimal, whole, as the stores show it.
+    /// The complete slot in hexadecimal, as the stores show it.
     #[must_use]
     pub fn to_hex(&self) -> String {
         hex(&self.0)
     }
 
-    /// The bytes to store it under.
+    /// The bytes under which a store keeps the operation.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
     }
 }
 
-/// The first four bytes in hexadecimal: enough to find an operation in logs, and little to test
-/// guesses of a weak credential against.
+/// The first four bytes in hexadecimal: enough to find an operation in a log, but too few to test guesses of a
+/// weak credential.
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -51,9 +51,9 @@ impl fmt::Debug for Slot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SlotError {
-    /// The layer refuses requests with this key, so that no operation is kept under it.
+    /// The layer refuses requests with this key, so no operation has it.
     InvalidKey(InvalidKey),
-    /// The layer's scope combines another number of sources.
+    /// The number of values is not the number of sources that the layer's scope combines.
     #[non_exhaustive]
     ScopeValues {
         /// How many sources the layer's [`ScopeSource`](crate::ScopeSource) combines.

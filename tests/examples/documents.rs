@@ -129,3 +129,44 @@ fn no_snippet_has_a_hidden_line() {
         }
     }
 }
+
+/// The README's first program answers its first commands as it says. The program itself is compiled as a
+/// documentation test; here its router listens on a port that is free.
+#[cfg(unix)]
+#[tokio::test]
+async fn the_commands_of_the_readme_show_a_replay() {
+    use axum::{Router, routing::post};
+    use tower_idempotency::{IdempotencyLayer, MemoryStore};
+
+    use crate::support::servers::process;
+
+    if process::in_path("curl").is_none() {
+        process::missing("curl");
+        return;
+    }
+    let app: Router = Router::new()
+        .route("/payments", post(|| async { "paid" }))
+        .layer(IdempotencyLayer::new(MemoryStore::new()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let readme = file(&root().join("README.md"));
+    let blocks = readme.split("```sh\n").skip(1);
+    let block = blocks
+        .map(|rest| rest.split("```").next().unwrap())
+        .find(|block| block.starts_with("curl "));
+    let commands = block.expect("commands with curl").replace("127.0.0.1:3000", &address);
+    let output = tokio::task::spawn_blocking(move || {
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["-c", &commands]).output().unwrap()
+    });
+    let output = output.await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let replays: Vec<bool> = text
+        .split("HTTP/1.1 200 OK")
+        .skip(1)
+        .map(|response| response.contains("idempotency-replayed: true"))
+        .collect();
+    assert_eq!(replays, [false, true], "{text}");
+}

@@ -127,5 +127,20 @@ mod migrations {
         assert_eq!(retry.body, first.body);
         let next = server.send(&Call::post("/charges", "1000").key("order-18")).await;
         assert_eq!(next.text(), "charge 2\n");
+
+        // What the page for the person on call says to a database.
+        let page = include_str!("../../docs/operating.md");
+        let block = page.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next());
+        let statements: Vec<_> = block.expect("a block of SQL").lines().collect();
+        let [look_up, forget, count_lapsed] = statements[..] else {
+            panic!("{statements:?}");
+        };
+        let database = url.rsplit('/').next().unwrap();
+        let slot = postgres.sql(database, "SELECT encode(slot, 'hex') FROM idempotency_keys LIMIT 1");
+        let ask = |statement: &str| postgres.sql(database, &statement.replace('…', slot.trim()));
+        assert!(ask(look_up).starts_with("1|"), "attempt 1: {}", ask(look_up));
+        assert_eq!(ask(count_lapsed).trim(), "0");
+        ask(forget);
+        assert_eq!(ask(look_up).trim(), "");
     }
 }

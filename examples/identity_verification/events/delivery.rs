@@ -16,12 +16,12 @@ use super::send::Sender;
 
 /// Events that this server sends at the same time.
 const AT_ONCE: usize = 8;
-/// How often the outbox is looked at for what other servers left and what is due again.
+/// How often to look into the outbox for events that other servers left, and events that are due again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often if it cannot be looked at.
+/// How often to look if the outbox cannot be reached.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 
-/// What delivers events, not yet started. Clones are the same deliveries.
+/// The deliveries, not yet started. Clones are the same deliveries.
 #[derive(Clone)]
 pub(crate) struct Deliveries {
     data: Data,
@@ -30,7 +30,7 @@ pub(crate) struct Deliveries {
     pub(crate) counts: Arc<Counts>,
 }
 
-/// Deliveries that go on until they are stopped.
+/// Deliveries that run until they are stopped.
 pub(crate) struct Running {
     data: Data,
     stop: CancellationToken,
@@ -47,7 +47,7 @@ impl Deliveries {
         }
     }
 
-    /// Events that are still to be delivered, by whichever server.
+    /// Events that are still to be delivered, by any server.
     pub(crate) async fn pending(&self) -> Option<u64> {
         self.data.pending_events().await.ok()
     }
@@ -62,13 +62,13 @@ impl Deliveries {
     }
 
     async fn run(self, stop: CancellationToken) {
-        // Whoever dies or hangs while it sends loses its claim after that: the event is sent again.
-        // Twice as long as sending takes, so that nobody else loses it.
+        // A server that dies or hangs while it sends loses its claim after this time, and the event is sent again.
+        // It is twice as long as sending takes, so that no other server loses a claim.
         let claim_for = self.sender.timeout().saturating_mul(2);
         let mut sending = JoinSet::new();
         let mut look_again_in = LOOK_EVERY;
         while !stop.is_cancelled() {
-            // No more than can be sent now: a claim that waits would lapse meanwhile.
+            // Claim no more than can be sent now: a claim that waits would lapse.
             let free = AT_ONCE - sending.len();
             if free > 0 {
                 match self.data.claim_events(free, claim_for).await {
@@ -136,13 +136,13 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 }
 
 impl Running {
-    /// From now on no event is taken from the outbox; those that are being sent still are.
+    /// From now on no event is taken from the outbox. Events that are being sent go on.
     pub(crate) fn take_no_more(&self) {
         self.stop.cancel();
     }
 
-    /// Lets what is being sent come to its end, until the deadline. What is not delivered stays in
-    /// the outbox, and is sent again after its claim has lapsed.
+    /// Waits until the deadline for events that are being sent. An event that is not delivered stays in the outbox,
+    /// and is sent again after its claim has lapsed.
     pub(crate) async fn end(mut self, deadline: Instant) {
         self.take_no_more();
         if timeout_at(deadline, &mut self.task).await.is_err() {

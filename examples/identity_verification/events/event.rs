@@ -1,4 +1,4 @@
-//! What is sent.
+//! The event that is sent.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,12 +9,11 @@ use uuid::Uuid;
 use super::super::accounts::Account;
 use super::super::users::UserStatus;
 
-/// The event of a decision, but for the user's new version, which only the write of the decision
-/// tells.
+/// The event of a decision, without the user's new version, which is known only when the decision is
+/// written.
 pub(crate) struct Draft {
     pub(crate) id: String,
-    /// The body up to the version, and what comes after it: a script on the database's side can put
-    /// the version between them.
+    /// The body up to the version, and the rest: a script in the database can put the version between them.
     pub(crate) head: String,
     pub(crate) tail: &'static str,
 }
@@ -24,7 +23,7 @@ impl Draft {
         let id = format!("evt_{}", Uuid::new_v4().simple());
         let (account, status) = (account.id(), status.as_str());
         let timestamp = humantime::format_rfc3339_millis(SystemTime::now());
-        // The only text here that is not our own.
+        // The only text here that comes from outside.
         let user_id = Value::from(user_id);
         let head = format!(
             r#"{{"event_id":"{id}","type":"user.{status}","timestamp":"{timestamp}","data":{{"account":"{account}","user_id":{user_id},"status":"{status}","version":"#
@@ -40,18 +39,18 @@ impl Draft {
     }
 }
 
-/// An event as it is sent, the same bytes at each attempt.
+/// An event as it is sent: the same bytes for each attempt.
 #[derive(Clone)]
 pub(crate) struct Outgoing {
     pub(crate) id: String,
     pub(crate) body: Bytes,
 }
 
-/// An event that this server has to deliver until its claim lapses.
+/// An event that this server delivers until its claim lapses.
 pub(crate) struct Claimed {
     pub(crate) event: Outgoing,
-    /// The number of this attempt, from 1 on; what tells this claim from later ones, too.
+    /// The number of this attempt, from 1 on. It also separates this claim from later ones.
     pub(crate) attempt: u64,
-    /// For how long the subscriber has refused the event, attempt after attempt.
+    /// For how long the subscriber has refused the event, in every attempt.
     pub(crate) refused_for: Option<Duration>,
 }

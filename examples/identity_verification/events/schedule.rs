@@ -1,4 +1,4 @@
-//! When an event that could not be delivered is tried again.
+//! When an event that could not be delivered is retried.
 
 use std::time::Duration;
 
@@ -6,34 +6,34 @@ use uuid::Uuid;
 
 use super::send::NotDelivered;
 
-/// Between the first two attempts; doubled each time.
+/// The pause between the first two attempts. It doubles each time.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(60 * 60);
-/// For how long an event that the subscriber refuses is tried: Standard Webhooks advises days. One
-/// that cannot be delivered since the subscriber is down or broken is tried forever.
+/// For how long an event that the subscriber refuses is retried: Standard Webhooks recommends days. While the
+/// subscriber is down or broken, an event is retried forever.
 pub(crate) const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
-/// What becomes of the event.
+/// What happens to the event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     RetryIn(Duration),
     GiveUp,
 }
 
-/// After that attempt, if the subscriber had refused it for that long before.
+/// After this attempt, if the subscriber had refused the event for this long before.
 pub(super) fn next(attempt: u64, refused_for: Option<Duration>, failure: &NotDelivered) -> Next {
     if failure.is_refusal() && refused_for.is_some_and(|refused| refused >= GIVE_UP_AFTER) {
         return Next::GiveUp;
     }
     let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
     let delay = FIRST_DELAY.saturating_mul(1 << doublings).min(LONGEST_DELAY);
-    // Jittered, so that what failed together is not tried together.
+    // Jittered, so that events that failed together are not retried together.
     let delay = delay / 2 + part_of(delay / 2);
     let asked = failure.retry_after.unwrap_or_default().min(LONGEST_DELAY);
     Next::RetryIn(delay.max(asked))
 }
 
-/// From none to all of it, at random.
+/// A random part of it, from nothing to all.
 pub(super) fn part_of(whole: Duration) -> Duration {
     // The first four bytes of a version 4 UUID are random.
     let [a, b, c, d, ..] = *Uuid::new_v4().as_bytes();

@@ -17,13 +17,13 @@ use super::super::data::Causes;
 use super::event::Outgoing;
 use super::sign::Secret;
 
-/// What of an answer's body is read, so that the connection can be used again. What it says does not
+/// How much of a response's body is read, so that the connection can be used again. Its content does not
 /// matter.
 const READ_AT_MOST: usize = 64 * 1024;
 const READ_WITHIN: Duration = Duration::from_secs(1);
 
-/// What carries a request to the subscriber. It must not follow redirects: the subscriber that was
-/// configured is who may see the event.
+/// The client that sends requests to the subscriber. It must not follow redirects: only the configured
+/// subscriber may see the event.
 pub(crate) type HttpClient = BoxCloneSyncService<Request<Full<Bytes>>, Response<Body>, BoxError>;
 
 /// Sends events to the subscriber.
@@ -39,7 +39,7 @@ pub(crate) struct Sender {
 #[derive(Debug)]
 pub(crate) struct NotDelivered {
     cause: Cause,
-    /// The subscriber asks to be left alone for that long.
+    /// The subscriber asks to wait for this long.
     pub(crate) retry_after: Option<Duration>,
 }
 
@@ -80,7 +80,7 @@ impl Sender {
         self.url.authority().map_or("", |authority| authority.as_str())
     }
 
-    /// Posts the event. Dropped in the middle, it may have been sent or not.
+    /// Posts the event. If the future is dropped, the event may have been sent or not.
     pub(crate) async fn send(&self, event: &Outgoing) -> Result<(), NotDelivered> {
         let request = self.request(event)?;
         let deadline = Instant::now() + self.timeout;
@@ -117,7 +117,7 @@ impl Sender {
     }
 }
 
-/// Whether it ends or not, the status has been said.
+/// The status counts, whether the body ends or not.
 async fn drain(mut body: Body, deadline: Instant) {
     let mut left = READ_AT_MOST;
     let end = async {

@@ -1,4 +1,4 @@
-//! Signatures after Standard Webhooks: <https://www.standardwebhooks.com>.
+//! Signatures as Standard Webhooks defines them: <https://www.standardwebhooks.com>.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// What subscribers and this server share.
+/// The secret that the subscriber and this server share.
 #[derive(Clone)]
 pub(crate) struct Secret(Hmac<Sha256>);
 

@@ -8,8 +8,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tokio::sync::Notify;
 
-/// Stands outside the idempotency layer, since that commits what the handler wrote. If the client
-/// has left by then, the event is found when the deliveries look the next time.
+/// It is outside the idempotency layer, because that layer commits what the handler wrote. If the client has
+/// disconnected by then, the deliveries find the event when they look the next time.
 pub(crate) async fn wake_after(State(wake): State<Arc<Notify>>, request: Request, next: Next) -> Response {
     let decides = request.method() == Method::PATCH;
     let response = next.run(request).await;

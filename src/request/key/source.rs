@@ -56,7 +56,7 @@ pub(super) enum Source {
     Body(Arc<BodyFn>),
 }
 
-/// Parsed when it is given, reported when the layer is built.
+/// The result of parsing it. An error is reported when the layer is built.
 pub(super) type Named<T> = Result<T, ConfigError>;
 
 impl Default for KeySource {
@@ -111,8 +111,7 @@ impl KeySource {
         Self::header("webhook-id")
     }
 
-    /// What the closure finds in the request's head. The body is not read for it; `None` is a
-    /// missing key.
+    /// The key that the closure finds in the request's head. The body is not read. `None` is a missing key.
     ///
     /// The text of the error is the `detail` of the `400` problem `invalid-key`. A panic of the
     /// closure goes on to the outer layers before anything is claimed.
@@ -138,9 +137,9 @@ impl KeySource {
         Self(Source::Head(Arc::new(find)))
     }
 
-    /// The string, or integer taken by its digits, at a JSON pointer (RFC 6901) into the body.
+    /// The string at a JSON pointer (RFC 6901) into the body, or the digits of an integer there.
     ///
-    /// Every request of a guarded method is buffered to look for it, up to
+    /// Every request of a guarded method is buffered to look for the key, up to
     /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). An empty body, or
     /// nothing at the pointer, is a missing key. A body that cannot be read is `400` problem
     /// `invalid-key`: it is not JSON, has a `Content-Encoding`, or has a member on the way more
@@ -150,8 +149,7 @@ impl KeySource {
         Self::json_pointers([pointer])
     }
 
-    /// The values at several JSON pointers, joined: for example an event's code *and* its
-    /// reference.
+    /// The values at several JSON pointers, joined. For example an event's code *and* its reference.
     ///
     /// Each value obeys the rules of [`json_pointer`](Self::json_pointer). All must be there,
     /// otherwise the key is missing. The key is what [`join`](Self::join) makes of the values, in
@@ -181,7 +179,7 @@ impl KeySource {
         )))
     }
 
-    /// What the closure finds in the head and the buffered body; `None` is a missing key.
+    /// The key that the closure finds in the head and the buffered body. `None` is a missing key.
     ///
     /// Every request of a guarded method is buffered for it, up to
     /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body);
@@ -206,7 +204,7 @@ impl KeySource {
         Self(Source::Body(Arc::new(find)))
     }
 
-    /// One key of several values, each with its length before it. A single value stays as it is.
+    /// Joins several values into one key, each with its length before it. A single value stays as it is.
     ///
     /// No two different lists give the same key. [`json_pointers`](Self::json_pointers) joins in
     /// this way; use it in your own closures and with

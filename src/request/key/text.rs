@@ -7,7 +7,7 @@ use std::fmt;
 use http::HeaderValue;
 use smallvec::SmallVec;
 
-/// Which spellings of a header's key are accepted.
+/// Which forms of a key in a header are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum KeyFormat {
@@ -22,7 +22,7 @@ pub enum KeyFormat {
     Uuid,
 }
 
-/// A key that breaks a rule; the text is the problem's `detail`. It never holds the key itself.
+/// Why a key is refused. The text is the `detail` of the problem, and never contains the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidKey(Cow<'static, str>);
 
@@ -88,11 +88,10 @@ pub(super) fn check_length(key: &str, max_length: usize) -> Result<(), InvalidKe
     Ok(())
 }
 
-/// A value that only a bug in a client can send, in whatever case: an absent value turned into
-/// text, a template that was not filled in, the nil UUID or the max UUID (RFC 9562, sections 5.9
-/// and 5.10).
+/// Whether this value can only come from a bug in a client: a missing value turned into text, a template that
+/// was not filled in, the nil UUID or the max UUID (RFC 9562, sections 5.9 and 5.10). Case does not count.
 ///
-/// Decided by the first byte for nearly every key.
+/// The first byte decides for nearly every key.
 pub(super) fn is_placeholder(key: &str) -> bool {
     let is_one_of = |texts: &[&str]| texts.iter().any(|text| key.eq_ignore_ascii_case(text));
     match key.as_bytes() {

@@ -1,4 +1,4 @@
-//! What a source finds in a request, and what makes it doubtful.
+//! What a source finds in a request, and what makes the result doubtful.
 
 use std::borrow::Cow;
 
@@ -12,12 +12,12 @@ use crate::error::BoxError;
 use crate::request::authorization;
 use crate::request::target::original_uri;
 
-/// What suggests that the scope does not tell callers apart, or does not recognise one.
+/// A sign that the scope does not separate callers, or does not recognise a caller again.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Doubts {
-    /// The request fell into the anonymous scope although a cookie says who sent it.
+    /// The request is in the anonymous scope although a cookie says who sent it.
     pub(crate) overlooks_cookie: bool,
-    /// The scope has credentials of this scheme, which are others with every request.
+    /// The scope has credentials of this scheme, which change with every request.
     pub(crate) changing_scheme: Option<&'static str>,
 }
 
@@ -83,7 +83,7 @@ impl Source {
         Ok(())
     }
 
-    /// The same field, of a value that somebody says this source has found.
+    /// The same field, for a value that the application says this source would find.
     pub(super) fn write_value(&self, value: Option<&str>, digest: &mut ScopeDigest) {
         match (self, value) {
             (Self::Shared(name), _) => digest.field(SHARED, name.as_bytes()),

@@ -15,10 +15,10 @@ type HeadFn = dyn Fn(&Parts) -> Result<String, BoxError> + Send + Sync;
 
 /// Whose key it is. The same key under two scopes names two unrelated operations.
 ///
-/// The default is the `Authorization` header's value, which separates callers without any set-up.
-/// The scheme is compared case-insensitively. Where tokens rotate or signatures change with every
-/// request (AWS SigV4, Digest, OAuth 1.0), take the user or tenant that your authentication layer
-/// found instead: a retry with a refreshed token is then still the same caller's.
+/// The default is the value of the `Authorization` header, which separates callers without any set-up. Its
+/// scheme is compared case-insensitively. If tokens are renewed, or signatures change with every request (AWS
+/// SigV4, Digest, OAuth 1.0), use the user or tenant that your authentication layer found. A retry with a new
+/// token then still belongs to the same caller.
 ///
 /// ```
 /// use tower_idempotency::ScopeSource;
@@ -53,7 +53,7 @@ impl Default for ScopeSource {
 }
 
 impl ScopeSource {
-    /// The value of a header. Requests without it share one anonymous scope.
+    /// The value of a header. Requests without this header share one anonymous scope.
     ///
     /// A name that is not a header name (RFC 9110, section 5.1) is an error when the layer is
     /// built.
@@ -65,8 +65,7 @@ impl ScopeSource {
     /// The host that the request is for: the URI's authority, otherwise the `Host` header.
     /// Case-insensitive, with the port if there is one.
     ///
-    /// Combine it with a scope that separates callers ([`and`](Self::and)), for one service under
-    /// many names.
+    /// Combine it with a scope that separates callers ([`and`](Self::and)), if one service has many host names.
     #[must_use]
     pub fn host() -> Self {
         Self(Source::Host)
@@ -74,15 +73,16 @@ impl ScopeSource {
 
     /// The endpoint: method and path, without the query. In a nested Axum router it is the original path.
     ///
-    /// Combine it with another scope ([`and`](Self::and)) where one key may name an operation at each of several
-    /// endpoints, as the id of an event does that is sent to two of them. For
-    /// [`slot`](crate::IdempotencyLayer::slot) its value is both with a space between, as in `POST /hooks/billing`.
+    /// Combine it with another scope ([`and`](Self::and)) if one key may name an operation at each of several
+    /// endpoints, such as the id of an event that is sent to two of them. Its value for
+    /// [`slot`](crate::IdempotencyLayer::slot) is the method, a space and the path, such as
+    /// `POST /hooks/billing`.
     #[must_use]
     pub fn endpoint() -> Self {
         Self(Source::Endpoint)
     }
 
-    /// A part of a request extension that a layer further out has put there: a user or tenant id.
+    /// A value from a request extension that an outer layer has set, such as a user or tenant id.
     ///
     /// A request without the extension is refused with `500` problem `scope-unavailable`: the
     /// authentication layer is missing, or is inside this layer instead of outside.
@@ -96,7 +96,7 @@ impl ScopeSource {
         Self(Source::Extension(std::any::type_name::<T>(), Arc::new(read)))
     }
 
-    /// What the closure makes of the request's head.
+    /// What the closure returns for the request's head.
     ///
     /// An error is `500` problem `scope-unavailable`; it is logged, not shown to the client. A
     /// panic of the closure goes on to the outer layers before anything is claimed.
@@ -118,14 +118,14 @@ impl ScopeSource {
         Self(Source::Head(Arc::new(scope)))
     }
 
-    /// One scope of that name for all requests, as for webhooks of one sender. **Every caller can
-    /// then read every other caller's stored answers by knowing the key.**
+    /// One scope with this name for all requests, for example for webhooks of one sender. **Every caller who
+    /// knows a key can then read the stored response of any other caller.**
     #[must_use]
     pub fn shared_by_all(name: &str) -> Self {
         Self(Source::Shared(name.into()))
     }
 
-    /// This scope *and* another one: two requests are in one scope only if they agree on both.
+    /// This scope *and* another one. Two requests are in the same scope only if both parts are equal.
     ///
     /// The order counts: `a.and(b)` and `b.and(a)` are different scopes. A combined scope is never
     /// equal to a simple one.

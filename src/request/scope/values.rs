@@ -1,13 +1,13 @@
-//! The values of a scope, as an application gives them that looks a key up.
+//! The values of a scope, for an application that looks a key up.
 
 use std::fmt;
 
 use smallvec::{SmallVec, smallvec};
 
-/// The values of a scope, one for each source that is combined in it, in their order. `None` is a
+/// The values of a scope: one for each source that the scope combines, in their order. `None` stands for a
 /// source that finds nothing.
 ///
-/// It is made of an `Option<&str>` for a simple scope, and of an array of them for a combined one:
+/// A simple scope takes an `Option<&str>`, a combined scope an array of them:
 ///
 /// ```
 /// use tower_idempotency::{IdempotencyLayer, MemoryStore, ScopeSource};

@@ -172,10 +172,9 @@ impl<'a> Page<'a> {
         self.session
             .chromium("Emulation.setDeviceMetricsOverride", screen)
             .await;
-        self.session
-            .chromium("Emulation.setScrollbarsHidden", json!({ "hidden": true }))
-            .await;
-        self.run("document.activeElement?.blur(); scrollTo(0, 0)", &[]).await;
+        let tidy =
+            "document.documentElement.style.scrollbarWidth = 'none'; document.activeElement?.blur(); scrollTo(0, 0)";
+        self.run(tidy, &[]).await;
         let picture = self
             .session
             .chromium("Page.captureScreenshot", json!({ "format": "png" }))
