@@ -22,6 +22,20 @@ impl Inspect for PostgresStore {
         }
     }
 
+    /// A thousand rows at a time, on a connection of the pool.
+    async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        let mut forgotten = 0;
+        loop {
+            let query = sqlx::query(self.statements().forget_scope.text()).bind(scope.as_bytes().as_slice());
+            let counts: Result<(i64, i64), _> = self.ask_pool(query).await;
+            let (found, counted) = counts.map_err(|error| failed("forget scope", error))?;
+            forgotten += counted.unsigned_abs();
+            if found == 0 {
+                return Ok(forgotten);
+            }
+        }
+    }
+
     /// On a connection of the pool: it may take a while.
     async fn count(&self) -> Result<Census, StoreError> {
         let counted = self.ask_pool(sqlx::query(self.statements().count.text())).await;
@@ -29,26 +43,3 @@ impl Inspect for PostgresStore {
     }
 }
 
-impl PostgresStore {
-    /// Removes all that is of one scope, such as a tenant's or a person's records, and says how many rows.
-    /// Operations of that scope that run are fenced off, as after [`forget`](Inspect::forget).
-    ///
-    /// It removes a thousand rows at a time, on a connection of the pool, and waits for rows that another
-    /// transaction is writing.
-    ///
-    /// # Errors
-    ///
-    /// The database failed. Some of the rows may be gone; call it again.
-    pub async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
-        let mut removed_in_all = 0;
-        loop {
-            let query = sqlx::query(self.statements().forget_scope.text()).bind(scope.as_bytes().as_slice());
-            let counts: Result<(i64, i64), _> = self.ask_pool(query).await;
-            let (found, removed) = counts.map_err(|error| failed("forget scope", error))?;
-            removed_in_all += removed.unsigned_abs();
-            if found == 0 {
-                return Ok(removed_in_all);
-            }
-        }
-    }
-}

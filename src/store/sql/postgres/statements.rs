@@ -78,7 +78,8 @@ const TAKE_OVER: &str = "\
 UPDATE idempotency_keys AS claimed SET
     attempt = CASE WHEN claimed.forget_at <= {now} THEN 1
                    ELSE LEAST(claimed.attempt, 2147483646) + 1 END,
-    scope = asked.scope, fingerprint = asked.fingerprint, token = asked.token, record = NULL,
+    scope = CASE WHEN claimed.forget_at <= {now} THEN asked.scope ELSE claimed.scope END,
+    fingerprint = asked.fingerprint, token = asked.token, record = NULL,
     lease_until = {now} + asked.lease * interval '1 millisecond',
     forget_at = {now} + (asked.lease + asked.ttl) * interval '1 millisecond',
     sweep_at = {now} + (asked.lease + asked.ttl) * interval '1 millisecond'
@@ -167,11 +168,11 @@ FROM due";
 /// `$1` scope.
 const FORGET_SCOPE: &str = "\
 WITH found AS MATERIALIZED (
-    SELECT ctid AS place FROM idempotency_keys WHERE scope = $1 LIMIT 1000 FOR UPDATE
+    SELECT ctid AS place FROM idempotency_keys WHERE scope = $1 AND record IS NOT NULL LIMIT 1000 FOR UPDATE
 ), removed AS (
-    DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT place FROM found)) RETURNING 1
+    DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT place FROM found)) RETURNING forget_at > {now} AS counts
 )
-SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed)";
+SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed WHERE counts)";
 
 /// Follows `COMPLETE` in a handler's transaction. From here to the commit the row is locked: a
 /// client that falls silent is cut off, because its key would otherwise be stuck for as long as its

@@ -3,9 +3,10 @@
 use super::SqliteStore;
 use super::error::failed;
 use super::read::{Found, Read};
+use super::sweep::MOST_ROWS;
 use super::write::{Write, Written};
 use crate::store::sql::inspect::{census, entry};
-use crate::store::{Census, Entry, Inspect, Slot, StoreError};
+use crate::store::{Census, Entry, Inspect, ScopeTag, Slot, StoreError};
 
 impl Inspect for SqliteStore {
     async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
@@ -18,6 +19,18 @@ impl Inspect for SqliteStore {
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
         let forgotten = self.write("forget", Write::Forget(*slot)).await?;
         Ok(matches!(forgotten, Written::Is(true)))
+    }
+
+    /// The lock is held for a few rows at a time.
+    async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        let mut forgotten = 0;
+        loop {
+            let write = Write::ForgetScope(*scope, MOST_ROWS as u32);
+            match self.write("forget a scope", write).await? {
+                Written::Forgotten { rows: 1.., counted } => forgotten += counted,
+                _ => return Ok(forgotten),
+            }
+        }
     }
 
     /// On the pool: it reads the whole table, and claims must not wait for it.

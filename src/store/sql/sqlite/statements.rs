@@ -31,7 +31,8 @@ const CLAIM: &str = "INSERT INTO idempotency_keys AS held \
      VALUES (?, ?, ?, ?, 1, {from_now}, {from_now}, {from_now}) \
      ON CONFLICT (slot) DO UPDATE SET \
      attempt = CASE WHEN held.forget_at <= {now} THEN 1 ELSE min(held.attempt, 2147483646) + 1 END, \
-     scope = excluded.scope, fingerprint = excluded.fingerprint, token = excluded.token, record = NULL, \
+     scope = CASE WHEN held.forget_at <= {now} THEN excluded.scope ELSE held.scope END, \
+     fingerprint = excluded.fingerprint, token = excluded.token, record = NULL, \
      lease_until = excluded.lease_until, forget_at = excluded.forget_at, sweep_at = excluded.sweep_at \
      WHERE held.forget_at <= {now} OR (held.record IS NULL AND (held.fingerprint = excluded.fingerprint \
      OR substr(held.fingerprint, 1, 2) <> substr(excluded.fingerprint, 1, 2)) \
@@ -53,8 +54,9 @@ const PUT_OFF: &str = "UPDATE idempotency_keys SET sweep_at = forget_at \
      WHERE rowid IN (SELECT value FROM json_each(?)) AND forget_at > {now}";
 
 /// Parameters: scope, how many at most.
-const DELETE_SCOPE: &str = "DELETE FROM idempotency_keys WHERE rowid IN \
-     (SELECT rowid FROM idempotency_keys WHERE scope = ? LIMIT ?)";
+const FORGET_SCOPE: &str = "DELETE FROM idempotency_keys WHERE rowid IN \
+     (SELECT rowid FROM idempotency_keys WHERE scope = ? AND record IS NOT NULL LIMIT ?) \
+     RETURNING forget_at > {now}";
 
 /// The statements for one table.
 pub(super) struct Statements {
@@ -70,7 +72,7 @@ pub(super) struct Statements {
     pub(super) due: Statement,
     pub(super) remove: Statement,
     pub(super) put_off: Statement,
-    pub(super) delete_scope: Statement,
+    pub(super) forget_scope: Statement,
 }
 
 impl Statements {
@@ -89,7 +91,7 @@ impl Statements {
             due: statement(DUE),
             remove: statement(REMOVE),
             put_off: statement(PUT_OFF),
-            delete_scope: statement(DELETE_SCOPE),
+            forget_scope: statement(FORGET_SCOPE),
         }
     }
 }
@@ -144,9 +146,9 @@ mod tests {
                 "{plan}"
             );
         }
-        let plan = plan(&mut connection, &sql.delete_scope).await;
+        let plan = plan(&mut connection, &sql.forget_scope).await;
         assert!(
-            plan.contains("USING COVERING INDEX idempotency_keys_scope (scope=?)"),
+            plan.contains("USING INDEX idempotency_keys_scope (scope=?)"),
             "{plan}"
         );
     }

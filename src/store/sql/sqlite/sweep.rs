@@ -8,10 +8,10 @@ use super::read::{DueRow, Found, Read};
 use super::write::{Write, Written};
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;
-use crate::store::{ScopeTag, StoreError};
+use crate::store::StoreError;
 
 /// Rows that are removed in one transaction at most.
-const MOST_ROWS: usize = 64;
+pub(super) const MOST_ROWS: usize = 64;
 /// Bytes of the records that are removed in one transaction, unless one record alone is larger.
 const MOST_BYTES: i64 = 512 * 1024;
 
@@ -30,19 +30,6 @@ impl SqliteStore {
     /// Must be called on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
-    }
-
-    /// Removes the claims and records of a scope, and says how many. The lock is held for a few at a time.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for forgetting a scope"))]
-    pub(crate) async fn delete_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
-        let mut removed = 0;
-        loop {
-            let delete = Write::DeleteScope(*scope, MOST_ROWS as u32);
-            match self.write("forget a scope", delete).await? {
-                Written::Rows(rows @ 1..) => removed += rows,
-                _ => return Ok(removed),
-            }
-        }
     }
 }
 
@@ -103,35 +90,6 @@ fn parts(due: &[DueRow]) -> impl Iterator<Item = &[DueRow]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Fingerprint, Slot};
-    use crate::store::{ClaimRequest, Inspect, Store};
-
-    fn tag(byte: u8) -> ScopeTag {
-        ScopeTag::from_bytes([byte; ScopeTag::LEN])
-    }
-
-    #[tokio::test]
-    async fn a_scope_is_deleted_and_the_others_stay() {
-        let path = std::env::temp_dir().join(format!("tower-idempotency-{}.db", uuid::Uuid::new_v4()));
-        let store = SqliteStore::open(&path).await.unwrap();
-        store.migrate().await.unwrap();
-        for number in 0..200_u8 {
-            let claim = ClaimRequest::new(Slot::from_bytes([number; 32]), Fingerprint::from_bytes([1; 16]));
-            let claim = claim.with_scope(tag(number % 2));
-            store.begin(&claim).await.unwrap();
-        }
-        assert_eq!(store.delete_scope(&tag(0)).await.unwrap(), 100);
-        assert_eq!(store.delete_scope(&tag(0)).await.unwrap(), 0);
-        assert_eq!(store.count().await.unwrap().running, 100);
-        for number in 0..200_u8 {
-            let entry = store.look_up(&Slot::from_bytes([number; 32])).await.unwrap();
-            assert_eq!(entry.is_some(), number % 2 == 1, "{number}");
-        }
-        store.pool().close().await;
-        for suffix in ["", "-wal", "-shm"] {
-            let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
-        }
-    }
 
     #[test]
     fn parts_have_few_rows_and_few_bytes() {

@@ -56,7 +56,7 @@ pub(super) enum Write {
         forgotten: Vec<i64>,
         others: Vec<i64>,
     },
-    DeleteScope(ScopeTag, u32),
+    ForgetScope(ScopeTag, u32),
 }
 
 pub(super) enum Written {
@@ -67,6 +67,11 @@ pub(super) enum Written {
     /// How many rows were changed.
     Rows(u64),
     Is(bool),
+    /// Rows that were removed, and how many of them had not expired.
+    Forgotten {
+        rows: usize,
+        counted: u64,
+    },
     Swept {
         rows: u64,
         took: Duration,
@@ -96,7 +101,7 @@ impl Driver for Writing {
 
     /// A transaction of many is short: it has few bytes to write and no rows to look for.
     fn joins(job: &Write, batch: &[Write]) -> bool {
-        let is_short = |job: &Write| !matches!(job, Write::Sweep { .. } | Write::DeleteScope(..));
+        let is_short = |job: &Write| !matches!(job, Write::Sweep { .. } | Write::ForgetScope(..));
         let bytes = |job: &Write| match job {
             Write::Complete { record, .. } => record.len(),
             _ => 0,
@@ -244,11 +249,16 @@ impl Writing {
                     took: began.elapsed(),
                 }
             }
-            Write::DeleteScope(scope, most) => {
-                let delete = sqlx::query(self.sql.delete_scope.text())
+            Write::ForgetScope(scope, most) => {
+                let counted: Vec<bool> = sqlx::query_scalar(self.sql.forget_scope.text())
                     .bind(scope.as_bytes().as_slice())
-                    .bind(most);
-                Written::Rows(rows(connection, delete).await?)
+                    .bind(most)
+                    .fetch_all(connection)
+                    .await?;
+                Written::Forgotten {
+                    rows: counted.len(),
+                    counted: counted.iter().filter(|counts| **counts).count() as u64,
+                }
             }
         })
     }
