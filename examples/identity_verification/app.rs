@@ -26,6 +26,7 @@ use super::events::{self, Deliveries};
 use super::metrics::Metrics;
 use super::options::{Options, StoreKind};
 use super::provider::Provider;
+use super::documents::{self, files::Files};
 use super::records::{self, Records};
 use super::{billing, operations, page, screenings, sessions, storage, users, webhooks};
 
@@ -37,6 +38,9 @@ pub(crate) struct AppState {
     /// Each decision appends an event to the outbox.
     pub(crate) sends_events: bool,
     pub(crate) records: Records,
+    pub(crate) files: Files,
+    /// The operations that run now, whether their clients are still there or not.
+    pub(crate) operations: TaskTracker,
 }
 
 /// The application, and what must be awaited before the process may end.
@@ -46,7 +50,7 @@ pub(crate) struct App {
     /// The operations that run now, whether their clients are still there or not.
     pub(crate) operations: TaskTracker,
     /// What the idempotency layers do without a client.
-    pub(crate) background: [Background; 2],
+    pub(crate) background: [Background; 3],
     /// Removes expired keys, if the store needs that.
     pub(crate) sweeper: Option<Sweeper>,
     /// What sends events, to be started; if they are to be sent.
@@ -66,13 +70,15 @@ impl App {
             StoreKind::Memory => {
                 let store = MemoryStore::new();
                 let data = Data::Memory(MemoryData::default());
-                return Self::new(store.clone(), Some(store), data, options, sender);
+                let files = files(options, &data).await?;
+                return Self::new(store.clone(), Some(store), data, files, options, sender);
             }
             StoreKind::Sqlite(path) => storage::sqlite(path).await?,
             StoreKind::Postgres(url) => storage::postgres(url).await?,
             StoreKind::Redis(url) => storage::redis(url).await?,
         };
-        let app = Self::new(shared.keys, None, shared.data, options, sender)?;
+        let files = files(options, &shared.data).await?;
+        let app = Self::new(shared.keys, None, shared.data, files, options, sender)?;
         Ok(Self {
             sweeper: shared.sweeper,
             ..app
@@ -84,14 +90,20 @@ impl App {
         store: S,
         memory: Option<MemoryStore>,
         data: Data,
+        files: Files,
         options: &Options,
         sender: Option<Sender>,
     ) -> Result<Self, Box<dyn Error>> {
-        // Two layers with one store: one for what the accounts do, one for what webhook senders report.
-        let accounts_layer = configure(&store, options)
-            // The account, not the credential: a client that rotates its API key between two attempts
-            // is still the same client.
-            .scope(ScopeSource::extension(|account: &Account| account.id().to_owned()))
+        // Three layers with one store: for what the accounts do, for the documents they upload, and for what
+        // webhook senders report.
+        //
+        // The scope is the account, not the credential: a client that rotates its API key between two
+        // attempts is still the same client.
+        let account = || ScopeSource::extension(|account: &Account| account.id().to_owned());
+        let accounts_layer = configure(&store, options).scope(account()).build()?;
+        let documents_layer = configure(&store, options)
+            .scope(account())
+            .stream_request_bodies(options.max_upload)
             .build()?;
         let webhooks_layer = configure(&store, options)
             .webhooks("webhooks", KeySource::json_pointer("/event_id"))
@@ -100,19 +112,21 @@ impl App {
         let provider = Provider::new(options.provider_latency, data.clone());
         let deliveries = sender.map(|sender| Deliveries::new(data.clone(), sender));
         let metrics = Metrics::new(
-            [&accounts_layer, &webhooks_layer],
+            [&accounts_layer, &documents_layer, &webhooks_layer],
             memory,
             provider.clone(),
             deliveries.clone(),
         );
-        let background = [accounts_layer.background(), webhooks_layer.background()];
+        let background = [&accounts_layer, &documents_layer, &webhooks_layer].map(IdempotencyLayer::background);
+        let operations = TaskTracker::new();
         let state = AppState {
             provider,
             data: data.clone(),
             sends_events: deliveries.is_some(),
             records: Records::new(store, accounts_layer.clone()),
+            files,
+            operations: operations.clone(),
         };
-        let operations = TaskTracker::new();
 
         // Of several layers on a router, the last one is the outermost.
         let mut accounts = Router::new()
@@ -124,7 +138,19 @@ impl App {
             // Not guarded: the layer guards `POST` and `PATCH`.
             .route("/v1/idempotency-records", delete(records::forget))
             .route_layer(from_fn_with_state(operations.clone(), operations::track))
-            .route_layer(accounts_layer);
+            .route_layer(accounts_layer)
+            .merge(
+                // A document counts as an operation when it is received; its handler sees to that.
+                Router::new()
+                    .route(
+                        "/v1/verification/sessions/{id}/documents",
+                        post(documents::create).get(documents::list),
+                    )
+                    .route("/v1/verification/sessions/{id}/documents/{document}", get(documents::show))
+                    // For uploads without a key, which the layer lets through.
+                    .layer(DefaultBodyLimit::max(options.max_upload))
+                    .route_layer(documents_layer),
+            );
         if let Some(deliveries) = &deliveries {
             accounts = accounts.route_layer(from_fn_with_state(deliveries.wake.clone(), events::wake_after));
         }
@@ -166,9 +192,14 @@ impl App {
     }
 }
 
-/// What both layers have in common.
+async fn files(options: &Options, data: &Data) -> Result<Files, String> {
+    let files = Files::open(options.data_dir.as_deref(), data).await;
+    files.map_err(|error| format!("--data-dir: the directory cannot be used: {error}"))
+}
+
+/// What the layers have in common.
 ///
-/// `--require-key` is for both. With it the layer refuses an event without an `event_id`, as any other
+/// `--require-key` is for all of them. With it the layer refuses an event without an `event_id`, as any other
 /// guarded request without a key (`400`). Without it the application finds the field missing (`422`).
 /// Neither stores anything.
 fn configure<S: Store + Clone>(store: &S, options: &Options) -> IdempotencyLayerBuilder<S> {

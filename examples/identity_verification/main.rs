@@ -15,6 +15,7 @@ mod accounts;
 mod app;
 mod billing;
 mod data;
+mod documents;
 mod drain;
 mod error;
 mod events;

@@ -1,6 +1,6 @@
 //! The options, each of which is an environment variable as well.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
@@ -63,6 +63,14 @@ pub(crate) struct Options {
     /// At most so many bytes of a response body are stored; a larger one is sent to the first client only.
     #[arg(long, env = "IDV_MAX_RESPONSE_BODY", value_name = "BYTES", default_value_t = 1024 * 1024)]
     pub(crate) max_response_body: usize,
+
+    /// At most so many bytes in a request that uploads a document.
+    #[arg(long, env = "IDV_MAX_UPLOAD", value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
+    pub(crate) max_upload: usize,
+
+    /// Where documents are written; a new temporary directory if it is not given.
+    #[arg(long, env = "IDV_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
 
     /// The name of this service among those that share the store; a part of every slot.
     #[arg(

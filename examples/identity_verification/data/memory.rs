@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::accounts::Account;
 use super::super::billing::Charge;
+use super::super::documents::Document;
 use super::super::events::Draft;
 use super::super::sessions::Session;
 use super::super::users::UserStatus;
@@ -28,6 +29,7 @@ pub(super) struct Tables {
 struct AccountTables {
     sessions: Vec<Session>,
     charges: Vec<Charge>,
+    documents: Vec<Document>,
     /// Each user's status and its version.
     users: HashMap<String, (UserStatus, u64)>,
     /// The workflows that a user has been through once, for those that fail the first time.
@@ -59,6 +61,37 @@ impl MemoryData {
 
     pub(super) async fn charges(&self, account: Account) -> Vec<Charge> {
         self.lock().of(account).charges.clone()
+    }
+
+    pub(super) async fn add_document(
+        &self,
+        account: Account,
+        document: &Document,
+        charge: &Charge,
+        committed: impl Future<Output = ()>,
+    ) {
+        {
+            let mut tables = self.lock();
+            let tables = tables.of(account);
+            tables.documents.push(document.clone());
+            tables.charges.push(charge.clone());
+        }
+        committed.await;
+    }
+
+    pub(super) async fn documents(&self, account: Account, session_id: &str) -> Vec<Document> {
+        let mut tables = self.lock();
+        let documents = tables.of(account).documents.iter();
+        documents
+            .filter(|document| document.session_id == session_id)
+            .cloned()
+            .collect()
+    }
+
+    pub(super) async fn has_document(&self, document_id: &str) -> bool {
+        let tables = self.lock();
+        let mut documents = tables.accounts.values().flat_map(|tables| &tables.documents);
+        documents.any(|document| document.document_id == document_id)
     }
 
     pub(super) async fn set_user_status(

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::accounts::Account;
 use super::app::AppState;
 use super::billing::Charge;
+use super::documents::Document;
 use super::error::ApiError;
 use super::events::Draft;
 use super::sessions::Session;
@@ -105,6 +106,29 @@ impl Data {
     /// The account's charges, oldest first.
     pub(crate) async fn charges(&self, account: Account) -> Result<Vec<Charge>, DataError> {
         Ok(each!(self, data => data.charges(account).await))
+    }
+
+    /// Adds a document together with its charge, and runs `committed` once both are there. It is dropped if
+    /// they are not, or if that is not known.
+    pub(crate) async fn add_document(
+        &self,
+        account: Account,
+        document: &Document,
+        charge: &Charge,
+        committed: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), DataError> {
+        each!(self, data => data.add_document(account, document, charge, committed).await);
+        Ok(())
+    }
+
+    /// The documents of a session, oldest first.
+    pub(crate) async fn documents(&self, account: Account, session_id: &str) -> Result<Vec<Document>, DataError> {
+        Ok(each!(self, data => data.documents(account, session_id).await))
+    }
+
+    /// Whether there is a document of that id, whoever's it is.
+    pub(crate) async fn has_document(&self, document_id: &str) -> Result<bool, DataError> {
+        Ok(each!(self, data => data.has_document(document_id).await))
     }
 
     /// Sets a user's status; each call makes a new version. The event, if there is one, is in the

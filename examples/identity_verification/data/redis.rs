@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::super::accounts::Account;
 use super::super::billing::Charge;
+use super::super::documents::Document;
 use super::super::events::Draft;
 use super::super::sessions::Session;
 use super::super::users::UserStatus;
@@ -16,6 +17,8 @@ use super::super::webhooks::Event;
 use super::DataError;
 
 const EVENTS: &str = "idv:events";
+/// The ids of all documents.
+const DOCUMENTS: &str = "idv:documents";
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Clone)]
@@ -87,6 +90,35 @@ impl RedisData {
         parse(&charges)
     }
 
+    pub(super) async fn add_document(
+        &self,
+        account: Account,
+        document: &Document,
+        charge: &Charge,
+        committed: impl Future<Output = ()>,
+    ) -> Result<(), DataError> {
+        let json = serde_json::to_string(document)?;
+        let mut write = redis::pipe();
+        write
+            .atomic()
+            .rpush(documents_of(account, &document.session_id), json)
+            .sadd(DOCUMENTS, &document.document_id);
+        push_charge(&mut write, account, charge)?;
+        write.exec_async(&mut self.connection.clone()).await?;
+        committed.await;
+        Ok(())
+    }
+
+    pub(super) async fn documents(&self, account: Account, session_id: &str) -> Result<Vec<Document>, DataError> {
+        let key = documents_of(account, session_id);
+        let documents: Vec<String> = self.connection.clone().lrange(key, 0, -1).await?;
+        parse(&documents)
+    }
+
+    pub(super) async fn has_document(&self, document_id: &str) -> Result<bool, DataError> {
+        Ok(self.connection.clone().sismember(DOCUMENTS, document_id).await?)
+    }
+
     pub(super) async fn set_user_status(
         &self,
         account: Account,
@@ -127,6 +159,10 @@ impl RedisData {
         let events: Vec<String> = self.connection.clone().lrange(EVENTS, 0, -1).await?;
         parse(&events)
     }
+}
+
+fn documents_of(account: Account, session_id: &str) -> String {
+    key(account, &format!("documents:{session_id}"))
 }
 
 fn push_charge(write: &mut Pipeline, account: Account, charge: &Charge) -> Result<(), DataError> {

@@ -7,6 +7,7 @@ use sqlx::{Database, Pool};
 use tower_idempotency::store::sql::{Transaction, Work};
 
 use super::super::billing::Charge;
+use super::super::documents::{Document, Kind};
 use super::super::sessions::Session;
 use super::super::webhooks::Event;
 use super::DataError;
@@ -14,7 +15,7 @@ use super::DataError;
 /// A transaction to write in.
 pub(super) enum Writing<DB: Database> {
     /// The operation's, which the idempotency layer commits with the record of the response.
-    Operation(Work<DB>),
+    Operation(Work<DB>, Transaction<DB>),
     /// One of its own, since the request has no key.
     Own(sqlx::Transaction<'static, DB>),
 }
@@ -27,7 +28,7 @@ impl<DB: Database> Writing<DB> {
         operation: Option<&Transaction<DB>>,
     ) -> Result<Self, DataError> {
         Ok(match operation {
-            Some(operation) => Self::Operation(operation.begin().await?),
+            Some(operation) => Self::Operation(operation.begin().await?, operation.clone()),
             // In a task: a client that hangs up drops its handler, and `sqlx` 0.9 leaves the transaction
             // open on a pooled connection if it is dropped while it begins one. What the pool's next
             // user writes, a claim perhaps, would then be in a transaction that nobody commits.
@@ -42,9 +43,25 @@ impl<DB: Database> Writing<DB> {
     pub(super) async fn done(self) -> Result<(), DataError> {
         match self {
             // Not yet: it is for the layer to commit.
-            Self::Operation(_) => Ok(()),
+            Self::Operation(..) => Ok(()),
             Self::Own(transaction) => Ok(transaction.commit().await?),
         }
+    }
+
+    /// As [`done`](Self::done), and runs `committed` after the commit. It is dropped if nothing is
+    /// committed, or if that is not known.
+    pub(super) async fn done_and_then(
+        self,
+        committed: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), DataError> {
+        match self {
+            Self::Operation(_, operation) => operation.on_commit(committed),
+            Self::Own(transaction) => {
+                transaction.commit().await?;
+                committed.await;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -53,7 +70,7 @@ impl<DB: Database> Deref for Writing<DB> {
 
     fn deref(&self) -> &DB::Connection {
         match self {
-            Self::Operation(work) => work,
+            Self::Operation(work, _) => work,
             Self::Own(transaction) => transaction,
         }
     }
@@ -62,7 +79,7 @@ impl<DB: Database> Deref for Writing<DB> {
 impl<DB: Database> DerefMut for Writing<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
         match self {
-            Self::Operation(work) => work,
+            Self::Operation(work, _) => work,
             Self::Own(transaction) => transaction,
         }
     }
@@ -91,6 +108,23 @@ pub(super) fn charge((operation, reference, amount_cents): ChargeRow) -> Charge 
         reference,
         amount_cents: amount_cents.unsigned_abs(),
     }
+}
+
+/// `document_id, session_id, kind, file_name, bytes, sha256`
+pub(super) type DocumentRow = (String, String, String, Option<String>, i64, String);
+
+pub(super) fn document(
+    (document_id, session_id, kind, file_name, bytes, sha256): DocumentRow,
+) -> Result<Document, DataError> {
+    let kind = Kind::parse(&kind).ok_or("a document's kind is unknown")?;
+    Ok(Document {
+        document_id,
+        session_id,
+        kind,
+        file_name,
+        bytes: bytes.unsigned_abs(),
+        sha256,
+    })
 }
 
 /// `event_id` as JSON, `type`
