@@ -25,6 +25,7 @@ mod server {
     pub(crate) mod app;
     mod billing;
     mod data;
+    mod documents;
     mod drain;
     mod error;
     mod events;
@@ -34,6 +35,7 @@ mod server {
     pub(crate) mod options;
     mod page;
     mod provider;
+    mod records;
     mod screenings;
     pub(crate) mod serve;
     mod sessions;

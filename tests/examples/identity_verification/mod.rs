@@ -6,6 +6,8 @@ mod black_box;
 mod contract;
 mod deliveries;
 #[cfg(target_os = "linux")]
+mod documents;
+#[cfg(target_os = "linux")]
 mod events;
 mod in_process;
 pub(crate) mod process;
