@@ -137,6 +137,7 @@ where
         Undone::Lost => Problem::taken_over(),
         Undone::Failed => Problem::rolled_back(),
         Undone::Unknown => Problem::commit_unknown(),
+        Undone::Broken => Problem::transaction_broken(),
     };
     let request = request.map_or_else(|| Request::new(()).into_parts().0, |request| *request);
     let rendered = guard.config.rendering.render(&problem, &request);

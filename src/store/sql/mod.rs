@@ -11,7 +11,9 @@ mod asking;
 mod begin;
 mod claim;
 mod error;
+mod guarded;
 mod inspect;
+#[cfg(feature = "postgres")]
 mod open;
 mod pool;
 mod statements;
@@ -26,9 +28,12 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+pub use guarded::AtomicDatabase;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 pub use sweeper::Sweeper;
+#[cfg(feature = "axum")]
+pub use transaction::TransactionOrOwn;
 pub use transaction::{Transaction, TransactionError, TransactionErrorKind, Work};

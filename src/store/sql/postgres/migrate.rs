@@ -3,6 +3,7 @@
 use sqlx::{AssertSqlSafe, Row};
 
 use super::error::failed;
+use super::guarded::Mark;
 use super::{BEGIN, PostgresStore};
 use crate::store::sql::claim::{ClaimId, trial};
 use crate::store::sql::open::Open;
@@ -64,7 +65,13 @@ impl PostgresStore {
         let claim = ClaimId::of(&begin);
         let mut transaction = Open::begin(&self.pool, BEGIN).await?;
         self.claim(&begin).fetch_one(&mut *transaction).await?;
-        self.complete_in(&mut transaction, &claim, b"trial", begin.ttl).await?;
+        let mark = Mark::new();
+        sqlx::query("SELECT set_config('tower_idempotency.open', $1, true)")
+            .bind(mark.as_str())
+            .execute(&mut *transaction)
+            .await?;
+        self.complete_in(&mut transaction, &mark, &claim, b"trial", begin.ttl)
+            .await?;
         let retry = begin.with_token(Token::random());
         let row = self.claim(&retry).fetch_one(&mut *transaction).await?;
         let kept: Option<Vec<u8>> = row.try_get("record")?;

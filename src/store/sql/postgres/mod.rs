@@ -1,6 +1,7 @@
 //! The store in PostgreSQL.
 
 mod error;
+mod guarded;
 mod inspect;
 mod migrate;
 mod query;

@@ -5,8 +5,7 @@ use sqlx::AssertSqlSafe;
 use super::error::failed;
 use super::{BEGIN, SqliteStore};
 use crate::store::StoreError;
-use crate::store::sql::claim::{ClaimId, trial};
-use crate::store::sql::unit_of_work::AtomicStore;
+use crate::store::sql::claim::trial;
 
 /// The SQL that [`SqliteStore::migrate`] runs.
 const LAYOUT: &str = include_str!("table.sql");
@@ -34,10 +33,11 @@ impl SqliteStore {
     /// Goes through the life of a claim, and undoes it.
     async fn try_out(&self) -> Result<(), sqlx::Error> {
         let begin = trial();
-        let claim = ClaimId::of(&begin);
         let mut transaction = self.pool.begin_with(BEGIN).await?;
         self.claim(&begin, &mut *transaction).await?;
-        self.complete_in(&mut transaction, &claim, &[], begin.ttl).await?;
+        self.completion(&begin.slot, begin.token, &[], begin.ttl)
+            .execute(&mut *transaction)
+            .await?;
         for statement in [&self.sql.look_up, &self.sql.forget] {
             sqlx::query(statement.text())
                 .bind(begin.slot.as_bytes().as_slice())

@@ -1,6 +1,7 @@
 //! The store in SQLite.
 
 mod error;
+mod guarded;
 mod inspect;
 mod migrate;
 mod statements;
