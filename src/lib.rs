@@ -168,6 +168,12 @@ pub mod store;
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub use self::axum::MissingIdempotencyLayer;
+#[cfg(all(feature = "axum", any(feature = "postgres", feature = "_sqlite")))]
+#[cfg_attr(
+    docsrs,
+    doc(cfg(all(feature = "axum", any(feature = "postgres", feature = "sqlite"))))
+)]
+pub use self::axum::MissingTransaction;
 pub use answer::problem::{self, Problem, ProblemKind};
 pub use answer::{Fate, Lapsed, Outcome, Policy, Reconciled, Verdict, WholeResponse};
 pub use body::{RequestBody, ResponseBody, StreamedBody};

@@ -92,7 +92,8 @@ problem_kinds! {
 
     OutcomeUnknown, "outcome-unknown", "409" CONFLICT, "The outcome of the operation is unknown", Retry::Never,
     "The first request ended without a response that could be stored, and it is not known whether the operation was \
-     done. It does not run again under this key. Find out before you use a new key.";
+     done. It does not run again under this key. Find out before you use a new key. If the server itself made the \
+     outcome unknown, the first request gets this problem with the status `500`.";
 
     StoreUnavailable, "store-unavailable", "503" SERVICE_UNAVAILABLE, "The idempotency store is unavailable", Retry::After(1),
     "The server cannot look the key up, so it did not run the operation. Retry later.";
@@ -157,6 +158,8 @@ impl ProblemKind {
 pub struct Problem {
     kind: ProblemKind,
     detail: Cow<'static, str>,
+    /// If it is another than the kind's.
+    status: Option<StatusCode>,
     original_status: Option<StatusCode>,
     locations: Option<Box<HeaderMap>>,
     instance: Uuid,
@@ -167,6 +170,13 @@ impl Problem {
     #[must_use]
     pub fn kind(&self) -> ProblemKind {
         self.kind
+    }
+
+    /// The status of the response: that of its [kind](ProblemKind::status), but `500` in atomic mode where the
+    /// server itself made the outcome unknown.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status.unwrap_or_else(|| self.kind.status())
     }
 
     /// What happened, for a person to read. It never has the key, the scope or a body.
@@ -205,6 +215,7 @@ impl Problem {
         Self {
             kind,
             detail: detail.into(),
+            status: None,
             original_status: None,
             locations: None,
             instance: Uuid::new_v4(),
@@ -359,6 +370,18 @@ impl Problem {
             ProblemKind::StoreUnavailable,
             "The operation could not be committed and is rolled back. Retry with the same key.",
         )
+    }
+
+    /// Atomic mode: the handler ended the transaction by itself.
+    pub(crate) fn transaction_broken() -> Self {
+        Self {
+            status: Some(StatusCode::INTERNAL_SERVER_ERROR),
+            ..Self::new(
+                ProblemKind::OutcomeUnknown,
+                "An error of the server left the outcome of the operation unknown. The operation does not run again under \
+                 this key; find out whether it was done.",
+            )
+        }
     }
 
     /// Atomic mode: the answer to the commit was lost.

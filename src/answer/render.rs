@@ -81,14 +81,14 @@ fn standard(problem: &Problem, documentation: &str) -> Response<Bytes> {
     let mut body = json!({
         "type": format!("{documentation}#{}", kind.slug()),
         "title": kind.title(),
-        "status": kind.status().as_u16(),
+        "status": problem.status().as_u16(),
         "detail": problem.detail(),
         "code": kind.slug(),
         "instance": problem.instance(),
         "retryable": kind.is_retryable(),
     });
     add_original(&mut body, problem);
-    respond(problem, kind.status(), "application/problem+json", &body)
+    respond(problem, problem.status(), "application/problem+json", &body)
 }
 
 /// Stripe's error body: statuses, types and codes as Stripe's API reference lists them under
@@ -97,9 +97,13 @@ fn stripe(problem: &Problem) -> Response<Bytes> {
     let kind = problem.kind();
     let (status, r#type, code) = match kind {
         ProblemKind::KeyReused => (StatusCode::BAD_REQUEST, "idempotency_error", None),
-        ProblemKind::InFlight => (kind.status(), "invalid_request_error", Some("idempotency_key_in_use")),
+        ProblemKind::InFlight => (
+            problem.status(),
+            "invalid_request_error",
+            Some("idempotency_key_in_use"),
+        ),
         ProblemKind::ResponseNotRetained | ProblemKind::OutcomeUnknown => {
-            (kind.status(), "idempotency_error", Some(kind.slug()))
+            (problem.status(), "idempotency_error", Some(kind.slug()))
         }
         _ if kind.status().is_server_error() => (kind.status(), "api_error", Some(kind.slug())),
         _ => (kind.status(), "invalid_request_error", Some(kind.slug())),

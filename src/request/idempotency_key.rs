@@ -69,6 +69,15 @@ impl IdempotencyKey {
         self
     }
 
+    /// Whether a layer holds a claim for the request. If not, the request runs unprotected.
+    #[cfg_attr(
+        not(all(feature = "axum", any(feature = "postgres", feature = "_sqlite"))),
+        allow(dead_code, reason = "only a missing transaction asks")
+    )]
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.claims.token.is_some()
+    }
+
     /// The key that an outer layer gave the request.
     pub(crate) fn set_outer(&mut self, outer: Self) {
         self.claims.outer = Some(Arc::new((outer.slot, outer.claims)));

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use super::guard::Guard;
 use super::pauses::Pauses;
 use super::renewal::Renewal;
-use super::settlement::{Settled, Settlement, apply};
+use super::settlement::{Settled, Settlement, Undone, apply};
 use super::store_call::{at_once, warn_of, within};
 use super::upload::Upload;
 use crate::answer::{Fate, Outcome};
 use crate::request::{Fingerprint, Slot};
-use crate::store::{ClaimRequest, Held, Record, Store, Token, UnitOfWork};
+use crate::store::{ClaimRequest, Held, Record, RollBack, Store, StoreError, Token, UnitOfWork};
 
 /// A claim on a slot. It must be settled; one that is dropped unsettled lapses, and that is logged.
 pub(crate) struct Claim<St: Store> {
@@ -72,7 +72,10 @@ impl<St: Store> Claim<St> {
         };
         self.settled = true;
         // A reconciler may have begun to work.
-        self.roll_back().await;
+        if let Err(error) = self.roll_back().await {
+            self.seal_broken(&error).await;
+            return;
+        }
         if let Err(error) = apply(&self.guard, &self.slot, self.token, &settlement).await {
             warn_of(&error, &self.slot, "a claim could not be given back; it will lapse");
         }
@@ -103,14 +106,20 @@ impl<St: Store> Claim<St> {
 
     /// Whether the handler has begun a transaction that is to be committed with the record.
     pub(crate) fn has_begun_work(&self) -> bool {
-        self.unit.as_ref().is_some_and(|unit| unit.is_begun())
+        let unit = self.unit.as_ref();
+        unit.is_some_and(|unit| unit.is_begun() && !unit.is_aborted())
     }
 
-    async fn roll_back(&mut self) {
+    /// Undoes what the handler did in the transaction. An error: the handler had committed it.
+    async fn roll_back(&mut self) -> Result<(), StoreError> {
         if let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) {
             // In time or not: dropped, it is rolled back as well.
-            let _ = within(self.guard.config.store_timeout, pin!(unit.roll_back())).await;
+            let rolled_back = within(self.guard.config.store_timeout, pin!(unit.roll_back())).await;
+            if let Ok(RollBack::Broken(error)) = rolled_back {
+                return Err(error);
+            }
         }
+        Ok(())
     }
 
     pub(super) fn is_being_settled(&self) {
@@ -171,7 +180,28 @@ impl<St: Store> Claim<St> {
     /// retry from running.
     pub(crate) async fn settle(&mut self, settlement: Settlement) -> Settled {
         self.is_being_settled();
-        self.roll_back().await;
+        match self.roll_back().await {
+            Ok(()) => self.store(settlement).await,
+            Err(error) => self.seal_broken(&error).await,
+        }
+    }
+
+    /// Seals the key of an operation whose handler ended the transaction by itself: what is there of
+    /// the effect is not known, and a retry might add to it.
+    pub(super) async fn seal_broken(&mut self, error: &StoreError) -> Settled {
+        tracing::error!(
+            target: "tower_idempotency",
+            slot = %self.slot,
+            error = error as &(dyn std::error::Error + 'static),
+            "a handler ended the operation's transaction; the outcome is unknown, and the key is sealed"
+        );
+        let (settlement, _) = self.settlement_of(Fate::Seal, Record::outcome_unknown);
+        self.store(settlement).await;
+        Settled::Undone(Undone::Broken)
+    }
+
+    /// Ends the claim in the store, and nothing else.
+    async fn store(&mut self, settlement: Settlement) -> Settled {
         let applied = apply(&self.guard, &self.slot, self.token, &settlement).await;
         self.settled = true;
         match applied {

@@ -15,11 +15,13 @@ impl<St: Store> Claim<St> {
     /// transaction, effect and record are committed together.
     pub(crate) async fn succeed(&mut self, settlement: Settlement) -> Settled {
         if let Settlement::Complete { record, ttl } = settlement {
-            return match self.unit.take().filter(|unit| unit.is_begun()) {
+            if self.has_begun_work()
+                && let Some(unit) = self.unit.take()
+            {
                 // Boxed, so that a commit takes no space in the futures of requests that need none.
-                Some(unit) => Box::pin(self.commit(unit, record, ttl)).await,
-                None => self.settle(Settlement::Complete { record, ttl }).await,
-            };
+                return Box::pin(self.commit(unit, record, ttl)).await;
+            }
+            return self.settle(Settlement::Complete { record, ttl }).await;
         }
         self.settle(settlement).await
     }
@@ -35,10 +37,7 @@ impl<St: Store> Claim<St> {
         });
         watch.stop(matches!(committed, Commit::Done | Commit::Lost));
         let error = match committed {
-            Commit::Done => {
-                self.settled = true;
-                return Settled::Yes;
-            }
+            Commit::Done => return self.is_committed(&*unit),
             Commit::Lost => {
                 self.settled = true;
                 self.warn_of_loss();
@@ -53,6 +52,7 @@ impl<St: Store> Claim<St> {
                 self.settle(Settlement::Release).await;
                 return Settled::Undone(Undone::Failed);
             }
+            Commit::Broken(error) => return self.seal_broken(&error).await,
             Commit::Unknown(error) => error,
         };
         warn_of(
@@ -62,10 +62,7 @@ impl<St: Store> Claim<St> {
         );
         let known = bounded("read back", store_timeout, pin!(unit.was_committed())).await;
         match known {
-            Ok(true) => {
-                self.settled = true;
-                Settled::Yes
-            }
+            Ok(true) => self.is_committed(&*unit),
             Ok(false) => {
                 self.settle(Settlement::Release).await;
                 Settled::Undone(Undone::Failed)
@@ -81,6 +78,15 @@ impl<St: Store> Claim<St> {
                 Settled::Undone(Undone::Unknown)
             }
         }
+    }
+
+    /// Effect and record are there.
+    fn is_committed(&mut self, unit: &dyn UnitOfWork) -> Settled {
+        self.settled = true;
+        for work in unit.after_commit() {
+            self.guard.adopt(None, work);
+        }
+        Settled::Yes
     }
 }
 
@@ -107,7 +113,9 @@ async fn read_back_later<St: Store>(mut claim: Claim<St>, unit: Box<dyn UnitOfWo
         }
     };
     match tokio::time::timeout(settle_within, asking).await {
-        Ok(true) => {}
+        Ok(true) => {
+            claim.is_committed(&*unit);
+        }
         Ok(false) => return settle_later(claim, Settlement::Release).await,
         Err(_elapsed) => tracing::error!(
             target: "tower_idempotency",

@@ -19,6 +19,7 @@ use super::exchange::Exchange;
 use super::keep::{Asked, judge, keep, remove_marker};
 use super::received::Received;
 use super::reconcile::reconcile;
+use super::settlement::{Settled, Undone};
 use crate::answer::{Fate, Outcome, Problem, Verdict};
 use crate::body::ResponseBody;
 use crate::bounds::{GuardedBody, GuardedService};
@@ -144,7 +145,10 @@ where
 /// Settles the claim of a handler that gave no response.
 async fn end_without_response<St: Store>(claim: &mut Claim<St>, fate: Fate) {
     let (settlement, outcome) = claim.settlement_of(fate, Record::outcome_unknown);
-    claim.settle(settlement).await;
+    let outcome = match claim.settle(settlement).await {
+        Settled::Undone(Undone::Broken) => Outcome::Sealed,
+        _ => outcome,
+    };
     let tally = &claim.guard.tally;
     tally.report(outcome, Some(&claim.slot), Some(claim.attempt), None);
 }

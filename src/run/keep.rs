@@ -206,6 +206,7 @@ fn problem_of(why: Undone) -> Problem {
         Undone::Lost => Problem::taken_over(),
         Undone::Failed => Problem::rolled_back(),
         Undone::Unknown => Problem::commit_unknown(),
+        Undone::Broken => Problem::transaction_broken(),
     }
 }
 

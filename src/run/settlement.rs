@@ -51,6 +51,8 @@ pub(crate) enum Undone {
     Failed,
     /// Whether it is committed is found out in the background.
     Unknown,
+    /// The handler ended the transaction by itself; the key is sealed.
+    Broken,
 }
 
 /// Tells the store once how the claim ends.

@@ -58,7 +58,7 @@ pub use sealed::{KeyRing, Sealed, SealedBuilder};
 #[cfg(feature = "tiered")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tiered")))]
 pub use tiered::{Tiered, TieredBuilder, TieredStats};
-pub use unit_of_work::{Commit, UnitOfWork, Working};
+pub use unit_of_work::{Commit, RollBack, UnitOfWork, Working};
 
 pub use crate::request::{ScopeTag, Slot};
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::Extensions;
-use tower_idempotency::store::{Commit, Record, StoreError, UnitOfWork, Working};
+use tower_idempotency::store::{Commit, Record, RollBack, StoreError, UnitOfWork, Working};
 
 /// A transaction whose commit ends as it is told, and which notes what it is asked. Clones share everything.
 #[derive(Clone)]
@@ -62,8 +62,8 @@ impl UnitOfWork for Work {
         Box::pin(async { Ok(true) })
     }
 
-    fn roll_back(&self) -> Working<'_, ()> {
+    fn roll_back(&self) -> Working<'_, RollBack> {
         self.note(Asked::RollBack);
-        Box::pin(async {})
+        Box::pin(async { RollBack::Done })
     }
 }

@@ -3,8 +3,8 @@
 use std::ops::{Deref, DerefMut};
 
 use serde_json::value::RawValue;
-use sqlx::{Database, Pool};
-use tower_idempotency::store::sql::{Transaction, Work};
+use sqlx::Pool;
+use tower_idempotency::store::sql::{AtomicDatabase, Transaction, Work};
 
 use super::super::billing::Charge;
 use super::super::documents::{Document, Kind};
@@ -13,14 +13,14 @@ use super::super::webhooks::Event;
 use super::DataError;
 
 /// A transaction to write in.
-pub(super) enum Writing<DB: Database> {
+pub(super) enum Writing<DB: AtomicDatabase> {
     /// The operation's, which the idempotency layer commits with the record of the response.
     Operation(Work<DB>, Transaction<DB>),
     /// One of its own, since the request has no key.
     Own(sqlx::Transaction<'static, DB>),
 }
 
-impl<DB: Database> Writing<DB> {
+impl<DB: AtomicDatabase> Writing<DB> {
     /// `begin` is the statement that begins one of its own.
     pub(super) async fn begin(
         pool: &Pool<DB>,
@@ -65,7 +65,7 @@ impl<DB: Database> Writing<DB> {
     }
 }
 
-impl<DB: Database> Deref for Writing<DB> {
+impl<DB: AtomicDatabase> Deref for Writing<DB> {
     type Target = DB::Connection;
 
     fn deref(&self) -> &DB::Connection {
@@ -76,7 +76,7 @@ impl<DB: Database> Deref for Writing<DB> {
     }
 }
 
-impl<DB: Database> DerefMut for Writing<DB> {
+impl<DB: AtomicDatabase> DerefMut for Writing<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
         match self {
             Self::Operation(work, _) => work,

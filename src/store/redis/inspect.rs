@@ -56,6 +56,10 @@ where
         Ok(self.complete(slot, claim.token, &record, ttl).await? == Held::Yes)
     }
 
+    async fn forget_scope(&self, _: &crate::store::ScopeTag) -> Result<u64, StoreError> {
+        Err(unexpected(Op::Forget))
+    }
+
     async fn count(&self) -> Result<Census, StoreError> {
         self.refuse_cluster().await?;
         let pattern = [glob_escaped(self.prefix.as_bytes()), b"*".to_vec()].concat();

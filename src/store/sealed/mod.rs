@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
     use crate::request::Fingerprint;
-    use crate::store::{Commit, MemoryStore, Working};
+    use crate::store::{Commit, MemoryStore, RollBack, Working};
 
     const TTL: Duration = Duration::from_secs(60);
 
@@ -269,9 +269,9 @@ mod tests {
         fn was_committed(&self) -> Working<'_, Result<bool, StoreError>> {
             panic!("nothing is committed")
         }
-        fn roll_back(&self) -> Working<'_, ()> {
+        fn roll_back(&self) -> Working<'_, RollBack> {
             self.0.store(true, Ordering::Relaxed);
-            Box::pin(async {})
+            Box::pin(async { RollBack::Done })
         }
     }
 

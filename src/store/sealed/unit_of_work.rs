@@ -8,7 +8,7 @@ use http::Extensions;
 use super::keys::KeyRing;
 use crate::request::Slot;
 use crate::store::Record;
-use crate::store::{Commit, StoreError, UnitOfWork, Working};
+use crate::store::{Commit, RollBack, StoreError, UnitOfWork, Working};
 
 pub(super) struct SealedWork {
     work: Box<dyn UnitOfWork>,
@@ -31,14 +31,20 @@ impl UnitOfWork for SealedWork {
         self.work.is_begun()
     }
 
+    fn is_aborted(&self) -> bool {
+        self.work.is_aborted()
+    }
+
     fn commit<'a>(&'a self, record: &'a Record, ttl: Duration) -> Working<'a, Commit> {
         Box::pin(async move {
             match self.keys.seal(&self.slot, record) {
                 Ok(sealed) => self.work.commit(&sealed, ttl).await,
                 Err(error) => {
                     // `Failed` promises it.
-                    self.work.roll_back().await;
-                    Commit::Failed(error)
+                    match self.work.roll_back().await {
+                        RollBack::Done => Commit::Failed(error),
+                        RollBack::Broken(error) => Commit::Broken(error),
+                    }
                 }
             }
         })
@@ -48,7 +54,11 @@ impl UnitOfWork for SealedWork {
         self.work.was_committed()
     }
 
-    fn roll_back(&self) -> Working<'_, ()> {
+    fn after_commit(&self) -> Vec<Working<'static, ()>> {
+        self.work.after_commit()
+    }
+
+    fn roll_back(&self) -> Working<'_, RollBack> {
         self.work.roll_back()
     }
 }

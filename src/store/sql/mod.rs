@@ -12,9 +12,9 @@ mod asking;
 mod begin;
 mod claim;
 mod error;
+mod guarded;
 mod inspect;
 mod lane;
-mod open;
 mod pool;
 mod statements;
 mod sweeper;
@@ -30,9 +30,12 @@ mod postgres;
 #[cfg(feature = "_sqlite")]
 mod sqlite;
 
+pub use guarded::AtomicDatabase;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 #[cfg(feature = "_sqlite")]
 pub use sqlite::SqliteStore;
 pub use sweeper::Sweeper;
+#[cfg(feature = "axum")]
+pub use transaction::TransactionOrOwn;
 pub use transaction::{Transaction, TransactionError, TransactionErrorKind, Work};

@@ -52,7 +52,7 @@ const HELD: &str = "slot = ? AND token = ? AND record IS NULL AND forget_at > {n
 ///
 /// `forget_at` is first: a database that evaluates assignments from left to right, as MySQL does,
 /// would otherwise subtract the new `lease_until`.
-#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "PostgreSQL has its own"))]
+#[cfg_attr(not(feature = "_sqlite"), allow(dead_code, reason = "PostgreSQL has its own"))]
 pub(super) const RENEW: &str = "UPDATE idempotency_keys SET \
      forget_at = {from_now} + (forget_at - lease_until), lease_until = {from_now} WHERE {held}";
 

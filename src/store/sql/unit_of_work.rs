@@ -6,24 +6,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Extensions;
-use sqlx::{Database, Pool};
+use sqlx::Pool;
 
 use super::claim::ClaimId;
+use super::guarded::{AtomicDatabase, RolledBack};
 use super::transaction::Transaction;
 use super::transaction::joint::Joint;
+use super::transaction::open::Open;
 use super::turns::Turns;
 use crate::store::Record;
-use crate::store::{Commit, UnitOfWork, Working};
+use crate::store::{Commit, RollBack, UnitOfWork, Working};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// What the atomic mode needs of a store.
 pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
-    type Db: Database;
+    type Db: AtomicDatabase;
 
     /// The name in messages.
     const NAME: &'static str;
-    /// How a transaction begins.
-    const BEGIN: &'static str;
 
     fn pool(&self) -> &Pool<Self::Db>;
 
@@ -32,17 +32,19 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
         None
     }
 
-    /// Writes the record in an open transaction if the token still holds the claim.
+    /// Writes the record in a transaction if that is still open, and if the token still holds the claim.
+    /// The connection is then ready for other work as soon as the transaction is committed.
     ///
     /// From then on the row is locked. A database whose clients can fall silent must end such a
     /// transaction after the claim's lease at most.
     fn complete_in(
         &self,
-        connection: &mut <Self::Db as Database>::Connection,
+        connection: &mut <Self::Db as sqlx::Database>::Connection,
+        guard: &<Self::Db as super::guarded::Guarded>::Guard,
         claim: &ClaimId,
         record: &[u8],
         ttl: Duration,
-    ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<Completed, sqlx::Error>> + Send;
 
     /// Whether the record of that claim is there. Answers only when no transaction is left that may
     /// still write it.
@@ -52,6 +54,16 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
 
     /// Whether a commit that failed with this error may have taken effect all the same.
     fn leaves_in_doubt(error: &sqlx::Error) -> bool;
+}
+
+/// What came of writing the record in a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Completed {
+    Yes,
+    /// Another token holds the claim.
+    Lost,
+    /// The transaction is not open any more.
+    NotOpen,
 }
 
 /// The unit of work of one claim.
@@ -65,7 +77,7 @@ pub(super) struct Unit<S: AtomicStore> {
 
 impl<S: AtomicStore> Unit<S> {
     pub(super) fn new(store: S, claim: ClaimId) -> Self {
-        let joint = Arc::new(Joint::new(store.pool().clone(), S::BEGIN, store.turns()));
+        let joint = Arc::new(Joint::of_layer(store.pool().clone(), store.turns()));
         Self {
             store,
             claim,
@@ -76,30 +88,41 @@ impl<S: AtomicStore> Unit<S> {
 
     async fn commit(&self, record: &Record, ttl: Duration) -> Commit {
         let Some(mut transaction) = self.joint.take().await else {
-            let message = format!(
-                "{}: commit: the transaction could not begin, so there is nothing to commit",
-                S::NAME
-            );
-            return Commit::Failed(StoreError::new(StoreErrorKind::Unavailable, message));
+            let why = "the transaction could not begin, so there is nothing to commit";
+            return Commit::Failed(because::<S>(why));
         };
         let record = record.to_bytes();
         let completed = {
-            let asking = transaction.ask();
-            let completed = self.store.complete_in(asking, &self.claim, &record, ttl).await;
+            let (connection, guard) = transaction.ask();
+            let completed = self.store.complete_in(connection, guard, &self.claim, &record, ttl);
+            let completed = completed.await;
             transaction.answered();
             completed
         };
+        // Only now what dropped futures have left to do on the connection is done.
+        match transaction.depth() {
+            1 => {}
+            depth => return undo_cut::<S>(transaction, depth).await,
+        }
         match completed {
-            Ok(true) => {}
-            Ok(false) => {
+            Ok(Completed::Yes) => {}
+            Ok(Completed::Lost) => {
                 // If that fails, the connection is lost, and the transaction with it.
-                let _ = transaction.rollback().await;
+                let _ = transaction.roll_back().await;
                 return Commit::Lost;
             }
-            // `COMMIT` was not sent, so nothing can be committed.
+            Ok(Completed::NotOpen) => return undo_ended::<S>(transaction).await,
+            // `COMMIT` was not sent, so nothing can be committed, unless the handler sent it.
             Err(error) => {
-                let _ = transaction.rollback().await;
-                return Commit::Failed(S::error("commit", error));
+                return match transaction.is_open().await {
+                    Ok(false) => undo_ended::<S>(transaction).await,
+                    Ok(true) | Err(_) => match transaction.roll_back().await {
+                        Ok(RolledBack {
+                            was_committed: true, ..
+                        }) => Commit::Broken(because::<S>(COMMITTED)),
+                        Ok(_) | Err(_) => Commit::Failed(S::error("commit", error)),
+                    },
+                };
             }
         }
         self.asked.store(true, Ordering::Release);
@@ -111,6 +134,41 @@ impl<S: AtomicStore> Unit<S> {
     }
 }
 
+const COMMITTED: &str = "the handler committed the operation's transaction by itself, so what it wrote is kept without a \
+                         record; send no `COMMIT` in a handler, the layer commits";
+const ROLLED_BACK: &str = "the handler ended the operation's transaction by itself, so what it wrote is lost and its answer \
+                           is not true; send no `ROLLBACK` in a handler, call `Transaction::abort`";
+const CUT: &str = "a savepoint was cut off (its future was dropped while it waited), and `sqlx` rolled the whole \
+                   transaction back; put time-outs around the operation, not around a savepoint";
+const LEFT: &str = "a savepoint was left open; commit it or drop it before the handler answers";
+
+fn because<S: AtomicStore>(why: &'static str) -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, format!("{}: commit: {why}", S::NAME))
+}
+
+/// Rolls back what `sqlx` has ended, or has savepoints left in.
+async fn undo_cut<S: AtomicStore>(transaction: Open<S::Db>, depth: usize) -> Commit {
+    match transaction.roll_back().await {
+        Ok(RolledBack {
+            was_committed: true, ..
+        }) => Commit::Broken(because::<S>(COMMITTED)),
+        Ok(_) if depth == 0 => Commit::Failed(because::<S>(CUT)),
+        Ok(_) => Commit::Failed(because::<S>(LEFT)),
+        Err(error) => Commit::Failed(S::error("commit", error)),
+    }
+}
+
+/// Rolls back what a handler has begun after it ended the transaction.
+async fn undo_ended<S: AtomicStore>(transaction: Open<S::Db>) -> Commit {
+    Commit::Broken(match transaction.roll_back().await {
+        Ok(RolledBack {
+            was_committed: true, ..
+        }) => because::<S>(COMMITTED),
+        Ok(_) => because::<S>(ROLLED_BACK),
+        Err(error) => because::<S>(ROLLED_BACK).with_source(error),
+    })
+}
+
 impl<S: AtomicStore> UnitOfWork for Unit<S> {
     fn offer(&self, extensions: &mut Extensions) {
         extensions.insert(Transaction::of(Arc::clone(&self.joint)));
@@ -118,6 +176,10 @@ impl<S: AtomicStore> UnitOfWork for Unit<S> {
 
     fn is_begun(&self) -> bool {
         self.joint.is_begun()
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.joint.is_aborted()
     }
 
     fn commit<'a>(&'a self, record: &'a Record, ttl: Duration) -> Working<'a, Commit> {
@@ -133,11 +195,21 @@ impl<S: AtomicStore> UnitOfWork for Unit<S> {
         })
     }
 
-    fn roll_back(&self) -> Working<'_, ()> {
+    fn after_commit(&self) -> Vec<Working<'static, ()>> {
+        self.joint.after_commit()
+    }
+
+    fn roll_back(&self) -> Working<'_, RollBack> {
         Box::pin(async {
-            if let Some(transaction) = self.joint.take().await {
-                // If that fails, the connection is lost, and the transaction with it.
-                let _ = transaction.rollback().await;
+            let Some(transaction) = self.joint.take().await else {
+                return RollBack::Done;
+            };
+            match transaction.roll_back().await {
+                Ok(RolledBack {
+                    was_committed: true, ..
+                }) => RollBack::Broken(because::<S>(COMMITTED)),
+                // If it fails, the connection is lost, and the transaction with it.
+                Ok(_) | Err(_) => RollBack::Done,
             }
         })
     }

@@ -40,7 +40,7 @@ pub(super) fn attempts(attempt: i32) -> u32 {
 
 /// Whether a statement changed the one claim that it was to change.
 #[cfg_attr(
-    not(feature = "sqlite"),
+    not(feature = "_sqlite"),
     allow(dead_code, reason = "PostgreSQL is told which claims it were")
 )]
 pub(super) fn held(rows: u64) -> Held {

@@ -8,7 +8,7 @@ use http::Extensions;
 use super::cache::Cache;
 use crate::request::Slot;
 use crate::store::Record;
-use crate::store::{Commit, StoreError, UnitOfWork, Working};
+use crate::store::{Commit, RollBack, StoreError, UnitOfWork, Working};
 
 pub(super) struct TieredWork {
     work: Box<dyn UnitOfWork>,
@@ -31,6 +31,10 @@ impl UnitOfWork for TieredWork {
         self.work.is_begun()
     }
 
+    fn is_aborted(&self) -> bool {
+        self.work.is_aborted()
+    }
+
     fn commit<'a>(&'a self, record: &'a Record, ttl: Duration) -> Working<'a, Commit> {
         Box::pin(async move {
             let asked = self.cache.asking();
@@ -46,7 +50,11 @@ impl UnitOfWork for TieredWork {
         self.work.was_committed()
     }
 
-    fn roll_back(&self) -> Working<'_, ()> {
+    fn after_commit(&self) -> Vec<Working<'static, ()>> {
+        self.work.after_commit()
+    }
+
+    fn roll_back(&self) -> Working<'_, RollBack> {
         self.work.roll_back()
     }
 }

@@ -1,7 +1,8 @@
 //! The databases.
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
-use sqlx::{Connection, Database};
+use sqlx::{AssertSqlSafe, Connection, Pool};
+use tower_idempotency::store::sql::AtomicDatabase;
 
 use super::*;
 use crate::support::directory::Directory;
@@ -14,7 +15,7 @@ pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
 /// One of the databases, empty, with a pool of two connections.
 pub(super) trait Base: Clone + Send + Sync + 'static {
     type Store: Inspect + Clone;
-    type Db: Database;
+    type Db: AtomicDatabase;
 
     fn store(&self) -> Self::Store;
     /// The same database through another pool, as another process has.
@@ -29,6 +30,15 @@ pub(super) trait Base: Clone + Send + Sync + 'static {
     /// Refers to a row that is not there, which is found at the commit.
     fn refer(work: &mut Work<Self::Db>) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
     fn fail(work: &mut Work<Self::Db>) -> impl Future<Output = ()> + Send;
+    /// One statement, as it is.
+    fn run(work: &mut Work<Self::Db>, sql: &str) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Drops the `begin` of a savepoint while it waits.
+    fn cut(work: &mut Work<Self::Db>) -> impl Future<Output = ()> + Send;
+    /// Forgets a savepoint.
+    fn leave(work: &mut Work<Self::Db>) -> impl Future<Output = ()> + Send;
+    /// Asserts that a connection which was used for a transaction has nothing left of it.
+    fn assert_clean(&self) -> impl Future<Output = ()> + Send;
+    fn pool(&self) -> Pool<Self::Db>;
     fn execute(&self, sql: &'static str) -> impl Future<Output = u64> + Send;
     fn charges(&self, id: &str) -> impl Future<Output = i64> + Send;
     /// Connections that are in use.
@@ -61,6 +71,12 @@ impl Lite {
         Self(store, directory)
     }
 
+    /// A pool that waits for no lock.
+    pub(super) async fn impatient(&self) -> sqlx::SqlitePool {
+        let options = lite(&self.1).busy_timeout(Duration::ZERO);
+        SqlitePoolOptions::new().connect_with(options).await.unwrap()
+    }
+
     pub(super) async fn open(directory: &Directory) -> SqliteStore {
         let pool = SqlitePoolOptions::new().max_connections(2).test_before_acquire(false);
         SqliteStore::new(pool.connect_with(lite(directory)).await.unwrap())
@@ -90,6 +106,33 @@ impl Base for Lite {
     async fn refer(work: &mut Work<sqlx::Sqlite>) -> Result<(), sqlx::Error> {
         let insert = sqlx::query("INSERT INTO children VALUES (77)");
         insert.execute(&mut **work).await.map(drop)
+    }
+    async fn run(work: &mut Work<sqlx::Sqlite>, sql: &str) -> Result<(), sqlx::Error> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        sqlx::raw_sql(sql).execute(&mut **work).await.map(drop)
+    }
+    async fn cut(work: &mut Work<sqlx::Sqlite>) {
+        loop {
+            let mut begin = Box::pin(work.begin());
+            if poll_once(begin.as_mut()).await.is_pending() {
+                return;
+            }
+        }
+    }
+    async fn leave(work: &mut Work<sqlx::Sqlite>) {
+        std::mem::forget(work.begin().await.unwrap());
+    }
+    async fn assert_clean(&self) {
+        for _ in 0..2 {
+            let mut connection = self.pool().acquire().await.unwrap();
+            assert!(!connection.is_in_transaction());
+            // Kept, since no hook is in the way.
+            let write = sqlx::query("INSERT INTO charges VALUES ('clean')");
+            write.execute(&mut *connection).await.unwrap();
+        }
+    }
+    fn pool(&self) -> Pool<sqlx::Sqlite> {
+        self.0.pool().clone()
     }
     async fn fail(work: &mut Work<sqlx::Sqlite>) {
         let failing = sqlx::query("INSERT INTO nowhere VALUES (1)");
@@ -181,6 +224,35 @@ impl Base for Big {
     async fn refer(work: &mut Work<sqlx::Postgres>) -> Result<(), sqlx::Error> {
         let insert = sqlx::query("INSERT INTO children VALUES (77)");
         insert.execute(&mut **work).await.map(drop)
+    }
+    async fn run(work: &mut Work<sqlx::Postgres>, sql: &str) -> Result<(), sqlx::Error> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        sqlx::raw_sql(sql).execute(&mut **work).await.map(drop)
+    }
+    async fn cut(work: &mut Work<sqlx::Postgres>) {
+        loop {
+            let mut begin = Box::pin(work.begin());
+            if poll_once(begin.as_mut()).await.is_pending() {
+                return;
+            }
+        }
+    }
+    async fn leave(work: &mut Work<sqlx::Postgres>) {
+        std::mem::forget(work.begin().await.unwrap());
+    }
+    async fn assert_clean(&self) {
+        for _ in 0..2 {
+            let mut connection = self.pool().acquire().await.unwrap();
+            assert!(!connection.is_in_transaction());
+            let read_only: String = sqlx::query_scalar("SHOW default_transaction_read_only")
+                .fetch_one(&mut *connection)
+                .await
+                .unwrap();
+            assert_eq!(read_only, "off");
+        }
+    }
+    fn pool(&self) -> Pool<sqlx::Postgres> {
+        self.store.pool().clone()
     }
     async fn fail(work: &mut Work<sqlx::Postgres>) {
         let failing = sqlx::query("INSERT INTO nowhere VALUES (1)");

@@ -19,10 +19,13 @@ macro_rules! on_both {
     };
 }
 
+mod after_commit;
 mod base;
 mod claims;
 mod commits;
+mod extractors;
 mod lost_connections;
+mod proofs;
 mod roll_backs;
 mod shop;
 mod uploads;
@@ -43,7 +46,9 @@ use tower_idempotency::store::sql::{
 use tower_idempotency::store::{DynStore, Inspect, Phase};
 use tower_idempotency::{Fate, IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, Policy, Store, Verdict};
 
-use crate::support::{Answer, Count, Gate, ScriptedBody, Step, counted, drain, eventually, post, respond, send, spawn};
+use crate::support::{
+    Answer, Count, Gate, ScriptedBody, Step, counted, drain, eventually, poll_once, post, respond, send, spawn,
+};
 
 use base::{BUSY_TIMEOUT, Base, Big, Lite};
-use shop::{assert_undone, shop, shop_with};
+use shop::{assert_undone, shop, shop_of, shop_with};

@@ -51,6 +51,37 @@ pub(super) fn shop<B: Base>(base: &B) -> Shop<B::Store> {
     shop_with::<B, _>(base.store(), |builder| builder)
 }
 
+/// What a handler of [`shop_of`] does with the transaction, and answers.
+pub(super) type Doing = std::pin::Pin<Box<dyn Future<Output = u16> + Send>>;
+
+/// A shop whose handler does what the test says, but for the path `/ok`, on which it charges under the key.
+pub(super) fn shop_of<B: Base, St: Store>(
+    store: St,
+    configure: impl FnOnce(IdempotencyLayerBuilder<St>) -> IdempotencyLayerBuilder<St>,
+    doing: impl Fn(Transaction<B::Db>, String) -> Doing + Clone + Send + Sync + 'static,
+) -> Shop<St> {
+    let mut shop = shop_with::<B, St>(store, configure);
+    let (layer, runs) = (shop.layer.clone(), shop.runs.clone());
+    let handler = service_fn(move |request: Request<Body>| {
+        let (runs, doing) = (runs.clone(), doing.clone());
+        async move {
+            let transaction = request.extensions().get::<Transaction<B::Db>>().unwrap().clone();
+            let key = request.extensions().get::<IdempotencyKey>().unwrap().clone();
+            runs.up();
+            if request.uri().path() == "/ok" {
+                let mut work = transaction.begin().await.unwrap();
+                B::charge(&mut work, key.as_str()).await.unwrap();
+                let text = format!("charged in attempt {}", key.attempt());
+                return answered(200, bytes::Bytes::from(text));
+            }
+            let status = doing(transaction, key.as_str().to_owned()).await;
+            answered(status, "done")
+        }
+    });
+    shop.bank = BoxCloneSyncService::new(layer.layer(handler));
+    shop
+}
+
 /// Handlers by path. All charge under the key, but for `/idle`.
 pub(super) fn shop_with<B: Base, St: Store>(
     store: St,

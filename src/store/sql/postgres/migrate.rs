@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use super::PostgresStore;
 use super::driver::{PostgresDriver, Wire};
 use super::error::failed;
+use super::guarded::Mark;
 use super::job::{Change, Job, What};
 use super::run::{change_one, claim_one, read, take_over};
 use crate::store::sql::claim::{ClaimId, trial};
@@ -101,7 +102,12 @@ impl PostgresStore {
         let renew = Change::new(&begin.slot, begin.token, What::Renew(begin.lease));
         change_one(wire, &renew).await?;
         let claim = ClaimId::of(&begin);
-        self.complete_in(&mut wire.connection, &claim, b"trial", begin.ttl)
+        let mark = Mark::new();
+        sqlx::query("SELECT set_config('tower_idempotency.open', $1, true)")
+            .bind(mark.as_str())
+            .execute(&mut wire.connection)
+            .await?;
+        self.complete_in(&mut wire.connection, &mark, &claim, b"trial", begin.ttl)
             .await?;
         let retry = begin.with_token(Token::random());
         let kept = claim_one(wire, &retry).await?.seen.and_then(|seen| seen.record);

@@ -3,6 +3,7 @@
 mod connect;
 mod driver;
 mod error;
+mod guarded;
 mod inspect;
 mod job;
 mod migrate;
@@ -25,9 +26,6 @@ use crate::error::ConfigError;
 use driver::PostgresDriver;
 use pin::Pin;
 use statements::Statements;
-
-/// How a transaction begins.
-const BEGIN: &str = "BEGIN";
 
 /// Keeps claims and records in a table of PostgreSQL.
 ///

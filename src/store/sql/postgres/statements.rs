@@ -174,10 +174,22 @@ WITH found AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed WHERE counts)";
 
-/// Follows `COMPLETE` in a handler's transaction. From here to the commit the row is locked: a
-/// client that falls silent is cut off, because its key would otherwise be stuck for as long as its
-/// connection lives. One more parameter: how long a client may be silent, in milliseconds, as text.
-const BOUND_SILENCE: &str = " AND (SELECT set_config('idle_in_transaction_session_timeout', ?, true)) IS NOT NULL";
+/// Around `COMPLETE` in a handler's transaction, which must still be open: the setting that marks it is
+/// local to it. Resets what guarded the session (`guarded.rs`) as of the commit.
+///
+/// From here to the commit the row is locked: a client that falls silent is cut off, because its key
+/// would otherwise be stuck for as long as its connection lives.
+///
+/// Parameters: those of `COMPLETE`, the mark, the mark again, and how long a client may be silent, in
+/// milliseconds, as text.
+const COMPLETE_IN: [&str; 2] = [
+    "WITH completed AS (",
+    " AND current_setting('tower_idempotency.open', true) = ? RETURNING true)
+SELECT EXISTS (SELECT FROM completed) AS is_completed,
+       coalesce(current_setting('tower_idempotency.open', true) = ?, false) AS is_open,
+       set_config('idle_in_transaction_session_timeout', ?, true),
+       set_config('default_transaction_read_only', NULL, false)",
+];
 
 /// The statements for one table.
 pub(super) struct Statements {
@@ -209,7 +221,7 @@ impl Statements {
             renew_many: statement(RENEW_MANY),
             complete: statement(statements::COMPLETE),
             complete_many: statement(COMPLETE_MANY),
-            complete_in: statement(&[statements::COMPLETE, BOUND_SILENCE].concat()),
+            complete_in: statement(&COMPLETE_IN.join(statements::COMPLETE)),
             release: statement(statements::RELEASE),
             release_many: statement(RELEASE_MANY),
             check: statement(CHECK),

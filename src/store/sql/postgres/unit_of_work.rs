@@ -2,23 +2,23 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool, Postgres};
+use sqlx::{PgConnection, PgPool, Postgres, Row};
 
+use super::PostgresStore;
 use super::error::{self, failed};
+use super::guarded::Mark;
 use super::job::{Answer, Job};
 use super::query::as_float;
 use super::store::unexpected;
-use super::{BEGIN, PostgresStore};
 use crate::store::StoreError;
 use crate::store::sql::claim::ClaimId;
-use crate::store::sql::unit_of_work::AtomicStore;
+use crate::store::sql::unit_of_work::{AtomicStore, Completed};
 use crate::store::sql::value::{millis, signed};
 
 impl AtomicStore for PostgresStore {
     type Db = Postgres;
 
     const NAME: &'static str = error::NAME;
-    const BEGIN: &'static str = BEGIN;
 
     fn pool(&self) -> &PgPool {
         &self.pool
@@ -27,20 +27,27 @@ impl AtomicStore for PostgresStore {
     async fn complete_in(
         &self,
         connection: &mut PgConnection,
+        mark: &Mark,
         claim: &ClaimId,
         record: &[u8],
         ttl: Duration,
-    ) -> Result<bool, sqlx::Error> {
+    ) -> Result<Completed, sqlx::Error> {
         let patience = millis(claim.lease).clamp(1, i64::from(i32::MAX));
-        let result = sqlx::query(self.statements().complete_in.text())
+        let row = sqlx::query(self.statements().complete_in.text())
             .bind(record)
             .bind(as_float(ttl))
             .bind(claim.slot.as_bytes().as_slice())
             .bind(signed(claim.token))
+            .bind(mark.as_str())
+            .bind(mark.as_str())
             .bind(patience.to_string())
-            .execute(connection)
+            .fetch_one(connection)
             .await?;
-        Ok(result.rows_affected() == 1)
+        Ok(match (row.try_get("is_open")?, row.try_get("is_completed")?) {
+            (false, _) => Completed::NotOpen,
+            (true, false) => Completed::Lost,
+            (true, true) => Completed::Yes,
+        })
     }
 
     async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {

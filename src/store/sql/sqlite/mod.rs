@@ -3,6 +3,7 @@
 mod blame;
 mod error;
 mod file;
+mod guarded;
 mod inspect;
 mod migrate;
 mod read;

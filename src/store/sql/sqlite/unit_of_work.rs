@@ -6,18 +6,17 @@ use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 
 use super::SqliteStore;
 use super::error::{self, failed};
-use super::file::BEGIN;
+use super::guarded::Hooks;
 use super::write::{Write, Written, complete};
 use crate::store::StoreError;
 use crate::store::sql::claim::ClaimId;
 use crate::store::sql::turns::Turns;
-use crate::store::sql::unit_of_work::AtomicStore;
+use crate::store::sql::unit_of_work::{AtomicStore, Completed};
 
 impl AtomicStore for SqliteStore {
     type Db = Sqlite;
 
     const NAME: &'static str = error::NAME;
-    const BEGIN: &'static str = BEGIN;
 
     fn pool(&self) -> &SqlitePool {
         self.own.file.pool()
@@ -30,12 +29,21 @@ impl AtomicStore for SqliteStore {
     async fn complete_in(
         &self,
         connection: &mut SqliteConnection,
+        hooks: &Hooks,
         claim: &ClaimId,
         record: &[u8],
         ttl: Duration,
-    ) -> Result<bool, sqlx::Error> {
-        let query = complete(&self.sql, &claim.slot, claim.token, record, ttl);
-        Ok(query.execute(connection).await?.rows_affected() == 1)
+    ) -> Result<Completed, sqlx::Error> {
+        let query = complete(&self.own.sql, &claim.slot, claim.token, record, ttl);
+        let completed = query.execute(connection).await;
+        if hooks.saw_the_end() {
+            // Outside of the transaction the statement has failed.
+            return Ok(Completed::NotOpen);
+        }
+        Ok(match completed?.rows_affected() {
+            0 => Completed::Lost,
+            _ => Completed::Yes,
+        })
     }
 
     async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {

@@ -1,50 +1,86 @@
 //! What the handler's end and the layer's end of a transaction share.
 
-use std::sync::Arc;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex as BlockingMutex, PoisonError};
 
-use sqlx::{Database, Pool};
+use sqlx::Pool;
 use tokio::sync::Mutex;
 
-use crate::store::sql::open::Open;
+use super::open::Open;
+use crate::store::sql::guarded::AtomicDatabase;
 use crate::store::sql::turns::Turns;
 
+/// What is to be done after the commit.
+pub(in crate::store::sql) type AfterCommit = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// One transaction, from before it begins until after it is over.
-pub(in crate::store::sql) struct Joint<DB: Database> {
+pub(in crate::store::sql) struct Joint<DB: AtomicDatabase> {
     pub(super) pool: Pool<DB>,
-    /// The statement that begins the transaction.
-    pub(super) begin: &'static str,
-    /// Where a transaction waits for its turn. `None`: in a database with more writers than one.
+    /// Where the transaction waits for its turn. `None`: in a database with more writers than one.
     pub(super) turns: Option<Turns>,
+    /// Who commits it.
+    pub(super) owner: Owner,
     /// Locked by the handler while it works in the transaction.
     pub(super) state: Arc<Mutex<State<DB>>>,
     pub(super) begun: AtomicBool,
+    /// Set when the handler wants no effect, whatever it answers.
+    pub(super) aborted: AtomicBool,
     /// Set when the layer no longer waits for work that the handler left behind. That work is then
     /// rolled back when it ends.
     pub(super) given_up: Arc<AtomicBool>,
+    after_commit: BlockingMutex<Vec<AfterCommit>>,
 }
 
-pub(super) enum State<DB: Database> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// With the record of the response.
+    Layer,
+    Handler,
+}
+
+pub(super) enum State<DB: AtomicDatabase> {
     NotBegun,
     Open(Open<DB>),
-    /// The layer has the response: the transaction is committed or rolled back, and takes no more work.
+    /// The transaction is committed or rolled back, and takes no more work.
     Over,
 }
 
-impl<DB: Database> Joint<DB> {
-    pub(in crate::store::sql) fn new(pool: Pool<DB>, begin: &'static str, turns: Option<Turns>) -> Self {
+impl<DB: AtomicDatabase> Joint<DB> {
+    pub(in crate::store::sql) fn of_layer(pool: Pool<DB>, turns: Option<Turns>) -> Self {
+        Self::new(pool, turns, Owner::Layer)
+    }
+
+    pub(super) fn new(pool: Pool<DB>, turns: Option<Turns>, owner: Owner) -> Self {
         Self {
             pool,
-            begin,
             turns,
+            owner,
             state: Arc::new(Mutex::new(State::NotBegun)),
             begun: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
             given_up: Arc::default(),
+            after_commit: BlockingMutex::default(),
         }
     }
 
     pub(in crate::store::sql) fn is_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
+    }
+
+    pub(in crate::store::sql) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn do_after_commit(&self, work: AfterCommit) {
+        let mut after = self.after_commit.lock().unwrap_or_else(PoisonError::into_inner);
+        after.push(work);
+    }
+
+    /// What is to be done after the commit. Taken once.
+    pub(in crate::store::sql) fn after_commit(&self) -> Vec<AfterCommit> {
+        std::mem::take(&mut *self.after_commit.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Takes the transaction away from the handler, and waits for work that the handler left behind.

@@ -1,4 +1,7 @@
-//! The Axum extractor of [`IdempotencyKey`].
+//! The Axum extractors of [`IdempotencyKey`] and of the operation's transaction.
+
+#[cfg(any(feature = "postgres", feature = "_sqlite"))]
+mod transaction;
 
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
@@ -9,10 +12,13 @@ use std::fmt;
 
 use crate::answer::Verdict;
 use crate::request::IdempotencyKey;
+#[cfg(any(feature = "postgres", feature = "_sqlite"))]
+pub use transaction::MissingTransaction;
 
 /// The rejection of [`IdempotencyKey`]: no layer has put a key into the request.
 ///
-/// The response is `500`, because this is an error of the server that the client cannot fix.
+/// The response is `500`, because this is an error of the server that the client cannot fix. Its text
+/// tells the client nothing else. The reason is in the log, and in `Display`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MissingIdempotencyLayer;
@@ -32,7 +38,8 @@ impl std::error::Error for MissingIdempotencyLayer {}
 impl IntoResponse for MissingIdempotencyLayer {
     fn into_response(self) -> Response {
         tracing::error!(target: "tower_idempotency", "{self}");
-        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+        let text = "The server is not set up for this request. Its log has the reason.";
+        (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
     }
 }
 
@@ -59,53 +66,5 @@ impl IntoResponseParts for Verdict {
     fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Infallible> {
         parts.extensions_mut().insert(self);
         Ok(parts)
-    }
-}
-
-#[cfg(any(feature = "postgres", feature = "_sqlite"))]
-mod transaction {
-    use axum::extract::{FromRequestParts, OptionalFromRequestParts};
-    use axum::response::{IntoResponse, Response};
-    use http::request::Parts;
-    use http::{StatusCode, header};
-    use std::convert::Infallible;
-
-    use super::MissingIdempotencyLayer;
-    use crate::store::sql::{Transaction, TransactionError};
-
-    impl<S, DB> FromRequestParts<S> for Transaction<DB>
-    where
-        S: Send + Sync,
-        DB: sqlx::Database,
-    {
-        type Rejection = MissingIdempotencyLayer;
-
-        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-            parts.extensions.get::<Self>().cloned().ok_or(MissingIdempotencyLayer)
-        }
-    }
-
-    impl<S, DB> OptionalFromRequestParts<S> for Transaction<DB>
-    where
-        S: Send + Sync,
-        DB: sqlx::Database,
-    {
-        type Rejection = Infallible;
-
-        async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
-            Ok(parts.extensions.get::<Self>().cloned())
-        }
-    }
-
-    impl IntoResponse for TransactionError {
-        fn into_response(self) -> Response {
-            tracing::error!(
-                target: "tower_idempotency",
-                error = &self as &(dyn std::error::Error + 'static),
-                "the handler's transaction failed"
-            );
-            let retry = [(header::RETRY_AFTER, "1")];
-            (StatusCode::SERVICE_UNAVAILABLE, retry, self.to_string()).into_response()
-        }
     }
 }

@@ -1,0 +1,118 @@
+//! How PostgreSQL guards a transaction.
+//!
+//! Three settings of the session do it. `default_transaction_read_only` is on for as long as the
+//! transaction is open, and the transaction itself is `READ WRITE`: what runs outside of it cannot
+//! write. `tower_idempotency.open` is local to the transaction: it reads back empty once the
+//! transaction is over. `tower_idempotency.kept` is set in the transaction and stays if that is
+//! committed: it tells a commit from a roll-back.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection, Database, Postgres, Row, SqlSafeStr, raw_sql};
+use sqlx_core::transaction::TransactionManager;
+
+use crate::store::Token;
+use crate::store::sql::guarded::{AtomicDatabase, Guarded, RolledBack};
+
+type Manager = <Postgres as Database>::TransactionManager;
+
+/// What the settings hold while a transaction is open.
+#[derive(Debug)]
+pub struct Mark(String);
+
+impl Mark {
+    pub(super) fn new() -> Self {
+        let Token(number) = Token::random();
+        Self(format!("{number:016x}"))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// All in one round trip, and so on one connection behind a pooler.
+    fn begin(&self) -> String {
+        let mark = &self.0;
+        format!(
+            "BEGIN; SET default_transaction_read_only = on; COMMIT; \
+             BEGIN READ WRITE; SET tower_idempotency.kept = '{mark}'; SET LOCAL tower_idempotency.open = '{mark}'"
+        )
+    }
+
+    /// Whether the transaction is open. Resets the session as of the commit.
+    fn is_open(&self) -> String {
+        let mark = &self.0;
+        format!(
+            "SELECT coalesce(current_setting('tower_idempotency.open', true) = '{mark}', false), \
+             set_config('default_transaction_read_only', NULL, false)"
+        )
+    }
+
+    /// Whether the transaction was committed. Resets the session.
+    fn was_committed(&self) -> String {
+        let mark = &self.0;
+        format!(
+            "SELECT coalesce(current_setting('tower_idempotency.kept', true) = '{mark}', false), \
+             set_config('default_transaction_read_only', NULL, false)"
+        )
+    }
+}
+
+impl AtomicDatabase for Postgres {}
+
+impl Guarded for Postgres {
+    type Guard = Mark;
+
+    // A script that failed in the middle may have left a transaction or a setting.
+    const CLEAN_IF_NOT_BEGUN: bool = false;
+
+    async fn begin(connection: &mut PgConnection) -> Result<Mark, sqlx::Error> {
+        let mark = Mark::new();
+        let script = AssertSqlSafe(mark.begin()).into_sql_str();
+        Manager::begin(connection, Some(script)).await.map(|()| mark)
+    }
+
+    fn depth(connection: &PgConnection) -> usize {
+        Manager::get_transaction_depth(connection)
+    }
+
+    async fn is_open(connection: &mut PgConnection, mark: &Mark) -> Result<bool, sqlx::Error> {
+        if Self::depth(connection) != 1 {
+            return Ok(false);
+        }
+        yes(connection, mark.is_open()).await
+    }
+
+    async fn commit(connection: &mut PgConnection, _: &Mark) -> Result<(), sqlx::Error> {
+        Manager::commit(connection).await
+    }
+
+    async fn roll_back(connection: &mut PgConnection, mark: &Mark) -> Result<RolledBack, sqlx::Error> {
+        let ask = mark.was_committed();
+        if Self::depth(connection) == 1 {
+            // The second transaction keeps a pooler from changing the connection before the session is
+            // reset, and is the one that `sqlx` believes to be open.
+            let was_committed = yes(connection, format!("ROLLBACK; BEGIN; {ask}")).await?;
+            Manager::commit(connection).await?;
+            return Ok(RolledBack {
+                was_committed,
+                is_clean: true,
+            });
+        }
+        // `sqlx` has rolled back already, or has savepoints in mind that are gone.
+        let script = if connection.is_in_transaction() {
+            format!("ROLLBACK; {ask}")
+        } else {
+            ask
+        };
+        Ok(RolledBack {
+            was_committed: yes(connection, script).await?,
+            is_clean: false,
+        })
+    }
+}
+
+/// The first column of a script's only row. The script has a mark of ours in it, and nothing else that varies.
+async fn yes(connection: &mut PgConnection, script: String) -> Result<bool, sqlx::Error> {
+    let rows = raw_sql(AssertSqlSafe(script)).fetch_all(connection).await?;
+    rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+}

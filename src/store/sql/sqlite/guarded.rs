@@ -1,0 +1,107 @@
+//! How SQLite guards a transaction.
+//!
+//! Two hooks of the connection do it. The commit hook turns each commit that is not ours into a
+//! roll-back, that of a single statement outside of a transaction too. The roll-back hook notes that
+//! the transaction is over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sqlx::{Database, SqlSafeStr, Sqlite, SqliteConnection};
+use sqlx_core::transaction::TransactionManager;
+
+use super::file::BEGIN;
+use crate::store::sql::guarded::{AtomicDatabase, Guarded, RolledBack};
+
+type Manager = <Sqlite as Database>::TransactionManager;
+
+/// What the hooks know. They stay on the connection until the next transaction replaces them.
+#[derive(Debug, Clone)]
+pub struct Hooks(Arc<Watch>);
+
+#[derive(Debug)]
+struct Watch {
+    /// Whether a commit is refused.
+    refuses: AtomicBool,
+    /// Whether there was a roll-back while commits were refused.
+    is_over: AtomicBool,
+}
+
+impl Hooks {
+    async fn set(connection: &mut SqliteConnection) -> Result<Self, sqlx::Error> {
+        let watch = Arc::new(Watch {
+            refuses: AtomicBool::new(true),
+            is_over: AtomicBool::new(false),
+        });
+        let mut handle = connection.lock_handle().await?;
+        let asked = Arc::clone(&watch);
+        handle.set_commit_hook(move || !asked.refuses.load(Ordering::Acquire));
+        let told = Arc::clone(&watch);
+        handle.set_rollback_hook(move || {
+            if told.refuses.load(Ordering::Acquire) {
+                told.is_over.store(true, Ordering::Release);
+            }
+        });
+        Ok(Self(watch))
+    }
+
+    /// From now on the connection is as any other.
+    fn let_go(&self) {
+        self.0.refuses.store(false, Ordering::Release);
+    }
+
+    pub(super) fn saw_the_end(&self) -> bool {
+        self.0.is_over.load(Ordering::Acquire)
+    }
+}
+
+impl AtomicDatabase for Sqlite {}
+
+impl Guarded for Sqlite {
+    type Guard = Hooks;
+
+    const CLEAN_IF_NOT_BEGUN: bool = true;
+
+    async fn begin(connection: &mut SqliteConnection) -> Result<Hooks, sqlx::Error> {
+        let hooks = Hooks::set(connection).await?;
+        let begun = Manager::begin(connection, Some(BEGIN.into_sql_str())).await;
+        if begun.is_err() {
+            hooks.let_go();
+        }
+        begun.map(|()| hooks)
+    }
+
+    fn depth(connection: &SqliteConnection) -> usize {
+        Manager::get_transaction_depth(connection)
+    }
+
+    async fn is_open(connection: &mut SqliteConnection, hooks: &Hooks) -> Result<bool, sqlx::Error> {
+        // Behind what dropped futures have left in the connection's queue.
+        sqlx::Connection::ping(connection).await?;
+        Ok(Self::depth(connection) == 1 && !hooks.saw_the_end())
+    }
+
+    async fn commit(connection: &mut SqliteConnection, hooks: &Hooks) -> Result<(), sqlx::Error> {
+        hooks.let_go();
+        Manager::commit(connection).await
+    }
+
+    async fn roll_back(connection: &mut SqliteConnection, hooks: &Hooks) -> Result<RolledBack, sqlx::Error> {
+        sqlx::Connection::ping(connection).await?;
+        if hooks.saw_the_end() {
+            // Something may still be in the queue: the hooks have to refuse it.
+            return Ok(RolledBack {
+                was_committed: false,
+                is_clean: false,
+            });
+        }
+        for _ in 0..Self::depth(connection) {
+            Manager::rollback(connection).await?;
+        }
+        hooks.let_go();
+        Ok(RolledBack {
+            was_committed: false,
+            is_clean: Self::depth(connection) == 0,
+        })
+    }
+}

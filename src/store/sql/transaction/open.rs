@@ -1,0 +1,165 @@
+//! A connection with an open transaction of a handler, which is rolled back if it is dropped.
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use sqlx::Pool;
+use sqlx::pool::PoolConnection;
+use tokio::runtime::Handle;
+
+use crate::store::sql::guarded::{AtomicDatabase, RolledBack};
+use crate::store::sql::pool::{acquire, close, put_back};
+use crate::store::sql::turns::{Turn, Turns};
+
+/// How long a roll-back may take that nobody waits for, before the connection is closed.
+const CLEANING: Duration = Duration::from_secs(5);
+
+/// A connection with a guarded transaction on it. Dropping it rolls the transaction back.
+pub(in crate::store::sql) struct Open<DB: AtomicDatabase> {
+    connection: Option<PoolConnection<DB>>,
+    /// Absent while the transaction begins.
+    guard: Option<DB::Guard>,
+    /// Whether one of our own statements waits for its answer. If it is dropped then, the connection
+    /// is closed: in the pool it would keep its place until an answer comes that may never come.
+    asking: bool,
+    /// In a database with one writer. It is over when the connection has no transaction any more.
+    turn: Option<Turn>,
+}
+
+impl<DB: AtomicDatabase> Open<DB> {
+    /// The connection comes before the turn: whoever has a turn must not wait for a connection, because
+    /// those who have one may wait for their turn.
+    pub(super) async fn begin(pool: &Pool<DB>, turns: Option<&Turns>) -> Result<Self, sqlx::Error> {
+        let mut open = Self {
+            connection: Some(acquire(pool).await?),
+            guard: None,
+            asking: false,
+            turn: None,
+        };
+        if let Some(turns) = turns {
+            open.turn = Some(turns.next().await);
+        }
+        open.asking = true;
+        match DB::begin(&mut open).await {
+            Ok(guard) => {
+                open.guard = Some(guard);
+                open.asking = false;
+                Ok(open)
+            }
+            Err(error) => {
+                if DB::CLEAN_IF_NOT_BEGUN {
+                    open.give_back();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// How deep in transactions `sqlx` believes the connection to be.
+    pub(in crate::store::sql) fn depth(&self) -> usize {
+        DB::depth(self)
+    }
+
+    /// The connection and its guard, for a statement during which they may be dropped. Tell when it
+    /// is [`answered`](Self::answered).
+    pub(in crate::store::sql) fn ask(&mut self) -> (&mut DB::Connection, &DB::Guard) {
+        self.asking = true;
+        match (&mut self.connection, &self.guard) {
+            (Some(connection), Some(guard)) => (connection, guard),
+            _ => unreachable!("both are there from the beginning until this is dropped"),
+        }
+    }
+
+    pub(in crate::store::sql) fn answered(&mut self) {
+        self.asking = false;
+    }
+
+    /// Whether the transaction is still open. An error of the database says that it is, and that it
+    /// can only be rolled back.
+    pub(in crate::store::sql) async fn is_open(&mut self) -> Result<bool, sqlx::Error> {
+        let (connection, guard) = self.ask();
+        let open = DB::is_open(connection, guard).await;
+        self.answered();
+        open
+    }
+
+    /// Commits the transaction, which was just found to be open. If that fails, the connection is closed.
+    pub(in crate::store::sql) async fn commit(mut self) -> Result<(), sqlx::Error> {
+        let (connection, guard) = self.ask();
+        DB::commit(connection, guard).await?;
+        self.give_back();
+        Ok(())
+    }
+
+    /// Rolls back, and says what had become of the transaction. If that fails, the connection is closed.
+    pub(in crate::store::sql) async fn roll_back(mut self) -> Result<RolledBack, sqlx::Error> {
+        let (connection, guard) = self.ask();
+        let rolled_back = DB::roll_back(connection, guard).await?;
+        if rolled_back.is_clean {
+            self.give_back();
+        }
+        Ok(rolled_back)
+    }
+
+    fn give_back(mut self) {
+        if let Some(connection) = self.connection.take() {
+            put_back(connection, self.turn.take());
+        }
+    }
+}
+
+impl<DB: AtomicDatabase> Deref for Open<DB> {
+    type Target = DB::Connection;
+
+    fn deref(&self) -> &DB::Connection {
+        match &self.connection {
+            Some(connection) => connection,
+            None => unreachable!("the connection is there until this is dropped"),
+        }
+    }
+}
+
+impl<DB: AtomicDatabase> DerefMut for Open<DB> {
+    fn deref_mut(&mut self) -> &mut DB::Connection {
+        match &mut self.connection {
+            Some(connection) => connection,
+            None => unreachable!("the connection is there until this is dropped"),
+        }
+    }
+}
+
+impl<DB: AtomicDatabase> Drop for Open<DB> {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        match (self.guard.take(), Handle::try_current()) {
+            (Some(guard), Ok(runtime)) if !self.asking => {
+                drop(runtime.spawn(clean::<DB>(connection, guard, self.turn.take())));
+            }
+            // It has waited for its turn, and nothing was asked.
+            (None, _) if !self.asking => put_back(connection, self.turn.take()),
+            _ => close(connection, self.turn.take()),
+        }
+    }
+}
+
+/// Rolls back what nobody waits for.
+async fn clean<DB: AtomicDatabase>(connection: PoolConnection<DB>, guard: DB::Guard, turn: Option<Turn>) {
+    let open = Open {
+        connection: Some(connection),
+        guard: Some(guard),
+        // From here on, dropping closes the connection.
+        asking: true,
+        turn,
+    };
+    if let Ok(Ok(RolledBack {
+        was_committed: true, ..
+    })) = tokio::time::timeout(CLEANING, open.roll_back()).await
+    {
+        tracing::error!(
+            target: "tower_idempotency",
+            "a handler committed the operation's transaction by itself; what it wrote is kept, whatever it answered"
+        );
+    }
+}
