@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::io::tcp::socket2::TcpKeepalive;
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisResult, Value};
+use redis::{Client, Value};
 
 use super::connecting::Make;
+use super::dial::{address, once};
 use super::failure::{Op, failed};
 use super::link::Link;
 use super::sentinel::RedisSentinel;
@@ -19,11 +18,6 @@ use crate::store::StoreError;
 const SILENCE: Duration = Duration::from_secs(1);
 /// The same where large records are on their way, which are heard of when they are whole.
 pub(super) const SILENCE_WITH_LARGE: Duration = Duration::from_secs(10);
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// A peer that vanished without a word is noticed after this much silence.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Commands that may wait to be written, so that many callers at once do not wait for each other.
-const QUEUE: usize = 1024;
 
 /// Where connections lead. The name is looked up, or Sentinel asked, for each of them.
 #[derive(Clone)]
@@ -32,31 +26,10 @@ pub(super) enum Origin {
     Sentinel(Arc<RedisSentinel>),
 }
 
-/// An address with keep-alive probes.
-pub(super) fn address(url: impl IntoConnectionInfo) -> RedisResult<ConnectionInfo> {
-    let info = url.into_connection_info()?;
-    let tcp = with_keepalive(info.tcp_settings().clone());
-    Ok(info.set_tcp_settings(tcp))
-}
-
-fn with_keepalive(tcp: TcpSettings) -> TcpSettings {
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
-    tcp.set_keepalive(keepalive)
-}
-
 pub(super) fn client(url: &str) -> Result<Client, StoreError> {
     address(url)
         .and_then(Client::open)
         .map_err(|error| failed(Op::Connect, error))
-}
-
-/// Connects to a server, once.
-pub(super) async fn once(client: &Client) -> RedisResult<MultiplexedConnection> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_WITHIN))
-        .set_response_timeout(None)
-        .set_pipeline_buffer_size(QUEUE);
-    client.get_multiplexed_async_connection_with_config(&config).await
 }
 
 fn make(origin: &Origin) -> Make<MultiplexedConnection> {

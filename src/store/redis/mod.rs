@@ -7,6 +7,7 @@ mod builder;
 mod claim;
 mod connect;
 mod connecting;
+mod dial;
 mod doubt;
 mod failure;
 mod inspect;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, RedisResult, Value};
 
-use super::connect;
+use super::dial;
 use crate::error::ConfigError;
 
 /// A Sentinel that does not answer within this time is passed over.
@@ -54,7 +54,7 @@ impl RedisSentinel {
         let refused = |option, reason: &str| ConfigError::new(option, reason.to_owned());
         let sentinels = sentinels
             .into_iter()
-            .map(|url| connect::address(url.as_ref()).and_then(Client::open))
+            .map(|url| dial::address(url.as_ref()).and_then(Client::open))
             .collect::<RedisResult<Vec<_>>>()
             .map_err(|_| refused("sentinels", INVALID))?;
         if sentinels.is_empty() {
@@ -66,7 +66,7 @@ impl RedisSentinel {
                 "it is empty; give the name under which Sentinel watches the primary, such as `mymaster`",
             ));
         }
-        let primary = connect::address("redis://primary").map_err(|_| refused("primary", INVALID))?;
+        let primary = dial::address("redis://primary").map_err(|_| refused("primary", INVALID))?;
         Ok(Self {
             sentinels,
             service: service.to_owned(),
@@ -83,7 +83,7 @@ impl RedisSentinel {
     /// The URL is not valid, or names a socket of this host.
     pub fn primary(self, url: &str) -> Result<Self, ConfigError> {
         let refused = |reason: &str| ConfigError::new("primary", reason.to_owned());
-        let primary = connect::address(url).map_err(|_| refused(INVALID))?;
+        let primary = dial::address(url).map_err(|_| refused(INVALID))?;
         if matches!(primary.addr(), ConnectionAddr::Unix(_)) {
             return Err(refused(
                 "it names a socket of this host; Sentinel names hosts and ports",
@@ -107,7 +107,7 @@ impl RedisSentinel {
             _ => ConnectionAddr::Tcp(host, port),
         };
         let client = Client::open(self.primary.clone().set_addr(addr))?;
-        let mut connection = connect::once(&client).await?;
+        let mut connection = dial::once(&client).await?;
         // Sentinel may not know yet that it was demoted.
         let role = redis::cmd("ROLE");
         match tokio::time::timeout(SENTINEL_WITHIN, role.query_async(&mut connection)).await {
@@ -139,7 +139,7 @@ impl RedisSentinel {
     }
 
     async fn ask_one(&self, sentinel: &Client) -> RedisResult<Option<(String, u16)>> {
-        let mut connection = connect::once(sentinel).await?;
+        let mut connection = dial::once(sentinel).await?;
         redis::cmd("SENTINEL")
             .arg("get-master-addr-by-name")
             .arg(&self.service)

@@ -1,0 +1,30 @@
+//! One connection to one server.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::socket2::TcpKeepalive;
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisResult};
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// A peer that vanished without a word is noticed after this much silence.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Commands that may wait to be written, so that many callers at once do not wait for each other.
+const QUEUE: usize = 1024;
+
+/// An address with keep-alive probes.
+pub(super) fn address(url: impl IntoConnectionInfo) -> RedisResult<ConnectionInfo> {
+    let info = url.into_connection_info()?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
+    let tcp = info.tcp_settings().clone().set_keepalive(keepalive);
+    Ok(info.set_tcp_settings(tcp))
+}
+
+/// Connects to a server, once.
+pub(super) async fn once(client: &Client) -> RedisResult<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_WITHIN))
+        .set_response_timeout(None)
+        .set_pipeline_buffer_size(QUEUE);
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
