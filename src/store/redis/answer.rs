@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::failure::{Op, corrupt, unexpected};
-use crate::request::Fingerprint;
+use crate::request::{Fingerprint, ScopeTag};
 use crate::store::Record;
 use crate::store::StoreError;
 use crate::store::{Census, Entry, Phase};
@@ -20,7 +20,7 @@ pub(super) enum Begun {
 
 pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, StoreError> {
     let parts = match answer {
-        Value::BulkString(held) => return done(held, fingerprint).map(Begun::Outcome),
+        Value::BulkString(held) => return done(without_scope(held), fingerprint).map(Begun::Outcome),
         Value::Array(parts) => parts.as_slice(),
         _ => return Err(unexpected(Op::Begin)),
     };
@@ -36,6 +36,14 @@ pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, S
         [Value::Int(5)] => return Ok(Begun::Large),
         _ => return Err(unexpected(Op::Begin)),
     }))
+}
+
+/// Digits of a scope, which stand behind a record that is not large.
+pub(super) const SCOPE: usize = 2 * ScopeTag::LEN;
+
+/// The record alone.
+pub(super) fn without_scope(held: &[u8]) -> &[u8] {
+    &held[..held.len().saturating_sub(SCOPE)]
 }
 
 /// What a record means. Compared here and not in the script: a damaged record is no mismatch.

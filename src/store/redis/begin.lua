@@ -1,5 +1,5 @@
 -- ARGV: token, fingerprint, lease and memory together, memory, what to do with a claim that lapsed: 0
--- take it over, 1 refuse, 2 take it over even if its operation is known to be done.
+-- take it over, 1 refuse, 2 take it over even if its operation is known to be done; scope.
 -- Answers {1, attempt} started, {2, lease left} in flight, {3} mismatch, {4} outcome unknown, {5} a
 -- large record, or the bytes held, if they are no claim.
 
@@ -9,7 +9,7 @@ local function conflict(print, asked)
   return print ~= asked and string.sub(print, 1, 4) == string.sub(asked, 1, 4)
 end
 
-local attempt = 1
+local attempt, scope = 1, ARGV[6]
 local held = redis.pcall('GET', KEYS[1])
 if type(held) == 'table' then
   head()
@@ -23,7 +23,7 @@ if held then
   if claim.ended and ARGV[5] ~= '2' then return {4} end
   if claim.left > 0 then return {2, claim.left} end
   if ARGV[5] == '1' then return {4} end
-  attempt = math.min(claim.attempt + 1, 4294967295)
+  attempt, scope = math.min(claim.attempt + 1, 4294967295), claim.scope
 end
-put(string.format('claim %s %s %.0f %s', ARGV[1], ARGV[2], attempt, ARGV[4]), ARGV[3])
+put(string.format('claim %s %s %.0f %s %s', ARGV[1], ARGV[2], attempt, ARGV[4], scope), ARGV[3])
 return {1, attempt}

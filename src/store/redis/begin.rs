@@ -191,6 +191,7 @@ impl Asked<'_> {
                 &decimal(claim::time_to_live(begin)),
                 &decimal(millis(begin.ttl)),
                 lapsed,
+                &hex(begin.scope.as_bytes()),
             ],
         });
         let (value, acknowledged) = link.put_on(live, &Waited { request, wait }).await?;

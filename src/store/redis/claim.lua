@@ -1,19 +1,21 @@
--- A claim is one line of text: `claim TOKEN FINGERPRINT ATTEMPT MEMORY`, the memory being the
--- milliseconds for which a claim that lapsed is remembered. The key lives for lease and memory, so
+-- A claim is one line of text: `claim TOKEN FINGERPRINT ATTEMPT MEMORY SCOPE`. The memory is the
+-- milliseconds for which a claim that lapsed is remembered. The scope is the tag of the caller, in 32
+-- hexadecimal digits; a record has it behind its bytes, or in a field of its own. The key lives for lease and memory, so
 -- that what is left of the lease is what the key has left beyond the memory: this server's clock is
 -- the only one. A claim that begins with `ended` instead is that of an operation that is done, and
 -- for whose record the server had no memory. Anything else but a record, and a claim that would live
 -- for ever, is not ours: nil.
 local function claim_of(held)
-  local word, token, print, attempt, memory = string.match(held, '^(%l+) (%x+) (%x+) (%d+) (%d+)$')
+  local word, token, print, attempt, memory, scope = string.match(held, '^(%l+) (%x+) (%x+) (%d+) (%d+) (%x+)$')
   if word ~= 'claim' and word ~= 'ended' then return nil end
   local alive = redis.call('PTTL', KEYS[1])
-  if #token ~= 16 or #print ~= 32 or alive < 0 then return nil end
+  if #token ~= 16 or #print ~= 32 or #scope ~= 32 or alive < 0 then return nil end
   return {
     token = token,
     print = print,
     attempt = tonumber(attempt),
     memory = tonumber(memory),
+    scope = scope,
     alive = alive,
     left = word == 'claim' and math.max(alive - tonumber(memory), 0) or 0,
     ended = word == 'ended',
@@ -23,6 +25,7 @@ end
 -- A large record is not a string but a hash with this field, so that the command that claims is
 -- told at once, and transfers nothing.
 local FIELD = 'record'
+local SCOPE = 'scope'
 local LARGE = '\1large'
 
 -- A claim is shorter than this; a record need not be read whole to see that it is none.

@@ -24,6 +24,8 @@ pub(super) fn command(key: &str, begin: &ClaimRequest) -> Cmd {
         &hex(begin.fingerprint.as_bytes()),
         b" 1 ",
         &decimal(millis(begin.ttl)),
+        b" ",
+        &hex(begin.scope.as_bytes()),
     ];
     let mut command = Cmd::with_capacity(7, 256);
     command.arg("SET").arg(key).arg(claim.concat());
@@ -35,7 +37,7 @@ pub(super) fn command(key: &str, begin: &ClaimRequest) -> Cmd {
 /// script knows.
 pub(super) fn judge(held: &[u8], begin: &ClaimRequest) -> Option<Result<ClaimOutcome, StoreError>> {
     if held.first().is_some_and(|&byte| byte < 32) {
-        return Some(answer::done(held, begin.fingerprint));
+        return Some(answer::done(answer::without_scope(held), begin.fingerprint));
     }
     let claim = Claim::read(held)?;
     if claim.token == begin.token.0 {
@@ -62,9 +64,12 @@ impl Claim {
         else {
             return None;
         };
-        let (_memory, None) = (words.next()?, words.next()) else {
+        let (_memory, scope, None) = (words.next()?, words.next()?, words.next()) else {
             return None;
         };
+        if scope.len() != answer::SCOPE {
+            return None;
+        }
         Some(Self {
             token: (token.len() == 16).then(|| u64::from_str_radix(token, 16).ok())??,
             fingerprint: answer::fingerprint(fingerprint.as_bytes())?,
@@ -89,27 +94,34 @@ mod tests {
     #[test]
     fn what_is_found_is_judged_without_the_script_where_no_lease_matters() {
         let first = begin(7, 1);
-        let text = format!("claim {:016x} {} 3 1000", 7, hex_of(&first));
+        let text = format!("claim {:016x} {} 3 1000 {SCOPE}", 7, hex_of(&first));
         let judged = |held: &[u8], begin: &ClaimRequest| judge(held, begin).map(Result::unwrap);
         assert_eq!(judged(text.as_bytes(), &first), Some(ClaimOutcome::started(3)));
         assert_eq!(judged(text.as_bytes(), &begin(8, 2)), Some(ClaimOutcome::Mismatch));
         assert_eq!(judged(text.as_bytes(), &begin(8, 1)), None, "the lease matters");
         let record = Record::outcome_unknown(first.fingerprint);
         assert_eq!(
-            judged(&record.to_bytes(), &begin(8, 1)),
+            judged(&stored(&record), &begin(8, 1)),
             Some(ClaimOutcome::Done(record.clone()))
         );
-        assert_eq!(judged(&record.to_bytes(), &begin(8, 2)), Some(ClaimOutcome::Mismatch));
+        assert_eq!(judged(&stored(&record), &begin(8, 2)), Some(ClaimOutcome::Mismatch));
         for other in [
             "",
             "somebody else's",
             "claim 7 8 9",
             &format!("{text} 1"),
+            &text[..text.len() - 1],
             &text.replace("claim", "ended"),
         ] {
             assert!(judge(other.as_bytes(), &begin(8, 2)).is_none(), "{other:?}");
         }
-        assert!(judge(&record.to_bytes()[..20], &first).unwrap().is_err(), "damaged");
+        assert!(judge(&stored(&record)[..20], &first).unwrap().is_err(), "damaged");
+    }
+
+    const SCOPE: &str = "00000000000000000000000000000000";
+
+    fn stored(record: &Record) -> Vec<u8> {
+        [&record.to_bytes(), SCOPE.as_bytes()].concat()
     }
 
     fn hex_of(begin: &ClaimRequest) -> String {

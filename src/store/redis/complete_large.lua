@@ -9,7 +9,7 @@ end
 put('', ARGV[3])
 redis.call('DEL', KEYS[1])
 if ARGV[3] ~= '0' then
-  redis.call('HSET', KEYS[1], FIELD, ARGV[2])
+  redis.call('HSET', KEYS[1], FIELD, ARGV[2], SCOPE, claim.scope)
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
 end
 return 1

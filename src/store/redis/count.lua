@@ -7,7 +7,7 @@ for _, key in ipairs(KEYS) do
     local length = redis.pcall('HSTRLEN', key, 'record')
     if type(length) == 'number' and length > 0 then done = done + 1 end
   elseif held ~= '' then
-    local word, memory = string.match(held, '^(%l+) %x+ %x+ %d+ (%d+)$')
+    local word, memory = string.match(held, '^(%l+) %x+ %x+ %d+ (%d+) %x+$')
     if string.byte(held) < 32 then
       done = done + 1
     elseif word == 'ended' then

@@ -7,8 +7,8 @@ if not claim or claim.token ~= ARGV[1] then return not_held(held) end
 -- This needs no memory; and what a script writes after its first write is not refused for want of
 -- memory.
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-if ARGV[2] ~= '' and #ARGV[2] <= #held then
-  put(ARGV[2], ARGV[3])
+if ARGV[2] ~= '' and #ARGV[2] + 32 <= #held then
+  put(ARGV[2] .. claim.scope, ARGV[3])
   return 1
 end
 put('ended' .. string.sub(held, 6), ARGV[3])

@@ -12,7 +12,7 @@ use super::failure::{Op, error, failed, unexpected};
 use super::link::Question;
 use super::{RedisStore, answer, scripts};
 use crate::request::Slot;
-use crate::store::{Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Phase, Record, Store};
+use crate::store::{Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Phase, Record, ScopeTag, Store};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How many keys the server looks at in one step, during which it serves nobody else.
@@ -23,7 +23,8 @@ const BATCH: usize = 500;
 ///
 /// `count` looks at every key of the database in small steps; other clients are served between
 /// them. What changes meanwhile is counted or not, and twice if the server resizes its table.
-/// **Of a cluster nothing is counted: it is an error.** Count each node with `redis-cli`.
+/// **Of a cluster nothing is counted: it is an error.** Count each node with `redis-cli`. `forget_scope`
+/// walks over the keys in the same way, and is an error on a cluster too.
 impl<C> Inspect for RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
@@ -56,42 +57,45 @@ where
         Ok(self.complete(slot, claim.token, &record, ttl).await? == Held::Yes)
     }
 
-    async fn forget_scope(&self, _: &crate::store::ScopeTag) -> Result<u64, StoreError> {
-        Err(unexpected(Op::Forget))
+    async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        self.refuse_cluster(Op::Forget).await?;
+        let scope = scripts::hex(scope.as_bytes());
+        let mut forgotten = 0;
+        let mut cursor = Some(Cursor::default());
+        while let Some(from) = cursor {
+            let (next, answer) = self.step(Op::Forget, from, &scripts::FORGET_SCOPE, &[&scope]).await?;
+            if let Some(answer) = answer {
+                forgotten += from_redis_value::<u64>(answer).map_err(|_| unexpected(Op::Forget))?;
+            }
+            cursor = next;
+        }
+        Ok(forgotten)
     }
 
     async fn count(&self) -> Result<Census, StoreError> {
-        self.refuse_cluster().await?;
-        let pattern = [glob_escaped(self.prefix.as_bytes()), b"*".to_vec()].concat();
-        let length = self.prefix.len() + 2 * Slot::LEN;
+        self.refuse_cluster(Op::Count).await?;
         let mut total = Census::default();
-        let mut cursor = b"0".to_vec();
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH);
-            let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = self.inquire(Op::Count, &scan).await?;
-            // A longer prefix may begin with this one.
-            let keys: Vec<&[u8]> = keys
-                .iter()
-                .map(Vec::as_slice)
-                .filter(|key| key.len() == length)
-                .collect();
-            if !keys.is_empty() {
-                let call = scripts::Call {
-                    script: &scripts::COUNT,
-                    keys: &keys,
-                    args: &[],
-                };
-                let counted = answer::census(&self.inquire(Op::Count, &call).await?)?;
+        let mut cursor = Some(Cursor::default());
+        while let Some(from) = cursor {
+            let (next, answer) = self.step(Op::Count, from, &scripts::COUNT, &[]).await?;
+            if let Some(answer) = answer {
+                let counted = answer::census(&answer)?;
                 total.running += counted.running;
                 total.lapsed += counted.lapsed;
                 total.done += counted.done;
             }
-            if next == b"0" {
-                return Ok(total);
-            }
             cursor = next;
         }
+        Ok(total)
+    }
+}
+
+/// How far a walk over all keys of the database is.
+struct Cursor(Vec<u8>);
+
+impl Default for Cursor {
+    fn default() -> Self {
+        Self(b"0".to_vec())
     }
 }
 
@@ -112,14 +116,46 @@ where
         from_redis_value(answer).map_err(|_| unexpected(op))
     }
 
-    async fn refuse_cluster(&self) -> Result<(), StoreError> {
+    /// Looks at some more keys of the database, and asks the script about those of the store. Answers where
+    /// to go on, unless that was all.
+    async fn step(
+        &self,
+        op: Op,
+        from: Cursor,
+        script: &'static scripts::Script,
+        args: &[&[u8]],
+    ) -> Result<(Option<Cursor>, Option<Value>), StoreError> {
+        let pattern = [glob_escaped(self.prefix.as_bytes()), b"*".to_vec()].concat();
+        let length = self.prefix.len() + 2 * Slot::LEN;
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(from.0).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH);
+        let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = self.inquire(op, &scan).await?;
+        let next = (next != b"0").then_some(Cursor(next));
+        // A longer prefix may begin with this one.
+        let keys: Vec<&[u8]> = keys
+            .iter()
+            .map(Vec::as_slice)
+            .filter(|key| key.len() == length)
+            .collect();
+        if keys.is_empty() {
+            return Ok((next, None));
+        }
+        let call = scripts::Call {
+            script,
+            keys: &keys,
+            args,
+        };
+        Ok((next, Some(self.inquire(op, &call).await?)))
+    }
+
+    async fn refuse_cluster(&self, op: Op) -> Result<(), StoreError> {
         let mut command: Cmd = redis::cmd("INFO");
         command.arg("cluster");
         // A cluster connection asks every node, and answers with a map.
-        let alone = match self.inquire(Op::Count, &command).await? {
+        let alone = match self.inquire(op, &command).await? {
             Value::Map(_) | Value::Array(_) => false,
             info => {
-                let info: String = from_redis_value(info).map_err(|_| unexpected(Op::Count))?;
+                let info: String = from_redis_value(info).map_err(|_| unexpected(op))?;
                 !info.contains("cluster_enabled:1")
             }
         };
@@ -127,9 +163,10 @@ where
             return Ok(());
         }
         Err(error(
-            Op::Count,
+            op,
             StoreErrorKind::Unavailable,
-            "a cluster is not counted through one connection; count on each primary, as with `redis-cli --scan --pattern`",
+            "a cluster is not scanned through one connection; connect to each of its primaries, or use \
+             `redis-cli --scan --pattern` there",
         ))
     }
 }

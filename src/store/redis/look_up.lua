@@ -7,7 +7,7 @@ if held == LARGE then
   return {2, string.sub(record, 1, 32), #record, redis.call('PTTL', KEYS[1])}
 end
 if is_record(held) then
-  return {2, string.sub(held, 1, 32), redis.call('STRLEN', KEYS[1]), redis.call('PTTL', KEYS[1])}
+  return {2, string.sub(held, 1, 32), redis.call('STRLEN', KEYS[1]) - 32, redis.call('PTTL', KEYS[1])}
 end
 local claim = claim_of(held)
 if claim then return {1, claim.print, claim.attempt, claim.left, claim.alive} end

@@ -44,9 +44,10 @@ scripts! {
     RELEASE = "claim.lua", "release.lua";
     LOOK_UP = "claim.lua", "look_up.lua";
     COUNT = "count.lua";
+    FORGET_SCOPE = "forget_scope.lua";
 }
 
-/// A script with its keys (one, but for `COUNT`, so that a cluster can route it) and arguments.
+/// A script with its keys (one, but for `COUNT` and `FORGET_SCOPE`, so that a cluster can route it) and arguments.
 pub(super) struct Call<'a> {
     pub(super) script: &'a Script,
     pub(super) keys: &'a [&'a [u8]],

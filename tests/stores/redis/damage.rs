@@ -13,7 +13,7 @@ async fn contract_6_5_what_cannot_be_read_is_never_claimed_over() {
     let mut print_damaged = good.clone();
     print_damaged[5] ^= 1;
     let newer = [&[2_u8][..], &good[1..]].concat();
-    let claimed = format!("claim {:016x} {} 1 1000", 9, "ab".repeat(16));
+    let claimed = format!("claim {:016x} {} 1 1000 {}", 9, "ab".repeat(16), "0".repeat(32));
     let later = claimed.replace("claim", "claim2");
     let short = claimed.replacen("abab", "ab", 1);
     let values: [&[u8]; 8] = [

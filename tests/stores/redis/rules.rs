@@ -17,7 +17,7 @@ async fn golden_form_of_what_is_stored() {
     let held: String = query(&mut raw, &format!("GET {key}")).await;
     assert_eq!(
         held,
-        "claim 00000000000000a1 abababababababababababababababab 1 3600000"
+        "claim 00000000000000a1 abababababababababababababababab 1 3600000 00000000000000000000000000000000"
     );
     let left: u64 = query(&mut raw, &format!("PTTL {key}")).await;
     assert!((3_590_000..=3_600_002).contains(&left), "{left}");
@@ -74,7 +74,7 @@ async fn times_without_end_and_without_length() {
 async fn attempts_do_not_overflow() {
     let Some(server) = Redis::start() else { return };
     let (store, mut raw) = (store(&server).await, raw(&server.url()).await);
-    let text = format!("claim {:016x} {} {} 3600000", 9, "ab".repeat(16), u32::MAX - 1);
+    let text = format!("claim {:016x} {} {} 3600000 {}", 9, "ab".repeat(16), u32::MAX - 1, "0".repeat(32));
     let set = cmd("SET")
         .arg(store.key(&slot(1)))
         .arg(text)
