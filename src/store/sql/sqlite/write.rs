@@ -94,14 +94,19 @@ impl Driver for Writing {
         Ok(Writer { connection, turn: None })
     }
 
-    /// A transaction of many is short: it has few bytes to write and no rows to look for.
+    /// A transaction of many is short: it has few bytes to write, and few rows to remove. What is swept with
+    /// others needs no commit of its own.
     fn joins(job: &Write, batch: &[Write]) -> bool {
-        let is_short = |job: &Write| !matches!(job, Write::Sweep { .. } | Write::DeleteScope(..));
+        let is_alone = |job: &Write| matches!(job, Write::DeleteScope(..));
+        let sweeps = |job: &Write| matches!(job, Write::Sweep { .. });
         let bytes = |job: &Write| match job {
             Write::Complete { record, .. } => record.len(),
             _ => 0,
         };
-        is_short(job) && batch.iter().all(is_short) && bytes(job) + batch.iter().map(bytes).sum::<usize>() <= MOST_BYTES
+        !is_alone(job)
+            && !batch.iter().any(is_alone)
+            && !(sweeps(job) && batch.iter().any(sweeps))
+            && bytes(job) + batch.iter().map(bytes).sum::<usize>() <= MOST_BYTES
     }
 
     async fn ready(&self, writer: &mut Writer) {
@@ -324,5 +329,45 @@ async fn roll_back(connection: &mut SqliteConnection) -> Result<(), sqlx::Error>
             "the transaction could not be rolled back: {error}"
         ))),
         Ok(()) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_shares_a_transaction_keeps_it_short() {
+        let slot = Slot::from_bytes([1; Slot::LEN]);
+        let renew = Write::Renew(slot, Token(1), Duration::ZERO);
+        let complete = |bytes| Write::Complete {
+            slot,
+            token: Token(1),
+            record: Arc::new(vec![0; bytes]),
+            ttl: Duration::ZERO,
+            again: false,
+        };
+        let sweep = Write::Sweep {
+            forgotten: vec![1],
+            others: vec![2],
+        };
+        let scope = Write::DeleteScope(ScopeTag::default(), 1);
+        for (job, batch, joins) in [
+            (&renew, vec![renew.clone(), sweep.clone()], true),
+            (&sweep, vec![renew.clone()], true),
+            (&sweep, vec![renew.clone(), sweep.clone()], false),
+            (&scope, vec![renew.clone()], false),
+            (&renew, vec![scope.clone()], false),
+            (&complete(MOST_BYTES / 2), vec![complete(MOST_BYTES / 2)], true),
+            (
+                &complete(1),
+                vec![complete(MOST_BYTES / 2), complete(MOST_BYTES / 2)],
+                false,
+            ),
+            // One is larger by itself: it is written alone.
+            (&renew, vec![complete(2 * MOST_BYTES)], false),
+        ] {
+            assert_eq!(Writing::joins(job, &batch), joins);
+        }
     }
 }
