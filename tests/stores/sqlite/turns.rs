@@ -86,7 +86,7 @@ async fn a_full_queue_is_told_at_once_and_what_waits_is_written_in_few_transacti
     for waiting in staying {
         assert_eq!(waiting.await.unwrap().unwrap(), ClaimOutcome::started(1));
     }
-    assert_eq!(commits(&directory.path("keys.db")) - before, 512 / 64);
+    assert_eq!(commits(&directory.path("keys.db")) - before, 512 / 128);
     assert_eq!(store.count().await.unwrap().running, 512 + 1, "who left has no claim");
 }
 

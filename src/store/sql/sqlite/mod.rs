@@ -29,6 +29,8 @@ use read::Reading;
 use statements::Statements;
 use write::Writing;
 
+/// Calls that are written in one transaction at most: what that costs beside its commit is a few milliseconds.
+const TOGETHER: usize = 128;
 /// Connections that read. A large record does not keep the others waiting.
 const READERS: usize = 2;
 
@@ -170,6 +172,7 @@ impl SqliteStore {
                     writing,
                     Limits {
                         connections: 1,
+                        batch: TOGETHER,
                         ..Limits::default()
                     },
                 ),
