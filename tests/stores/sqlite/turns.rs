@@ -13,7 +13,8 @@ use crate::support::{ScriptedBody, Step, post};
 
 /// A database that is never checkpointed, and whose lock is not waited for: whoever meets it fails.
 async fn impatient(directory: &Directory) -> SqliteStore {
-    drop(open(directory).await);
+    // The last connection takes the lock as it closes.
+    open(directory).await.pool().close().await;
     let options = options(directory).busy_timeout(Duration::ZERO);
     with(options.pragma("wal_autocheckpoint", "0")).await
 }

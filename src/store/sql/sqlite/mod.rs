@@ -2,6 +2,7 @@
 
 mod blame;
 mod error;
+mod execute;
 mod file;
 mod inspect;
 mod migrate;
