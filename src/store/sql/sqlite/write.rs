@@ -100,10 +100,8 @@ impl Driver for Writing {
             Write::Complete { record, .. } => record.len(),
             _ => 0,
         };
-        !is_alone(job)
-            && !batch.iter().any(is_alone)
-            && !(sweeps(job) && batch.iter().any(sweeps))
-            && bytes(job) + batch.iter().map(bytes).sum::<usize>() <= MOST_BYTES
+        let takes_long = is_alone(job) || batch.iter().any(is_alone) || (sweeps(job) && batch.iter().any(sweeps));
+        !takes_long && bytes(job) + batch.iter().map(bytes).sum::<usize>() <= MOST_BYTES
     }
 
     async fn ready(&self, writer: &mut Writer) {
