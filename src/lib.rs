@@ -142,6 +142,7 @@
 //! | `redis` | no | `store::RedisStore` |
 //! | `postgres` | no | `store::sql::PostgresStore`, and the atomic mode on it |
 //! | `sqlite` | no | `store::sql::SqliteStore`, and the atomic mode on it; builds SQLite, which needs a C compiler |
+//! | `sqlite-unbundled` | no | the same with the system's SQLite, 3.42 or later; building needs its headers and libclang |
 //! | `sealed` | no | `store::Sealed`, which encrypts the records of another store |
 //! | `tiered` | no | `store::Tiered`, a cache of records in front of a remote store |
 //! | `conformance` | no | `store::conformance`, the suite that a [`Store`] must pass |

@@ -55,6 +55,7 @@ impl<D: Driver> Lanes<D> {
         }
     }
 
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite's store does not ask"))]
     pub(super) fn driver(&self) -> &D {
         &self.driver
     }

@@ -4,8 +4,8 @@ use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
 use super::SqliteStore;
 use super::error::failed;
+use super::execute::{claim, complete};
 use super::file::BEGIN;
-use super::write::{claim, complete};
 use crate::store::StoreError;
 use crate::store::sql::claim::trial;
 

@@ -2,6 +2,7 @@
 
 mod blame;
 mod error;
+mod execute;
 mod file;
 mod guarded;
 mod inspect;
@@ -30,6 +31,8 @@ use read::Reading;
 use statements::Statements;
 use write::Writing;
 
+/// Calls that are written in one transaction at most: what that costs beside its commit is a few milliseconds.
+const TOGETHER: usize = 128;
 /// Connections that read. A large record does not keep the others waiting.
 const READERS: usize = 2;
 
@@ -171,6 +174,7 @@ impl SqliteStore {
                     writing,
                     Limits {
                         connections: 1,
+                        batch: TOGETHER,
                         ..Limits::default()
                     },
                 ),

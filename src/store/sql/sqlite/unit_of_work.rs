@@ -6,8 +6,9 @@ use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 
 use super::SqliteStore;
 use super::error::{self, failed};
+use super::execute::complete;
 use super::guarded::Hooks;
-use super::write::{Write, Written, complete};
+use super::write::{Write, Written};
 use crate::store::StoreError;
 use crate::store::sql::claim::ClaimId;
 use crate::store::sql::turns::Turns;

@@ -3,25 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::sqlite::SqliteArguments;
-use sqlx::{Connection, Sqlite, SqliteConnection};
+use sqlx::{Connection, SqliteConnection};
 use tokio::time::Instant;
 
 use super::blame::{blame, is_busy};
+use super::execute::{claim, complete, execute, of_rows, roll_back, rows};
 use super::file::{BEGIN, File};
 use super::read::read;
 use super::statements::Statements;
 use crate::store::sql::begin::Seen;
 use crate::store::sql::lane::{Blame, Driver};
-use crate::store::sql::statements::Statement;
 use crate::store::sql::turns::{Turn, Turns};
 use crate::store::sql::value::{millis, signed};
-use crate::store::{ClaimRequest, OnLapse, ScopeTag, Slot, Token};
+use crate::store::{ClaimRequest, ScopeTag, Slot, Token};
 
 /// Bytes of records that are written in one transaction, so that it stays short.
 const MOST_BYTES: usize = 1024 * 1024;
-
-type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 
 /// Writes on a connection of the store's own.
 pub(super) struct Writing {
@@ -99,14 +96,17 @@ impl Driver for Writing {
         Ok(Writer { connection, turn: None })
     }
 
-    /// A transaction of many is short: it has few bytes to write and no rows to look for.
+    /// A transaction of many is short: it has few bytes to write, and few rows to remove. What is swept with
+    /// others needs no commit of its own.
     fn joins(job: &Write, batch: &[Write]) -> bool {
-        let is_short = |job: &Write| !matches!(job, Write::Sweep { .. } | Write::ForgetScope(..));
+        let is_alone = |job: &Write| matches!(job, Write::ForgetScope(..));
+        let sweeps = |job: &Write| matches!(job, Write::Sweep { .. });
         let bytes = |job: &Write| match job {
             Write::Complete { record, .. } => record.len(),
             _ => 0,
         };
-        is_short(job) && batch.iter().all(is_short) && bytes(job) + batch.iter().map(bytes).sum::<usize>() <= MOST_BYTES
+        let takes_long = is_alone(job) || batch.iter().any(is_alone) || (sweeps(job) && batch.iter().any(sweeps));
+        !takes_long && bytes(job) + batch.iter().map(bytes).sum::<usize>() <= MOST_BYTES
     }
 
     async fn ready(&self, writer: &mut Writer) {
@@ -273,66 +273,42 @@ impl Writing {
     }
 }
 
-/// The attempt, if it claims the slot.
-pub(super) async fn claim(
-    connection: &mut SqliteConnection,
-    sql: &Statements,
-    begin: &ClaimRequest,
-) -> Result<Option<i32>, sqlx::Error> {
-    let (lease, ttl) = (millis(begin.lease), millis(begin.ttl));
-    // All rows, although there is at most one: `fetch_optional` ends at the first, and would not tell that
-    // the commit after it failed.
-    let rows: Vec<i32> = sqlx::query_scalar(sql.claim.text())
-        .bind(begin.slot.as_bytes().as_slice())
-        .bind(begin.scope.as_bytes().as_slice())
-        .bind(begin.fingerprint.as_bytes().as_slice())
-        .bind(signed(begin.token))
-        .bind(lease)
-        .bind(lease + ttl)
-        .bind(lease + ttl)
-        .bind(begin.on_lapse == OnLapse::Refuse)
-        .fetch_all(connection)
-        .await?;
-    Ok(rows.first().copied())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Writes the record of a claim that is held.
-pub(super) fn complete<'q>(
-    sql: &Statements,
-    slot: &'q Slot,
-    token: Token,
-    record: &'q [u8],
-    ttl: Duration,
-) -> Query<'q> {
-    sqlx::query(sql.complete.text())
-        .bind(record)
-        .bind(millis(ttl))
-        .bind(slot.as_bytes().as_slice())
-        .bind(signed(token))
-}
-
-/// A statement for rows by their handles.
-fn of_rows<'q>(statement: &Statement, rows: &[i64]) -> Query<'q> {
-    let rows: Vec<_> = rows.iter().map(i64::to_string).collect();
-    sqlx::query(statement.text()).bind(format!("[{}]", rows.join(",")))
-}
-
-async fn rows(connection: &mut SqliteConnection, query: Query<'_>) -> Result<u64, sqlx::Error> {
-    Ok(query.execute(connection).await?.rows_affected())
-}
-
-async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {
-    sqlx::query(sql).execute(connection).await.map(drop)
-}
-
-/// Rolls back what failed. SQLite has done it itself after some errors, such as a full disk.
-async fn roll_back(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    match execute(connection, "ROLLBACK").await {
-        Err(sqlx::Error::Database(error)) if error.message().contains("no transaction is active") => Ok(()),
-        // The connection cannot be used as it is.
-        Err(error) => Err(sqlx::Error::Protocol(format!(
-            "the transaction could not be rolled back: {error}"
-        ))),
-        Ok(()) => Ok(()),
+    #[test]
+    fn what_shares_a_transaction_keeps_it_short() {
+        let slot = Slot::from_bytes([1; Slot::LEN]);
+        let renew = Write::Renew(slot, Token(1), Duration::ZERO);
+        let complete = |bytes| Write::Complete {
+            slot,
+            token: Token(1),
+            record: Arc::new(vec![0; bytes]),
+            ttl: Duration::ZERO,
+            again: false,
+        };
+        let sweep = Write::Sweep {
+            forgotten: vec![1],
+            others: vec![2],
+        };
+        let scope = Write::ForgetScope(ScopeTag::default(), 1);
+        for (job, batch, joins) in [
+            (&renew, vec![renew.clone(), sweep.clone()], true),
+            (&sweep, vec![renew.clone()], true),
+            (&sweep, vec![renew.clone(), sweep.clone()], false),
+            (&scope, vec![renew.clone()], false),
+            (&renew, vec![scope.clone()], false),
+            (&complete(MOST_BYTES / 2), vec![complete(MOST_BYTES / 2)], true),
+            (
+                &complete(1),
+                vec![complete(MOST_BYTES / 2), complete(MOST_BYTES / 2)],
+                false,
+            ),
+            // One is larger by itself: it is written alone.
+            (&renew, vec![complete(2 * MOST_BYTES)], false),
+        ] {
+            assert_eq!(Writing::joins(job, &batch), joins);
+        }
     }
 }
