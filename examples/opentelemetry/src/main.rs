@@ -81,7 +81,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let stop = async { drop(tokio::signal::ctrl_c().await) };
     axum::serve(listener, app).with_graceful_shutdown(stop).await?;
     // Operations whose clients have left.
-    if tokio::time::timeout(Duration::from_secs(10), background.wait()).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(10), background.wait())
+        .await
+        .is_err()
+    {
         tracing::error!("{} operations are abandoned", background.len());
     }
     upkeep.abort();
@@ -104,7 +107,10 @@ mod tests {
         let provider = SdkTracerProvider::builder().with_simple_exporter(spans.clone()).build();
         let _guard = subscriber(&provider).set_default();
         let recorder = prometheus().unwrap().build_recorder();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         metrics::with_local_recorder(&recorder, || {
             runtime.block_on(async {
                 let (app, background) = app();
