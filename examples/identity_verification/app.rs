@@ -18,20 +18,22 @@ use tower_idempotency::{
 };
 
 use super::accounts::{self, Account};
-use super::data::{Data, MemoryData};
+use super::data::{Data, DataError, MemoryData};
+use super::documents::files::Files;
 use super::error::ApiError;
 use super::events::send::{self, HttpClient, Sender};
 use super::events::{self, Deliveries};
 use super::metrics::Metrics;
 use super::options::{Options, StoreKind};
 use super::provider::Provider;
-use super::{billing, operations, page, screenings, sessions, storage, users, webhooks};
+use super::{billing, documents, operations, page, screenings, sessions, storage, users, webhooks};
 
 /// What the handlers share.
 #[derive(Clone)]
 pub(crate) struct AppState {
     pub(crate) data: Data,
     pub(crate) provider: Provider,
+    pub(crate) files: Files,
     /// Each decision appends an event to the outbox.
     pub(crate) sends_events: bool,
 }
@@ -43,9 +45,11 @@ pub(crate) struct App {
     /// The operations that run now, whether their clients are still there or not.
     pub(crate) operations: TaskTracker,
     /// What the idempotency layers do without a client.
-    pub(crate) background: [Background; 2],
+    pub(crate) background: [Background; 3],
     /// Removes expired keys, if the store needs that.
     pub(crate) sweeper: Option<Sweeper>,
+    /// The documents' files, to be kept tidy.
+    pub(crate) files: Files,
     /// What sends events, to be started; if they are to be sent.
     pub(crate) deliveries: Option<Deliveries>,
 }
@@ -63,13 +67,16 @@ impl App {
             StoreKind::Memory => {
                 let store = MemoryStore::new();
                 let data = Data::Memory(MemoryData::default());
-                return Self::new(store.clone(), Some(store), data, options, sender);
+                let app = Self::new(store.clone(), Some(store), data, options, sender)?;
+                app.files.remove_leftovers(&app.data).await.map_err(leftovers)?;
+                return Ok(app);
             }
             StoreKind::Sqlite(path) => storage::sqlite(path).await?,
             StoreKind::Postgres(url) => storage::postgres(url).await?,
             StoreKind::Redis(url) => storage::redis(url).await?,
         };
         let app = Self::new(shared.keys, None, shared.data, options, sender)?;
+        app.files.remove_leftovers(&app.data).await.map_err(leftovers)?;
         Ok(Self {
             sweeper: shared.sweeper,
             ..app
@@ -84,11 +91,15 @@ impl App {
         options: &Options,
         sender: Option<Sender>,
     ) -> Result<Self, Box<dyn Error>> {
-        // Two layers with one store: one for what the accounts do, one for what webhook senders report.
-        let accounts_layer = configure(&store, options)
-            // The account, not the credential: a client that rotates its API key between two attempts
-            // is still the same client.
-            .scope(ScopeSource::extension(|account: &Account| account.id().to_owned()))
+        // Three layers with one store: two for what the accounts do, one for what webhook senders report.
+        // The account, not the credential: a client that rotates its API key between two attempts
+        // is still the same client.
+        let scope = ScopeSource::extension(|account: &Account| account.id().to_owned());
+        let accounts_layer = configure(&store, options).scope(scope.clone()).build()?;
+        // Documents go to their files as they arrive.
+        let uploads_layer = configure(&store, options)
+            .scope(scope)
+            .stream_request_bodies(options.max_upload.saturating_add(FORM))
             .build()?;
         let webhooks_layer = configure(&store, options)
             .webhooks("webhooks", KeySource::json_pointer("/event_id"))
@@ -97,14 +108,21 @@ impl App {
         let provider = Provider::new(options.provider_latency, data.clone());
         let deliveries = sender.map(|sender| Deliveries::new(data.clone(), sender));
         let metrics = Metrics::new(
-            [&accounts_layer, &webhooks_layer],
+            [&accounts_layer, &uploads_layer, &webhooks_layer],
             memory,
             provider.clone(),
             deliveries.clone(),
         );
-        let background = [accounts_layer.background(), webhooks_layer.background()];
+        let background = [
+            accounts_layer.background(),
+            uploads_layer.background(),
+            webhooks_layer.background(),
+        ];
+        let files = Files::open(options.data_dir.as_deref(), options.max_upload as u64)
+            .map_err(|error| format!("--data-dir: the directory cannot be used: {error}"))?;
         let state = AppState {
             provider,
+            files: files.clone(),
             data: data.clone(),
             sends_events: deliveries.is_some(),
         };
@@ -119,12 +137,23 @@ impl App {
             .route("/v1/billing", get(billing::show))
             .route_layer(from_fn_with_state(operations.clone(), operations::track))
             .route_layer(accounts_layer);
+        let documents = Router::new()
+            .route(
+                "/v1/verification/sessions/{id}/documents",
+                post(documents::create).get(documents::list),
+            )
+            .route(
+                "/v1/verification/sessions/{id}/documents/{document_id}",
+                get(documents::show),
+            )
+            .route_layer(from_fn_with_state(operations.clone(), operations::track_upload))
+            .route_layer(uploads_layer);
         if let Some(deliveries) = &deliveries {
             accounts = accounts.route_layer(from_fn_with_state(deliveries.wake.clone(), events::wake_after));
         }
         // Outside the idempotency layer: it needs the account, and a replay is for those only who
         // may see it.
-        let accounts = accounts.route_layer(from_fn(accounts::authenticate));
+        let accounts = accounts.merge(documents).route_layer(from_fn(accounts::authenticate));
 
         // A real service verifies the sender's signature in a layer outside this one.
         let webhooks = Router::new()
@@ -155,12 +184,20 @@ impl App {
             operations,
             background,
             sweeper: None,
+            files,
             deliveries,
         })
     }
 }
 
-/// What both layers have in common.
+/// What a form needs beside the document in it.
+const FORM: usize = 64 * 1024;
+
+fn leftovers(error: DataError) -> String {
+    format!("--data-dir: leftover files cannot be removed: {error}")
+}
+
+/// What all layers have in common.
 ///
 /// `--require-key` is for both. With it the layer refuses an event without an `event_id`, as any other
 /// guarded request without a key (`400`). Without it the application finds the field missing (`422`).

@@ -5,7 +5,7 @@
 //! cargo run --example identity_verification -- --store sqlite:idv.db
 //! ```
 //!
-//! What concerns idempotency is in `app.rs`: two layers, and where they stand; and the store that
+//! What concerns idempotency is in `app.rs`: three layers, and where they stand; and the store that
 //! they keep their keys in, in `storage.rs`. The handlers know nothing of it, except those that hand
 //! their provider a key of its own. On a database what they write is in the transaction of their
 //! operation, which is in `data/`: charged and answered, or neither, whatever crashes. So are the
@@ -15,6 +15,7 @@ mod accounts;
 mod app;
 mod billing;
 mod data;
+mod documents;
 mod drain;
 mod error;
 mod events;

@@ -15,8 +15,8 @@ type Counts = Vec<(&'static str, u64)>;
 /// What is measured, whatever the layers' store.
 #[derive(Clone)]
 pub(crate) struct Metrics {
-    counts: Arc<dyn Fn() -> [Counts; 2] + Send + Sync>,
-    background: [Background; 2],
+    counts: Arc<dyn Fn() -> [Counts; 3] + Send + Sync>,
+    background: [Background; 3],
     /// The store, if it is in this process: others are measured where they are.
     memory: Option<MemoryStore>,
     provider: Provider,
@@ -25,7 +25,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new<S: Store>(
-        layers: [&IdempotencyLayer<S>; 2],
+        layers: [&IdempotencyLayer<S>; 3],
         memory: Option<MemoryStore>,
         provider: Provider,
         deliveries: Option<Deliveries>,
@@ -58,11 +58,11 @@ fn render(metrics: &Metrics) -> String {
         "counter",
         "Requests by their idempotency outcome.",
     );
-    // Both layers name the same outcomes in the same order.
-    let [accounts, webhooks] = (metrics.counts)();
-    for ((outcome, accounts), (_, webhooks)) in accounts.into_iter().zip(webhooks) {
+    // All layers name the same outcomes in the same order.
+    let [accounts, uploads, webhooks] = (metrics.counts)();
+    for (((outcome, accounts), (_, uploads)), (_, webhooks)) in accounts.into_iter().zip(uploads).zip(webhooks) {
         let name = format_args!("idempotency_requests_total{{outcome=\"{outcome}\"}}");
-        text.sample(name, accounts + webhooks);
+        text.sample(name, accounts + uploads + webhooks);
     }
     text.metric(
         "idempotency_background_operations",

@@ -1,6 +1,6 @@
 //! The options, each of which is an environment variable as well.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
@@ -59,6 +59,14 @@ pub(crate) struct Options {
     /// At most so many bytes in the body of a guarded request.
     #[arg(long, env = "IDV_MAX_REQUEST_BODY", value_name = "BYTES", default_value_t = 2 * 1024 * 1024)]
     pub(crate) max_request_body: usize,
+
+    /// At most so many bytes in a document.
+    #[arg(long, env = "IDV_MAX_UPLOAD", value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
+    pub(crate) max_upload: usize,
+
+    /// Where documents are written; by default a new temporary directory.
+    #[arg(long, env = "IDV_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
 
     /// At most so many bytes of a response body are stored; a larger one is sent to the first client only.
     #[arg(long, env = "IDV_MAX_RESPONSE_BODY", value_name = "BYTES", default_value_t = 1024 * 1024)]

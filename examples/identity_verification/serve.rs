@@ -35,6 +35,7 @@ pub(crate) enum Stopped {
 /// Serves the application until `signal`, then lets what runs come to its end.
 pub(crate) async fn serve(listener: TcpListener, mut app: App, signal: impl Future<Output = ()>) -> Stopped {
     let deliveries = app.deliveries.take().map(Deliveries::start);
+    let tidying = tokio::spawn(app.files.clone().keep_tidy(app.data.clone()));
     let http = Builder::new(TokioExecutor::new());
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -65,6 +66,7 @@ pub(crate) async fn serve(listener: TcpListener, mut app: App, signal: impl Futu
     }
     drop(listener);
     tracing::info!("stopping");
+    tidying.abort();
     stop(app, graceful, connections, deliveries).await
 }
 

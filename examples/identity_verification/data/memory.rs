@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::accounts::Account;
 use super::super::billing::Charge;
+use super::super::documents::Document;
 use super::super::events::Draft;
 use super::super::sessions::Session;
 use super::super::users::UserStatus;
@@ -27,6 +28,7 @@ pub(super) struct Tables {
 #[derive(Default)]
 struct AccountTables {
     sessions: Vec<Session>,
+    documents: Vec<Document>,
     charges: Vec<Charge>,
     /// Each user's status and its version.
     users: HashMap<String, (UserStatus, u64)>,
@@ -51,6 +53,28 @@ impl MemoryData {
 
     pub(super) async fn sessions(&self, account: Account) -> Vec<Session> {
         self.lock().of(account).sessions.clone()
+    }
+
+    pub(super) async fn add_document(&self, account: Account, document: &Document, charge: &Charge) {
+        let mut tables = self.lock();
+        let tables = tables.of(account);
+        tables.documents.push(document.clone());
+        tables.charges.push(charge.clone());
+    }
+
+    pub(super) async fn documents(&self, account: Account, session_id: &str) -> Vec<Document> {
+        let mut tables = self.lock();
+        let documents = tables.of(account).documents.iter();
+        documents
+            .filter(|document| document.session_id == session_id)
+            .cloned()
+            .collect()
+    }
+
+    pub(super) async fn has_document(&self, id: &str) -> bool {
+        let tables = self.lock();
+        let mut documents = tables.accounts.values().flat_map(|tables| &tables.documents);
+        documents.any(|document| document.document_id == id)
     }
 
     pub(super) async fn add_charge(&self, account: Account, charge: &Charge) {

@@ -1,4 +1,4 @@
-//! The application's own data: sessions, charges, users and events. They are kept where the
+//! The application's own data: sessions, documents, charges, users and events. They are kept where the
 //! idempotency keys are, one file for each kind of store.
 
 mod memory;
@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use super::accounts::Account;
 use super::app::AppState;
 use super::billing::Charge;
+use super::documents::Document;
 use super::error::ApiError;
 use super::events::Draft;
 use super::sessions::Session;
@@ -95,6 +96,27 @@ impl Data {
     /// The account's sessions, oldest first.
     pub(crate) async fn sessions(&self, account: Account) -> Result<Vec<Session>, DataError> {
         Ok(each!(self, data => data.sessions(account).await))
+    }
+
+    /// Adds a document together with its charge.
+    pub(crate) async fn add_document(
+        &self,
+        account: Account,
+        document: &Document,
+        charge: &Charge,
+    ) -> Result<(), DataError> {
+        each!(self, data => data.add_document(account, document, charge).await);
+        Ok(())
+    }
+
+    /// The session's documents, oldest first.
+    pub(crate) async fn documents(&self, account: Account, session_id: &str) -> Result<Vec<Document>, DataError> {
+        Ok(each!(self, data => data.documents(account, session_id).await))
+    }
+
+    /// Whether there is such a document, whosever it is.
+    pub(crate) async fn has_document(&self, id: &str) -> Result<bool, DataError> {
+        Ok(each!(self, data => data.has_document(id).await))
     }
 
     pub(crate) async fn add_charge(&self, account: Account, charge: &Charge) -> Result<(), DataError> {

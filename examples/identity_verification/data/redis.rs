@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::super::accounts::Account;
 use super::super::billing::Charge;
+use super::super::documents::Document;
 use super::super::events::Draft;
 use super::super::sessions::Session;
 use super::super::users::UserStatus;
@@ -16,6 +17,8 @@ use super::super::webhooks::Event;
 use super::DataError;
 
 const EVENTS: &str = "idv:events";
+/// The ids of all documents.
+const DOCUMENTS: &str = "idv:documents";
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Clone)]
@@ -68,6 +71,32 @@ impl RedisData {
         // Sessions do not change.
         let sessions: Vec<String> = connection.hmget(key(account, "session"), ids).await?;
         parse(&sessions)
+    }
+
+    pub(super) async fn add_document(
+        &self,
+        account: Account,
+        document: &Document,
+        charge: &Charge,
+    ) -> Result<(), DataError> {
+        let json = serde_json::to_string(document)?;
+        let mut write = redis::pipe();
+        write
+            .atomic()
+            .rpush(key(account, &format!("documents:{}", document.session_id)), json)
+            .sadd(DOCUMENTS, &document.document_id);
+        push_charge(&mut write, account, charge)?;
+        Ok(write.exec_async(&mut self.connection.clone()).await?)
+    }
+
+    pub(super) async fn documents(&self, account: Account, session_id: &str) -> Result<Vec<Document>, DataError> {
+        let documents = key(account, &format!("documents:{session_id}"));
+        let documents: Vec<String> = self.connection.clone().lrange(documents, 0, -1).await?;
+        parse(&documents)
+    }
+
+    pub(super) async fn has_document(&self, id: &str) -> Result<bool, DataError> {
+        Ok(self.connection.clone().sismember(DOCUMENTS, id).await?)
     }
 
     pub(super) async fn add_charge(&self, account: Account, charge: &Charge) -> Result<(), DataError> {

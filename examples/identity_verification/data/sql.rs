@@ -7,6 +7,7 @@ use sqlx::{Database, Pool};
 use tower_idempotency::store::sql::{Transaction, Work};
 
 use super::super::billing::Charge;
+use super::super::documents::Document;
 use super::super::sessions::Session;
 use super::super::webhooks::Event;
 use super::DataError;
@@ -79,6 +80,20 @@ pub(super) fn session((session_id, user_id, workflow_id, status, attempt, create
         status: status.into(),
         attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
         created_at,
+    }
+}
+
+/// `document_id, session_id, kind, file_name, bytes, sha256`
+pub(super) type DocumentRow = (String, String, String, Option<String>, i64, String);
+
+pub(super) fn document((document_id, session_id, kind, file_name, bytes, sha256): DocumentRow) -> Document {
+    Document {
+        document_id,
+        session_id,
+        kind: kind.into(),
+        file_name,
+        bytes: bytes.unsigned_abs(),
+        sha256,
     }
 }
 

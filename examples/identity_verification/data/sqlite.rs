@@ -5,6 +5,7 @@ use tower_idempotency::store::sql::Transaction;
 
 use super::super::accounts::Account;
 use super::super::billing::Charge;
+use super::super::documents::Document;
 use super::super::events::Draft;
 use super::super::sessions::Session;
 use super::super::users::UserStatus;
@@ -36,6 +37,17 @@ CREATE TABLE IF NOT EXISTS idv_charges (
     amount_cents INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS idv_charges_account ON idv_charges (account, number);
+CREATE TABLE IF NOT EXISTS idv_documents (
+    number      INTEGER PRIMARY KEY AUTOINCREMENT,
+    account     TEXT    NOT NULL,
+    document_id TEXT    NOT NULL UNIQUE,
+    session_id  TEXT    NOT NULL,
+    kind        TEXT    NOT NULL,
+    file_name   TEXT,
+    bytes       INTEGER NOT NULL,
+    sha256      TEXT    NOT NULL
+);
+CREATE INDEX IF NOT EXISTS idv_documents_session ON idv_documents (account, session_id, number);
 CREATE TABLE IF NOT EXISTS idv_users (
     account TEXT    NOT NULL,
     user_id TEXT    NOT NULL,
@@ -129,6 +141,50 @@ impl SqliteData {
         .fetch_all(&self.pool)
         .await?;
         Ok(rows.into_iter().map(sql::session).collect())
+    }
+
+    pub(super) async fn add_document(
+        &self,
+        account: Account,
+        document: &Document,
+        charge: &Charge,
+    ) -> Result<(), DataError> {
+        let mut writing = self.write().await?;
+        sqlx::query(
+            "INSERT INTO idv_documents (account, document_id, session_id, kind, file_name, bytes, sha256) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )
+        .bind(account.id())
+        .bind(&document.document_id)
+        .bind(&document.session_id)
+        .bind(document.kind.as_ref())
+        .bind(&document.file_name)
+        .bind(signed(document.bytes))
+        .bind(&document.sha256)
+        .execute(&mut *writing)
+        .await?;
+        insert_charge(&mut writing, account, charge).await?;
+        writing.done().await
+    }
+
+    pub(super) async fn documents(&self, account: Account, session_id: &str) -> Result<Vec<Document>, DataError> {
+        let rows = sqlx::query_as(
+            "SELECT document_id, session_id, kind, file_name, bytes, sha256 FROM idv_documents \
+             WHERE account = ?1 AND session_id = ?2 ORDER BY number",
+        )
+        .bind(account.id())
+        .bind(session_id)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(sql::document).collect())
+    }
+
+    pub(super) async fn has_document(&self, id: &str) -> Result<bool, DataError> {
+        let row = sqlx::query("SELECT 1 FROM idv_documents WHERE document_id = ?1")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.is_some())
     }
 
     pub(super) async fn add_charge(&self, account: Account, charge: &Charge) -> Result<(), DataError> {
