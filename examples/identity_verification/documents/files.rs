@@ -41,15 +41,24 @@ struct Inner {
     /// Says that this process lives.
     _lock: File,
     max_bytes: u64,
+    /// What goes with this process.
+    temporary: Option<PathBuf>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(directory) = &self.temporary {
+            let _ = fs::remove_dir_all(directory);
+        }
+    }
 }
 
 impl Files {
-    /// In a new temporary directory, if none is given.
+    /// In a new temporary directory, if none is given; it is removed in the end.
     pub(crate) fn open(directory: Option<&Path>, max_bytes: u64) -> io::Result<Self> {
-        let directory = match directory {
-            Some(directory) => directory.to_owned(),
-            None => std::env::temp_dir().join(format!("idv-{}", Uuid::new_v4().simple())),
-        };
+        let new = || std::env::temp_dir().join(format!("idv-{}", Uuid::new_v4().simple()));
+        let temporary = directory.is_none().then(new);
+        let directory = directory.or(temporary.as_deref()).unwrap_or(Path::new("."));
         let (documents, incoming) = (directory.join("documents"), directory.join("incoming"));
         fs::create_dir_all(&documents)?;
         fs::create_dir_all(&incoming)?;
@@ -64,6 +73,7 @@ impl Files {
             own,
             _lock: lock,
             max_bytes,
+            temporary: temporary.clone(),
         })))
     }
 

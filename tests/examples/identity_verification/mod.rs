@@ -6,6 +6,8 @@ mod black_box;
 mod contract;
 mod deliveries;
 #[cfg(target_os = "linux")]
+mod documents;
+#[cfg(target_os = "linux")]
 mod events;
 mod in_process;
 pub(crate) mod process;
@@ -23,6 +25,7 @@ mod server {
     pub(crate) mod app;
     mod billing;
     mod data;
+    mod documents;
     mod error;
     pub(crate) mod events;
     mod json;
