@@ -25,6 +25,7 @@ mod server {
     pub(crate) mod app;
     mod billing;
     mod data;
+    mod documents;
     mod drain;
     mod error;
     mod events;

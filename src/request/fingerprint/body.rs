@@ -54,8 +54,8 @@ pub(crate) struct BodyDigest {
 
 enum ReadAs {
     Bytes,
-    Parts(Parts),
-    Pairs(Pairs),
+    Parts(Box<Parts>),
+    Pairs(Box<Pairs>),
     /// The text so far, and the source that says what counts of it.
     Json {
         text: Vec<u8>,
@@ -73,9 +73,9 @@ impl BodyDigest {
             _ => false,
         };
         let read_as = if let Some(parts) = Parts::of(headers, &without) {
-            ReadAs::Parts(parts)
+            ReadAs::Parts(Box::new(parts))
         } else if !without.is_empty() && is_form(headers) && !is_encoded(headers) {
-            ReadAs::Pairs(Pairs::new(&without))
+            ReadAs::Pairs(Box::new(Pairs::new(&without)))
         } else if as_json {
             ReadAs::Json {
                 text: Vec::new(),

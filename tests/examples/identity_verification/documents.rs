@@ -90,7 +90,7 @@ impl Sandbox {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         assert_eq!(document["sha256"], digest);
-        assert_eq!(self.listed().await, [document.clone()]);
+        assert_eq!(self.listed().await, std::slice::from_ref(&document));
         let files = self.files("documents");
         assert_eq!(files.len(), 1);
         assert!(files[0].ends_with(Path::new(id)));
