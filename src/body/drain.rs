@@ -1,8 +1,8 @@
 //! Reads the rest of a refused request body, within bounds.
 
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::task::{Context, Poll, Waker, ready};
+use std::pin::pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,23 +49,18 @@ where
     let Ok(runtime) = tokio::runtime::Handle::try_current() else {
         return;
     };
-    let mut body = Box::pin(body);
-    let mut left = DRAIN_BYTES;
-    let mut read = move |cx: &mut Context<'_>| {
-        while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
-            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
-            if left == 0 {
-                break;
-            }
-        }
-        Poll::Ready(())
-    };
-    // A small body is there already, and needs no task. One that panics is let go.
-    let mut now = || read(&mut Context::from_waker(Waker::noop()));
-    if !matches!(catch_unwind(AssertUnwindSafe(&mut now)), Ok(Poll::Pending)) {
-        return;
-    }
     runtime.spawn(async move {
-        let _ = tokio::time::timeout(DRAIN_TIME, poll_fn(read)).await;
+        let mut body = pin!(body);
+        let mut left = DRAIN_BYTES;
+        let end = poll_fn(|cx| {
+            while let Some(Ok(frame)) = ready!(body.as_mut().poll_frame(cx)) {
+                left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+                if left == 0 {
+                    break;
+                }
+            }
+            Poll::Ready(())
+        });
+        let _ = tokio::time::timeout(DRAIN_TIME, end).await;
     });
 }
