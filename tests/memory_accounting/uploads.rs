@@ -113,7 +113,7 @@ impl Case {
 
 #[test]
 fn contract_8_1_the_memory_of_an_upload_does_not_grow_with_its_body() {
-    let frames = 16 * MIB * usize::try_from(SCALE).unwrap() / FRAME;
+    let frames = 4 * MIB * usize::try_from(SCALE).unwrap() / FRAME;
     for case in cases() {
         let heap = Heap::measure();
         let most = Arc::new(AtomicUsize::new(0));
@@ -168,7 +168,7 @@ fn contract_8_1_four_hundred_uploads_at_once_hold_little() {
         let runtime = runtime();
         let _entered = runtime.enter();
         let mut uploads: Vec<_> = (0..UPLOADS)
-            .map(|key| Box::pin(service.clone().oneshot(case.request(key, 8, true))))
+            .map(|key| Box::pin(service.clone().oneshot(case.request(key, 2, true))))
             .collect();
         for upload in &mut uploads {
             let upload = pin!(upload);
