@@ -17,11 +17,12 @@ use tower_idempotency::{FingerprintSource, IdempotencyLayer, MemoryStore};
 
 use super::super::{ALLOCATOR, EMPTY, Heap, MIB, SCALE};
 
-const FRAME: usize = 16 * 1024;
+/// No multiple of what is digested at once.
+const FRAME: usize = 16 * 1024 - 7;
 /// JSON alone is held, up to a limit.
 const JSON_HELD: usize = 64 * 1024;
-/// What the layer may hold for an upload: what is known of the request, and its digest.
-const UPLOAD: usize = 16 * 1024;
+/// What the layer may hold for an upload: what is known of the request, and two digests with a block each.
+const UPLOAD: usize = 48 * 1024;
 
 /// A body of so many frames, each of which is allocated when it is asked for.
 struct Frames {

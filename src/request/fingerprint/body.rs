@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::pairs::Pairs;
 use super::parts::Parts;
 use super::source::{Covers, FingerprintSource};
-use crate::digest::Digest;
+use crate::digest::{Digest, StreamDigest};
 use crate::request::content::{is_encoded, is_form, may_be_json};
 use crate::request::integrity::Vouch;
 use crate::request::json::Pointer;
@@ -48,7 +48,7 @@ const JSON: u8 = 4;
 /// Digests a body as it goes by.
 pub(crate) struct BodyDigest {
     /// Of the bytes; what counts of a body that cannot be read as it should be.
-    raw: blake3::Hasher,
+    raw: StreamDigest,
     read_as: ReadAs,
 }
 
@@ -86,7 +86,7 @@ impl BodyDigest {
             ReadAs::Bytes
         };
         Self {
-            raw: blake3::Hasher::new(),
+            raw: StreamDigest::new(),
             read_as,
         }
     }
@@ -110,7 +110,7 @@ impl BodyDigest {
 
     /// The digest of what counts. The body has ended.
     pub(crate) fn finish(self) -> [u8; BodyPrint::LEN] {
-        let raw = || *self.raw.finalize().as_bytes();
+        let raw = || self.raw.finish();
         let (tag, digest) = match self.read_as {
             ReadAs::Bytes => (RAW, raw()),
             ReadAs::Parts(parts) => match parts.finish() {
