@@ -21,6 +21,7 @@ mod each {
         what_is_refused_leaves_no_file_and_no_charge,
         an_upload_that_is_cut_leaves_no_file_and_its_retry_is_taken,
         files_of_documents_that_are_not_there_are_removed_at_the_start,
+        of_uploads_through_a_bad_network_each_is_taken_once,
     });
 }
 
@@ -257,4 +258,43 @@ async fn files_of_documents_that_are_not_there_are_removed_at_the_start(store: &
     }
     // Its own directory and its lock.
     assert_eq!(restarted.files("incoming").len(), 2);
+}
+
+/// Uploads that are cut at any byte, or whose answer is lost, until one attempt gets through.
+async fn of_uploads_through_a_bad_network_each_is_taken_once(store: &Store) {
+    const OPERATIONS: usize = 40;
+    let sandbox = Sandbox::new(store).await;
+    let mut dice = fastrand::Rng::with_seed(15);
+    for number in 0..OPERATIONS {
+        let content = format!("{number} ").repeat(dice.usize(1..10_000));
+        loop {
+            // Another boundary for each attempt, as browsers and curl make them.
+            let boundary = format!("b{:x}", dice.u64(..));
+            let call = sandbox
+                .form(&boundary, "selfie", &content)
+                .key(&format!("upload-{number}"));
+            let text = call.on_the_wire();
+            match dice.usize(..3) {
+                0 => {
+                    let mut connection = sandbox.server.connect(&text[..dice.usize(..text.len())]).await;
+                    let _ = connection.shutdown().await;
+                }
+                // Whole, and nobody waits for the answer.
+                1 => drop(sandbox.server.connect(&text).await),
+                _ => {
+                    let answer = eventually("an attempt gets through", async || {
+                        let answer = sandbox.server.send(&call).await;
+                        (answer.status.as_u16() != 409).then_some(answer)
+                    })
+                    .await
+                    .expect(201);
+                    assert_eq!(answer.json()["bytes"], content.len());
+                    break;
+                }
+            }
+        }
+    }
+    assert_eq!(sandbox.listed().await.len(), OPERATIONS);
+    assert_eq!(sandbox.charged().await.len(), OPERATIONS);
+    assert_eq!(sandbox.files("documents").len(), OPERATIONS);
 }
