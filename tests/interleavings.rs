@@ -2,6 +2,7 @@
 //! can take their turns, at the level of polls: all orders of small races, drawn ones beyond.
 
 mod interleavings {
+    pub(crate) mod protocol;
     pub(crate) mod race;
     pub(crate) mod schedule;
     pub(crate) mod watch;
@@ -9,9 +10,12 @@ mod interleavings {
 
 use std::time::Duration;
 
+use interleavings::protocol::{Mode, Protocol};
 use interleavings::race::{End, Got, Over, Race};
 use interleavings::schedule::{Explored, explore};
 use interleavings::watch::Lag;
+use stateright::{Checker, Model};
+use tower_idempotency::store::OnLapse;
 use tower_idempotency::{Fate, Outcome};
 
 /// Explores a race on a store in this process; whether that was all of it is up to the test.
@@ -308,4 +312,56 @@ fn contract_6_3_a_claim_whose_answer_was_lost_is_given_back() {
 #[test]
 fn contract_6_3_a_claim_whose_answer_was_lost_is_given_back_although_its_client_left() {
     remote(&Race { leavers: 1, ..LOSSY }, given_back);
+}
+
+/// Checks every state of the model, and that each example it should have is found.
+fn check(protocol: Protocol) -> usize {
+    let checker = protocol.clone().checker().threads(2).spawn_bfs().join();
+    let states = checker.unique_state_count();
+    eprintln!("{states} states, {} steps deep, of {protocol:?}", checker.max_depth());
+    checker.assert_properties();
+    states
+}
+
+const PROTOCOL: Protocol = Protocol {
+    mode: Mode::Apart,
+    on_lapse: OnLapse::RunAgain,
+    processes: 3,
+    requests: 3,
+    faults: 2,
+    ticks: 3,
+    is_fenced: true,
+};
+
+#[test]
+fn in_every_history_a_second_effect_needs_a_lapse() {
+    check(PROTOCOL);
+}
+
+#[test]
+fn in_every_history_an_operation_that_must_not_run_again_takes_effect_at_most_once() {
+    check(Protocol {
+        on_lapse: OnLapse::Refuse,
+        ..PROTOCOL
+    });
+}
+
+#[test]
+fn in_every_history_the_atomic_mode_has_one_effect_and_one_answer() {
+    check(Protocol {
+        mode: Mode::Atomic,
+        ..PROTOCOL
+    });
+}
+
+#[test]
+fn a_store_that_does_not_compare_tokens_is_found_out() {
+    let protocol = Protocol {
+        mode: Mode::Atomic,
+        is_fenced: false,
+        ..PROTOCOL
+    };
+    let checker = protocol.checker().spawn_bfs().join();
+    let found = checker.discovery("at most one effect").expect("two effects");
+    eprintln!("{found}");
 }

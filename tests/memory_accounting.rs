@@ -110,8 +110,10 @@ fn record(answer: usize) -> Record {
 }
 
 fn claim(store: &MemoryStore, scope: u32, n: u64, lease: Duration, ttl: Duration) {
+    let mut tag = [0; ScopeTag::LEN];
+    tag[..4].copy_from_slice(&scope.to_le_bytes());
     let begin = ClaimRequest::new(slot(n), PRINT)
-        .with_scope(ScopeTag::new(scope))
+        .with_scope(ScopeTag::from_bytes(tag))
         .with_token(Token(n))
         .with_lease(lease)
         .with_ttl(ttl);

@@ -13,7 +13,7 @@ use tower::Layer;
 use crate::request::{ScopeValues, Slot, SlotError};
 use crate::run::config::Config;
 use crate::run::guard::Guard;
-use crate::store::{MemoryStore, Store};
+use crate::store::{MemoryStore, ScopeTag, Store};
 
 pub use background::Background;
 pub use builder::IdempotencyLayerBuilder;
@@ -97,6 +97,26 @@ impl<St: Store> IdempotencyLayer<St> {
         let config = &self.guard.config;
         let key = config.key.of_text(key)?;
         config.scope.slot_of(&scope.into(), key.as_bytes())
+    }
+
+    /// The tag of a scope, to forget all finished operations of a caller
+    /// ([`Inspect::forget_scope`](crate::store::Inspect::forget_scope)). `scope` is as for
+    /// [`slot`](Self::slot).
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError::ScopeValues`]: the scope has another number of values.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// let layer = IdempotencyLayer::new(MemoryStore::new());
+    /// let acme = layer.scope_tag(Some("Bearer sk_acme"))?;
+    /// assert_ne!(acme, layer.scope_tag(Some("Bearer sk_globex"))?);
+    /// # Ok::<(), tower_idempotency::SlotError>(())
+    /// ```
+    pub fn scope_tag<'a>(&self, scope: impl Into<ScopeValues<'a>>) -> Result<ScopeTag, SlotError> {
+        self.guard.config.scope.tag_of(&scope.into())
     }
 
     /// The work that goes on without its client, to await it at shutdown.

@@ -90,16 +90,37 @@ impl From<InvalidKey> for SlotError {
     }
 }
 
-/// Whose slot it is, for a store that shares out its room: the same for all slots of one scope, and,
-/// but for chance, for those alone. It means nothing in another process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct ScopeTag(u32);
+/// Names a scope: all slots of one scope have the same tag. A store keeps it with each record, shares
+/// out its room by it, and can [forget](crate::store::Inspect::forget_scope) a whole scope.
+///
+/// It is a SipHash-2-4 of 128 bits, keyed by
+/// [`scope_tag_secret`](crate::IdempotencyLayerBuilder::scope_tag_secret). Processes with the same secret
+/// make the same tags. [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag) names the tag of
+/// a caller.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ScopeTag([u8; ScopeTag::LEN]);
 
 impl ScopeTag {
-    /// A tag of your choice, for the tests of a store.
+    /// Bytes of a tag.
+    pub const LEN: usize = 16;
+
+    /// A tag made elsewhere, such as one that a store kept.
     #[must_use]
-    pub const fn new(tag: u32) -> Self {
-        Self(tag)
+    pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes to store.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+}
+
+/// The first four bytes: enough to tell scopes from each other in logs.
+impl fmt::Debug for ScopeTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ScopeTag({}..)", hex(&self.0[..4]))
     }
 }
 
@@ -108,8 +129,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neither_display_nor_debug_shows_a_whole_slot() {
+    fn neither_display_nor_debug_shows_a_whole_slot_or_tag() {
         let slot = Slot::from_bytes([0xAB; 32]);
         assert_eq!(format!("{slot} {slot:?}"), "abababab Slot(abababab..)");
+        let tag = ScopeTag::from_bytes([0xCD; ScopeTag::LEN]);
+        assert_eq!(format!("{tag:?}"), "ScopeTag(cdcdcdcd..)");
     }
 }

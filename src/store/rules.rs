@@ -10,13 +10,13 @@ use super::record::Record;
 use crate::request::Fingerprint;
 
 /// What is in a slot that is not vacant. `X` is what a store hangs on a claim.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Occupant<X = ()> {
     Running(Box<Running<X>>),
     Done { record: Record, expires_at: Millis },
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Running<X> {
     pub(crate) token: Token,
     pub(crate) fingerprint: Fingerprint,
@@ -123,7 +123,7 @@ impl<X> Occupant<X> {
 /// let record = Record::outcome_unknown(begin.fingerprint);
 /// assert_eq!(slot.complete(Token(1), &record, begin.ttl, Millis(30_001)), Held::Lost);
 /// ```
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Machine {
     occupant: Option<Occupant>,
 }

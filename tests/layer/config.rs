@@ -89,6 +89,20 @@ fn a_set_of_methods_that_cannot_work_is_refused() {
 }
 
 #[test]
+fn a_secret_that_is_too_short_for_the_tags_of_scopes_is_refused() {
+    for short in [&b""[..], &[7; 15]] {
+        assert_refused(builder().scope_tag_secret(short), "scope_tag_secret");
+    }
+    let with = |secret: &[u8]| builder().scope_tag_secret(secret).build().unwrap();
+    let tag = |layer: &IdempotencyLayer<_>| layer.scope_tag(Some("Bearer a")).unwrap();
+    assert_eq!(tag(&with(&[7; 16])), tag(&with(&[7; 16])));
+    assert_ne!(tag(&with(&[7; 16])), tag(&with(&[8; 16])));
+    assert_ne!(tag(&with(&[7; 16])), tag(&builder().build().unwrap()), "no secret");
+    let shown = format!("{:?}", with(b"a secret of more than 16 bytes"));
+    assert!(shown.contains("TagKey(..)") && !shown.contains("secret of"), "{shown}");
+}
+
+#[test]
 fn names_that_are_no_header_names_are_refused() {
     for wrong in ["", "with space", "colon:", "caf\u{e9}", "line\nbreak"] {
         assert_refused(builder().key(KeySource::header(wrong)), "key");

@@ -87,7 +87,9 @@ impl Claim for ClaimRequest {
     }
 
     fn scope(mut self, scope: u32) -> Self {
-        self.scope = ScopeTag::new(scope);
+        let mut tag = [0; ScopeTag::LEN];
+        tag[..4].copy_from_slice(&scope.to_le_bytes());
+        self.scope = ScopeTag::from_bytes(tag);
         self
     }
 

@@ -6,6 +6,7 @@ use http::Method;
 use http::request::Parts;
 
 use super::IdempotencyLayerBuilder;
+use crate::request::scope::TagKey;
 use crate::request::{FingerprintSource, KeyFormat, KeySource, ScopeSource};
 use crate::run::config::Predicate;
 use crate::store::Store;
@@ -65,6 +66,30 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// ```
     pub fn namespace(mut self, application: &str) -> Self {
         self.config.scope.namespace = Some(application.into());
+        self
+    }
+
+    /// The secret that keys the tags of scopes. Default: none.
+    ///
+    /// Stores keep a [tag](crate::store::ScopeTag) of its scope with each record, so that all records of
+    /// one caller can be [forgotten](crate::store::Inspect::forget_scope). Without a secret, whoever can
+    /// read the store can test guesses: whether it holds records of the caller they guess. With a secret
+    /// they cannot. Processes that share a store need the same secret. After a change of the secret, records that were
+    /// made before are not found by their scope; they are still replayed, and expire.
+    ///
+    /// A secret of less than 16 bytes is an error when the layer is built. Logs and `Debug` never show it.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
+    ///
+    /// # let secret = [7; 32];
+    /// // 32 random bytes from your configuration.
+    /// let layer = IdempotencyLayer::builder(MemoryStore::new()).scope_tag_secret(secret).build()?;
+    /// # let _ = layer;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn scope_tag_secret(mut self, secret: impl AsRef<[u8]>) -> Self {
+        self.chosen.tag_key = Some(TagKey::of_secret(secret.as_ref()));
         self
     }
 

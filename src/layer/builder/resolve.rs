@@ -7,6 +7,7 @@ use http::HeaderName;
 
 use crate::answer::{Policy, Rendering};
 use crate::error::ConfigError;
+use crate::request::scope::TagKey;
 use crate::request::{FingerprintSource, KeySource, ScopeSource};
 use crate::run::config::Config;
 
@@ -39,6 +40,7 @@ pub(super) struct Chosen {
     pub(super) profiles: Vec<Profile>,
     pub(super) key: Option<KeySource>,
     pub(super) scope: Option<ScopeSource>,
+    pub(super) tag_key: Option<Result<TagKey, ConfigError>>,
     pub(super) fingerprint: Option<FingerprintSource>,
     pub(super) require_key: Option<bool>,
     pub(super) policy: Option<Policy>,
@@ -109,6 +111,7 @@ impl Chosen {
             profiles: _,
             key,
             scope,
+            tag_key,
             fingerprint,
             require_key,
             policy,
@@ -120,6 +123,7 @@ impl Chosen {
         } = self;
         set(&mut config.key.source, key);
         set(&mut config.scope.source, scope);
+        set(&mut config.scope.tag_key, tag_key.transpose()?);
         set(&mut config.fingerprint, fingerprint);
         set(&mut config.require_key, require_key);
         set(&mut config.policy, policy);

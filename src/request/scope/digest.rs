@@ -1,10 +1,13 @@
 //! The digest of a scope and a key.
 
-use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
-use std::sync::LazyLock;
+use std::fmt;
+use std::hash::Hasher;
+
+use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::source::Source;
 use crate::digest::Digest;
+use crate::error::ConfigError;
 use crate::request::slot::{ScopeTag, Slot};
 
 // The tags of the fields; part of what stored slots mean, so never to be changed.
@@ -22,23 +25,52 @@ pub(super) const ENDPOINT: u8 = 8;
 /// The slot's digest and the scope's tag, made of the same fields.
 pub(super) struct ScopeDigest {
     digest: Digest,
-    tag: DefaultHasher,
+    tag: SipHasher24,
+}
+
+/// Bytes of a secret at least: as many as the key has that is made of it.
+const MIN_SECRET: usize = 16;
+
+/// The key of the scopes' tags. All zeros if the application gives no secret.
+#[derive(Clone, Default)]
+pub(crate) struct TagKey([u8; 16]);
+
+impl TagKey {
+    pub(crate) fn of_secret(secret: &[u8]) -> Result<Self, ConfigError> {
+        if secret.len() < MIN_SECRET {
+            return Err(ConfigError::new(
+                "scope_tag_secret",
+                format!("it has {} bytes; give at least {MIN_SECRET} random bytes", secret.len()),
+            ));
+        }
+        let mut digest = Digest::new(b"ti.tagk1");
+        digest.field(0, secret);
+        let mut key = [0; 16];
+        key.copy_from_slice(&digest.finish()[..16]);
+        Ok(Self(key))
+    }
+}
+
+impl fmt::Debug for TagKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TagKey(..)")
+    }
 }
 
 impl ScopeDigest {
-    pub(super) fn new() -> Self {
-        // By a seed of this process, so that no client can make scopes that share a tag.
-        static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    pub(super) fn new(key: &TagKey) -> Self {
         Self {
             digest: Digest::new(b"ti.slot1"),
-            tag: SEED.build_hasher(),
+            tag: SipHasher24::new_with_key(&key.0),
         }
     }
 
     pub(super) fn field(&mut self, tag: u8, bytes: &[u8]) {
         self.digest.field(tag, bytes);
+        // Length and tag in one word, in the byte order that all processes share.
+        let head = (bytes.len() as u64) << 8 | u64::from(tag);
+        self.tag.write(&head.to_le_bytes());
         self.tag.write(bytes);
-        self.tag.write_u8(tag);
     }
 
     /// Where the fields of the next source begin. A simple scope has no such mark: its slots are
@@ -57,11 +89,12 @@ impl ScopeDigest {
         self.field(HOST, &host.to_ascii_lowercase());
     }
 
-    pub(super) fn finish(mut self, key: &[u8]) -> (Slot, ScopeTag) {
+    pub(super) fn tag(&self) -> ScopeTag {
+        ScopeTag::from_bytes(self.tag.finish128().as_bytes())
+    }
+
+    pub(super) fn slot(mut self, key: &[u8]) -> Slot {
         self.digest.field(KEY, key);
-        (
-            Slot::from_bytes(self.digest.finish()),
-            ScopeTag::new(self.tag.finish() as u32),
-        )
+        Slot::from_bytes(self.digest.finish())
     }
 }

@@ -6,6 +6,7 @@ mod rules;
 mod source;
 mod values;
 
+pub(crate) use digest::TagKey;
 pub(crate) use rules::{ScopeRules, Scoped};
 pub use source::ScopeSource;
 pub use values::ScopeValues;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::request::Parts;
 
-use super::digest::{NAMESPACE, ScopeDigest};
+use super::digest::{NAMESPACE, ScopeDigest, TagKey};
 use super::read::{Doubts, ScopeUnavailable};
 use super::source::{ScopeSource, Source};
 use super::values::ScopeValues;
@@ -24,6 +24,7 @@ pub(crate) struct Scoped {
 pub(crate) struct ScopeRules {
     pub(crate) namespace: Option<Arc<str>>,
     pub(crate) source: ScopeSource,
+    pub(crate) tag_key: TagKey,
 }
 
 impl ScopeRules {
@@ -42,6 +43,15 @@ impl ScopeRules {
 
     /// The slot of a key whose scope has these values.
     pub(crate) fn slot_of(&self, values: &ScopeValues<'_>, key: &[u8]) -> Result<Slot, SlotError> {
+        Ok(self.digest_of(values)?.slot(key))
+    }
+
+    /// The tag of the scope that has these values.
+    pub(crate) fn tag_of(&self, values: &ScopeValues<'_>) -> Result<ScopeTag, SlotError> {
+        Ok(self.digest_of(values)?.tag())
+    }
+
+    fn digest_of(&self, values: &ScopeValues<'_>) -> Result<ScopeDigest, SlotError> {
         let sources = self.source.sources();
         if sources.len() != values.0.len() {
             return Err(SlotError::ScopeValues {
@@ -54,7 +64,7 @@ impl ScopeRules {
             digest.begin(source, sources.len());
             source.write_value(*value, &mut digest);
         }
-        Ok(digest.finish(key).0)
+        Ok(digest)
     }
 
     /// The slot of a key in a request's scope.
@@ -71,12 +81,13 @@ impl ScopeRules {
             let is_identity = |source: &Source| matches!(source, Source::Extension(..) | Source::Head(_));
             doubts.overlooks_cookie = !sources.iter().any(is_identity);
         }
-        let (slot, tag) = digest.finish(key);
+        let tag = digest.tag();
+        let slot = digest.slot(key);
         Ok(Scoped { slot, tag, doubts })
     }
 
     fn digest(&self) -> ScopeDigest {
-        let mut digest = ScopeDigest::new();
+        let mut digest = ScopeDigest::new(&self.tag_key);
         if let Some(namespace) = &self.namespace {
             digest.field(NAMESPACE, namespace.as_bytes());
         }
@@ -98,8 +109,8 @@ mod tests {
 
     fn rules(source: &ScopeSource) -> ScopeRules {
         ScopeRules {
-            namespace: None,
             source: source.clone(),
+            ..ScopeRules::default()
         }
     }
 
@@ -199,6 +210,64 @@ mod tests {
         assert_eq!(acme, tag(&[("authorization", "acme")], "other"));
         assert_ne!(acme, tag(&[("authorization", "globex")], "k"));
         assert_ne!(acme, tag(&[], "k"));
+    }
+
+    #[test]
+    fn golden_tags() {
+        // Stores keep them, and other processes look for them.
+        let tag = |source: &ScopeSource, headers: &[(&str, &str)], secret: Option<&[u8]>| {
+            let rules = ScopeRules {
+                tag_key: secret.map_or_else(TagKey::default, |secret| TagKey::of_secret(secret).unwrap()),
+                ..rules(source)
+            };
+            crate::digest::hex(rules.slot(&parts(headers), b"k").unwrap().tag.as_bytes())
+        };
+        let scope = ScopeSource::default();
+        let bearer = [("authorization", "Bearer a")];
+        let secret: &[u8] = &[7; 32];
+        // Computed with another implementation of SipHash as well.
+        assert_eq!(tag(&scope, &bearer, None), "a7cbd09e7e80c9d1e5a2551fa9718e4d");
+        assert_eq!(tag(&scope, &bearer, Some(secret)), "edc351db751d2f8656a80fe02708432d");
+        assert_eq!(tag(&scope, &[], Some(secret)), "247a7cf7ff8ee28e60b09522d327300a");
+        assert_eq!(
+            tag(&ScopeSource::shared_by_all("a"), &[], Some(secret)),
+            "d00834f7f1a8b862a739800bd7bcb98c"
+        );
+    }
+
+    #[test]
+    fn the_tag_of_scope_values_is_the_one_of_their_requests() {
+        let scope = rules(&ScopeSource::default().and(ScopeSource::header("stripe-account")));
+        let headers = [("authorization", "Bearer a"), ("stripe-account", "acct_1")];
+        let sent = scope.slot(&parts(&headers), b"k").unwrap().tag;
+        assert_eq!(scope.tag_of(&["Bearer a", "acct_1"].into()).unwrap(), sent);
+        assert_ne!(scope.tag_of(&[Some("Bearer a"), None].into()).unwrap(), sent);
+        let wrong = scope.tag_of(&Some("Bearer a").into());
+        assert_eq!(wrong, Err(SlotError::ScopeValues { expected: 2, given: 1 }));
+        let named = ScopeRules {
+            namespace: Some("billing".into()),
+            ..scope.clone()
+        };
+        assert_ne!(
+            named.slot(&parts(&headers), b"k").unwrap().tag,
+            sent,
+            "another application's"
+        );
+    }
+
+    #[test]
+    fn moving_a_byte_between_scopes_changes_the_tag() {
+        let scope = rules(&ScopeSource::header("a").and(ScopeSource::header("b")));
+        let tag = |a, b| scope.tag_of(&[a, b].into()).unwrap();
+        let tags = [
+            tag(Some("xy"), Some("z")),
+            tag(Some("x"), Some("yz")),
+            tag(Some("xyz"), None),
+            tag(Some("xyz"), Some("")),
+            tag(None, Some("xyz")),
+        ];
+        let distinct: std::collections::HashSet<_> = tags.iter().collect();
+        assert_eq!(distinct.len(), tags.len());
     }
 
     #[test]
@@ -324,6 +393,7 @@ mod tests {
         let within = |namespace: Option<&str>, source: ScopeSource| ScopeRules {
             namespace: namespace.map(Into::into),
             source,
+            ..ScopeRules::default()
         };
         let by = parts(&[("authorization", "a")]);
         for source in [

@@ -16,6 +16,7 @@ impl Slots {
     pub(super) fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         let now = self.now();
         let hash = self.map.hash(&begin.slot);
+        let scope = self.map.hash_of_scope(&begin.scope);
         let mut room = if self.budget.is_over(CLAIM) {
             Room::Unknown
         } else {
@@ -33,9 +34,9 @@ impl Slots {
                 let number = self.with_ledger(|ledger| {
                     entry.leave(ledger, hash);
                     due.take(ledger, now);
-                    ledger.add_claim(look_at(begin, now), hash, begin.scope)
+                    ledger.add_claim(look_at(begin, now), hash, scope.share())
                 });
-                break Some(std::mem::replace(entry, Entry::claim(begin, number, now)));
+                break Some(std::mem::replace(entry, Entry::claim(begin, scope, number, now)));
             }
             match room {
                 // Room is made only for a key that is new, and without its shard's lock.
@@ -54,9 +55,9 @@ impl Slots {
                     self.budget.enter(CLAIM);
                     let number = self.with_ledger(|ledger| {
                         due.take(ledger, now);
-                        ledger.add_claim(look_at(begin, now), hash, begin.scope)
+                        ledger.add_claim(look_at(begin, now), hash, scope.share())
                     });
-                    place.insert(Entry::claim(begin, number, now));
+                    place.insert(Entry::claim(begin, scope, number, now));
                     break None;
                 }
             }
@@ -120,7 +121,7 @@ impl Slots {
             entry.number = self.with_ledger(|ledger| {
                 ledger.remove_claim(entry.line(hash));
                 due.take(ledger, now);
-                ledger.add_record(expires_at, hash, entry.scope, bytes as u64)
+                ledger.add_record(expires_at, hash, entry.scope.share(), bytes as u64)
             });
             let record = record.clone();
             std::mem::replace(&mut entry.occupant, Occupant::Done { record, expires_at })

@@ -4,26 +4,25 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use super::hash::SlotHash;
+use super::hash::{ScopeHash, SlotHash};
 use super::ledger::{Ledger, Line};
-use crate::request::{ScopeTag, Slot};
+use crate::request::Slot;
 use crate::store::rules::Occupant;
 use crate::store::{ClaimRequest, Millis, Record};
 
-/// What an entry takes beside its record: the entry (72 bytes), its place in the table of its shard
+/// What an entry takes beside its record: the entry (80 bytes, and 16 for the allocation), its place in the table of its shard
 /// (19 to 39, up to 51 after many removals), its line in the ledger (20 to 40) and the reference counts
 /// of the record (16, and its length is rounded up to eight). Measured by `benches/footprint.rs` and
 /// `tests/memory_accounting.rs`.
-const ENTRY_BYTES: usize = 160;
-/// What a claim takes, with its entry: about 220, and some more if others wait for its end.
-pub(super) const CLAIM: usize = 224;
+const ENTRY_BYTES: usize = 176;
+/// What a claim takes, with its entry: about 236, and some more if others wait for its end.
+pub(super) const CLAIM: usize = 240;
 
 /// One slot that is not vacant.
 pub(super) struct Entry {
     pub(super) slot: Slot,
     pub(super) occupant: Occupant<Hold>,
-    /// Whose room the record takes.
-    pub(super) scope: ScopeTag,
+    pub(super) scope: ScopeHash,
     /// The number of the entry's line in the ledger.
     pub(super) number: u32,
 }
@@ -47,7 +46,7 @@ pub(super) fn cost_of(record: &Record) -> usize {
 
 impl Entry {
     /// The entry of a new claim, whose line has that number.
-    pub(super) fn claim(begin: &ClaimRequest, number: u32, now: Millis) -> Self {
+    pub(super) fn claim(begin: &ClaimRequest, scope: ScopeHash, number: u32, now: Millis) -> Self {
         let hold = Hold {
             look_at: look_at(begin, now),
             waiters: None,
@@ -55,7 +54,7 @@ impl Entry {
         Self {
             slot: begin.slot,
             occupant: Occupant::claim(begin, 1, now, hold),
-            scope: begin.scope,
+            scope,
             number,
         }
     }
@@ -74,7 +73,7 @@ impl Entry {
             Occupant::Running(running) => running.extra.look_at,
             Occupant::Done { expires_at, .. } => *expires_at,
         };
-        Line::new(at, self.number, hash, self.scope)
+        Line::new(at, self.number, hash, self.scope.share())
     }
 
     /// Takes the entry's line out of the ledger.
@@ -124,7 +123,8 @@ pub(super) fn wake(gone: Occupant<Hold>) {
 impl Entry {
     /// The record of a slot, whose line has that number.
     pub(super) fn of_test(slot: Slot, number: u32) -> Self {
-        use crate::request::Fingerprint;
+        use crate::request::{Fingerprint, ScopeTag};
+        use crate::store::memory::hash::SlotHasher;
 
         Self {
             slot,
@@ -132,7 +132,7 @@ impl Entry {
                 record: Record::outcome_unknown(Fingerprint::from_bytes([0; Fingerprint::LEN])),
                 expires_at: Millis(0),
             },
-            scope: ScopeTag::new(0),
+            scope: SlotHasher::new().scope(&ScopeTag::default()),
             number,
         }
     }

@@ -1,8 +1,8 @@
-//! Hashing slots.
+//! Hashing slots and scopes.
 
 use std::hash::Hasher;
 
-use crate::request::Slot;
+use crate::request::{ScopeTag, Slot};
 
 /// Hashes slots. A slot is a digest already, so that folding two of its words is enough; the seed
 /// keeps a client from making keys that fall into one place.
@@ -18,14 +18,21 @@ impl SlotHasher {
     }
 
     pub(super) fn hash(&self, slot: &Slot) -> SlotHash {
+        SlotHash((self.fold(slot.as_bytes()) >> 32) as u32)
+    }
+
+    pub(super) fn scope(&self, tag: &ScopeTag) -> ScopeHash {
+        ScopeHash(self.fold(tag.as_bytes()))
+    }
+
+    fn fold(&self, digest: &[u8]) -> u64 {
         let word = |at: usize| {
             let mut word = [0; 8];
-            word.copy_from_slice(&slot.as_bytes()[at..at + 8]);
+            word.copy_from_slice(&digest[at..at + 8]);
             u64::from_le_bytes(word)
         };
         let product = u128::from(word(0) ^ self.seed.0) * u128::from(word(8) ^ self.seed.1);
-        let folded = (product as u64) ^ ((product >> 64) as u64);
-        SlotHash((folded >> 32) as u32)
+        (product as u64) ^ ((product >> 64) as u64)
     }
 }
 
@@ -33,6 +40,20 @@ impl SlotHasher {
 /// have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SlotHash(u32);
+
+/// The hash of a scope's tag. 64 bits: two scopes of one hash would be forgotten together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ScopeHash(u64);
+
+impl ScopeHash {
+    pub(super) fn share(self) -> ShareOf {
+        ShareOf((self.0 >> 32) as u32)
+    }
+}
+
+/// Whose share of the room something takes: half of a [`ScopeHash`]. Scopes that have it in common share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ShareOf(pub(super) u32);
 
 /// Spreads a [`SlotHash`] over 64 bits for the map, which takes the tag of an entry from the upper bits, its
 /// shard from those below, and its place from the lower ones.

@@ -13,8 +13,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 
-use super::hash::SlotHash;
-use crate::request::ScopeTag;
+use super::hash::{ShareOf, SlotHash};
 use crate::store::Millis;
 
 /// Lines that are set aside at most before others may have the ledger.
@@ -54,11 +53,11 @@ pub(super) struct Line {
     pub(super) number: u32,
     pub(super) hash: SlotHash,
     /// Whose it is.
-    pub(super) scope: ScopeTag,
+    pub(super) scope: ShareOf,
 }
 
 impl Line {
-    pub(super) fn new(at: Millis, number: u32, hash: SlotHash, scope: ScopeTag) -> Self {
+    pub(super) fn new(at: Millis, number: u32, hash: SlotHash, scope: ShareOf) -> Self {
         Self {
             tick: tick(at),
             number,
@@ -102,7 +101,7 @@ pub(super) enum Evictable {
 /// What the records of each scope that has any take.
 #[derive(Default)]
 struct Takings {
-    scopes: BTreeMap<ScopeTag, u64>,
+    scopes: BTreeMap<ShareOf, u64>,
     total: u64,
 }
 
@@ -112,12 +111,12 @@ const SCOPE_BYTES: usize = 24;
 const UNCOUNTED_SCOPES: usize = 256;
 
 impl Takings {
-    fn add(&mut self, scope: ScopeTag, bytes: u64) {
+    fn add(&mut self, scope: ShareOf, bytes: u64) {
         self.total += bytes;
         *self.scopes.entry(scope).or_default() += bytes;
     }
 
-    fn subtract(&mut self, scope: ScopeTag, bytes: u64) {
+    fn subtract(&mut self, scope: ShareOf, bytes: u64) {
         self.total = self.total.saturating_sub(bytes);
         let btree_map::Entry::Occupied(mut taken) = self.scopes.entry(scope) else {
             return;
@@ -130,7 +129,7 @@ impl Takings {
 
     /// More than half of an equal share. There always is a scope that takes that: the one that takes
     /// most.
-    fn are_a_share(&self, scope: ScopeTag) -> bool {
+    fn are_a_share(&self, scope: ShareOf) -> bool {
         let taken = self.scopes.get(&scope).copied().unwrap_or_default();
         taken.saturating_mul(2).saturating_mul(self.scopes.len() as u64) > self.total
     }
@@ -151,13 +150,13 @@ impl Ledger {
         SCOPE_BYTES * self.takings.scopes.len().saturating_sub(UNCOUNTED_SCOPES)
     }
 
-    fn line(&mut self, at: Millis, hash: SlotHash, scope: ScopeTag) -> Line {
+    fn line(&mut self, at: Millis, hash: SlotHash, scope: ShareOf) -> Line {
         self.number = self.number.wrapping_add(1);
         Line::new(at, self.number, hash, scope)
     }
 
     /// Returns the number of the record's line.
-    pub(super) fn add_record(&mut self, expires_at: Millis, hash: SlotHash, scope: ScopeTag, bytes: u64) -> u32 {
+    pub(super) fn add_record(&mut self, expires_at: Millis, hash: SlotHash, scope: ShareOf, bytes: u64) -> u32 {
         let line = self.line(expires_at, hash, scope);
         self.takings.add(scope, bytes);
         self.expiring.insert(line);
@@ -202,7 +201,7 @@ impl Ledger {
     }
 
     /// Returns the number of the claim's line.
-    pub(super) fn add_claim(&mut self, look_at: Millis, hash: SlotHash, scope: ScopeTag) -> u32 {
+    pub(super) fn add_claim(&mut self, look_at: Millis, hash: SlotHash, scope: ShareOf) -> u32 {
         let line = self.line(look_at, hash, scope);
         self.claims.insert(line);
         line.number
@@ -247,7 +246,7 @@ mod tests {
         }
 
         fn add(&mut self, scope: u32, n: u64, at: u64) -> Line {
-            let scope = ScopeTag::new(scope);
+            let scope = ShareOf(scope);
             let number = self.ledger.add_record(Millis(at), self.hash, scope, BYTES);
             self.names.insert(number, n);
             Line::new(Millis(at), number, self.hash, scope)
@@ -379,7 +378,7 @@ mod tests {
     #[test]
     fn claims_are_looked_at_in_time_and_once() {
         let mut book = Book::new();
-        let scope = ScopeTag::new(1);
+        let scope = ShareOf(1);
         let (hash, ledger) = (book.hash, &mut book.ledger);
         let numbers: Vec<_> = (0..10)
             .map(|n| ledger.add_claim(Millis(2000 + n % 2 * 1024), hash, scope))

@@ -10,8 +10,8 @@ use dashmap::mapref::one::{MappedRef, MappedRefMut};
 
 use super::chain::{Chain, Taken};
 use super::entry::Entry;
-use super::hash::{SlotHash, SlotHasher, Spread};
-use crate::request::Slot;
+use super::hash::{ScopeHash, SlotHash, SlotHasher, Spread};
+use crate::request::{ScopeTag, Slot};
 
 /// Lock shards of the map. Many, so that doubling the table of one, which moves it under its lock,
 /// stays below a millisecond with ten million keys: eighty thousand places of sixteen bytes.
@@ -56,6 +56,10 @@ impl Map {
 
     pub(super) fn hash(&self, slot: &Slot) -> SlotHash {
         self.hasher.hash(slot)
+    }
+
+    pub(super) fn hash_of_scope(&self, tag: &ScopeTag) -> ScopeHash {
+        self.hasher.scope(tag)
     }
 
     /// Locks the shard of that hash for a slot that may have no entry.

@@ -4,7 +4,7 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `hash` | the seeded hash of a slot |
+//! | `hash` | the seeded hashes of slots and scopes |
 //! | `ledger` | what ends when, and what each scope takes |
 //! | `budget` | what is counted, against its limit |
 //! | `entry` | a slot that is not vacant, and what it costs |

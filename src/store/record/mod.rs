@@ -78,7 +78,7 @@ const CHECKSUM: usize = 8;
 /// assert!(Record::from_bytes(&stored[1..]).is_err());
 /// # Ok::<(), tower_idempotency::store::StoreError>(())
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Record(Arc<[u8]>);
 
 impl Record {
