@@ -36,6 +36,17 @@ enum Reads {
     Nothing,
 }
 
+impl Reads {
+    /// At most so many.
+    fn frames(self) -> usize {
+        match self {
+            Self::All | Self::Carelessly => usize::MAX,
+            Self::First => 1,
+            Self::Nothing => 0,
+        }
+    }
+}
+
 /// An upload's receiver: counts its runs, and answers `201` with the number of the run and the length.
 #[derive(Clone, Default)]
 struct Receiver {
@@ -53,7 +64,7 @@ impl Receiver {
         let mut body = request.into_body();
         let mut length = 0;
         let mut status = StatusCode::CREATED;
-        while reads != Reads::Nothing {
+        for _ in 0..reads.frames() {
             match body.frame().await {
                 Some(Ok(frame)) => {
                     length += frame.data_ref().map_or(0, Bytes::len);
@@ -67,9 +78,6 @@ impl Receiver {
                     break;
                 }
                 None => break,
-            }
-            if reads == Reads::First {
-                break;
             }
         }
         drop(body);

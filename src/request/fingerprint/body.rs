@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::pairs::Pairs;
 use super::parts::Parts;
 use super::source::{Covers, FingerprintSource};
-use crate::digest::Digest;
+use crate::digest::{Digest, StreamDigest};
 use crate::request::content::{is_encoded, is_form, may_be_json};
 use crate::request::integrity::Vouch;
 use crate::request::json::Pointer;
@@ -48,14 +48,14 @@ const JSON: u8 = 4;
 /// Digests a body as it goes by.
 pub(crate) struct BodyDigest {
     /// Of the bytes; what counts of a body that cannot be read as it should be.
-    raw: blake3::Hasher,
+    raw: StreamDigest,
     read_as: ReadAs,
 }
 
 enum ReadAs {
     Bytes,
-    Parts(Parts),
-    Pairs(Pairs),
+    Parts(Box<Parts>),
+    Pairs(Box<Pairs>),
     /// The text so far, and the source that says what counts of it.
     Json {
         text: Vec<u8>,
@@ -73,9 +73,9 @@ impl BodyDigest {
             _ => false,
         };
         let read_as = if let Some(parts) = Parts::of(headers, &without) {
-            ReadAs::Parts(parts)
+            ReadAs::Parts(Box::new(parts))
         } else if !without.is_empty() && is_form(headers) && !is_encoded(headers) {
-            ReadAs::Pairs(Pairs::new(&without))
+            ReadAs::Pairs(Box::new(Pairs::new(&without)))
         } else if as_json {
             ReadAs::Json {
                 text: Vec::new(),
@@ -86,7 +86,7 @@ impl BodyDigest {
             ReadAs::Bytes
         };
         Self {
-            raw: blake3::Hasher::new(),
+            raw: StreamDigest::new(),
             read_as,
         }
     }
@@ -110,7 +110,7 @@ impl BodyDigest {
 
     /// The digest of what counts. The body has ended.
     pub(crate) fn finish(self) -> [u8; BodyPrint::LEN] {
-        let raw = || *self.raw.finalize().as_bytes();
+        let raw = || self.raw.finish();
         let (tag, digest) = match self.read_as {
             ReadAs::Bytes => (RAW, raw()),
             ReadAs::Parts(parts) => match parts.finish() {

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use super::form::name_of;
+use crate::digest::StreamDigest;
 use crate::request::json::Pointer;
 
 /// Digests the fields in their order, each by its bytes, without those whose name is in `without`.
 pub(super) struct Pairs {
-    digest: blake3::Hasher,
+    digest: StreamDigest,
     without: Arc<[Pointer]>,
     /// A longer name, as it is sent, is none of those that are left out.
     longest: usize,
@@ -30,7 +31,7 @@ impl Pairs {
         // Encoded, a byte takes three at most.
         let longest = 3 * names.map(|name| name.len()).max().unwrap_or_default();
         Self {
-            digest: blake3::Hasher::new(),
+            digest: StreamDigest::new(),
             without: Arc::clone(without),
             longest,
             at: At::Name(Vec::new()),
@@ -46,7 +47,7 @@ impl Pairs {
     pub(super) fn finish(mut self) -> [u8; 32] {
         self.end_name();
         self.end_pair();
-        *self.digest.finalize().as_bytes()
+        self.digest.finish()
     }
 
     /// Reads some of the data, and returns the rest.

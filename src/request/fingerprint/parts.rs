@@ -7,6 +7,7 @@ use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use memchr::memmem::{self, Finder};
 
 use super::multipart::{CONTENT_TRANSFER_ENCODING, MAX_PARTS, boundary_of, name_in};
+use crate::digest::StreamDigest;
 use crate::request::json::Pointer;
 
 /// A part with longer headers is none that a client of a form sends.
@@ -26,7 +27,7 @@ const CONTENT: u8 = 4;
 ///
 /// It is strict: a body of which anything would not count is malformed.
 pub(super) struct Parts {
-    digest: blake3::Hasher,
+    digest: StreamDigest,
     /// A line break, two hyphens and the boundary. A carriage return is only at its front.
     delimiter: Finder<'static>,
     without: Arc<[Pointer]>,
@@ -67,7 +68,7 @@ impl Parts {
         let boundary = boundary_of(headers)?;
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
         Some(Self {
-            digest: blake3::Hasher::new(),
+            digest: StreamDigest::new(),
             delimiter: Finder::new(&delimiter).into_owned(),
             without: Arc::clone(without),
             // The body begins as if a line had just ended.
@@ -86,7 +87,7 @@ impl Parts {
     /// The digest, if the body was well-formed to its end.
     pub(super) fn finish(self) -> Option<[u8; 32]> {
         match self.at {
-            At::End { matched: 0 | 2 } => Some(*self.digest.finalize().as_bytes()),
+            At::End { matched: 0 | 2 } => Some(self.digest.finish()),
             _ => None,
         }
     }
