@@ -20,13 +20,13 @@ use tower_idempotency::{
 
 use super::accounts::{self, Account};
 use super::data::{Data, MemoryData};
+use super::documents::{self, files::Files};
 use super::error::ApiError;
 use super::events::send::{self, HttpClient, Sender};
 use super::events::{self, Deliveries};
 use super::metrics::Metrics;
 use super::options::{Options, StoreKind};
 use super::provider::Provider;
-use super::documents::{self, files::Files};
 use super::records::{self, Records};
 use super::{billing, operations, page, screenings, sessions, storage, users, webhooks};
 
@@ -146,7 +146,10 @@ impl App {
                         "/v1/verification/sessions/{id}/documents",
                         post(documents::create).get(documents::list),
                     )
-                    .route("/v1/verification/sessions/{id}/documents/{document}", get(documents::show))
+                    .route(
+                        "/v1/verification/sessions/{id}/documents/{document}",
+                        get(documents::show),
+                    )
                     // For uploads without a key, which the layer lets through.
                     .layer(DefaultBodyLimit::max(options.max_upload))
                     .route_layer(documents_layer),

@@ -66,7 +66,10 @@ fn render(metrics: &Metrics) -> String {
         }
     }
     for (outcome, count) in total {
-        text.sample(format_args!("idempotency_requests_total{{outcome=\"{outcome}\"}}"), count);
+        text.sample(
+            format_args!("idempotency_requests_total{{outcome=\"{outcome}\"}}"),
+            count,
+        );
     }
     text.metric(
         "idempotency_background_operations",

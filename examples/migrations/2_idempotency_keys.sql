@@ -1,8 +1,10 @@
--- The table of `PostgresStore`. `PostgresStore::migrate` runs this; run it yourself if your
+-- The table of `PostgresStore`. `PostgresStore::migrate` runs this once; run it yourself if your
 -- migrations are made otherwise, with the name and schema that you give the store.
-CREATE TABLE IF NOT EXISTS idempotency_keys (
+CREATE TABLE idempotency_keys (
     -- SHA-256 of scope and key.
     slot        bytea       NOT NULL PRIMARY KEY,
+    -- Whose it is: a keyed digest of the scope.
+    scope       bytea       NOT NULL,
     -- What the request was: two bytes for the rule, and 14 of a digest.
     fingerprint bytea       NOT NULL,
     -- The fencing token of the present or last claim.
@@ -18,6 +20,9 @@ CREATE TABLE IF NOT EXISTS idempotency_keys (
     sweep_at    timestamptz NOT NULL,
     -- The outcome; NULL while the operation runs.
     record      bytea
-);
+-- Room for the record beside its claim, so that recording it does not write the indexes.
+) WITH (fillfactor = 50);
 -- For the sweeper.
-CREATE INDEX IF NOT EXISTS idempotency_keys_sweep_at ON idempotency_keys (sweep_at);
+CREATE INDEX ON idempotency_keys (sweep_at);
+-- For removing all that is of one scope.
+CREATE INDEX ON idempotency_keys (scope);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tower_idempotency::Store;
 use tower_idempotency::store::{
-    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, MemoryStore, Record, ScopeTag, Slot, StoreError, StoreErrorKind,
-    Token, UnitOfWork,
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, MemoryStore, Record, ScopeTag, Slot, StoreError,
+    StoreErrorKind, Token, UnitOfWork,
 };
 
 use super::claim::{Claim, print};

@@ -9,7 +9,6 @@
 //! them have a row: those get their place, the others go.
 
 use std::fs::{File, TryLockError};
-use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -256,10 +255,7 @@ impl Whole {
 
     /// `data` says whether the row is there, if nobody else does.
     pub(super) fn pending(self, data: Data) -> Pending {
-        Pending(Some(Waiting {
-            whole: self,
-            data,
-        }))
+        Pending(Some(Waiting { whole: self, data }))
     }
 }
 
@@ -273,17 +269,16 @@ struct Waiting {
 
 impl Pending {
     /// Gives the file its place: the row is committed.
-    pub(super) fn keep(mut self) -> impl Future<Output = ()> + Send + 'static {
-        async move {
-            if let Some(Waiting { whole, .. }) = self.0.take() {
-                // Blocks for a rename.
-                let kept = spawn_blocking(move || {
-                    let Whole { aside, file, .. } = whole;
-                    aside.keep();
-                    drop(file);
-                });
-                let _ = kept.await;
-            }
+    pub(super) async fn keep(mut self) {
+        if let Some(Waiting { whole, .. }) = self.0.take() {
+            // Blocks for a rename.
+            let kept = spawn_blocking(move || {
+                let Whole { aside, file, .. } = whole;
+                aside.keep();
+                drop(file);
+            });
+            // If it panicked, the next start gives the file its place.
+            let _ = kept.await;
         }
     }
 }

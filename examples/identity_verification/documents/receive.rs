@@ -1,13 +1,18 @@
 //! Reads a document from a request, part by part, into a file.
 
 use axum::extract::multipart::{Field, MultipartError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
 use axum::RequestExt;
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{FromRequest, Multipart, Query, Request};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use http_body_util::LengthLimitError;
 use serde::Deserialize;
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
 
 use super::super::error::ApiError;
 use super::Kind;
@@ -25,6 +30,25 @@ pub(super) struct Received {
     pub(super) file: Incoming,
 }
 
+/// A body that somebody else reads on when its first reader has enough.
+#[derive(Clone)]
+struct Unended(Arc<Mutex<BodyDataStream>>);
+
+impl Unended {
+    fn new(body: Body) -> Self {
+        Self(Arc::new(Mutex::new(body.into_data_stream())))
+    }
+}
+
+impl Stream for Unended {
+    type Item = Result<Bytes, axum::Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Pin::new(&mut *body).poll_next(cx)
+    }
+}
+
 #[derive(Deserialize)]
 struct Named {
     kind: Option<String>,
@@ -32,14 +56,25 @@ struct Named {
 
 /// `multipart/form-data` with the parts `kind` and `file`, or the document itself with `?kind=`.
 pub(super) async fn receive(request: Request, files: &Files) -> Result<Received, ApiError> {
-    let content_type = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
     let essence = essence.trim().to_ascii_lowercase();
     if essence == "multipart/form-data" {
-        let form = Multipart::from_request(request, &())
+        let (head, body) = request.with_limited_body().into_parts();
+        let mut body = Unended::new(body);
+        let form = Request::from_parts(head, Body::from_stream(body.clone()));
+        let form = Multipart::from_request(form, &())
             .await
             .map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
-        return of_form(form, files).await;
+        let received = of_form(form, files).await?;
+        // The form ends before the body does: it may still break off.
+        while let Some(data) = body.next().await {
+            data.map_err(|error| unreadable(&error))?;
+        }
+        return Ok(received);
     }
     if RAW.contains(&essence.as_str()) {
         return of_body(request, files).await;
@@ -52,7 +87,8 @@ pub(super) async fn receive(request: Request, files: &Files) -> Result<Received,
 }
 
 async fn of_body(request: Request, files: &Files) -> Result<Received, ApiError> {
-    let Query(Named { kind }) = Query::try_from_uri(request.uri()).map_err(|rejection| invalid(rejection.body_text()))?;
+    let Query(Named { kind }) =
+        Query::try_from_uri(request.uri()).map_err(|rejection| invalid(rejection.body_text()))?;
     let kind = kind_of(kind.as_deref())?;
     let mut file = files.receive().await?;
     let mut body = request.into_limited_body().into_data_stream();

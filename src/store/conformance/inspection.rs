@@ -110,7 +110,9 @@ pub(super) async fn forget_empties_the_slot<H: Harness<Store: Inspect>>(probe: P
         .await;
 }
 
-pub(super) async fn forget_scope_forgets_what_is_finished_in_one_scope<H: Harness<Store: Inspect>>(probe: Probe<'_, H>) {
+pub(super) async fn forget_scope_forgets_what_is_finished_in_one_scope<H: Harness<Store: Inspect>>(
+    probe: Probe<'_, H>,
+) {
     let [mine, others] = [(); 2].map(|()| ScopeTag::from_bytes(*uuid::Uuid::new_v4().as_bytes()));
     let forget = async |step: &str, expected: u64| {
         let forgotten = probe.answered(step, probe.store.forget_scope(&mine).await);
@@ -148,9 +150,7 @@ pub(super) async fn forget_scope_forgets_what_is_finished_in_one_scope<H: Harnes
         )
         .await;
     let done = ClaimOutcome::Done(records.swap_remove(2));
-    theirs
-        .begin("of another scope's record", &theirs.claim(), &done)
-        .await;
+    theirs.begin("of another scope's record", &theirs.claim(), &done).await;
     running.begin("of the claim", &running.claim(), &IN_FLIGHT).await;
     let record = running.response(b"late");
     running

@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn an_entry_of_the_map_is_a_pointer_and_what_it_points_to_is_small() {
-        assert_eq!((size_of::<Chain>(), size_of::<Entry>(), size_of::<Link>()), (8, 72, 80));
+        assert_eq!((size_of::<Chain>(), size_of::<Entry>(), size_of::<Link>()), (8, 80, 88));
     }
 
     #[test]

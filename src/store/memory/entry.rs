@@ -10,7 +10,7 @@ use crate::request::Slot;
 use crate::store::rules::Occupant;
 use crate::store::{ClaimRequest, Millis, Record};
 
-/// What an entry takes beside its record: the entry (80 bytes, and 16 for the allocation), its place in the table of its shard
+/// What an entry takes beside its record: the entry (88 bytes, and 8 for the allocation), its place in the table of its shard
 /// (19 to 39, up to 51 after many removals), its line in the ledger (20 to 40) and the reference counts
 /// of the record (16, and its length is rounded up to eight). Measured by `benches/footprint.rs` and
 /// `tests/memory_accounting.rs`.

@@ -45,9 +45,7 @@ impl Slots {
     pub(super) fn forget_scope(&self, tag: &ScopeTag) -> u64 {
         let now = self.now();
         let scope = self.map.hash_of_scope(tag);
-        let is_meant = |entry: &mut Kept| {
-            entry.scope == scope && matches!(entry.occupant, Occupant::Done { .. })
-        };
+        let is_meant = |entry: &mut Kept| entry.scope == scope && matches!(entry.occupant, Occupant::Done { .. });
         let mut slots = Vec::new();
         self.map.for_each(|entry| {
             if entry.scope == scope {

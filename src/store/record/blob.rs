@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::HEAD;
-
+/// Bytes of the head that all records have, at least.
+const HEAD: usize = 20;
 /// From this size on, a body is held as it came.
 pub(super) const APART: usize = 16 * 1024;
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, ScopeTag, Slot, Store, StoreError, StoreErrorKind, Token,
-    UnitOfWork,
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, ScopeTag, Slot, Store, StoreError,
+    StoreErrorKind, Token, UnitOfWork,
 };
 use crate::error::ConfigError;
 pub use keys::KeyRing;

@@ -191,11 +191,13 @@ mod tests {
 
     use tokio::time::Instant;
 
+    type Asked = Vec<(Option<Mark>, Instant)>;
+
     /// Rows by the time when they are due; `false` for those that live longer. A window takes 10 ms.
     #[derive(Clone, Default)]
     struct Rows {
         due: Arc<Mutex<VecDeque<(i64, bool)>>>,
-        asked: Arc<Mutex<Vec<(Option<Mark>, Instant)>>>,
+        asked: Arc<Mutex<Asked>>,
         lag: Duration,
         fails: Arc<AtomicU64>,
     }

@@ -73,14 +73,18 @@ async fn an_account_that_forgets_its_records_forgets_what_is_finished_and_its_ow
     let slow = Call::session("usr_2", "wkf_slow").key("k-3");
     let connection = server.connect(&slow.on_the_wire()).await;
     eventually("the slow operation runs", async || {
-        server.send(&slow).await.status == 409
+        let metrics = server.send(&Call::get("/metrics")).await;
+        sample(&metrics, "identity_provider_calls_total") == 5
     })
     .await;
 
     forget(&server, "sk_unknown").await.expect_error(401);
     let forgotten = forget(&server, "sk_test_acme_rotated").await.expect(200);
     assert_eq!(forgotten.json(), json!({ "forgotten": 2 }));
-    assert_eq!(forget(&server, "sk_test_acme").await.expect(200).json(), json!({ "forgotten": 0 }));
+    assert_eq!(
+        forget(&server, "sk_test_acme").await.expect(200).json(),
+        json!({ "forgotten": 0 })
+    );
 
     server.send(&slow).await.expect_problem(409, "in-flight");
     drop(connection);

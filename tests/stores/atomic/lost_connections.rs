@@ -11,12 +11,12 @@ async fn a_connection_cut_anywhere_leaves_effect_and_record_or_neither() {
         assert_eq!(shop.send("/ok", key).await.status, 200);
         base.quiet().await;
     }
-    // Claim, check at release, BEGIN, INSERT, record, COMMIT, check at release.
+    // Claim, BEGIN, INSERT, record, COMMIT, check at release.
     let before = base.proxy.round_trips();
     assert_eq!(shop.send("/ok", "counted").await.status, 200);
     base.quiet().await;
     let requests = base.proxy.round_trips() - before;
-    assert_eq!(requests, 7, "one round trip each");
+    assert_eq!(requests, 6, "one round trip each");
     let commit = requests - 1;
     let (mut answers_before, mut answers_after) = (Vec::new(), Vec::new());
     for n in 1..=requests {

@@ -144,45 +144,27 @@ async fn what_is_in_a_slot_is_told_and_settled() {
 }
 
 #[tokio::test]
-async fn a_scope_is_forgotten_and_no_other() {
+async fn a_scope_is_forgotten_a_thousand_rows_at_a_time() {
     let Some((_, url)) = database().await else { return };
     let store = open(&url, 2).await;
-    let (mine, other) = (ScopeTag::from_bytes([1; 16]), ScopeTag::from_bytes([2; 16]));
-    for number in 0..20 {
-        let scope = if number % 2 == 0 { mine } else { other };
-        store.begin(&claim(number).token(1).with_scope(scope)).await.unwrap();
-    }
-    store.complete(&claim(0).slot, Token(1), &record(), HOUR).await.unwrap();
-    // Taken over by another scope's request, as when the key of the tags was changed.
-    store.renew(&claim(2).slot, Token(1), Duration::ZERO).await.unwrap();
-    store.begin(&claim(2).token(2).with_scope(other)).await.unwrap();
-    // One that a transaction is about to complete.
+    let mine = ScopeTag::from_bytes([1; 16]);
     let pool = pool(&url, 1).await;
-    let mut completing = pool.begin().await.unwrap();
-    sqlx::query("UPDATE idempotency_keys SET attempt = 2 WHERE slot = $1")
-        .bind(claim(4).slot.as_bytes().as_slice())
-        .execute(&mut *completing)
+    let insert = "INSERT INTO idempotency_keys (slot, scope, fingerprint, token, attempt, lease_until, forget_at, sweep_at, record) \
+         SELECT decode(md5(n::text), 'hex'), $1, '\\x00', 1, 1, now(), now() + interval '1 hour' * (n % 3 - 0.5), now(), '\\x00' \
+         FROM generate_series(1, 3000) AS n";
+    sqlx::query(insert)
+        .bind(mine.as_bytes().as_slice())
+        .execute(&pool)
         .await
         .unwrap();
-    let forgetting = store.clone();
-    let forgotten = tokio::spawn(async move { forgetting.forget_scope(&mine).await.unwrap() });
-    eventually("it waits for the row", async || {
-        let waits = sqlx::query_scalar(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
-        );
-        let waits: i64 = waits.fetch_one(&mut *completing).await.unwrap();
-        waits == 1
-    })
-    .await;
-    completing.commit().await.unwrap();
-    assert_eq!(forgotten.await.unwrap(), 9);
-    assert_eq!(store.count().await.unwrap().running, 11);
-    let lost = store.complete(&claim(6).slot, Token(1), &record(), HOUR).await;
-    assert_eq!(lost.unwrap(), Held::Lost);
-    assert_eq!(store.begin(&claim(0).token(2)).await.unwrap(), ClaimOutcome::started(1));
-    assert_eq!(
-        store.forget_scope(&ScopeTag::default()).await.unwrap(),
-        1,
-        "the default scope's"
-    );
+    let other = claim(1).token(1);
+    store.begin(&other).await.unwrap();
+    store.complete(&other.slot, Token(1), &record(), HOUR).await.unwrap();
+    assert_eq!(store.forget_scope(&mine).await.unwrap(), 2000, "a third had expired");
+    assert_eq!(store.forget_scope(&mine).await.unwrap(), 0);
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM idempotency_keys")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(rows, 1, "expired rows go too, and another scope's stay");
 }

@@ -75,7 +75,13 @@ async fn times_without_end_and_without_length() {
 async fn attempts_do_not_overflow() {
     let Some(server) = Redis::start() else { return };
     let (store, mut raw) = (store(&server).await, raw(&server.url()).await);
-    let text = format!("claim {:016x} {} {} 3600000 {}", 9, "ab".repeat(16), u32::MAX - 1, "0".repeat(32));
+    let text = format!(
+        "claim {:016x} {} {} 3600000 {}",
+        9,
+        "ab".repeat(16),
+        u32::MAX - 1,
+        "0".repeat(32)
+    );
     let set = cmd("SET")
         .arg(store.key(&slot(1)))
         .arg(text)

@@ -7,6 +7,9 @@ use tokio::sync::oneshot::{self, Receiver, Sender};
 use super::driver::Driver;
 use super::failure::Failure;
 
+/// What the caller of a job waits for.
+type Answered<D> = Receiver<Result<<D as Driver>::Answer, Failure>>;
+
 /// A bounded queue. Whoever leaves is taken out of it.
 pub(super) struct Queue<D: Driver> {
     jobs: VecDeque<Waiting<D>>,
@@ -53,11 +56,7 @@ impl<D: Driver> Queue<D> {
     }
 
     /// Adds a job that was asked `tries` times already.
-    pub(super) fn add(
-        &mut self,
-        job: D::Job,
-        tries: u32,
-    ) -> Result<(Ticket, Receiver<Result<D::Answer, Failure>>), Failure> {
+    pub(super) fn add(&mut self, job: D::Job, tries: u32) -> Result<(Ticket, Answered<D>), Failure> {
         if self.jobs.len() >= self.most {
             let waiting = self.jobs.len();
             return Err(Failure::QueueFull { waiting });

@@ -208,7 +208,10 @@ impl<D: Driver> Seat<D> {
         };
         match asked {
             Ok(answers) => batch.tell(answers),
-            Err(Failed { blame, failure }) if blame == Blame::Connection => {
+            Err(Failed {
+                blame: Blame::Connection,
+                failure,
+            }) => {
                 self.discard();
                 let again = match &failure {
                     Failure::Database(_) => batch.after_break(MOST_TRIES, &failure),

@@ -2,26 +2,20 @@
 
 use std::sync::Arc;
 
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgPool};
 
 use super::connect::{CONNECT_WITHIN, Connector, too_slow};
 use super::error::{blame, is_locked};
 use super::job::{Answer, Change, Job};
 use super::pin::Pin;
 use super::run::{change_one, change_together, claim_one, claim_together, is_done, read, take_over};
-use super::statements::Statements;
+use super::wire::Wire;
 use crate::store::ClaimRequest;
 use crate::store::sql::lane::{Blame, Driver};
 
 pub(super) struct PostgresDriver {
     pub(super) connector: Connector,
     pub(super) pin: Arc<Pin>,
-}
-
-/// A connection, and the statements for the table that it has found.
-pub(super) struct Wire {
-    pub(super) connection: PgConnection,
-    pub(super) sql: Arc<Statements>,
 }
 
 impl PostgresDriver {

@@ -42,4 +42,3 @@ impl Inspect for PostgresStore {
         counted.map(census).map_err(|error| failed("count", error))
     }
 }
-

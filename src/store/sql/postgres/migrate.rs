@@ -3,11 +3,12 @@
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::PostgresStore;
-use super::driver::{PostgresDriver, Wire};
+use super::driver::PostgresDriver;
 use super::error::failed;
 use super::guarded::Mark;
 use super::job::{Change, Job, What};
 use super::run::{change_one, claim_one, read, take_over};
+use super::wire::Wire;
 use crate::store::sql::claim::{ClaimId, trial};
 use crate::store::sql::lane::Driver;
 use crate::store::sql::table::DEFAULT;

@@ -14,6 +14,7 @@ mod statements;
 mod store;
 mod sweep;
 mod unit_of_work;
+mod wire;
 
 use std::fmt;
 use std::sync::Arc;

@@ -3,9 +3,8 @@
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::driver::Wire;
 use super::job::{Answer, Change, Found, Job, What};
-use super::query::{Query, as_float};
+use super::wire::{Query, Wire, as_float};
 use crate::store::sql::begin::Seen;
 use crate::store::sql::value::signed;
 use crate::store::{ClaimRequest, Held, OnLapse, Slot, Token};

@@ -147,9 +147,6 @@ mod tests {
             );
         }
         let plan = plan(&mut connection, &sql.forget_scope).await;
-        assert!(
-            plan.contains("USING INDEX idempotency_keys_scope (scope=?)"),
-            "{plan}"
-        );
+        assert!(plan.contains("USING INDEX idempotency_keys_scope (scope=?)"), "{plan}");
     }
 }

@@ -6,9 +6,9 @@ use super::SqliteStore;
 use super::error::NAME;
 use super::read::{DueRow, Found, Read};
 use super::write::{Write, Written};
+use crate::store::StoreError;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;
-use crate::store::StoreError;
 
 /// Rows that are removed in one transaction at most.
 pub(super) const MOST_ROWS: usize = 64;

@@ -128,7 +128,7 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     /// refusal is a `200`.
     ///
     /// ```
-    /// # #[cfg(feature = "sqlite")]
+    /// # #[cfg(feature = "_sqlite")]
     /// # mod example {
     /// # use sqlx::Sqlite;
     /// # use tower_idempotency::store::sql::{Transaction, TransactionError};

@@ -101,9 +101,10 @@ impl<DB: AtomicDatabase> Open<DB> {
         Ok(rolled_back)
     }
 
+    /// Nothing is under way on the connection any more.
     fn give_back(mut self) {
         if let Some(connection) = self.connection.take() {
-            put_back(connection, self.turn.take());
+            put_back(connection, ());
         }
     }
 }

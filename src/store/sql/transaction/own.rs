@@ -26,7 +26,7 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     /// handler wrote.
     ///
     /// ```
-    /// # #[cfg(feature = "sqlite")]
+    /// # #[cfg(feature = "_sqlite")]
     /// # mod example {
     /// # use sqlx::Sqlite;
     /// # use tower_idempotency::store::sql::{Transaction, TransactionError};
@@ -48,7 +48,7 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     /// # Ok(())
     /// # }
     /// # }
-    /// # #[cfg(feature = "sqlite")]
+    /// # #[cfg(feature = "_sqlite")]
     /// # tokio::runtime::Runtime::new().unwrap().block_on(example::test()).unwrap();
     /// ```
     #[must_use]
@@ -106,7 +106,7 @@ impl<DB: AtomicDatabase> Transaction<DB> {
 /// to the layer. Without it, a request without a key has no effect.
 ///
 /// ```
-/// # #[cfg(feature = "sqlite")]
+/// # #[cfg(feature = "_sqlite")]
 /// # mod example {
 /// use axum::http::StatusCode;
 /// use sqlx::Sqlite;
