@@ -171,6 +171,10 @@ fn invalid(message: impl Into<String>) -> ApiError {
 }
 
 fn of_multipart(error: MultipartError) -> ApiError {
+    // The body failed, and not what is in it.
+    if error.status().is_server_error() {
+        return unreadable(&error);
+    }
     ApiError::new(error.status(), error.body_text())
 }
 

@@ -299,21 +299,28 @@ async fn contract_8_4_an_upload_beyond_the_limit_leaves_no_file(store: &Store) {
 async fn contract_8_4_an_upload_that_breaks_off_leaves_nothing_and_may_be_sent_again(store: &Store) {
     let uploads = Uploads::on(store, &[]);
     let path = uploads.session().await;
-    let call = passport(&path, "b").key("k-1");
-    let whole = call.on_the_wire();
-    for end in [whole.len() - 1, whole.len() - 12, whole.find(DOCUMENT).unwrap() + 5] {
-        let connection = uploads.server.connect(&whole[..end]).await;
-        eventually("the file is being written", async || uploads.files().len() == 1).await;
+    let last_bytes = |all: &str| all.len() - 1;
+    let boundary = |all: &str| all.len() - 12;
+    let content = |all: &str| all.find(DOCUMENT).unwrap() + 5;
+    let ends: [fn(&str) -> usize; 3] = [last_bytes, boundary, content];
+    for (done, end) in ends.into_iter().enumerate() {
+        let call = passport(&path, "b").key(&format!("k-{done}"));
+        let whole = call.on_the_wire();
+        let connection = uploads.server.connect(&whole[..end(&whole)]).await;
+        eventually("the file is being written", async || uploads.files().len() == done + 1).await;
         drop(connection);
-        uploads.has_no_files().await;
+        eventually("the file is gone", async || uploads.files().len() == done).await;
+        let first = eventually("the key is free", async || {
+            let answer = uploads.server.send(&call).await;
+            (answer.status != 409).then_some(answer)
+        })
+        .await;
+        assert!(!first.expect(201).is_replay());
+        assert_eq!(
+            (uploads.charged().await, uploads.list(&path).await.len()),
+            (done + 1, done + 1)
+        );
     }
-    let first = eventually("the key is free", async || {
-        let answer = uploads.server.send(&call).await;
-        (answer.status != 409).then_some(answer)
-    })
-    .await;
-    assert!(!first.expect(201).is_replay());
-    assert_eq!((uploads.charged().await, uploads.list(&path).await.len()), (1, 1));
 }
 
 /// The head of an answer that the client gets before it has sent its body.
