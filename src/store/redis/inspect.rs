@@ -165,8 +165,8 @@ where
         Err(error(
             op,
             StoreErrorKind::Unavailable,
-            "a cluster is not scanned through one connection; connect to each of its primaries, or use \
-             `redis-cli --scan --pattern` there",
+            "a cluster is not scanned through one connection; connect to each primary, or use `redis-cli --scan \
+             --pattern` there",
         ))
     }
 }

@@ -78,4 +78,6 @@ async fn the_store_conforms_on_a_cluster() {
     assert!(store.look_up(&slot(1)).await.unwrap().is_some());
     assert!(store.forget(&slot(1)).await.unwrap());
     assert_fails(store.count().await, StoreErrorKind::Unavailable, "each primary");
+    let forgotten = store.forget_scope(&ScopeTag::default()).await;
+    assert_fails(forgotten, StoreErrorKind::Unavailable, "each primary");
 }

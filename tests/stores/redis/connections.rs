@@ -35,4 +35,6 @@ async fn a_node_of_a_cluster() {
         assert!(store.forget(&slot(n)).await.unwrap());
     }
     assert_fails(store.count().await, StoreErrorKind::Unavailable, "each primary");
+    let forgotten = store.forget_scope(&ScopeTag::default()).await;
+    assert_fails(forgotten, StoreErrorKind::Unavailable, "each primary");
 }
