@@ -40,6 +40,7 @@ impl Drop for Directory {
     fn drop(&mut self) {
         if self.is_temporary
             && let Err(error) = std::fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(%error, path = %self.path.display(), "the temporary directory could not be removed");
         }
@@ -47,8 +48,8 @@ impl Drop for Directory {
 }
 
 impl Files {
-    /// Opens the directory, and makes it if it is missing; without one, a new temporary one. Puts in order
-    /// what processes that died have left.
+    /// Opens the directory, and makes it if it is missing. Puts in order what processes that died have left.
+    /// Without a directory, a new temporary one is made for the first document.
     pub(crate) async fn open(directory: Option<&Path>, data: &Data) -> io::Result<Self> {
         let (path, is_temporary) = match directory {
             Some(path) => (path.to_owned(), false),
@@ -58,11 +59,17 @@ impl Files {
             }
         };
         let files = Self(Arc::new(Directory { path, is_temporary }));
-        for folder in [files.incoming(), files.documents()] {
-            std::fs::create_dir_all(folder)?;
+        if !is_temporary {
+            files.make_folders()?;
+            files.put_in_order(data).await?;
         }
-        files.put_in_order(data).await?;
         Ok(files)
+    }
+
+    fn make_folders(&self) -> io::Result<()> {
+        [self.incoming(), self.documents()]
+            .iter()
+            .try_for_each(std::fs::create_dir_all)
     }
 
     fn incoming(&self) -> PathBuf {
@@ -107,7 +114,9 @@ impl Files {
             name,
             is_kept: false,
         };
+        let files = self.clone();
         let file = spawn_blocking(move || {
+            files.make_folders()?;
             let file = File::create_new(path)?;
             file.lock()?;
             io::Result::Ok(file)
