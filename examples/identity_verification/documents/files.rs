@@ -106,28 +106,27 @@ impl Files {
 
     /// A new file, for a document that is being received.
     pub(super) async fn receive(&self) -> Result<Incoming, DataError> {
-        let name = format!("doc_{}", Uuid::new_v4().simple());
-        let path = self.incoming().join(&name);
-        // Owned by what removes the file from before it is there.
-        let aside = Aside {
-            files: self.clone(),
-            name,
-            is_kept: false,
-        };
         let files = self.clone();
-        let file = spawn_blocking(move || {
-            files.make_folders()?;
-            let file = File::create_new(path)?;
-            file.lock()?;
-            io::Result::Ok(file)
-        })
-        .await??;
+        // If the client leaves meanwhile, the task drops what it made, and the file goes.
+        let (aside, file) = spawn_blocking(move || files.make()).await??;
         Ok(Incoming {
             file: file.into(),
             aside,
             digest: Sha256::new(),
             bytes: 0,
         })
+    }
+
+    /// An empty file in `incoming/`, locked.
+    fn make(&self) -> io::Result<(Aside, File)> {
+        self.make_folders()?;
+        loop {
+            let aside = Aside::new(self.clone());
+            let file = File::create_new(aside.path())?;
+            if let Some(made) = aside.lock(file)? {
+                return Ok(made);
+            }
+        }
     }
 }
 
@@ -167,6 +166,21 @@ struct Aside {
 }
 
 impl Aside {
+    fn new(files: Files) -> Self {
+        Self {
+            files,
+            name: format!("doc_{}", Uuid::new_v4().simple()),
+            is_kept: false,
+        }
+    }
+
+    /// Locks the file, which was just made. `None`: before that, a server that started took it for one that
+    /// was left behind, and removed it.
+    fn lock(self, file: File) -> io::Result<Option<(Self, File)>> {
+        file.lock()?;
+        Ok(self.path().try_exists()?.then_some((self, file)))
+    }
+
     fn path(&self) -> PathBuf {
         self.files.incoming().join(&self.name)
     }
@@ -321,5 +335,32 @@ impl Whole {
     /// Leaves the file for the next start.
     fn leave(mut self) {
         self.aside.is_kept = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_starting_server_removed_before_it_was_locked_is_made_anew() {
+        let files = Files(Arc::new(Directory {
+            path: std::env::temp_dir().join(format!("documents-{}", Uuid::new_v4().simple())),
+            is_temporary: true,
+        }));
+        files.make_folders().unwrap();
+        let aside = Aside::new(files.clone());
+        let file = File::create_new(aside.path()).unwrap();
+        let taken = lock(&aside.path()).unwrap().expect("nobody has locked it");
+        std::fs::remove_file(aside.path()).unwrap();
+        drop(taken);
+        assert!(aside.lock(file).unwrap().is_none());
+
+        let (aside, _file) = files.make().unwrap();
+        assert!(aside.path().exists());
+        assert!(
+            lock(&aside.path()).unwrap().is_none(),
+            "a starting server leaves it alone"
+        );
     }
 }
