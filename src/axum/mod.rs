@@ -37,10 +37,15 @@ impl std::error::Error for MissingIdempotencyLayer {}
 
 impl IntoResponse for MissingIdempotencyLayer {
     fn into_response(self) -> Response {
-        tracing::error!(target: "tower_idempotency", "{self}");
-        let text = "The server is not set up for this request. Its log has the reason.";
-        (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        not_set_up(&self)
     }
+}
+
+/// The reason is for the log: the client cannot fix it.
+fn not_set_up(reason: &dyn fmt::Display) -> Response {
+    tracing::error!(target: "tower_idempotency", "{reason}");
+    let text = "The server is not set up for this request. Its log has the reason.";
+    (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {

@@ -69,9 +69,7 @@ impl std::error::Error for MissingTransaction {}
 
 impl IntoResponse for MissingTransaction {
     fn into_response(self) -> Response {
-        tracing::error!(target: "tower_idempotency", "{self}");
-        let text = "The server is not set up for this request. Its log has the reason.";
-        (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        super::not_set_up(&self)
     }
 }
 

@@ -12,8 +12,9 @@ use tokio::time::sleep;
 use super::attempt::{AttemptError, BodyError, whole};
 use super::error::CallError;
 use super::last::Last;
-use super::operation::{Operation, Stopped};
+use super::operation::Operation;
 use super::retry::{Next, Repeatable, RetryPolicy, Seen};
+use super::stopped::Stopped;
 use crate::error::{BoxError, ConfigError};
 
 /// What bounds a call.

@@ -10,8 +10,9 @@ use http_body_util::Full;
 
 use super::attempt::{AttemptError, BodyError};
 use super::last::Last;
-use super::operation::{Operation, Stopped};
+use super::operation::Operation;
 use super::retry::Call;
+use super::stopped::Stopped;
 use crate::error::BoxError;
 
 /// A call that ended without a final answer.

@@ -99,10 +99,12 @@ mod replay;
 #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
 pub mod reqwest;
 mod retry;
+mod stopped;
 
 pub use error::CallError;
 pub use key::{IdempotencyKeyLayer, IdempotencyKeyService, KeyFuture};
 pub use layer::{ClientFuture, ClientLayer, ClientLayerBuilder, ClientService};
-pub use operation::{Operation, Stopped};
+pub use operation::Operation;
 pub use replay::{Once, ReplayableBody};
 pub use retry::{EveryError, RetryPolicy, RetryPolicyBuilder, Transient};
+pub use stopped::Stopped;

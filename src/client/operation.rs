@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::lifetime::{Lifetime, told_by};
+use super::stopped::Stopped;
 use crate::digest::Digest;
 use crate::error::ConfigError;
 use crate::request::key::{self, InvalidKey};
@@ -72,51 +73,6 @@ pub(super) struct Key {
     /// The header value that the caller wrote. A server may take the quoted and the bare form for two keys, so
     /// retries send the same form.
     pub(super) as_written: Option<HeaderValue>,
-}
-
-/// Why there was no other attempt, although the result of the last one could have been retried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Stopped {
-    /// The attempts of [`RetryPolicyBuilder::attempts`](super::RetryPolicyBuilder::attempts) are used up.
-    Attempts,
-    /// The next attempt would have begun after
-    /// [`RetryPolicyBuilder::total_time`](super::RetryPolicyBuilder::total_time), or the last attempt took until
-    /// then.
-    TotalTime,
-    /// The server's `Retry-After` is longer than the rest of the total time.
-    RetryAfter(Duration),
-    /// The retry budget is used up: too many of this client's requests are retries already.
-    Budget,
-    /// The operation's lifetime is over. The server may have forgotten the key, and would then run another
-    /// attempt as a new operation. Find out whether the operation was done before you begin a new one.
-    KeyExpired,
-    /// The request has no key, and its method is not idempotent.
-    NoKey,
-    /// The request's body can be sent only once. With [`tower::retry`] itself this is set from the start,
-    /// whatever the result.
-    BodyNotReplayable,
-}
-
-impl fmt::Display for Stopped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Attempts => f.write_str("the attempts are used up"),
-            Self::TotalTime => f.write_str("the total time is used up"),
-            Self::RetryAfter(wait) => write!(
-                f,
-                "the server asks to wait {} s, longer than what is left of the total time",
-                wait.as_secs()
-            ),
-            Self::Budget => f.write_str("the retry budget is used up"),
-            Self::KeyExpired => f.write_str(
-                "the lifetime of the key is over, and another attempt could run the operation a second time; \
-                 find out whether it was done before you begin a new operation",
-            ),
-            Self::NoKey => f.write_str("without a key this method must not be repeated"),
-            Self::BodyNotReplayable => f.write_str("the request's body can be sent only once"),
-        }
-    }
 }
 
 impl Operation {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use crate::client::operation::{Operation, Stopped};
+use crate::client::operation::Operation;
+use crate::client::stopped::Stopped;
 
 /// How far a call is.
 #[derive(Debug, Clone, Copy)]

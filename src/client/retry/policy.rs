@@ -11,8 +11,9 @@ use tower::retry::Policy;
 use super::decision::{Call, Next, Repeatable, Seen};
 use super::rules::Rules;
 use super::transient::{EveryError, Transient};
-use crate::client::operation::{Operation, Stopped};
+use crate::client::operation::Operation;
 use crate::client::replay::{ReplayableBody, replay};
+use crate::client::stopped::Stopped;
 
 /// Decides what is retried, and when: exponential backoff with full jitter, within bounds.
 ///

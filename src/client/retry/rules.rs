@@ -10,7 +10,8 @@ use super::backoff::Backoff;
 use super::decision::{Call, Next, Repeatable, Seen};
 use super::retry_after::retry_after;
 use crate::client::key::KeyHeader;
-use crate::client::operation::{Operation, Stopped, is_replay};
+use crate::client::operation::{Operation, is_replay};
+use crate::client::stopped::Stopped;
 
 pub(super) struct Rules {
     pub(super) attempts: u32,
