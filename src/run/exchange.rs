@@ -134,6 +134,7 @@ impl<S, St: Store> Exchange<S, St> {
             lease: if St::IN_PROCESS { Duration::MAX } else { config.lease },
             ttl: config.ttl,
             on_lapse: config.policy.on_lapse,
+            is_to_settle: false,
         })
     }
 

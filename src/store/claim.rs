@@ -84,6 +84,9 @@ pub struct ClaimRequest {
     pub ttl: Duration,
     /// What to do with a lapsed claim of the same request.
     pub on_lapse: OnLapse,
+    /// The operation will not run: a person says how it ended. So the claim also takes over one whose
+    /// operation is known to be done.
+    pub(crate) is_to_settle: bool,
 }
 
 impl ClaimRequest {
@@ -99,6 +102,15 @@ impl ClaimRequest {
             lease: Duration::from_secs(30),
             ttl: Duration::from_secs(24 * 3600),
             on_lapse: OnLapse::RunAgain,
+            is_to_settle: false,
+        }
+    }
+
+    /// A claim of an operation whose outcome a person knows.
+    pub(crate) fn to_settle(slot: Slot, fingerprint: Fingerprint) -> Self {
+        Self {
+            is_to_settle: true,
+            ..Self::new(slot, fingerprint)
         }
     }
 

@@ -157,7 +157,8 @@ pub trait Inspect: Store {
 
     /// Settles an operation whose lease lapsed, as after `409` problem `outcome-unknown`, with the
     /// answer that its retries shall get. `false`: there is no lapsed claim in the slot, and
-    /// nothing was changed.
+    /// nothing was changed. An operation that is done, and for whose record a full Redis had no room,
+    /// counts as lapsed.
     ///
     /// ```
     /// use std::time::Duration;
@@ -189,7 +190,7 @@ pub trait Inspect: Store {
                 }
                 _ => return Ok(false),
             };
-            let claim = ClaimRequest::new(*slot, lapsed.fingerprint)
+            let claim = ClaimRequest::to_settle(*slot, lapsed.fingerprint)
                 .with_lease(Duration::from_secs(60))
                 .with_ttl(ttl);
             let ClaimOutcome::Started { .. } = self.begin(&claim).await? else {

@@ -17,24 +17,6 @@ use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, StoreError};
 /// How often a record may be gone when it is fetched. Each time it ended, and another was made.
 const ROUNDS: u32 = 3;
 
-/// What to do with a claim that lapsed.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Lapsed {
-    TakeOver,
-    Refuse,
-    /// Also if its operation is known to be done.
-    TakeOverEnded,
-}
-
-impl From<OnLapse> for Lapsed {
-    fn from(on_lapse: OnLapse) -> Self {
-        match on_lapse {
-            OnLapse::Refuse => Self::Refuse,
-            OnLapse::RunAgain => Self::TakeOver,
-        }
-    }
-}
-
 /// What the server said to a claim.
 enum Reply {
     /// In words that need no interpretation.
@@ -48,16 +30,11 @@ impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    pub(super) async fn claim(
-        &self,
-        begin: &ClaimRequest,
-        lapsed: Lapsed,
-    ) -> Result<(ClaimOutcome, Acknowledged), StoreError> {
+    pub(super) async fn claim(&self, begin: &ClaimRequest) -> Result<(ClaimOutcome, Acknowledged), StoreError> {
         let key = self.key(&begin.slot);
         for round in 0..ROUNDS {
             let asked = Asked {
                 begin,
-                lapsed,
                 key: &key,
                 by_script: round > 0 || claim::time_to_live(begin) == 0,
             };
@@ -99,7 +76,6 @@ where
 
 struct Asked<'a> {
     begin: &'a ClaimRequest,
-    lapsed: Lapsed,
     key: &'a str,
     by_script: bool,
 }
@@ -177,10 +153,10 @@ impl Asked<'_> {
         C: ConnectionLike + Clone + Send + Sync + 'static,
     {
         let begin = self.begin;
-        let lapsed: &[u8] = match self.lapsed {
-            Lapsed::TakeOver => b"0",
-            Lapsed::Refuse => b"1",
-            Lapsed::TakeOverEnded => b"2",
+        let lapsed: &[u8] = match begin.on_lapse {
+            _ if begin.is_to_settle => b"2",
+            OnLapse::RunAgain => b"0",
+            OnLapse::Refuse => b"1",
         };
         let request = &Request::Script(Call {
             script: &scripts::BEGIN,

@@ -1,18 +1,13 @@
 //! Looking into the server.
 
-use std::time::Duration;
-
-use bytes::Bytes;
-use http::Response;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, FromRedisValue, Value, from_redis_value};
 
-use super::begin::Lapsed;
 use super::failure::{Op, error, failed, unexpected};
 use super::link::Question;
 use super::{RedisStore, answer, scripts};
 use crate::request::Slot;
-use crate::store::{Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Phase, Record, ScopeTag, Store};
+use crate::store::{Census, Entry, Inspect, ScopeTag};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How many keys the server looks at in one step, during which it serves nobody else.
@@ -39,22 +34,6 @@ where
         command.arg(self.key(slot));
         let removed: u64 = self.inquire(Op::Forget, &command).await?;
         Ok(removed > 0)
-    }
-
-    /// Also settles an operation that is done and for whose record the server had no room.
-    async fn settle(&self, slot: &Slot, answer: &Response<Bytes>, ttl: Duration) -> Result<bool, StoreError> {
-        let lapsed = match self.look_up(slot).await? {
-            Some(entry) if matches!(entry.phase, Phase::Running { lease_left, .. } if lease_left.is_zero()) => entry,
-            _ => return Ok(false),
-        };
-        let claim = ClaimRequest::new(*slot, lapsed.fingerprint)
-            .with_lease(Duration::from_secs(60))
-            .with_ttl(ttl);
-        let (ClaimOutcome::Started { .. }, _) = self.claim(&claim, Lapsed::TakeOverEnded).await? else {
-            return Ok(false);
-        };
-        let record = Record::of_response(lapsed.fingerprint, answer);
-        Ok(self.complete(slot, claim.token, &record, ttl).await? == Held::Yes)
     }
 
     async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {

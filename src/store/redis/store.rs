@@ -25,7 +25,7 @@ where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
-        match self.claim(begin, begin.on_lapse.into()).await? {
+        match self.claim(begin).await? {
             (ClaimOutcome::Started { attempt }, Acknowledged::TooFew(cause)) => {
                 Err(self.give_back(begin, attempt, cause).await)
             }

@@ -118,6 +118,43 @@ async fn an_operation_whose_record_has_no_room_can_be_settled_and_forgotten() {
     assert_eq!(store.begin(&claim(2)).await.unwrap(), STARTED);
 }
 
+#[cfg(all(feature = "sealed", feature = "tiered"))]
+#[tokio::test]
+async fn an_operation_whose_record_has_no_room_can_be_settled_through_stores_that_wrap_others() {
+    use std::sync::Arc;
+    use tower_idempotency::store::{DynStore, KeyRing, Sealed, Tiered};
+
+    async fn check(store: impl Inspect, n: u64, raw: &mut MultiplexedConnection) {
+        let begin = claim(n);
+        store.begin(&begin).await.unwrap();
+        is_full(raw, true).await;
+        let answer = store.complete(&slot(n), begin.token, &long(LONG), HOUR).await;
+        assert_fails(answer, StoreErrorKind::Full, "maxmemory");
+        is_full(raw, false).await;
+        assert_eq!(
+            store.begin(&claim(n)).await.unwrap(),
+            ClaimOutcome::OutcomeUnknown,
+            "of {n}"
+        );
+        let answer = Response::new(Bytes::from_static(b"charged"));
+        assert!(store.settle(&slot(n), &answer, HOUR).await.unwrap(), "of {n}");
+        assert_eq!(
+            store.begin(&claim(n)).await.unwrap(),
+            ClaimOutcome::Done(record(b"charged")),
+            "of {n}"
+        );
+    }
+
+    let Some(server) = Redis::start() else { return };
+    let (store, mut raw) = (store(&server).await, raw(&server.url()).await);
+    let sealed = Sealed::new(store.clone(), KeyRing::new([1; 32])).unwrap();
+    check(Arc::new(store.clone()), 1, &mut raw).await;
+    check(Tiered::new(store.clone()), 2, &mut raw).await;
+    check(sealed.clone(), 3, &mut raw).await;
+    check(DynStore::new(store), 4, &mut raw).await;
+    check(Tiered::new(Arc::new(sealed)), 5, &mut raw).await;
+}
+
 #[tokio::test]
 async fn contract_6_4_what_a_full_server_could_not_store_does_not_run_again_after_settle_within() {
     let Some(server) = Redis::start() else { return };
