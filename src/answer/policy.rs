@@ -5,12 +5,13 @@ use std::future::Future;
 use std::sync::Arc;
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::judge::{Judge, WholeResponse};
 use super::reconcile::{Lapsed, Reconciled, Reconciler};
 use super::verdict::{Fate, Verdict};
 use crate::error::BoxError;
+use crate::request::lines::lines;
 use crate::store::OnLapse;
 
 const STREAMS: [&str; 5] = [
@@ -259,7 +260,7 @@ impl Policy {
 
     /// Whether the response is a stream by its media type.
     pub(crate) fn is_stream(&self, headers: &HeaderMap) -> bool {
-        let Some(value) = headers.get(CONTENT_TYPE).map(|value| value.as_bytes()) else {
+        let Some(value) = lines(headers, &CONTENT_TYPE).next().map(HeaderValue::as_bytes) else {
             return false;
         };
         self.streams.iter().any(|stream| {

@@ -3,6 +3,8 @@
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
+use super::lines::lines;
+
 /// Whether the body's bytes are not the content itself (RFC 9110, section 8.4).
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     let is_coding = |coding: &[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
@@ -15,7 +17,7 @@ pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
 
 /// The `Content-Type`, with its parameters. `None` if there is none, or more than one.
 pub(crate) fn content_type(headers: &HeaderMap) -> Option<&str> {
-    let mut lines = headers.get_all(CONTENT_TYPE).iter();
+    let mut lines = lines(headers, &CONTENT_TYPE);
     let line = lines.next()?;
     match lines.next() {
         None => line.to_str().ok(),

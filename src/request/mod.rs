@@ -9,6 +9,7 @@ pub(crate) mod idempotency_key;
 pub(crate) mod integrity;
 pub(crate) mod json;
 pub(crate) mod key;
+pub(crate) mod lines;
 pub(crate) mod scope;
 pub(crate) mod slot;
 mod target;

@@ -73,7 +73,7 @@ impl<St: Store> Claim<St> {
         self.settled = true;
         // A reconciler may have begun to work.
         if let Err(error) = self.roll_back().await {
-            self.seal_broken(&error).await;
+            Box::pin(self.seal_broken(error)).await;
             return;
         }
         if let Err(error) = apply(&self.guard, &self.slot, self.token, &settlement).await {
@@ -112,14 +112,19 @@ impl<St: Store> Claim<St> {
 
     /// Undoes what the handler did in the transaction. An error: the handler had committed it.
     async fn roll_back(&mut self) -> Result<(), StoreError> {
-        if let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) {
+        let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) else {
+            return Ok(());
+        };
+        let within_time = self.guard.config.store_timeout;
+        // Boxed, as the commit is.
+        Box::pin(async move {
             // In time or not: dropped, it is rolled back as well.
-            let rolled_back = within(self.guard.config.store_timeout, pin!(unit.roll_back())).await;
-            if let Ok(RollBack::Broken(error)) = rolled_back {
-                return Err(error);
+            match within(within_time, pin!(unit.roll_back())).await {
+                Ok(RollBack::Broken(error)) => Err(error),
+                _ => Ok(()),
             }
-        }
-        Ok(())
+        })
+        .await
     }
 
     pub(super) fn is_being_settled(&self) {
@@ -142,7 +147,7 @@ impl<St: Store> Claim<St> {
     pub(crate) fn settle_detached(mut self, settlement: Settlement, home: Option<&Handle>) {
         let guard = Arc::clone(&self.guard);
         let mut settled = Box::pin(async move {
-            self.settle(settlement).await;
+            self.settle(&settlement).await;
         });
         if !St::IN_PROCESS || at_once(settled.as_mut()).is_pending() {
             guard.adopt(home, settled);
@@ -178,31 +183,31 @@ impl<St: Store> Claim<St> {
     /// Ends the claim; what the handler did in the transaction is rolled back. If the store fails
     /// it is tried again in the background, within `settle_within`; meanwhile the lease keeps a
     /// retry from running.
-    pub(crate) async fn settle(&mut self, settlement: Settlement) -> Settled {
+    pub(crate) async fn settle(&mut self, settlement: &Settlement) -> Settled {
         self.is_being_settled();
-        match self.roll_back().await {
-            Ok(()) => self.store(settlement).await,
-            Err(error) => self.seal_broken(&error).await,
+        if let Err(error) = self.roll_back().await {
+            return Box::pin(self.seal_broken(error)).await;
         }
+        self.store(settlement).await
     }
 
     /// Seals the key of an operation whose handler ended the transaction by itself: what is there of
     /// the effect is not known, and a retry might add to it.
-    pub(super) async fn seal_broken(&mut self, error: &StoreError) -> Settled {
+    pub(super) async fn seal_broken(&mut self, error: StoreError) -> Settled {
         tracing::error!(
             target: "tower_idempotency",
             slot = %self.slot,
-            error = error as &(dyn std::error::Error + 'static),
+            error = &error as &(dyn std::error::Error + 'static),
             "a handler ended the operation's transaction; the outcome is unknown, and the key is sealed"
         );
         let (settlement, _) = self.settlement_of(Fate::Seal, Record::outcome_unknown);
-        self.store(settlement).await;
+        self.store(&settlement).await;
         Settled::Undone(Undone::Broken)
     }
 
     /// Ends the claim in the store, and nothing else.
-    async fn store(&mut self, settlement: Settlement) -> Settled {
-        let applied = apply(&self.guard, &self.slot, self.token, &settlement).await;
+    async fn store(&mut self, settlement: &Settlement) -> Settled {
+        let applied = apply(&self.guard, &self.slot, self.token, settlement).await;
         self.settled = true;
         match applied {
             Ok(Held::Yes) => Settled::Yes,
@@ -217,7 +222,7 @@ impl<St: Store> Claim<St> {
                     "the outcome could not be stored; trying again in the background",
                 );
                 let claim = self.hand_on();
-                self.guard.adopt(None, settle_later(claim, settlement));
+                self.guard.adopt(None, settle_later(claim, settlement.clone()));
                 Settled::Later
             }
         }

@@ -11,26 +11,27 @@ use super::store_call::{Watch, bounded, warn_of, within};
 use crate::store::{Commit, Record, Store, StoreError, StoreErrorKind, UnitOfWork};
 
 impl<St: Store> Claim<St> {
-    /// Ends the claim of an operation that succeeded. In atomic mode, and if the handler worked in the
-    /// transaction, effect and record are committed together.
-    pub(crate) async fn succeed(&mut self, settlement: Settlement) -> Settled {
-        if let Settlement::Complete { record, ttl } = settlement {
-            if self.has_begun_work()
-                && let Some(unit) = self.unit.take()
-            {
+    /// Ends the claim. In atomic mode, if the operation succeeded and the handler worked in the transaction,
+    /// effect and record are committed together.
+    pub(crate) async fn end(&mut self, settlement: &Settlement, has_succeeded: bool) -> Settled {
+        match settlement {
+            Settlement::Complete { record, ttl } if has_succeeded && self.has_begun_work() => {
                 // Boxed, so that a commit takes no space in the futures of requests that need none.
-                return Box::pin(self.commit(unit, record, ttl)).await;
+                Box::pin(self.commit(record, *ttl)).await
             }
-            return self.settle(Settlement::Complete { record, ttl }).await;
+            settlement => self.settle(settlement).await,
         }
-        self.settle(settlement).await
     }
 
-    async fn commit(&mut self, unit: Box<dyn UnitOfWork>, record: Record, ttl: Duration) -> Settled {
+    async fn commit(&mut self, record: &Record, ttl: Duration) -> Settled {
+        let Some(unit) = self.unit.take() else {
+            let record = record.clone();
+            return self.settle(&Settlement::Complete { record, ttl }).await;
+        };
         self.is_being_settled();
         let store_timeout = self.guard.config.store_timeout;
         let watch = Watch::start("commit");
-        let committed = within(store_timeout, pin!(unit.commit(&record, ttl))).await;
+        let committed = within(store_timeout, pin!(unit.commit(record, ttl))).await;
         let committed = committed.unwrap_or_else(|elapsed| {
             let message = format!("the store did not answer `commit` within {store_timeout:?}");
             Commit::Unknown(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
@@ -49,10 +50,10 @@ impl<St: Store> Claim<St> {
                     &self.slot,
                     "the operation could not be committed and is rolled back",
                 );
-                self.settle(Settlement::Release).await;
+                self.settle(&Settlement::Release).await;
                 return Settled::Undone(Undone::Failed);
             }
-            Commit::Broken(error) => return self.seal_broken(&error).await,
+            Commit::Broken(error) => return self.seal_broken(error).await,
             Commit::Unknown(error) => error,
         };
         warn_of(
@@ -64,7 +65,7 @@ impl<St: Store> Claim<St> {
         match known {
             Ok(true) => self.is_committed(&*unit),
             Ok(false) => {
-                self.settle(Settlement::Release).await;
+                self.settle(&Settlement::Release).await;
                 Settled::Undone(Undone::Failed)
             }
             Err(error) => {

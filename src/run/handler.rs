@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use tower::Service;
 use tower::util::Oneshot;
@@ -55,7 +55,7 @@ where
         unit.offer(&mut exchange.parts.extensions);
     }
     let asked = Asked {
-        method: exchange.parts.method.clone(),
+        is_head: exchange.parts.method == Method::HEAD,
         head,
     };
     async move {
@@ -81,26 +81,24 @@ where
             }
         }
         let policy = &claim.guard.config.policy;
-        match call(exchange, body, &claim.guard.config, cancelled.as_ref()).await {
-            Ended::Returned(Ok((verdict, response))) => {
-                Some(Ok(keep(&mut claim, asked, verdict, response, cancelled).await))
-            }
-            Ended::Returned(Err(error)) => {
-                let fate = policy.on_error;
+        // The response is kept after this: what is matched on takes space as long as an arm is awaited.
+        let (verdict, response) = match call(exchange, body, &claim.guard.config, cancelled.as_ref()).await {
+            Ended::Returned(Ok(judged)) => judged,
+            ended => {
+                let fate = match ended {
+                    Ended::Returned(_) => policy.on_error,
+                    Ended::Panicked(_) => policy.on_panic,
+                    Ended::Cancelled => claim.guard.config.cancel_on_disconnect.unwrap_or(Fate::Release),
+                };
                 end_without_response(&mut claim, fate).await;
-                Some(Err(error))
+                return match ended {
+                    Ended::Returned(result) => result.err().map(Err),
+                    Ended::Panicked(panic) => resume_unwind(panic),
+                    Ended::Cancelled => None,
+                };
             }
-            Ended::Panicked(panic) => {
-                let fate = policy.on_panic;
-                end_without_response(&mut claim, fate).await;
-                resume_unwind(panic)
-            }
-            Ended::Cancelled => {
-                let fate = claim.guard.config.cancel_on_disconnect.unwrap_or(Fate::Release);
-                end_without_response(&mut claim, fate).await;
-                None
-            }
-        }
+        };
+        Some(Ok(keep(&mut claim, asked, verdict, response, cancelled).await))
     }
 }
 
@@ -145,7 +143,7 @@ where
 /// Settles the claim of a handler that gave no response.
 async fn end_without_response<St: Store>(claim: &mut Claim<St>, fate: Fate) {
     let (settlement, outcome) = claim.settlement_of(fate, Record::outcome_unknown);
-    let outcome = match claim.settle(settlement).await {
+    let outcome = match claim.settle(&settlement).await {
         Settled::Undone(Undone::Broken) => Outcome::Sealed,
         _ => outcome,
     };

@@ -5,7 +5,7 @@ use std::panic::resume_unwind;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, response};
+use http::{HeaderMap, Request, Response, response};
 use http_body::Body;
 
 use super::claim::Claim;
@@ -21,7 +21,7 @@ use crate::store::Store;
 
 /// What is known of the request when its response comes.
 pub(crate) struct Asked {
-    pub(crate) method: Method,
+    pub(crate) is_head: bool,
     /// In atomic mode, or if the body is streamed: what a problem is rendered from, if it takes the place of the
     /// answer.
     pub(crate) head: Option<Box<Parts>>,
@@ -60,78 +60,69 @@ where
     // A handler may have copied it from its own upstream; this response is none of a replay.
     remove_marker(&mut head.headers, &claim.guard.config);
     async move {
-        let mut read = read_to_keep(claim, &asked.method, verdict, &mut head, body, cancelled.as_ref()).await;
-        if let Some(upload) = claim.upload.clone() {
-            // Boxed, so that uploads take no space in the futures of other requests.
-            let ended = Box::pin(end_upload(claim, &*upload, &head, &mut read, cancelled.as_ref())).await;
-            if let Err(problem) = ended {
-                let settlement = match read {
-                    Read::Settle {
-                        settlement: Settlement::Lapse,
-                        ..
-                    } => Settlement::Lapse,
-                    _ => Settlement::Release,
-                };
-                claim.settle(settlement).await;
-                upload.abandon();
-                return refuse_instead(claim, &problem, asked.head);
-            }
-            if matches!(read, Read::Settle { .. }) {
-                claim.upload = None;
-            }
-        }
-        let tally = |claim: &Claim<St>, outcome| {
+        let tally = |claim: &Claim<St>, outcome, status| {
             let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
-            claim.guard.tally.report(outcome, slot, attempt, Some(head.status));
+            claim.guard.tally.report(outcome, slot, attempt, Some(status));
         };
-        let (settlement, outcome, body, panicked) = match read {
-            Read::Settle {
-                settlement,
-                outcome,
-                body,
-                panicked,
-            } => (settlement, outcome, body, panicked),
-            Read::Stream { read, rest, ttl, .. } if claim.has_begun_work() => {
-                // A transaction cannot wait for a stream: it is committed with the tombstone now.
-                let (settlement, outcome) = claim.settlement_of(Fate::Seal, not_retained(&head));
-                (
-                    settlement.kept_for(ttl),
-                    outcome,
-                    ResponseBody::overflowed(read, rest),
-                    None,
-                )
+        // A scope of its own: what something is moved out of takes space to the end of its scope.
+        let (settlement, outcome, body, panicked) = {
+            let mut read = read_to_keep(claim, asked.is_head, verdict, &mut head, body, cancelled.as_ref()).await;
+            if let Some(upload) = claim.upload.clone() {
+                // Boxed, so that uploads take no space in the futures of other requests.
+                let ended = Box::pin(end_or_abandon(claim, &*upload, &head, &mut read, cancelled.as_ref())).await;
+                if let Err(problem) = ended {
+                    return refuse_instead(claim, &problem, asked.head);
+                }
+                if matches!(read, Read::Settle { .. }) {
+                    claim.upload = None;
+                }
             }
-            Read::Stream {
-                read,
-                rest,
-                ttl,
-                by_trailers,
-            } => {
-                tally(claim, Outcome::Sealed);
-                let at_end = AtEnd {
-                    done: not_retained(&head)(claim.fingerprint),
+            match read {
+                Read::Settle {
+                    settlement,
+                    outcome,
+                    body,
+                    panicked,
+                } => (settlement, outcome, body, panicked),
+                Read::Stream { read, rest, ttl, .. } if claim.has_begun_work() => {
+                    // A transaction cannot wait for a stream: it is committed with the tombstone now.
+                    let (settlement, outcome) = claim.settlement_of(Fate::Seal, not_retained(&head));
+                    (
+                        settlement.kept_for(ttl),
+                        outcome,
+                        ResponseBody::overflowed(read, rest),
+                        None,
+                    )
+                }
+                Read::Stream {
+                    read,
+                    rest,
                     ttl,
-                    head: by_trailers.then(|| Box::new((head.status, head.headers.clone()))),
-                };
-                let body = held_by_stream(claim.hand_on(), at_end, read, rest);
-                head.extensions.insert(Outcome::Sealed);
-                return Response::from_parts(head, body);
+                    by_trailers,
+                } => {
+                    tally(claim, Outcome::Sealed, head.status);
+                    let at_end = AtEnd {
+                        done: not_retained(&head)(claim.fingerprint),
+                        ttl,
+                        head: by_trailers.then(|| Box::new((head.status, head.headers.clone()))),
+                    };
+                    let body = held_by_stream(claim.hand_on(), at_end, read, rest);
+                    head.extensions.insert(Outcome::Sealed);
+                    return Response::from_parts(head, body);
+                }
             }
         };
         // A failure has no effect to commit, whether its answer is stored or not. A sealed refusal is one
         // that the application calls done.
         let stored = outcome == Outcome::Executed;
-        let settled = if head.status.is_server_error() || stored && head.status.is_client_error() {
-            claim.settle(settlement).await
-        } else {
-            claim.succeed(settlement).await
-        };
+        let has_failed = head.status.is_server_error() || stored && head.status.is_client_error();
+        let settled = claim.end(&settlement, !has_failed).await;
         let outcome = match settled {
             Settled::Yes | Settled::Later => outcome,
             Settled::Lost => Outcome::Released,
             Settled::Undone(why) => return refuse_instead(claim, &problem_of(why), asked.head),
         };
-        tally(claim, outcome);
+        tally(claim, outcome, head.status);
         if let Some(panic) = panicked {
             resume_unwind(panic);
         }
@@ -145,6 +136,33 @@ pub(crate) fn remove_marker(headers: &mut HeaderMap, config: &Config) {
     if headers.keys().any(|name| *name == config.replay_header) {
         headers.remove(&config.replay_header);
     }
+}
+
+/// Lets a streamed body end. If it fails, the claim is released or reopened.
+async fn end_or_abandon<RB, St>(
+    claim: &mut Claim<St>,
+    upload: &dyn Upload,
+    head: &response::Parts,
+    read: &mut Read<RB>,
+    cancelled: Option<&Disconnected>,
+) -> Result<(), Problem>
+where
+    RB: Body<Data = Bytes>,
+    St: Store,
+{
+    let ended = end_upload(claim, upload, head, read, cancelled).await;
+    if ended.is_err() {
+        let settlement = match read {
+            Read::Settle {
+                settlement: Settlement::Lapse,
+                ..
+            } => Settlement::Lapse,
+            _ => Settlement::Release,
+        };
+        claim.settle(&settlement).await;
+        upload.abandon();
+    }
+    ended
 }
 
 /// Lets a streamed body end, and changes what is kept accordingly. If it fails, nothing is to be kept: the

@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, response};
+use http::{HeaderValue, response};
 use http_body::Body;
 
 use super::claim::Claim;
@@ -51,7 +51,7 @@ pub(crate) fn not_retained(head: &response::Parts) -> impl FnOnce(Fingerprint) -
 /// Reads a response's body as far as it is to be kept.
 pub(crate) async fn read_to_keep<RB, St>(
     claim: &Claim<St>,
-    method: &Method,
+    is_head: bool,
     verdict: Option<Verdict>,
     head: &mut response::Parts,
     body: RB,
@@ -182,7 +182,7 @@ where
     let skip = config.skips(&head.headers, trailers.is_some());
     let (print, status, headers) = (claim.fingerprint, head.status, &head.headers);
     // What `HEAD` declares is the length of a body that is not there (RFC 9110, section 8.6).
-    let record = if *method == Method::HEAD && data.is_empty() {
+    let record = if is_head && data.is_empty() {
         Record::of_head(print, status, headers, skip)
     } else {
         Record::response(print, status, headers, skip, &data, trailers.as_deref())

@@ -66,7 +66,7 @@ where
     let record = Record::response(claim.fingerprint, head.status, &head.headers, skip, &body, None);
     let ttl = config.ttl;
     let kept = record.clone();
-    claim.settle(Settlement::Complete { record: kept, ttl }).await;
+    claim.settle(&Settlement::Complete { record: kept, ttl }).await;
     Some(
         exchange
             .answer(ClaimOutcome::Done(record))

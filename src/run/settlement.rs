@@ -9,6 +9,7 @@ use crate::request::Slot;
 use crate::store::{Held, Record, Store, StoreError, Token};
 
 /// How a claim ends.
+#[derive(Clone)]
 pub(crate) enum Settlement {
     Complete {
         record: Record,

@@ -14,11 +14,20 @@ use crate::store::{StoreError, StoreErrorKind};
 ///
 /// Here and below, futures are passed pinned in place: passed by value they would have two places in
 /// the future of the whole request, which is allocated and moved.
-pub(crate) async fn within<F: Future>(limit: Duration, mut work: Pin<&mut F>) -> Result<F::Output, Elapsed> {
-    match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
-        Poll::Ready(output) => Ok(output),
-        // Boxed, so that the timer takes no space in the futures of work that needs none.
-        Poll::Pending => Box::pin(tokio::time::timeout(limit, work)).await,
+#[allow(
+    clippy::manual_async_fn,
+    reason = "the arguments of an `async fn` take their space twice"
+)]
+pub(crate) fn within<F: Future>(
+    limit: Duration,
+    mut work: Pin<&mut F>,
+) -> impl Future<Output = Result<F::Output, Elapsed>> {
+    async move {
+        match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            Poll::Ready(output) => Ok(output),
+            // Boxed, so that the timer takes no space in the futures of work that needs none.
+            Poll::Pending => Box::pin(tokio::time::timeout(limit, work)).await,
+        }
     }
 }
 
@@ -28,18 +37,24 @@ pub(crate) fn at_once<F: Future>(future: F) -> Poll<F::Output> {
 }
 
 /// The answer of a store call that may take at most `limit`.
-pub(crate) async fn bounded<T>(
+#[allow(
+    clippy::manual_async_fn,
+    reason = "the arguments of an `async fn` take their space twice"
+)]
+pub(crate) fn bounded<T>(
     operation: &'static str,
     limit: Duration,
     call: Pin<&mut impl Future<Output = Result<T, StoreError>>>,
-) -> Result<T, StoreError> {
-    let watch = Watch::start(operation);
-    let answer = within(limit, call).await.unwrap_or_else(|elapsed| {
-        let message = format!("the store did not answer `{operation}` within {limit:?}");
-        Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
-    });
-    watch.stop(answer.is_ok());
-    answer
+) -> impl Future<Output = Result<T, StoreError>> {
+    async move {
+        let watch = Watch::start(operation);
+        let answer = within(limit, call).await.unwrap_or_else(|elapsed| {
+            let message = format!("the store did not answer `{operation}` within {limit:?}");
+            Err(StoreError::new(StoreErrorKind::Timeout, message).with_source(elapsed))
+        });
+        watch.stop(answer.is_ok());
+        answer
+    }
 }
 
 /// Measures the latency of a store call, with the feature `metrics`.

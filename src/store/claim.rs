@@ -86,6 +86,10 @@ pub struct ClaimRequest {
     pub on_lapse: OnLapse,
     /// The operation will not run: a person says how it ended. So the claim also takes over one whose
     /// operation is known to be done.
+    #[cfg_attr(
+        not(feature = "redis"),
+        allow(dead_code, reason = "only Redis knows such claims: its memory may be full")
+    )]
     pub(crate) is_to_settle: bool,
 }
 

@@ -11,6 +11,7 @@ use super::text::{InvalidKey, KeyFormat, check_length, check_text, is_placeholde
 use crate::error::ConfigError;
 use crate::request::content::is_encoded;
 use crate::request::json::Pointer;
+use crate::request::lines::lines;
 
 /// The source with the rules that its keys obey.
 #[derive(Debug, Clone)]
@@ -44,7 +45,7 @@ impl KeyRules {
             return Ok(None);
         };
         for name in names {
-            let mut lines = headers.get_all(name).iter();
+            let mut lines = lines(headers, name);
             let Some(line) = lines.next() else { continue };
             if lines.next().is_some() {
                 return Err(InvalidKey::new(
@@ -130,9 +131,8 @@ impl KeyRules {
                 "the key must be a quoted structured-field String (RFC 9651, section 3.3.3), as in \"8e03978e-40d5-43dd-bc93-6894a57f9324\"",
             ));
         }
-        let plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b',' | b'"');
-        match line.to_str() {
-            Ok(text) if bytes.iter().all(plain) => self.check(Cow::Borrowed(text)),
+        match std::str::from_utf8(bytes) {
+            Ok(text) if is_bare(bytes) => self.check(Cow::Borrowed(text)),
             _ if bytes.contains(&b',') => Err(InvalidKey::new(
                 "a bare key must not contain a comma; send one key, or quote it",
             )),
@@ -164,6 +164,14 @@ impl KeyRules {
             )),
         }
     }
+}
+
+/// Whether a key of these bytes needs no quotes.
+fn is_bare(bytes: &[u8]) -> bool {
+    // Each byte is looked at, so that the compiler looks at many at once.
+    bytes.iter().fold(true, |all, byte| {
+        all & byte.is_ascii_graphic() & (*byte != b',') & (*byte != b'"')
+    })
 }
 
 fn refuse_placeholder(key: &str) -> Result<(), InvalidKey> {

@@ -10,6 +10,7 @@ use super::digest::{CLOSURE, ENDPOINT, EXTENSION, HEADER, SHARED, ScopeDigest};
 use super::source::Source;
 use crate::error::BoxError;
 use crate::request::authorization;
+use crate::request::lines::lines;
 use crate::request::target::original_uri;
 
 /// A sign that the scope does not separate callers, or does not recognise a caller again.
@@ -36,7 +37,7 @@ impl Source {
         match self {
             Self::Header(Err(error)) => return Err(ScopeUnavailable(error.clone().into())),
             Self::Header(Ok(name)) => {
-                let mut lines = parts.headers.get_all(name).iter().peekable();
+                let mut lines = lines(&parts.headers, name).peekable();
                 if *name == header::AUTHORIZATION {
                     match lines.peek() {
                         Some(line) => doubts.changing_scheme = authorization::changing_scheme(line.as_bytes()),
