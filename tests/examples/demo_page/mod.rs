@@ -5,7 +5,13 @@ mod page;
 mod server;
 mod webdriver;
 
+use std::fs;
+use std::path::PathBuf;
+
 use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::support::directory::Directory;
 
 use self::browser::Browser;
 use self::page::Page;
@@ -91,6 +97,72 @@ async fn a_person_can_cut_what_is_in_flight() {
             .await;
         assert_eq!(page.attempts("").await, 2);
         page.bill_is_the_servers(server, "acme", 1).await;
+    })
+    .await;
+}
+
+/// `FormData` has another boundary with each attempt.
+#[tokio::test]
+async fn contract_8_5_an_upload_that_was_cut_is_stored_once_by_its_retry() {
+    let directory = Directory::new();
+    let path = directory.path("");
+    let files = |folder: &str| -> Vec<PathBuf> {
+        let Ok(folder) = fs::read_dir(path.join(folder)) else {
+            return Vec::new();
+        };
+        folder.map(|entry| entry.unwrap().path()).collect()
+    };
+    on_the_page(&["--data-dir", path.to_str().unwrap()], async |page, server| {
+        assert!(page.is_disabled("#upload").await, "there is no session");
+        page.click("#verify").await;
+        page.has("it ran", 1, "[data-outcome=executed]").await;
+        let session = page.sessions().await.pop_first().unwrap();
+        page.click("#upload").await;
+        page.has("the connection is cut", 1, "[data-key=B][data-outcome=cut]")
+            .await;
+        page.until("the server keeps nothing of it", async || files("incoming").is_empty())
+            .await;
+        assert_eq!(files("documents").len(), 0);
+        page.bill_is_the_servers(server, "acme", 1).await;
+
+        page.click("#retry").await;
+        page.has(
+            "the retry ran",
+            1,
+            "[data-key=B][data-outcome=executed][data-status='201']",
+        )
+        .await;
+        page.click("#retry").await;
+        page.has("a further one is replayed", 1, "[data-key=B][data-outcome=replayed]")
+            .await;
+        page.settled().await;
+        page.click("#other-body").await;
+        page.has(
+            "another form is refused",
+            1,
+            "[data-outcome=refused][data-status='422']",
+        )
+        .await;
+        page.bill_is_the_servers(server, "acme", 2).await;
+        assert_eq!(page.text("#bill-total").await, "$1.70");
+
+        let documents = server.documents("acme", &session).await;
+        let [document] = &documents[..] else {
+            panic!("{documents:?}")
+        };
+        page.until("the file has its place", async || {
+            files("documents").len() == 1 && files("incoming").is_empty()
+        })
+        .await;
+        let content = fs::read(&files("documents")[0]).unwrap();
+        let digest: String = Sha256::digest(&content)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(document["sha256"], digest);
+        assert_eq!(document["bytes"], 12 * 1024 * 1024);
+        assert_eq!(content.len(), 12 * 1024 * 1024);
+        assert_eq!(document["file_name"], "passport.jpg");
     })
     .await;
 }

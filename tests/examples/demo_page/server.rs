@@ -1,7 +1,9 @@
 //! The example server that the page is of, which a test can kill and start again where it was.
 
 use crate::examples::identity_verification::process;
-use crate::examples::identity_verification::request::{BILLING, Call};
+use serde_json::Value;
+
+use crate::examples::identity_verification::request::{BILLING, Call, SESSIONS};
 
 use crate::support::servers::process::free_port;
 
@@ -45,5 +47,12 @@ impl Server {
             .iter()
             .map(|charge| charge["reference"].as_str().unwrap().to_owned());
         (references.collect(), bill["total_cents"].as_u64().unwrap())
+    }
+
+    /// The documents of a session.
+    pub(crate) async fn documents(&self, account: &str, session: &str) -> Vec<Value> {
+        let call = Call::get(&format!("{SESSIONS}/{session}/documents")).from(&format!("sk_test_{account}"));
+        let list = self.running.as_ref().unwrap().send(&call).await.expect(200).json();
+        list["documents"].as_array().unwrap().clone()
     }
 }
