@@ -68,8 +68,9 @@ pub use own::TransactionOrOwn;
 /// setting on a connection of others; PgBouncer's `server_reset_query_always` prevents that.
 ///
 /// **SQLite.** It is `BEGIN IMMEDIATE`. Because there is one writer, every other write waits while it
-/// is open. It takes the place of a commit hook and a roll-back hook that the application has set
-/// on the connection.
+/// is open. [`begin`](Self::begin) waits for its turn for up to the pool's `acquire_timeout`. The
+/// transaction takes the place of a commit hook and a roll-back hook that the application has set on the
+/// connection.
 pub struct Transaction<DB: AtomicDatabase>(Arc<Joint<DB>>);
 
 impl<DB: AtomicDatabase> Clone for Transaction<DB> {
