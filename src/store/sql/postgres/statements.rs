@@ -180,16 +180,27 @@ SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed WHERE counts)
 /// From here to the commit the row is locked: a client that falls silent is cut off, because its key
 /// would otherwise be stuck for as long as its connection lives.
 ///
-/// Parameters: those of `COMPLETE`, the mark, the mark again, and how long a client may be silent, in
-/// milliseconds, as text.
+/// The role that the handler had set comes back after it, so that what is deferred to the commit runs with it.
+///
+/// Parameters: those of `COMPLETE`, the mark, the mark again, how long a client may be silent, in
+/// milliseconds, as text, and the handler's role twice, or NULL.
 const COMPLETE_IN: [&str; 2] = [
     "WITH completed AS (",
     " AND current_setting('tower_idempotency.open', true) = ? RETURNING true)
 SELECT EXISTS (SELECT FROM completed) AS is_completed,
        coalesce(current_setting('tower_idempotency.open', true) = ?, false) AS is_open,
        set_config('idle_in_transaction_session_timeout', ?, true),
-       set_config('default_transaction_read_only', NULL, false)",
+       set_config('default_transaction_read_only', NULL, false),
+       CASE WHEN ?::text IS NOT NULL THEN set_config('role', ?, true) END",
 ];
+
+/// Takes a role for the rest of a transaction, and answers which one it was if it was another. A statement has
+/// the rights of the role with which it begins, so this cannot be part of [`COMPLETE_IN`].
+///
+/// `$1` role.
+pub(super) const TAKE_ROLE: &str = "\
+SELECT before, set_config('role', $1, true)
+FROM (SELECT current_setting('role') AS before OFFSET 0) AS found WHERE before <> $1";
 
 /// The statements for one table.
 pub(super) struct Statements {
