@@ -15,6 +15,8 @@ mod redis_lines;
 #[path = "../tests/support/servers/redis.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod redis_server;
+#[path = "support/rows.rs"]
+mod rows;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -397,6 +399,17 @@ async fn main() {
         match Redis::start() {
             Some(server) => redis_lines::redis(&server).await,
             None => println!("\nRedis is not installed."),
+        }
+    }
+    // Ten million rows take 15 GB of disk and some minutes, so they are made only if they are asked for.
+    let names = |name: &str| asked.iter().any(|asked| asked == name);
+    if names("sqlite-rows") {
+        rows::sqlite().await;
+    }
+    if names("postgres-rows") {
+        match Postgres::start_durable() {
+            Some(server) => rows::postgres(&server).await,
+            None => println!("\nPostgreSQL is not installed."),
         }
     }
     if runs("postgres") {

@@ -129,6 +129,11 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// How long a response's body may take to be read once the handler has answered. One that takes
     /// longer is a stream: what there is of it goes out, the rest follows live, and it leaves a
     /// tombstone. Default: 30 seconds; for [`grpc`](Self::grpc) 5 seconds. From 1 ms to 24 hours.
+    ///
+    /// In atomic mode the handler's transaction stays open while its response is read, because the record is
+    /// committed with the effect. On PostgreSQL that holds a connection of the pool and the locks of what the
+    /// handler wrote. On SQLite it holds the one writer: replays go on, but first requests wait, and get `503`
+    /// after [`store_timeout`](Self::store_timeout). Set a few seconds there.
     pub fn response_body_within(mut self, duration: Duration) -> Self {
         self.chosen.response_body_within = Some(duration);
         self

@@ -7,7 +7,7 @@
 //! statements: SQLite reads before it claims, and PostgreSQL takes a row over by a separate statement,
 //! which skips a row that a transaction is writing.
 
-#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite is in this process"))]
+#[cfg(feature = "postgres")]
 mod asking;
 mod begin;
 mod claim;

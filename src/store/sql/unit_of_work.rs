@@ -169,6 +169,14 @@ async fn undo_ended<S: AtomicStore>(transaction: Open<S::Db>) -> Commit {
     })
 }
 
+impl<S: AtomicStore> Drop for Unit<S> {
+    /// What waits for the commit waits in vain. It may hold the transaction itself, which would then never be
+    /// dropped.
+    fn drop(&mut self) {
+        drop(self.joint.after_commit());
+    }
+}
+
 impl<S: AtomicStore> UnitOfWork for Unit<S> {
     fn offer(&self, extensions: &mut Extensions) {
         extensions.insert(Transaction::of(Arc::clone(&self.joint)));

@@ -8,6 +8,7 @@ on_both![
     what_follows_a_commit_runs_once_and_after_it,
     what_follows_a_commit_survives_the_client,
     what_follows_a_commit_does_not_run_after_a_roll_back,
+    what_waits_for_a_commit_in_vain_keeps_nothing,
 ];
 
 async fn contract_4_13_an_aborted_operation_has_no_effect_and_its_answer_is_stored<B: Base>(base: B) {
@@ -229,4 +230,35 @@ async fn stores_that_wrap_others_abort_and_follow_as_well() {
     assert_eq!(shop.send("/follow", "k").await.outcome(), "executed");
     drain(&shop.layer).await;
     assert_eq!((base.charges("k").await, ran.get()), (1, 1));
+}
+
+/// What waits holds the transaction, which holds what waits.
+async fn what_waits_for_a_commit_in_vain_keeps_nothing<B: Base>(base: B) {
+    let kept = Arc::new(());
+    for (status, begins) in [(404, true), (200, false), (500, false)] {
+        let held = Arc::clone(&kept);
+        let shop = shop_of::<B, _>(
+            base.store(),
+            |builder| builder,
+            move |transaction, key| {
+                let held = Arc::clone(&held);
+                Box::pin(async move {
+                    if begins {
+                        let mut work = transaction.begin().await.unwrap();
+                        B::charge(&mut work, &key).await.unwrap();
+                    }
+                    let mine = transaction.clone();
+                    transaction.on_commit(async move {
+                        mine.abort();
+                        drop(held);
+                    });
+                    status
+                })
+            },
+        );
+        let key = format!("{status}-{begins}");
+        assert_eq!(shop.send("/vain", &key).await.status, status);
+        drop(shop);
+        eventually("nothing is kept", async || Arc::strong_count(&kept) == 1).await;
+    }
 }

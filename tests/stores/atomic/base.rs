@@ -6,7 +6,7 @@ use tower_idempotency::store::sql::AtomicDatabase;
 
 use super::*;
 use crate::support::directory::Directory;
-use crate::support::servers::postgres::Postgres;
+use crate::support::servers::postgres::{PASSWORD, Postgres};
 use crate::support::servers::proxy::Proxy;
 
 /// How long SQLite waits for a lock; what PostgreSQL waits for takes longer here.
@@ -177,7 +177,15 @@ impl Big {
         }
         let proxy = Proxy::start(server.port()).await;
         let database = url.rsplit_once('/').unwrap().1;
-        let url = server.url_through(proxy.port(), database);
+        // As applications have it: a role that cannot become another one.
+        let role = format!("app_{database}");
+        let create = format!(
+            "CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'; GRANT ALL ON SCHEMA public TO {role};
+             GRANT ALL ON ALL TABLES IN SCHEMA public TO {role};
+             ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO {role}"
+        );
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&direct).await.unwrap();
+        let url = format!("postgres://{role}:{PASSWORD}@127.0.0.1:{}/{database}", proxy.port());
         let store = Self::open(&url, connections).await;
         store.migrate().await.unwrap();
         Some(Self {

@@ -104,6 +104,53 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
     assert_eq!(store.begin(&claim(3).token(2)).await.unwrap(), ClaimOutcome::started(1));
 }
 
+/// The store has one connection here: whoever waits on it for a row holds up everybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_stays_locked_is_waited_for_once_and_then_passed_by() {
+    let Some((server, url)) = database().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let through = server.url_through(proxy.port(), url.rsplit_once('/').unwrap().1);
+    let store = open(&through, 1).await.connections(1).unwrap();
+    let direct = pool(&url, 2).await;
+    for number in 1..=8 {
+        store.begin(&claim(number).token(number)).await.unwrap();
+    }
+    let mut lock = direct.begin().await.unwrap();
+    let locked = sqlx::query("SELECT FROM idempotency_keys FOR UPDATE").execute(&mut *lock);
+    assert_eq!(locked.await.unwrap().rows_affected(), 8);
+    let changes: Vec<_> = (1..=8)
+        .map(|number| {
+            let (store, slot, token) = (store.clone(), claim(number).slot, Token(number));
+            tokio::spawn(async move {
+                match number % 2 {
+                    0 => store.release(&slot, token).await,
+                    _ => store.complete(&slot, token, &record(), HOUR).await,
+                }
+            })
+        })
+        .collect();
+    // More than all of them ask the first time, with what is prepared for it.
+    let all_asked = proxy.round_trips() + 32;
+    eventually("all have asked", async || proxy.round_trips() >= all_asked).await;
+    let asked_again = proxy.round_trips() + 32;
+    eventually("they ask again", async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity \
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&direct).await.unwrap();
+        assert_eq!(waiting, 0, "no connection waits for a row");
+        proxy.round_trips() >= asked_again
+    })
+    .await;
+    assert_eq!(store.begin(&claim(9).token(9)).await.unwrap(), ClaimOutcome::started(1));
+    assert!(changes.iter().all(|change| !change.is_finished()));
+    lock.rollback().await.unwrap();
+    for change in changes {
+        assert_eq!(change.await.unwrap().unwrap(), Held::Yes);
+    }
+    let census = store.count().await.unwrap();
+    assert_eq!((census.done, census.running), (4, 1));
+}
+
 #[tokio::test]
 async fn what_is_in_a_slot_is_told_and_settled() {
     let Some((_, url)) = database().await else { return };

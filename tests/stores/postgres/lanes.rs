@@ -160,6 +160,69 @@ async fn a_handlers_search_path_does_not_lose_its_record() {
     send(&service, post("/", "k", "{}")).await.assert_replay_of(&first);
 }
 
+/// Its role has no right to the table of records. What is deferred to the commit runs with it all the same.
+#[tokio::test]
+async fn a_handlers_role_does_not_lose_its_record() {
+    let Some((_, url)) = database().await else { return };
+    let name = url.rsplit_once('/').unwrap().1;
+    let (member, limited) = (format!("member_{name}"), format!("limited_{name}"));
+    let direct = pool(&url, 1).await;
+    let prepare = format!(
+        "CREATE TABLE charges (id int); CREATE TABLE audit (who text);
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN INSERT INTO audit VALUES (current_user); RETURN NULL; END';
+         CREATE CONSTRAINT TRIGGER noted AFTER INSERT ON charges DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW EXECUTE FUNCTION note();
+         CREATE ROLE {limited}; GRANT INSERT ON charges, audit TO {limited};
+         CREATE ROLE {member} LOGIN PASSWORD '{PASSWORD}'; GRANT CREATE ON SCHEMA public TO {member}"
+    );
+    direct.execute(sqlx::AssertSqlSafe(prepare)).await.unwrap();
+    let as_member = (*direct.connect_options()).clone().username(&member);
+    let store = PostgresStore::new(PgPoolOptions::new().connect_with(as_member).await.unwrap());
+    // The session may not set a role yet when the store looks.
+    store.migrate().await.unwrap();
+    let grant = format!("GRANT {limited} TO {member}");
+    direct.execute(sqlx::AssertSqlSafe(grant)).await.unwrap();
+    let layer = IdempotencyLayer::new(store.clone());
+    let set_role = format!("SET LOCAL ROLE {limited}");
+    let handler = inner(move |request: Request<Body>| {
+        let set_role = set_role.clone();
+        async move {
+            let transaction = request.extensions().get::<Transaction<Db>>().unwrap().clone();
+            let mut work = transaction.begin().await.unwrap();
+            work.execute(sqlx::AssertSqlSafe(set_role)).await.unwrap();
+            work.execute("INSERT INTO charges VALUES (1)").await.unwrap();
+            ok("charged")
+        }
+    });
+    let service = layer.layer(handler.clone());
+    // Roles are looked for as soon as a permission is missing.
+    send(&service, post("/", "k", "{}"))
+        .await
+        .assert_problem(503, "store-unavailable");
+    let first = send(&service, post("/", "k", "{}")).await;
+    assert_eq!((first.status.as_u16(), first.outcome()), (200, "executed"));
+    send(&service, post("/", "k", "{}")).await.assert_replay_of(&first);
+    // Who finds the membership misses nothing.
+    let layer = IdempotencyLayer::new(PostgresStore::new(store.pool().clone()));
+    let service = layer.layer(handler);
+    for key in ["a", "b"] {
+        let first = send(&service, post("/", key, "{}")).await;
+        assert_eq!((first.status.as_u16(), first.outcome()), (200, "executed"));
+        send(&service, post("/", key, "{}")).await.assert_replay_of(&first);
+    }
+    let audit: Vec<String> = sqlx::query_scalar("SELECT who FROM audit")
+        .fetch_all(&direct)
+        .await
+        .unwrap();
+    assert_eq!(audit, [&*limited, &*limited, &*limited]);
+    let current: String = sqlx::query_scalar("SELECT current_user")
+        .fetch_one(store.pool())
+        .await
+        .unwrap();
+    assert_eq!(current, member);
+}
+
 #[tokio::test]
 async fn a_session_that_became_read_only_is_replaced_at_once() {
     let Some((server, url)) = database().await else { return };

@@ -155,3 +155,32 @@ async fn a_connection_is_made_although_no_caller_waits_for_it() {
     })
     .await;
 }
+
+/// A connection falls silent in the middle of being made: in its greeting, or as the store asks first on it.
+/// Its place is given to another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_falls_silent_as_it_is_made_does_not_keep_its_place() {
+    let Some((server, url)) = database().await else { return };
+    open(&url, 1).await;
+    let name = url.rsplit_once('/').unwrap().1;
+    let made: Vec<_> = (1..=5)
+        .map(|request| {
+            let through = |port| server.url_through(port, name);
+            async move {
+                let proxy = Proxy::start(server.port()).await;
+                let options = PgPoolOptions::new();
+                let pool = options.connect_lazy(&through(proxy.port())).unwrap();
+                let store = PostgresStore::new(pool).connections(1).unwrap();
+                proxy.black_hole_after_requests(request);
+                let asking = tokio::spawn(async move { store.begin(&claim(request).token(1)).await });
+                eventually("it is silent", async || proxy.round_trips() >= request).await;
+                proxy.mute_all();
+                proxy.heal().await;
+                let begun = tokio::time::timeout(Duration::from_secs(100), asking).await;
+                let begun = begun.unwrap_or_else(|_| panic!("silent after request {request}"));
+                assert_eq!(begun.unwrap().unwrap(), ClaimOutcome::started(1));
+            }
+        })
+        .collect();
+    futures_util::future::join_all(made).await;
+}

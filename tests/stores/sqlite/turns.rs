@@ -9,7 +9,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::IdempotencyLayer;
 
 use super::*;
-use crate::support::{ScriptedBody, Step, post};
+use crate::support::{Gate, ScriptedBody, Step, post, send, spawn};
 
 /// A database that is never checkpointed, and whose lock is not waited for: whoever meets it fails.
 async fn impatient(directory: &Directory) -> SqliteStore {
@@ -263,4 +263,83 @@ async fn a_body_that_does_not_end_holds_the_writer_no_longer_than_it_is_waited_f
         ClaimOutcome::started(1)
     );
     drop(response);
+}
+
+/// While a body is read, the writer is held: replays go on, and who wants to write gets an answer in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_body_costs_other_first_requests_their_store_timeout_at_most() {
+    let directory = Directory::new();
+    let store = impatient(&directory).await;
+    let layer = IdempotencyLayer::builder(store.clone())
+        .store_timeout(Duration::from_secs(2))
+        .without_circuit_breaker()
+        .response_body_within(PATIENCE)
+        .build()
+        .unwrap();
+    let gate = Gate::default();
+    let slow = gate.clone();
+    let service = layer.layer(service_fn(move |request: Request<Body>| {
+        let slow = slow.clone();
+        async move {
+            if request.uri().path() != "/slow" {
+                return Ok::<_, std::convert::Infallible>(Response::new(ScriptedBody::from("quick")));
+            }
+            let transaction = request.extensions().get::<Transaction<Sqlite>>().unwrap().clone();
+            drop(transaction.begin().await.unwrap());
+            Ok(Response::new(ScriptedBody::new([
+                Step::Data("slow".into()),
+                Step::Stop(slow),
+            ])))
+        }
+    }));
+    // Each connection is made, however long that takes here.
+    let known = eventually("the store is quick enough", async || {
+        let answer = send(&service, post("/quick", "known", "{}")).await;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    let first = spawn(&service, post("/slow", "slow", "{}"));
+    gate.arrival().await;
+    let refused = watched(PATIENCE, send(&service, post("/quick", "new", "{}"))).await;
+    refused.assert_problem(503, "store-unavailable");
+    assert!(refused.header("retry-after").is_some());
+    let replay = watched(PATIENCE, send(&service, post("/quick", "known", "{}"))).await;
+    replay.assert_replay_of(&known);
+    gate.open();
+    let first = watched(PATIENCE, first).await.unwrap();
+    assert_eq!((first.status.as_u16(), first.outcome()), (200, "executed"));
+    let retried = eventually("the retry", async || {
+        let answer = send(&service, post("/quick", "new", "{}")).await;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(retried.outcome(), "executed");
+    send(&service, post("/slow", "slow", "{}"))
+        .await
+        .assert_replay_of(&first);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_waits_too_long_for_its_turn_gets_an_error() {
+    let directory = Directory::new();
+    drop(open(&directory).await);
+    let pool = SqlitePoolOptions::new()
+        .min_connections(2)
+        .max_connections(2)
+        .acquire_timeout(Duration::from_secs(3));
+    let store = SqliteStore::new(pool.connect_with(options(&directory)).await.unwrap());
+    let (first, second) = (
+        Handler::of(&store, &claim(1)).await,
+        Handler::of(&store, &claim(2)).await,
+    );
+    let work = first.begin().await;
+    let error = watched(PATIENCE, second.transaction.begin()).await.unwrap_err();
+    assert!(error.is_transient());
+    let told = error.as_sqlx_error().unwrap().to_string();
+    assert!(told.contains("other writers") && told.contains("3s"), "{told}");
+    drop(work);
+    assert!(matches!(first.commit().await, Commit::Done));
+    // It lost nothing by it.
+    drop(second.begin().await);
+    assert!(matches!(second.commit().await, Commit::Done));
 }

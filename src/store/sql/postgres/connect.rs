@@ -67,8 +67,11 @@ impl Connector {
         }
     }
 
+    /// A connection that is ready within that time, or an error.
     pub(super) async fn connect(&self, within: Duration) -> Result<PgConnection, sqlx::Error> {
-        let made = self.connect_by(within).await;
+        // What is asked first on a new connection may meet with silence too.
+        let made = tokio::time::timeout(within, self.connect_by(within)).await;
+        let made = made.unwrap_or_else(|_| Err(too_slow(within)));
         self.failed.store(made.is_err(), Ordering::Relaxed);
         made
     }

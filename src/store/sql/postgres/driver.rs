@@ -51,7 +51,13 @@ impl Driver for PostgresDriver {
                 Err(error) if is_locked(&error) => Ok(vec![Answer::Locked]),
                 Err(error) => Err(error),
             },
-            jobs => run_together(wire, jobs).await,
+            jobs => match run_together(wire, jobs).await {
+                // The row of one of them is locked. They are asked again together, and skip it.
+                Err(error) if is_locked(&error) && matches!(jobs, [Job::Change(_), ..]) => {
+                    Ok(jobs.iter().map(|_| Answer::Locked).collect())
+                }
+                answers => answers,
+            },
         }
     }
 

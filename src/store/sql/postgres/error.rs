@@ -31,6 +31,11 @@ pub(super) fn is_locked(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "55P03"))
 }
 
+/// Whether the role lacks a permission.
+pub(super) fn is_forbidden(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "42501"))
+}
+
 /// What is to blame for an error of a lane. `unpin` forgets where the table was found, and says whether it
 /// was found.
 pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {

@@ -26,6 +26,8 @@ pub(super) struct Change {
     pub(super) what: What,
     /// It may have happened already.
     pub(super) is_repeated: bool,
+    /// Another transaction had locked the row for long. It is not waited for again.
+    pub(super) skips_lock: bool,
 }
 
 #[derive(Clone)]
@@ -76,10 +78,18 @@ impl Job {
                     })
                 };
                 std::mem::discriminant(&change.what) == std::mem::discriminant(&first.what)
+                    && change.skips_lock == first.skips_lock
                     && others().all(|other| other.slot != change.slot)
                     && others().map(Change::bytes).sum::<usize>() + change.bytes() <= MOST_BYTES
             }
             _ => false,
+        }
+    }
+
+    /// The row was locked for as long as it is waited for.
+    pub(super) fn met_lock(&mut self) {
+        if let Self::Change(change) = self {
+            change.skips_lock = true;
         }
     }
 }
@@ -91,6 +101,7 @@ impl Change {
             token,
             what,
             is_repeated: false,
+            skips_lock: false,
         }
     }
 

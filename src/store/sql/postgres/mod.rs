@@ -35,9 +35,12 @@ use statements::Statements;
 ///
 /// Needs PostgreSQL 12 or later. A claim, a renewal, a record and a release are one statement each,
 /// and so one round trip at most. A replay or a refusal costs one, a first request two. Taking over a claim
-/// that lapsed, or a row that expired and is not swept yet, costs one more. No call waits for another
-/// transaction: a slot whose row another transaction is writing is in flight. Leases and expiry go by the
-/// database's clock.
+/// that lapsed, or a row that expired and is not swept yet, costs one more. A claim does not wait for another
+/// transaction: a slot whose row another transaction is writing is in flight. A record or a release waits for a
+/// locked row on its connection once, for up to 100 ms. That is enough for the sweeper, whose locks last
+/// milliseconds. Then it is asked again with pauses of 10 to 320 ms and passes the lock by, for as long as the
+/// layer tries: `store_timeout`, and `settle_within` in the background. Leases and expiry go by the database's
+/// clock.
 ///
 /// **Connections.** Claims, renewals, records, releases and look-ups have up to two connections of the
 /// store's own ([`connections`](Self::connections)), which are made like those of the pool, when they are

@@ -93,14 +93,14 @@ fn bind_claims<'q>(query: Query<'q>, claims: &Sorted<'_, &ClaimRequest>) -> Quer
 pub(super) async fn change_one(wire: &mut Wire, change: &Change) -> Result<Answer, sqlx::Error> {
     let (slot, token) = (change.slot.as_bytes().as_slice(), signed(change.token));
     let query = match &change.what {
-        What::Renew(_) => {
+        What::Complete(record, ttl) if !change.skips_lock => sqlx::query(wire.sql.complete.text())
+            .bind(record.as_ref())
+            .bind(as_float(*ttl)),
+        What::Release if !change.skips_lock => sqlx::query(wire.sql.release.text()),
+        _ => {
             let answers = change_together(wire, &[change]).await?;
             return answers.into_iter().next().ok_or(sqlx::Error::RowNotFound);
         }
-        What::Complete(record, ttl) => sqlx::query(wire.sql.complete.text())
-            .bind(record.as_ref())
-            .bind(as_float(*ttl)),
-        What::Release => sqlx::query(wire.sql.release.text()),
     };
     let changed = query.bind(slot).bind(token).execute(&mut wire.connection).await?;
     if changed.rows_affected() == 1 {
@@ -114,16 +114,20 @@ pub(super) async fn change_one(wire: &mut Wire, change: &Change) -> Result<Answe
 /// Changes of one kind.
 pub(super) async fn change_together(wire: &mut Wire, changes: &[&Change]) -> Result<Vec<Answer>, sqlx::Error> {
     let sorted = Sorted::new(changes, |change| &change.slot);
-    let statement = match changes.first().map(|change| &change.what) {
-        Some(What::Renew(_)) => &wire.sql.renew_many,
-        Some(What::Complete(..)) => &wire.sql.complete_many,
-        Some(What::Release) => &wire.sql.release_many,
-        None => return Ok(Vec::new()),
+    let Some(first) = changes.first() else {
+        return Ok(Vec::new());
+    };
+    let statement = match (&first.what, first.skips_lock) {
+        (What::Renew(_), _) => &wire.sql.renew_many,
+        (What::Complete(..), false) => &wire.sql.complete_many,
+        (What::Complete(..), true) => &wire.sql.complete_unlocked,
+        (What::Release, false) => &wire.sql.release_many,
+        (What::Release, true) => &wire.sql.release_unlocked,
     };
     let query = sqlx::query(statement.text())
         .bind(sorted.column(|change| change.slot.as_bytes().to_vec()))
         .bind(sorted.column(|change| signed(change.token)));
-    let query = match changes[0].what {
+    let query = match first.what {
         What::Renew(_) => query.bind(sorted.column(|change| as_float(change.what.duration()))),
         What::Complete(..) => query
             .bind(sorted.column(|change| change.what.record()))
@@ -142,10 +146,12 @@ pub(super) async fn change_together(wire: &mut Wire, changes: &[&Change]) -> Res
 }
 
 /// Finds out about changes that were not made, where that does not say yet that the claim is lost: a
-/// renewal skips locked rows, and a change that is asked again may have been made the first time.
+/// renewal skips locked rows, and so does a change that met one. A change that is asked again may have been made
+/// the first time.
 async fn explain(wire: &mut Wire, changes: &[&Change], answers: &mut [Answer]) -> Result<(), sqlx::Error> {
     let in_question = |change: &Change, answer: &Answer| {
-        matches!(answer, Answer::Changed(Held::Lost)) && (change.is_repeated || matches!(change.what, What::Renew(_)))
+        let skips = change.skips_lock || matches!(change.what, What::Renew(_));
+        matches!(answer, Answer::Changed(Held::Lost)) && (change.is_repeated || skips)
     };
     let asked = changes
         .iter()

@@ -125,12 +125,40 @@ WHERE claimed.slot = asked.slot AND claimed.token = asked.token
   AND claimed.record IS NULL AND claimed.forget_at > {now}
 RETURNING asked.n";
 
+/// [`COMPLETE_MANY`] without those whose rows are locked. It is separate because taking the lock first makes
+/// every record slower.
+const COMPLETE_UNLOCKED: &str = "\
+UPDATE idempotency_keys AS claimed SET
+    record = asked.record, forget_at = {now} + asked.ttl * interval '1 millisecond'
+FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::float8[]) WITH ORDINALITY AS asked (slot, token, record, ttl, n)
+     CROSS JOIN LATERAL (
+        SELECT held.slot FROM idempotency_keys AS held
+        WHERE held.slot = asked.slot AND held.token = asked.token
+          AND held.record IS NULL AND held.forget_at > {now}
+        {skip_locked}
+     ) AS free
+WHERE claimed.slot = free.slot
+RETURNING asked.n";
+
 /// `RELEASE` for many: `$1` slots, `$2` tokens.
 const RELEASE_MANY: &str = "\
 DELETE FROM idempotency_keys AS claimed
 USING unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (slot, token, n)
 WHERE claimed.slot = asked.slot AND claimed.token = asked.token
   AND claimed.record IS NULL AND claimed.forget_at > {now}
+RETURNING asked.n";
+
+/// [`RELEASE_MANY`] without those whose rows are locked.
+const RELEASE_UNLOCKED: &str = "\
+DELETE FROM idempotency_keys AS claimed
+USING unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (slot, token, n)
+     CROSS JOIN LATERAL (
+        SELECT held.slot FROM idempotency_keys AS held
+        WHERE held.slot = asked.slot AND held.token = asked.token
+          AND held.record IS NULL AND held.forget_at > {now}
+        {skip_locked}
+     ) AS free
+WHERE claimed.slot = free.slot
 RETURNING asked.n";
 
 /// What is in the rows of these slots: slot, token, whether it is done, whether it counts.
@@ -180,16 +208,27 @@ SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed WHERE counts)
 /// From here to the commit the row is locked: a client that falls silent is cut off, because its key
 /// would otherwise be stuck for as long as its connection lives.
 ///
-/// Parameters: those of `COMPLETE`, the mark, the mark again, and how long a client may be silent, in
-/// milliseconds, as text.
+/// The role that the handler had set comes back after it, so that what is deferred to the commit runs with it.
+///
+/// Parameters: those of `COMPLETE`, the mark, the mark again, how long a client may be silent, in
+/// milliseconds, as text, and the handler's role twice, or NULL.
 const COMPLETE_IN: [&str; 2] = [
     "WITH completed AS (",
     " AND current_setting('tower_idempotency.open', true) = ? RETURNING true)
 SELECT EXISTS (SELECT FROM completed) AS is_completed,
        coalesce(current_setting('tower_idempotency.open', true) = ?, false) AS is_open,
        set_config('idle_in_transaction_session_timeout', ?, true),
-       set_config('default_transaction_read_only', NULL, false)",
+       set_config('default_transaction_read_only', NULL, false),
+       CASE WHEN ?::text IS NOT NULL THEN set_config('role', ?, true) END",
 ];
+
+/// Takes a role for the rest of a transaction, and answers which one it was if it was another. A statement has
+/// the rights of the role with which it begins, so this cannot be part of [`COMPLETE_IN`].
+///
+/// `$1` role.
+pub(super) const TAKE_ROLE: &str = "\
+SELECT before, set_config('role', $1, true)
+FROM (SELECT current_setting('role') AS before OFFSET 0) AS found WHERE before <> $1";
 
 /// The statements for one table.
 pub(super) struct Statements {
@@ -199,9 +238,11 @@ pub(super) struct Statements {
     pub(super) renew_many: Statement,
     pub(super) complete: Statement,
     pub(super) complete_many: Statement,
+    pub(super) complete_unlocked: Statement,
     pub(super) complete_in: Statement,
     pub(super) release: Statement,
     pub(super) release_many: Statement,
+    pub(super) release_unlocked: Statement,
     pub(super) check: Statement,
     pub(super) is_done: Statement,
     pub(super) look_up: Statement,
@@ -221,9 +262,11 @@ impl Statements {
             renew_many: statement(RENEW_MANY),
             complete: statement(statements::COMPLETE),
             complete_many: statement(COMPLETE_MANY),
+            complete_unlocked: statement(COMPLETE_UNLOCKED),
             complete_in: statement(&COMPLETE_IN.join(statements::COMPLETE)),
             release: statement(statements::RELEASE),
             release_many: statement(RELEASE_MANY),
+            release_unlocked: statement(RELEASE_UNLOCKED),
             check: statement(CHECK),
             is_done: statement(statements::IS_DONE),
             look_up: statement(statements::LOOK_UP),

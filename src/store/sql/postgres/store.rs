@@ -78,12 +78,16 @@ impl PostgresStore {
         answer.map_err(|failure| unanswered(operation, failure))
     }
 
-    /// The same, and again as long as another transaction holds the row. The caller bounds the time.
-    pub(super) async fn ask_until_unlocked(&self, operation: &'static str, job: Job) -> Result<Answer, StoreError> {
+    /// The same, and again as long as another transaction holds the row. The caller bounds the time. Only the
+    /// first time waits for the row on the connection, and briefly: others need that.
+    pub(super) async fn ask_until_unlocked(&self, operation: &'static str, mut job: Job) -> Result<Answer, StoreError> {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.ask(operation, job.clone()).await? {
-                Answer::Locked => tokio::time::sleep(pause).await,
+                Answer::Locked => {
+                    job.met_lock();
+                    tokio::time::sleep(pause).await;
+                }
                 answer => return Ok(answer),
             }
             pause = (pause * 2).min(LONGEST_PAUSE);

@@ -5,9 +5,10 @@ use std::time::Duration;
 use sqlx::{PgConnection, PgPool, Postgres, Row};
 
 use super::PostgresStore;
-use super::error::{self, failed};
+use super::error::{self, failed, is_forbidden};
 use super::guarded::Mark;
 use super::job::{Answer, Job};
+use super::statements::TAKE_ROLE;
 use super::store::unexpected;
 use super::wire::as_float;
 use crate::store::StoreError;
@@ -32,6 +33,11 @@ impl AtomicStore for PostgresStore {
         record: &[u8],
         ttl: Duration,
     ) -> Result<Completed, sqlx::Error> {
+        let own_role = self.pin.role();
+        let handlers_role = match &own_role {
+            Some(role) => take_role(connection, role).await?,
+            None => None,
+        };
         let patience = millis(claim.lease).clamp(1, i64::from(i32::MAX));
         let row = sqlx::query(self.statements().complete_in.text())
             .bind(record)
@@ -41,8 +47,15 @@ impl AtomicStore for PostgresStore {
             .bind(mark.as_str())
             .bind(mark.as_str())
             .bind(patience.to_string())
+            .bind(&handlers_role)
+            .bind(&handlers_role)
             .fetch_one(connection)
-            .await?;
+            .await;
+        let row = row.inspect_err(|error| {
+            if is_forbidden(error) {
+                self.pin.doubt_role();
+            }
+        })?;
         Ok(match (row.try_get("is_open")?, row.try_get("is_completed")?) {
             (false, _) => Completed::NotOpen,
             (true, false) => Completed::Lost,
@@ -68,4 +81,10 @@ impl AtomicStore for PostgresStore {
     fn leaves_in_doubt(error: &sqlx::Error) -> bool {
         error::leaves_in_doubt(error)
     }
+}
+
+/// Takes the store's own role in a transaction. Answers with the one that the handler had set, if any.
+async fn take_role(connection: &mut PgConnection, own: &str) -> Result<Option<String>, sqlx::Error> {
+    let before = sqlx::query_scalar(TAKE_ROLE).bind(own);
+    Ok(before.fetch_all(connection).await?.into_iter().next())
 }

@@ -67,9 +67,17 @@ pub use own::TransactionOrOwn;
 /// Behind a pooler in transaction mode, a handler that ends the transaction by itself leaves that
 /// setting on a connection of others; PgBouncer's `server_reset_query_always` prevents that.
 ///
+/// A handler may set a role or a search path for the transaction (`SET LOCAL ROLE`, `SET LOCAL search_path`).
+/// The record is written with the role and in the schema of the store. The handler's role then comes back:
+/// triggers that are deferred to the commit run with it. If the pool's user is a superuser or a member of
+/// any role, this costs a round trip for each commit. If it became a member after the store had connected, the
+/// first such operation of a process gets `503`, and its retry succeeds. What else a handler sets applies to
+/// the record too, such as `statement_timeout`.
+///
 /// **SQLite.** It is `BEGIN IMMEDIATE`. Because there is one writer, every other write waits while it
-/// is open. It takes the place of a commit hook and a roll-back hook that the application has set
-/// on the connection.
+/// is open. [`begin`](Self::begin) waits for its turn for up to the pool's `acquire_timeout`. The
+/// transaction takes the place of a commit hook and a roll-back hook that the application has set on the
+/// connection.
 pub struct Transaction<DB: AtomicDatabase>(Arc<Joint<DB>>);
 
 impl<DB: AtomicDatabase> Clone for Transaction<DB> {

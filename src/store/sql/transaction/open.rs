@@ -37,7 +37,9 @@ impl<DB: AtomicDatabase> Open<DB> {
             turn: None,
         };
         if let Some(turns) = turns {
-            open.turn = Some(turns.next().await);
+            let within = pool.options().get_acquire_timeout();
+            let turn = tokio::time::timeout(within, turns.next()).await;
+            open.turn = Some(turn.map_err(|_| no_turn(within))?);
         }
         open.asking = true;
         match DB::begin(&mut open).await {
@@ -143,6 +145,14 @@ impl<DB: AtomicDatabase> Drop for Open<DB> {
             _ => close(connection, self.turn.take()),
         }
     }
+}
+
+/// The error of a handler that did not get to write. As transient as that of a pool without a free connection.
+fn no_turn(within: Duration) -> sqlx::Error {
+    let what = format!(
+        "other writers of this process held the database for longer than the pool's `acquire_timeout`, which is {within:?}"
+    );
+    std::io::Error::new(std::io::ErrorKind::TimedOut, what).into()
 }
 
 /// Rolls back what nobody waits for.
