@@ -9,7 +9,7 @@ use http::Request;
 use metrics_util::MetricKind;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tower::ServiceExt;
-use tower_idempotency::{IdempotencyLayer, MemoryStore};
+use tower_idempotency::{IdempotencyLayer, MemoryStore, Store};
 
 /// Each metric as `name{label=value}`.
 fn seen(recorder: &DebuggingRecorder) -> HashMap<(MetricKind, String), DebugValue> {
@@ -87,4 +87,48 @@ fn contract_7_a_recorder_sees_outcomes_latencies_and_what_the_store_holds() {
         other => panic!("{operation}: {other:?}"),
     };
     assert_eq!((times("begin"), times("complete")), (3, 2));
+}
+
+/// A hundred callers ask at once; the first is asked alone, and those who wait meanwhile together.
+#[cfg(feature = "sqlite")]
+#[test]
+fn a_recorder_sees_how_many_calls_a_sql_store_asks_together() {
+    use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+    use tower_idempotency::store::sql::SqliteStore;
+
+    use crate::support::claim::claim;
+    use crate::support::directory::Directory;
+
+    const CALLS: u64 = 100;
+    let directory = Directory::new();
+    let recorder = DebuggingRecorder::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let options = SqliteConnectOptions::new()
+                .filename(directory.path("keys.db"))
+                .create_if_missing(true);
+            let store = SqliteStore::new(SqlitePoolOptions::new().connect_with(options).await.unwrap());
+            store.migrate().await.unwrap();
+            let claims: Vec<_> = (0..CALLS).map(claim).collect();
+            let begun = claims.iter().map(|claim| store.begin(claim));
+            for begun in futures_util::future::join_all(begun).await {
+                begun.unwrap();
+            }
+        });
+    });
+    let seen = seen(&recorder);
+    let name = "idempotency_store_batch_size{lane=sqlite-write}".to_owned();
+    let Some(DebugValue::Histogram(batches)) = seen.get(&(MetricKind::Histogram, name)) else {
+        panic!("{:?}", seen.keys());
+    };
+    let sizes: Vec<f64> = batches.iter().map(|size| size.into_inner()).collect();
+    assert!(
+        (sizes.iter().sum::<f64>() - CALLS as f64).abs() < f64::EPSILON,
+        "{sizes:?}"
+    );
+    assert!(sizes.iter().any(|size| *size > 1.0), "{sizes:?}");
 }

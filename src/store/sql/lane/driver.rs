@@ -9,6 +9,9 @@ pub(in crate::store::sql) trait Driver: Send + Sync + Sized + 'static {
     type Job: Clone + Send + Sync + 'static;
     type Answer: Send + 'static;
 
+    /// The lane's name, as metrics have it.
+    const NAME: &'static str;
+
     /// Makes a connection, ready for jobs. The driver bounds the time; a caller that leaves does not
     /// end it.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;

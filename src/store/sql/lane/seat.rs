@@ -232,6 +232,7 @@ impl<D: Driver> Seat<D> {
         let Some(live) = &mut self.live else {
             return failed(Blame::Connection, Failure::Interrupted);
         };
+        report_batch::<D>(jobs.len());
         for round in 1.. {
             let run = driver.run(&mut live.connection, jobs);
             let error = match tokio::time::timeout(limits.answer, run).await {
@@ -283,6 +284,14 @@ impl<D: Driver> Drop for Seat<D> {
         // Those who wait may have waited for this connection.
         Self::open(&self.shared);
     }
+}
+
+/// Reports how many jobs are asked together, with the feature `metrics`.
+fn report_batch<D: Driver>(jobs: usize) {
+    #[cfg(feature = "metrics")]
+    metrics::histogram!("idempotency_store_batch_size", "lane" => D::NAME).record(jobs as f64);
+    #[cfg(not(feature = "metrics"))]
+    let _ = (D::NAME, jobs);
 }
 
 /// Returns when every caller has left.

@@ -69,6 +69,8 @@ impl Driver for Scripted {
     type Job = Job;
     type Answer = Answer;
 
+    const NAME: &'static str = "scripted";
+
     async fn connect(&self) -> Result<Wire, sqlx::Error> {
         self.0.attempts.fetch_add(1, Ordering::Relaxed);
         let takes = *self.0.connect_takes.lock().unwrap();

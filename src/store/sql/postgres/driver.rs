@@ -32,6 +32,8 @@ impl Driver for PostgresDriver {
     type Job = Job;
     type Answer = Answer;
 
+    const NAME: &'static str = super::error::NAME;
+
     async fn connect(&self) -> Result<Wire, sqlx::Error> {
         let mut connection = self.connector.connect(CONNECT_WITHIN).await?;
         let finding = self.pin.find(&mut connection);

@@ -51,6 +51,8 @@ impl Driver for Reading {
     type Job = Read;
     type Answer = Found;
 
+    const NAME: &'static str = "sqlite-read";
+
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
         self.file.connect().await
     }

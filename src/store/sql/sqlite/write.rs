@@ -91,6 +91,8 @@ impl Driver for Writing {
     type Job = Write;
     type Answer = Answer;
 
+    const NAME: &'static str = "sqlite-write";
+
     async fn connect(&self) -> Result<Writer, sqlx::Error> {
         let connection = self.file.connect().await?;
         Ok(Writer { connection, turn: None })
