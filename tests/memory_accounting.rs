@@ -2,6 +2,7 @@
 //! take: measured by a counting allocator, so that nothing depends on time or on the machine.
 
 mod memory_accounting {
+    mod outages;
     mod uploads;
 }
 
