@@ -13,6 +13,8 @@ use tower_idempotency::ConfigError;
 use tower_idempotency::client::{CallError, ClientLayer, RetryPolicy};
 use uuid::Uuid;
 
+use super::documents::with_new_boundary;
+
 pub(crate) type Body = Full<Bytes>;
 pub(crate) type ResilientClient = BoxCloneSyncService<Request<Body>, http::Response<Body>, CallError>;
 
@@ -34,6 +36,7 @@ pub(crate) fn new(new_key_each_attempt: bool) -> Result<ResilientClient, ConfigE
         .layer(option_layer(
             new_key_each_attempt.then(|| MapRequestLayer::new(with_new_key)),
         ))
+        .layer(MapRequestLayer::new(with_new_boundary))
         .service(Client::builder(TokioExecutor::new()).build_http::<Body>());
     Ok(BoxCloneSyncService::new(client))
 }

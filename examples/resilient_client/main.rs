@@ -3,15 +3,18 @@
 //! ```text
 //! cargo run --example resilient_client
 //! cargo run --release --example resilient_client -- --operations 10000 --store sqlite:idv.db
+//! cargo run --example resilient_client -- --documents
 //! cargo run --example resilient_client -- --new-key-each-attempt
 //! ```
 //!
 //! It starts the example server `identity_verification`, and in front of it a proxy that loses, delays and cuts.
-//! It creates verification sessions through the proxy, and compares the server's bill with the orders.
+//! It creates verification sessions through the proxy, or uploads documents, and compares the server's bill with
+//! the orders.
 //! Idempotency is in `client.rs`. With `--new-key-each-attempt` the client makes the common mistake, and the
 //! bill shows it.
 
 mod client;
+mod documents;
 mod network;
 mod options;
 mod orders;
@@ -97,15 +100,29 @@ async fn run(options: &Options) -> Result<bool, Box<dyn Error + Send + Sync>> {
     let through = origin(&network)?;
     let network = BadNetwork::start(network, server.clone(), options);
 
+    let session = match options.documents {
+        true => Some(documents::open_session(&server).await?),
+        false => None,
+    };
     let before = report::bill(&server).await?;
-    let ordered = orders::place(&through, options).await?;
+    let ordered = orders::place(&through, options, session.as_deref()).await?;
     let bill = report::bill(&server).await?.since(&before);
+    let documents = match &session {
+        Some(session) => Some(documents::count(&server, session).await?),
+        None => None,
+    };
 
     drop(stop);
     if let Some(serving) = serving {
         serving.await?;
     }
-    Ok(report::print(options.seed(), &ordered, &network.losses(), &bill))
+    Ok(report::print(
+        options.seed(),
+        &ordered,
+        &network.losses(),
+        &bill,
+        documents,
+    ))
 }
 
 fn origin(listener: &TcpListener) -> Result<Uri, Box<dyn Error + Send + Sync>> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
@@ -38,7 +38,7 @@ pub(crate) struct BadNetwork {
 
 struct State {
     server: Uri,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpConnector, Carried>,
     seed: u64,
     loss: u64,
     delay: Duration,
@@ -50,16 +50,18 @@ struct State {
 #[derive(Default)]
 struct LostCounts {
     requests: AtomicU64,
+    requests_cut: AtomicU64,
     responses: AtomicU64,
-    cut: AtomicU64,
+    responses_cut: AtomicU64,
 }
 
 /// How many attempts were lost, and where.
 pub(crate) struct Losses {
     pub(crate) requests: u64,
+    /// Of the requests, those cut in the middle.
+    pub(crate) requests_cut: u64,
     pub(crate) responses: u64,
-    /// Of the responses, those cut in the middle.
-    pub(crate) cut: u64,
+    pub(crate) responses_cut: u64,
 }
 
 /// What happens to an attempt.
@@ -74,7 +76,7 @@ enum Way {
     Through,
     /// The connection ends.
     Lost,
-    /// Half of it arrives, and the connection ends. A request of which half arrives is lost.
+    /// The head and half of the body arrive, and the connection ends.
     Cut,
     /// Nothing arrives and the connection stays open.
     Silence,
@@ -121,8 +123,9 @@ impl BadNetwork {
         let lost = &self.state.lost;
         Losses {
             requests: lost.requests.load(Ordering::Relaxed),
+            requests_cut: lost.requests_cut.load(Ordering::Relaxed),
             responses: lost.responses.load(Ordering::Relaxed),
-            cut: lost.cut.load(Ordering::Relaxed),
+            responses_cut: lost.responses_cut.load(Ordering::Relaxed),
         }
     }
 }
@@ -136,23 +139,31 @@ impl State {
         let fate = random.fate(self.loss);
 
         sleep(random.up_to(self.delay)).await;
-        match fate.there {
-            Way::Through => {}
-            Way::Lost | Way::Cut => {
-                self.lost.requests.fetch_add(1, Ordering::Relaxed);
-                return Err(io::Error::other("the request is lost"));
-            }
-            Way::Silence => {
-                self.lost.requests.fetch_add(1, Ordering::Relaxed);
-                return std::future::pending().await;
-            }
+        if fate.there != Way::Through {
+            self.lost.requests.fetch_add(1, Ordering::Relaxed);
         }
+        let cut_at = match fate.there {
+            Way::Through => None,
+            Way::Lost => return Err(io::Error::other("the request is lost")),
+            Way::Cut => {
+                self.lost.requests_cut.fetch_add(1, Ordering::Relaxed);
+                Some(body.len() / 2)
+            }
+            Way::Silence => return std::future::pending().await,
+        };
 
         let mut target = self.server.clone().into_parts();
         target.path_and_query = head.uri.path_and_query().cloned();
         head.uri = Uri::from_parts(target).map_err(io::Error::other)?;
+        let body = Carried {
+            rest: Some(body),
+            cut_at,
+        };
         // The whole answer first: what is lost from here on the server has done and sent.
-        let response = self.client.request(Request::from_parts(head, Full::from(body))).await;
+        let response = self.client.request(Request::from_parts(head, body)).await;
+        if cut_at.is_some() {
+            return Err(io::Error::other("the request is cut in the middle"));
+        }
         let (head, body) = response.map_err(io::Error::other)?.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
 
@@ -161,7 +172,7 @@ impl State {
             Way::Through => None,
             Way::Cut => {
                 self.lost.responses.fetch_add(1, Ordering::Relaxed);
-                self.lost.cut.fetch_add(1, Ordering::Relaxed);
+                self.lost.responses_cut.fetch_add(1, Ordering::Relaxed);
                 Some(body.len() / 2)
             }
             Way::Lost => {
@@ -222,7 +233,7 @@ impl Random {
     }
 }
 
-/// A response's body, or half of it and then the end of the connection.
+/// A body, or half of it and then the end of the connection.
 struct Carried {
     rest: Option<Bytes>,
     cut_at: Option<usize>,

@@ -12,9 +12,14 @@ use super::server;
 #[derive(Parser)]
 #[command(name = "resilient_client")]
 pub(crate) struct Options {
-    /// How many sessions to create.
+    /// How many sessions to create, or documents to upload.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub(crate) operations: usize,
+
+    /// Uploads documents of one session instead: every other one as a form, whose boundary is another one in
+    /// each attempt.
+    #[arg(long, conflicts_with = "new_key_each_attempt")]
+    pub(crate) documents: bool,
 
     /// How many at once.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]

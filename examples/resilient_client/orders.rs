@@ -15,33 +15,41 @@ use tokio::task::JoinSet;
 use tower::{Service, ServiceExt};
 use tower_idempotency::client::Operation;
 
-use super::client::{self, ResilientClient};
+use super::client::{self, Body, ResilientClient};
+use super::documents;
 use super::options::Options;
 
 /// What happened to all orders.
 #[derive(Default)]
 pub(crate) struct Ordered {
     pub(crate) operations: usize,
-    /// The sessions in the responses.
-    pub(crate) sessions: BTreeSet<String>,
+    /// What the responses say was made: sessions, or documents.
+    pub(crate) made: BTreeSet<String>,
     pub(crate) attempts: u64,
     pub(crate) replays: usize,
-    /// How the operations without a session ended.
+    /// How the operations that made nothing ended.
     pub(crate) failures: Vec<String>,
     pub(crate) took: Duration,
 }
 
 #[derive(Deserialize)]
-struct Session {
+struct Made {
     session_id: String,
+    document_id: Option<String>,
 }
 
 /// Places them at `origin`, and returns when each has its response.
-pub(crate) async fn place(origin: &Uri, options: &Options) -> Result<Ordered, Box<dyn Error + Send + Sync>> {
+///
+/// With a session, each order is a document of that session.
+pub(crate) async fn place(
+    origin: &Uri,
+    options: &Options,
+    session: Option<&str>,
+) -> Result<Ordered, Box<dyn Error + Send + Sync>> {
     let client = client::new(options.new_key_each_attempt)?;
     // Hidden if standard error is not a terminal.
     let progress = ProgressBar::new(options.operations as u64).with_style(ProgressStyle::with_template(
-        "{bar:40} {pos}/{len} sessions, {per_sec}, {elapsed}{msg}",
+        "{bar:40} {pos}/{len} operations, {per_sec}, {elapsed}{msg}",
     )?);
 
     let next = Arc::new(AtomicUsize::new(0));
@@ -49,6 +57,7 @@ pub(crate) async fn place(origin: &Uri, options: &Options) -> Result<Ordered, Bo
     for _ in 0..options.concurrency {
         let (client, next, progress) = (client.clone(), Arc::clone(&next), progress.clone());
         let (origin, seed, operations) = (origin.clone(), options.seed(), options.operations);
+        let session = session.map(str::to_owned);
         workers.spawn(async move {
             let mut done = Ordered::default();
             loop {
@@ -56,7 +65,11 @@ pub(crate) async fn place(origin: &Uri, options: &Options) -> Result<Ordered, Bo
                 if number >= operations {
                     return done;
                 }
-                done.add(create(client.clone(), &origin, seed, number).await);
+                let request = match &session {
+                    Some(session) => documents::upload(&origin, session, seed, number),
+                    None => new_session(&origin, number),
+                };
+                done.add(send(client.clone(), request, seed, number).await);
                 progress.inc(1);
             }
         });
@@ -70,24 +83,28 @@ pub(crate) async fn place(origin: &Uri, options: &Options) -> Result<Ordered, Bo
     Ok(all)
 }
 
-/// One session, whatever it takes.
-async fn create(
+fn new_session(origin: &Uri, number: usize) -> Result<Request<Body>, http::Error> {
+    let body = json!({ "user_id": format!("usr_{number}"), "workflow_id": "wkf_kyc_full" });
+    Request::post(format!("{origin}v1/verification/sessions"))
+        .header("authorization", "Bearer sk_test_acme")
+        .header("content-type", "application/json")
+        .body(Full::from(body.to_string()))
+}
+
+/// One operation, whatever it takes.
+async fn send(
     mut client: ResilientClient,
-    origin: &Uri,
+    request: Result<Request<Body>, http::Error>,
     seed: u64,
     number: usize,
-) -> (Operation, Result<Session, String>) {
+) -> (Operation, Result<Made, String>) {
     // The key depends on the order, here on its number; in an application, on the row that says what is to be
     // done. If this program dies and starts again, it uses the same keys.
     let operation = Operation::derived([seed.to_le_bytes(), (number as u64).to_le_bytes()]);
-    let body = json!({ "user_id": format!("usr_{number}"), "workflow_id": "wkf_kyc_full" });
-    let request = Request::post(format!("{origin}v1/verification/sessions"))
-        .header("authorization", "Bearer sk_test_acme")
-        .header("content-type", "application/json")
-        .extension(operation.clone())
-        .body(Full::from(body.to_string()));
+    let sent = operation.clone();
     let answer = async {
-        let request = request.map_err(|error| error.to_string())?;
+        let mut request = request.map_err(|error| error.to_string())?;
+        request.extensions_mut().insert(sent);
         let service = client.ready().await.map_err(|error| error.to_string())?;
         let response = service.call(request).await.map_err(|error| error.to_string())?;
         let status = response.status();
@@ -102,13 +119,13 @@ async fn create(
 }
 
 impl Ordered {
-    fn add(&mut self, (operation, answer): (Operation, Result<Session, String>)) {
+    fn add(&mut self, (operation, answer): (Operation, Result<Made, String>)) {
         self.operations += 1;
         self.attempts += u64::from(operation.attempts());
         self.replays += usize::from(operation.replayed());
         match answer {
-            Ok(session) => {
-                self.sessions.insert(session.session_id);
+            Ok(made) => {
+                self.made.insert(made.document_id.unwrap_or(made.session_id));
             }
             Err(failure) => self.failures.push(failure),
         }
@@ -116,7 +133,7 @@ impl Ordered {
 
     fn merge(&mut self, other: Self) {
         self.operations += other.operations;
-        self.sessions.extend(other.sessions);
+        self.made.extend(other.made);
         self.attempts += other.attempts;
         self.replays += other.replays;
         self.failures.extend(other.failures);

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::network::Losses;
 use super::orders::Ordered;
 
-/// The charges of each session.
+/// The charges of each session, screening and document.
 pub(crate) struct Bill(BTreeMap<String, Charges>);
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -61,10 +61,11 @@ impl Bill {
 }
 
 /// Prints all figures, and returns whether each operation was charged once and nothing else was charged.
-pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill) -> bool {
+/// `documents`: how many the server has, if documents were ordered.
+pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill, documents: Option<usize>) -> bool {
     let Ordered {
         operations,
-        sessions,
+        made,
         attempts,
         replays,
         failures,
@@ -75,14 +76,11 @@ pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill) 
     let each = *attempts as f64 / (*operations).max(1) as f64;
 
     println!("seed        {seed}");
-    println!(
-        "operations  {operations}, of which {} have their answer",
-        sessions.len()
-    );
+    println!("operations  {operations}, of which {} have their answer", made.len());
     println!("attempts    {attempts}, {each:.2} for each operation");
     println!(
-        "lost        {} requests, {} responses ({} of them cut in the middle)",
-        losses.requests, losses.responses, losses.cut
+        "lost        {} requests ({} of them cut in the middle), {} responses ({} of them cut in the middle)",
+        losses.requests, losses.requests_cut, losses.responses, losses.responses_cut
     );
     println!("replays     {replays}");
     println!("took        {:.1} s", took.as_secs_f64());
@@ -91,12 +89,18 @@ pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill) 
         cents / 100,
         cents % 100
     );
+    if let Some(documents) = documents {
+        println!("documents   {documents}");
+    }
     for failure in failures.iter().take(5) {
         println!("failed      {failure}");
     }
 
-    let charged_once = |session: &String| bill.0.get(session).is_some_and(|charges| charges.count == 1);
-    let right = sessions.iter().all(charged_once) && sessions.len() == *operations && charges == *operations;
+    let charged_once = |reference: &String| bill.0.get(reference).is_some_and(|charges| charges.count == 1);
+    let right = made.iter().all(charged_once)
+        && made.len() == *operations
+        && charges == *operations
+        && documents.is_none_or(|documents| documents == *operations);
     if right {
         println!("The bill equals the operations.");
     } else if charges > *operations {
@@ -104,11 +108,13 @@ pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill) 
             "The bill does not equal the operations: {} too many.",
             charges - operations
         );
-    } else {
+    } else if charges < *operations {
         println!(
             "The bill does not equal the operations: {} are missing.",
             operations - charges
         );
+    } else {
+        println!("The bill has as many charges as there were operations, and not one for each that was answered.");
     }
     right
 }

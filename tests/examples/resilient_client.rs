@@ -52,9 +52,24 @@ fn operations() -> usize {
 
 /// Orders through the bad network, on that store.
 fn the_bill_equals_the_operations(store: &str) {
+    orders(store, &[]);
+}
+
+/// Uploads through it: every other one as a form, and of each attempt that is lost perhaps half.
+fn the_documents_are_as_many_as_the_operations(store: &str) {
+    let run = orders(store, &["--documents"]);
+    assert_eq!(run.figure("documents"), operations(), "{run}");
+    let cut = run.text.split_once(" requests (").map(|(_, cut)| cut);
+    let cut = cut
+        .and_then(|cut| cut.split(' ').next())
+        .and_then(|cut| cut.parse().ok());
+    assert!(cut > Some(operations() / 8), "{run}");
+}
+
+fn orders(store: &str, options: &[&str]) -> Run {
     let operations = operations();
     let number = operations.to_string();
-    let run = Run::of(&[
+    let base = [
         "--store",
         store,
         "--operations",
@@ -69,7 +84,8 @@ fn the_bill_equals_the_operations(store: &str) {
         "1ms",
         "--delay",
         "5ms",
-    ]);
+    ];
+    let run = Run::of(&[&base, options].concat());
     println!("{run}");
     assert!(run.output.status.success(), "{run}");
     assert!(run.text.ends_with("The bill equals the operations.\n"), "{run}");
@@ -83,6 +99,7 @@ fn the_bill_equals_the_operations(store: &str) {
     assert!(run.figure("attempts") > operations * 3 / 2, "{run}");
     assert!(run.figure("replays") > operations / 8, "{run}");
     assert!(run.figure("lost") > operations / 3, "{run}");
+    run
 }
 
 #[test]
@@ -107,6 +124,31 @@ fn on_postgres() {
 fn on_redis() {
     if let Some(server) = Redis::start() {
         the_bill_equals_the_operations(&server.url());
+    }
+}
+
+#[test]
+fn documents_in_memory() {
+    the_documents_are_as_many_as_the_operations("memory");
+}
+
+#[test]
+fn documents_on_sqlite() {
+    let directory = Directory::new();
+    the_documents_are_as_many_as_the_operations(&format!("sqlite:{}", directory.path("idv.db").display()));
+}
+
+#[test]
+fn documents_on_postgres() {
+    if let Some(server) = Postgres::start() {
+        the_documents_are_as_many_as_the_operations(&server.create_database());
+    }
+}
+
+#[test]
+fn documents_on_redis() {
+    if let Some(server) = Redis::start() {
+        the_documents_are_as_many_as_the_operations(&server.url());
     }
 }
 
