@@ -3,6 +3,8 @@
 
 mod black_box;
 #[cfg(target_os = "linux")]
+mod clients;
+#[cfg(target_os = "linux")]
 mod contract;
 mod deliveries;
 #[cfg(target_os = "linux")]
