@@ -14,7 +14,7 @@ use crate::request::FingerprintSource;
 use crate::request::key::{KeyFormat, KeyRules, KeySource};
 use crate::request::scope::ScopeRules;
 
-/// A crash blocks a key for as long as its lease; renewal makes a longer one needless.
+/// A crash blocks a key for as long as its lease; because leases are renewed, none needs to be longer.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longer than any process, database or API lives unchanged, and far from overflow.
 const MAX_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);

@@ -49,7 +49,7 @@ where
                 target: "tower_idempotency",
                 slot = %claim.slot,
                 error = &*error as &(dyn std::error::Error + 'static),
-                "the reconciler could not find out what became of an operation; the next retry asks again"
+                "the reconciler could not find out what became of an operation; the next retry will try again"
             );
             claim.give_back().await;
             return Some(exchange.refuse(Problem::outcome_unknown()));

@@ -24,7 +24,7 @@ impl Millis {
     }
 }
 
-/// A fencing token: names one claim of one slot. Whatever bears another token is answered `Lost`.
+/// A fencing token: names one claim of one slot. A call with another token is answered `Lost`.
 ///
 /// The layer draws it before it asks the store, so that `begin` can be repeated, or undone by
 /// `release`, when its answer was lost on the way.

@@ -24,7 +24,7 @@ pub enum StoreErrorKind {
 /// A store failed. Clients see it as contract rows 6.3 to 6.5.
 ///
 /// Messages say which store, what it tried and what to do; they never hold keys, credentials,
-/// bodies or connection URLs with credentials. An author of a store keeps to that, too.
+/// bodies or connection URLs with credentials. An author of a store keeps to that too.
 ///
 /// ```
 /// use tower_idempotency::store::{StoreError, StoreErrorKind};

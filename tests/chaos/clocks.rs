@@ -82,7 +82,7 @@ async fn an_hour_off(engine: Engine, kill: bool) {
     }
 }
 
-/// Answers bear the time of the server that ran the operation: it must have been wrong.
+/// Answers have the time of the server that ran the operation: it must have been wrong.
 fn assert_shifted(attempts: &[super::check::Attempt]) {
     let hour = |time: &str| time.get(11..13).and_then(|hour| hour.parse::<u64>().ok());
     let now = std::time::SystemTime::now();

@@ -28,7 +28,7 @@ const LATENCY: Duration = Duration::from_millis(60);
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// After all is healed: the rest of a lease, and time for the servers to get their connections back on
-/// a busy machine. What is stuck is so for ever, or for a time to live.
+/// a busy machine. What is stuck is so forever, or for a time to live.
 pub const SETTLES: Duration = Duration::from_secs(25);
 
 /// Time enough for a server to notice what befell it.
@@ -127,7 +127,7 @@ impl World {
         }
     }
 
-    /// Waits until a server has something to do, and most likely is not done; but not for ever.
+    /// Waits until a server has something to do, and most likely is not done; but not forever.
     async fn amid_an_operation(&self, server: usize) {
         for _ in 0..100 {
             if self.open[server].load(Ordering::Relaxed) > 0 {

@@ -132,7 +132,7 @@ async fn a_response_without_its_body_is_judged_by_its_head() {
         (Step::BrokenOff(503, no), 1, 0),
         (Step::Answer(201, vec![], LARGE), 1, 0),
         (Step::Answer(404, vec![], LARGE), 1, 0),
-        // What is tried again is so without a body, too, and when the server says.
+        // What is tried again is so without a body too, and when the server says.
         (Step::BrokenOff(503, later.clone()), 2, 7),
         (Step::BrokenOff(409, later.clone()), 2, 7),
         (Step::Answer(502, vec![], LARGE), 2, 0),

@@ -206,7 +206,7 @@ async fn a_key_that_the_server_has_forgotten_is_not_sent_again() {
         assert_eq!(came.operation.stopped(), Some(Stopped::KeyExpired));
         assert_eq!(came.took, Duration::ZERO);
     }
-    // A later call of the same operation knows it, too.
+    // A later call of the same operation knows it too.
     let operation = Operation::new();
     let script = Script::new([answer_with(201, gone)]);
     assert_eq!(call(&script, &operation).await.unwrap(), 201);

@@ -31,7 +31,7 @@ pub(crate) enum Step {
     Silence,
     /// A head, and a body that breaks off.
     BrokenOff(u16, Vec<(&'static str, String)>),
-    /// A head, and a body that goes on for ever, a byte each second.
+    /// A head, and a body that goes on forever, a byte each second.
     Endless(u16),
 }
 
@@ -140,7 +140,7 @@ impl Script {
     }
 }
 
-/// A byte each second, for ever or until it breaks after the third.
+/// A byte each second, forever or until it breaks after the third.
 struct Drip {
     then_break: bool,
     tick: Option<(u32, Pin<Box<tokio::time::Sleep>>)>,

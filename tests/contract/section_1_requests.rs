@@ -40,7 +40,7 @@ async fn contract_1_1_a_method_outside_the_set_passes_through_and_its_key_is_ign
             assert!(answer.headers.is_empty(), "{method}: {answer:?}");
             assert_eq!(answer.outcome(), "none", "{method}");
         }
-        // An invalid key is ignored, too.
+        // An invalid key is ignored too.
         let invalid = [("idempotency-key", "k"), ("idempotency-key", "k")];
         assert_eq!(
             send(&service, request(method, "/", &invalid, "b")).await.text(),

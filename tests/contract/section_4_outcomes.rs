@@ -105,7 +105,7 @@ async fn contract_4_2_any_other_response_frees_the_key() {
             (first.status, first.text(), first.outcome()),
             (status, "run 1", "released")
         );
-        // The key is free again: for another body, too.
+        // The key is free again: for another body too.
         let second = send(&service, post("/", "k", "b")).await;
         assert_eq!((second.status, second.text()), (status, "run 2"));
         assert!(!second.is_replay());

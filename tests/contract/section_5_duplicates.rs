@@ -75,7 +75,7 @@ async fn contract_5_1_a_replay_is_the_first_answer_byte_for_byte_and_marked() {
     }));
     let first = send(&service, post("/a?b=c", "k", "request")).await;
     assert_eq!((first.status.as_u16(), &first.body), (202, &body));
-    assert_eq!(first.header("idempotency-replayed"), None, "the first bears no marker");
+    assert_eq!(first.header("idempotency-replayed"), None, "the first has no marker");
     let replay = send(&service, post("/a?b=c", "k", "request")).await;
     replay.assert_replay_of(&first);
     assert_eq!(replay.header("idempotency-replayed"), Some("true"));

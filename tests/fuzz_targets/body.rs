@@ -17,11 +17,11 @@ pub(crate) enum Step {
     Yield,
     Fail,
     Panic,
-    /// Pending for ever.
+    /// Pending forever.
     Hang,
 }
 
-/// What a planned panic is told by. It is raised without the panic hook, since a fuzzer's ends the
+/// What tells a planned panic apart. It is raised without the panic hook, since a fuzzer's ends the
 /// process.
 #[derive(Debug)]
 pub(crate) struct Planned;

@@ -717,7 +717,7 @@ async fn scenario<const IN_PROCESS: bool>(input: &mut Input<'_>, flaky: bool) {
     sleep(Duration::from_secs(120)).await;
     assert!(shared.world().working.values().all(|working| *working == 0));
     let census = at_once(memory.count()).expect("memory does not fail");
-    // Time that passes in a call of a store is a failure, too: the claims of those beyond the bound for
+    // Time that passes in a call of a store is a failure too: the claims of those beyond the bound for
     // work that is asked again lapse.
     if IN_PROCESS || !flaky && rules.max_detached > 1 {
         assert_eq!((census.running, census.lapsed), (0, 0), "no claim is left behind");

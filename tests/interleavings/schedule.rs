@@ -27,7 +27,7 @@ impl Choices {
         let (answer, among) = self.taken[self.at];
         assert!(
             among == options || among == ANY,
-            "the run is not told by its choices alone"
+            "the run does not depend on its choices alone"
         );
         self.at += 1;
         answer

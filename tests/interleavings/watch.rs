@@ -65,7 +65,7 @@ impl Lag {
 struct Claim {
     token: Token,
     attempt: u32,
-    /// `None`: for ever.
+    /// `None`: forever.
     until: Option<Instant>,
 }
 

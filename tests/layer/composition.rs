@@ -582,7 +582,7 @@ async fn a_concurrency_limit_of_one_inside_does_not_deadlock_with_waiters() {
             .wait(Duration::from_secs(60))
             .build()
             .unwrap();
-        // The first of each key fails, so that waiters run, too.
+        // The first of each key fails, so that waiters run too.
         let service = limited(&layer, &gate, &runs, 2);
         let requests: Vec<_> = (0..12)
             .map(|n| spawn(&service, post("/", ["a", "b"][n % 2], "x")))

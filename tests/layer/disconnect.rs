@@ -569,7 +569,7 @@ async fn background_wait_waits_for_all_there_is() {
     gate.open_once();
     settle().await;
     assert!(poll_once(waiting.as_mut()).await.is_pending(), "one is left");
-    // Work that comes while it is awaited counts, too.
+    // Work that comes while it is awaited counts too.
     leave_at_gate(&service, &gate, "c").await;
     gate.open();
     waiting.await;

@@ -210,7 +210,7 @@ async fn contract_4_7_a_body_that_does_not_end_in_time_goes_out_live_and_leaves_
     assert_eq!(started.elapsed(), Duration::from_secs(30), "then it goes out");
     assert_eq!(first.into_body().collect().await.unwrap().to_bytes(), "dripdripdrip");
     assert_eq!(send(&app).await.status(), StatusCode::CONFLICT);
-    // A client that leaves meanwhile does not leave work for ever.
+    // A client that leaves meanwhile does not leave work forever.
     let other = Request::post("/")
         .header("idempotency-key", "other")
         .body(Body::empty())

@@ -59,7 +59,7 @@ fn reported(sources: &str) -> BTreeSet<(String, &'static str)> {
 /// Every word of a text that may be a metric's name.
 fn named(text: &str) -> BTreeSet<&str> {
     let words = text.split(|character: char| !character.is_ascii_alphanumeric() && character != '_');
-    // The table of the SQL stores has such a name, too.
+    // The table of the SQL stores has such a name too.
     words
         .filter(|word| word.starts_with("idempotency_") && *word != "idempotency_keys")
         .collect()

@@ -29,7 +29,7 @@ struct Frames {
     left: usize,
     /// What it begins with.
     head: &'static [u8],
-    /// Whether it waits for ever in the place of its end.
+    /// Whether it waits forever in the place of its end.
     hangs: bool,
 }
 

@@ -15,7 +15,7 @@ use crate::support::{router, send};
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Allocations of one request, a reallocation counted as one; the smallest of many, since maps grow
-/// now and then. On one thread, so that what a peer spawns is counted, too.
+/// now and then. On one thread, so that what a peer spawns is counted too.
 pub async fn allocations(service: Router, make: fn(u64) -> Request<Body>) -> usize {
     let mut least = usize::MAX;
     for n in 0..3_000 {

@@ -80,7 +80,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // On Kubernetes the signal is SIGTERM.
     let stop = async { drop(tokio::signal::ctrl_c().await) };
     axum::serve(listener, app).with_graceful_shutdown(stop).await?;
-    // Operations whose clients have left.
+    // Operations whose clients disconnected.
     if tokio::time::timeout(Duration::from_secs(10), background.wait())
         .await
         .is_err()

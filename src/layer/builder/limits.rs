@@ -51,7 +51,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// After so many failures of the store in a row, requests are refused at once, without asking it, for
-    /// `pause`; then one request asks again, and so on until the store answers. Default: 5 failures and 1
+    /// `pause`; then one request asks the store, and so on until it answers. Default: 5 failures and 1
     /// second. At least 1 failure; a pause from 1 ms to 24 hours.
     ///
     /// A store in this process's memory has no breaker.

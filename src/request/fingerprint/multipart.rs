@@ -34,7 +34,7 @@ const CONTENT: u8 = 4;
 ///
 /// `None` if the body is not `multipart/form-data`, or is malformed.
 pub(super) fn digest_of(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) -> Option<[u8; 32]> {
-    // Nearly every other body is told by its first byte.
+    // The first byte tells nearly every other body apart.
     match body.starts_with(b"--") {
         true => digest_of_form(headers, body, without),
         false => None,

@@ -219,7 +219,7 @@ pub(super) async fn release_frees_the_slot_for_any_fingerprint<H: Harness>(slot:
         .await;
     slot.release("by the second holder", other.token, Held::Yes).await;
 
-    // The count of attempts starts again, too.
+    // The count of attempts starts again too.
     slot.begin("a claim that lapses", &slot.claim_for(1), &FIRST).await;
     slot.pass(2).await;
     let second = slot.claim();
@@ -266,7 +266,7 @@ pub(super) async fn very_long_times_do_not_overflow<H: Harness>(slot: Probe<'_, 
         slot.renew(&step, claim.token, time, Held::Yes).await;
         slot.begin(&format!("a duplicate under {step}, renewed"), &slot.claim(), &IN_FLIGHT)
             .await;
-        let record = slot.response(b"for ever");
+        let record = slot.response(b"forever");
         slot.complete(&step, claim.token, &record, time, Held::Yes).await;
         slot.begin(
             &format!("after complete with {step}"),

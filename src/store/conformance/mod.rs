@@ -30,7 +30,7 @@
 //! **Slots.** Each check draws random slots and tokens, so that the store need not be empty, and
 //! several checks, or several runs, can share one. The suite does not clean up: what it leaves,
 //! some hundreds of small entries and a record of one megabyte, goes the way of everything in a
-//! store within hours, but for two records that `very_long_times_do_not_overflow` keeps for ever.
+//! store within hours, but for two records that `very_long_times_do_not_overflow` keeps forever.
 //!
 //! **Time.** Leases of the suite last a few [units](Harness::unit), and it looks at the store at
 //! least one unit before or after anything lapses. Against a server, the unit is real time: long
@@ -40,7 +40,7 @@
 //!
 //! **Concurrency.** Checks of races start tasks on the runtime they are run in. A paused clock
 //! needs the current-thread runtime; a store whose calls do not wait is tried by threads only on
-//! a multi-thread runtime. The checks that need no time to pass can be run there, too.
+//! a multi-thread runtime. The checks that need no time to pass can be run there too.
 
 mod check;
 mod claims;

@@ -93,7 +93,7 @@ impl Eq for Line {}
 pub(super) enum Evictable {
     /// This record.
     Record(Line),
-    /// Perhaps something: ask again.
+    /// Perhaps something: look once more.
     NotYetFound,
     Nothing,
 }

@@ -4,7 +4,7 @@
 -- that what is left of the lease is what the key has left beyond the memory: this server's clock is
 -- the only one. A claim that begins with `ended` instead is that of an operation that is done, and
 -- for whose record the server had no memory. Anything else but a record, and a claim that would live
--- for ever, is not ours: nil.
+-- forever, is not ours: nil.
 local function claim_of(held)
   local word, token, print, attempt, memory, scope = string.match(held, '^(%l+) (%x+) (%x+) (%d+) (%d+) (%x+)$')
   if word ~= 'claim' and word ~= 'ended' then return nil end

@@ -14,7 +14,7 @@ use super::scripts::{By, is_no_script};
 /// `WAIT` blocks its connection at the server. So many can wait side by side; more wait their turn.
 const CONNECTIONS: usize = 8;
 
-/// How long nothing may be heard beside the time that `WAIT` takes. Large records go here, too.
+/// How long nothing may be heard beside the time that `WAIT` takes. Large records go here too.
 const SILENCE: Duration = Duration::from_secs(3);
 
 pub(super) struct Replicas {
@@ -85,7 +85,7 @@ impl Wait {
         connection: &mut C,
     ) -> RedisResult<(Value, Acknowledged)> {
         let mut pipe = redis::pipe();
-        // At least one: zero would be for ever.
+        // At least one: zero would be forever.
         let millis = super::scripts::millis(self.within).max(1);
         pipe.add_command(command.clone())
             .cmd("WAIT")

@@ -82,7 +82,7 @@ pub struct SealedBuilder<S> {
 }
 
 impl<S> SealedBuilder<S> {
-    /// Whether records that are not sealed are replayed, too. Default `false`: they are refused as
+    /// Whether records that are not sealed are replayed too. Default `false`: they are refused as
     /// corrupt.
     ///
     /// For the time of a migration: those that the store held before it was wrapped are valid for their

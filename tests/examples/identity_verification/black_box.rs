@@ -35,7 +35,7 @@ async fn has_background_work(server: &Server) {
 /// Everything that still comes on a connection until the server closes it.
 async fn rest_of(mut connection: TcpStream) -> String {
     let mut rest = Vec::new();
-    // A reset is an end, too.
+    // A reset is an end too.
     let _ = connection.read_to_end(&mut rest).await;
     String::from_utf8_lossy(&rest).into_owned()
 }

@@ -320,7 +320,7 @@ async fn a_subscriber_that_asks_for_time_gets_it() {
     let at: Vec<_> = sending.received().iter().map(|received| received.at).collect();
     assert!(at[1] - at[0] >= Duration::from_secs(600), "{at:?}");
     assert!(at[2] - at[1] >= LONGEST_DELAY, "{at:?}");
-    assert!(at[2] - at[1] < LONGEST_DELAY * 2, "not for ever: {at:?}");
+    assert!(at[2] - at[1] < LONGEST_DELAY * 2, "not forever: {at:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -482,7 +482,7 @@ async fn a_key_can_be_required() {
         1,
         "what is not guarded needs none"
     );
-    // An event bears its key in the body.
+    // An event has its key in the body.
     let event = Call::post(EVENTS, r#"{"event_id":"evt_1","type":"paid","data":{}}"#);
     sandbox.send(event).await.expect(200);
     let nameless = Call::post(EVENTS, r#"{"type":"paid","data":{}}"#).key("k-1");

@@ -20,7 +20,7 @@ async fn a_success_commits_effect_and_record<B: Base>(base: B) {
     assert_eq!(first.outcome(), "executed");
     assert_eq!(base.charges("k").await, 1);
     shop.send("/ok", "k").await.assert_replay_of(&first);
-    // Another process replays it, too.
+    // Another process replays it too.
     let other = shop_with::<B, _>(base.elsewhere().await, |builder| builder);
     other.send("/ok", "k").await.assert_replay_of(&first);
     assert_eq!(other.runs.get(), 0);

@@ -70,7 +70,7 @@ async fn a_connection_cut_anywhere_leaves_effect_and_record_or_neither() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_commit_is_resolved_when_the_database_is_back() {
     for heard in [false, true] {
-        // One connection, so that all statements are prepared on it: to prepare one is a request, too.
+        // One connection, so that all statements are prepared on it: to prepare one is a request too.
         let Some(base) = Big::with(1).await else { return };
         let shop = shop_with::<Big, _>(base.store(), |builder| builder.store_timeout(Duration::from_secs(3)));
         for key in ["warm", "warmer", "warmest"] {

@@ -18,7 +18,7 @@ async fn the_store_conforms() {
 async fn histories_are_answered_as_by_the_machine() {
     let Some((_, url)) = database().await else { return };
     let pools = vec![open(&url, 4).await, open(&url, 4).await];
-    // Many histories at once, and the other tests besides: a unit that bears a busy machine.
+    // Many histories at once, and the other tests besides: a unit that allows for a busy machine.
     let harness = Handles::new(pools, Duration::from_secs(1));
     conforms(harness, vec![], 0..6).await;
 }

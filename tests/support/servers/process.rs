@@ -51,7 +51,7 @@ pub fn in_path(program: &str) -> Option<PathBuf> {
 
 /// A port that is free now. It lies below those the kernel gives to outgoing connections, so that it
 /// is likely to be still free when a server that was killed returns to it. 10000 above it, where a node
-/// of a Redis cluster has its bus, is a port, too.
+/// of a Redis cluster has its bus, is a port too.
 pub fn free_port() -> u16 {
     for attempt in 0..1000 {
         let port = 15_000 + u16::try_from(RandomState::new().hash_one(attempt) % 17_000).unwrap();

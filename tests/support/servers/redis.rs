@@ -185,7 +185,7 @@ fn answers(child: &mut Child, port: u16) -> bool {
                 && length > 0
                 && !answer.starts_with(b"-LOADING")
             {
-                // Another server on this port, taken meanwhile, is told by our child's end.
+                // Another server on this port, taken meanwhile, shows by our child's end.
                 std::thread::sleep(Duration::from_millis(5));
                 return child.try_wait().unwrap().is_none();
             }

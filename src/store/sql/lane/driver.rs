@@ -60,7 +60,7 @@ pub(in crate::store::sql) trait Driver: Send + Sync + Sized + 'static {
 /// What is to blame for an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store::sql) enum Blame {
-    /// What was asked, or a setting that another connection has, too. The connection is fine.
+    /// What was asked, or a setting that another connection has too. The connection is fine.
     Job,
     /// Another transaction, which was in the way. The same connection may succeed at once.
     Timing,

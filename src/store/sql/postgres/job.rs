@@ -46,7 +46,7 @@ pub(super) enum Answer {
     LookedUp(Option<EntryRow>),
     /// Whether the row still counted.
     Forgotten(bool),
-    /// Another transaction holds the row: ask again later.
+    /// Another transaction holds the row: retry later.
     Locked,
 }
 

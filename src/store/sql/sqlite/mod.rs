@@ -79,7 +79,7 @@ const READERS: usize = 2;
 /// # let directory = std::env::temp_dir().join(format!("idempotency-doc-{}", std::process::id()));
 /// # std::fs::create_dir_all(&directory)?;
 /// # let path = directory.join("app.db");
-/// // Creates the file if it is missing, in WAL mode; `store.pool()` is for the application, too.
+/// // Creates the file if it is missing, in WAL mode; `store.pool()` is for the application too.
 /// let store = SqliteStore::open(&path).await?;
 /// store.migrate().await?;
 /// let layer = IdempotencyLayer::new(store);
