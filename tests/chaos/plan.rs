@@ -42,6 +42,10 @@ pub enum Fault {
     KillStore {
         time: Duration,
     },
+    /// The store takes no writes, as after a failover while the old connections live on. Reads go on.
+    ReadOnly {
+        time: Duration,
+    },
     CutAll {
         server: usize,
     },
@@ -82,7 +86,7 @@ impl Fault {
         } else {
             engine.lease() + rng.millis(100, 1100)
         };
-        let kinds = if engine == Engine::Sqlite { 5 } else { 13 };
+        let kinds = if engine == Engine::Sqlite { 5 } else { 15 };
         match rng.below(kinds) {
             0 => Self::Nothing,
             1 | 2 => Self::KillServer { server },
@@ -104,7 +108,8 @@ impl Fault {
                 time,
             },
             11 => Self::Refuse { server, time },
-            _ => Self::BlackHole { server, time },
+            12 => Self::BlackHole { server, time },
+            _ => Self::ReadOnly { time },
         }
     }
 }

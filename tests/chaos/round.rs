@@ -154,6 +154,7 @@ impl World {
             }
             Fault::HaltStore { time } => self.blocking(move |world| world.store.halt(time)).await,
             Fault::KillStore { time } => self.blocking(move |world| world.store.kill(time)).await,
+            Fault::ReadOnly { time } => self.blocking(move |world| world.store.take_no_writes(time)).await,
             Fault::CutAll { server } => self.store.proxy(server).cut_all().await,
             Fault::CutAnswer { server, request } => self.store.proxy(server).cut_after_requests(request),
             Fault::CutRequest { server, request } => self.store.proxy(server).cut_before_request(request),

@@ -159,6 +159,37 @@ impl Store {
         }
     }
 
+    /// Takes no writes for a time, from old sessions and new ones.
+    pub fn take_no_writes(&self, time: Duration) {
+        match &self.server {
+            Server::Sqlite { .. } => {}
+            Server::Postgres(postgres) => {
+                let set = |what: &str| {
+                    postgres.sql("postgres", &format!("ALTER SYSTEM {what}"));
+                    postgres.sql("postgres", "SELECT pg_reload_conf()");
+                };
+                set("SET default_transaction_read_only = on");
+                std::thread::sleep(time);
+                set("RESET default_transaction_read_only");
+            }
+            Server::Redis(redis) => {
+                let redis = locked(redis);
+                let mut connection = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+                let mut follow = |host: &str, port: &str| {
+                    let () = redis::cmd("REPLICAOF")
+                        .arg(host)
+                        .arg(port)
+                        .query(&mut connection)
+                        .unwrap();
+                };
+                // Of nobody: it keeps what it has.
+                follow("127.0.0.1", "1");
+                std::thread::sleep(time);
+                follow("NO", "ONE");
+            }
+        }
+    }
+
     /// Kills the server, and starts it again with what it had kept.
     pub fn kill(&self, time: Duration) {
         match &self.server {

@@ -157,10 +157,14 @@ impl<DB: AtomicDatabase> Transaction<DB> {
 
     /// Runs `work` in the background after the transaction is committed, and not if it is rolled back.
     ///
-    /// It runs also if the client has disconnected. [`background`](crate::IdempotencyLayer::background) waits
-    /// for it, and it counts as work without a client (`max_detached`). It runs at most once: if the process dies after the commit, it never runs, because a
-    /// retry gets the stored response. Use it for what may be lost, such as the invalidation of a cache.
-    /// What must happen belongs into the transaction, as a row that another process works off (an outbox).
+    /// It also runs if the client has disconnected. [`background`](crate::IdempotencyLayer::background) waits
+    /// for it, and it counts as work without a client (`max_detached`). It runs at most once: if the process
+    /// dies after the commit, it never runs, because a retry gets the stored response. Use it for what may be
+    /// lost, such as the invalidation of a cache. What must happen belongs in the transaction, as a row that
+    /// another process works off (an outbox).
+    ///
+    /// Do not move a clone of a transaction of the handler's [`own`](Self::own) into `work`, unless you call
+    /// [`commit`](Self::commit) in any case. The clone would keep the transaction open.
     ///
     /// If the commit's outcome is unknown at first, `work` runs as soon as it turns out to be committed.
     /// If there was nothing to commit because the handler never called [`begin`](Self::begin), it does

@@ -82,6 +82,8 @@ impl<DB: AtomicDatabase> Transaction<DB> {
                 Ok(())
             };
         };
+        // Dropped where nothing is committed: it may hold this transaction, which would hold it in turn.
+        let following = self.0.after_commit();
         if self.0.is_aborted() {
             open.roll_back().await?;
             return Ok(());
@@ -91,7 +93,7 @@ impl<DB: AtomicDatabase> Transaction<DB> {
             return Err(TransactionError::of(TransactionErrorKind::Ended));
         }
         open.commit().await?;
-        for work in self.0.after_commit() {
+        for work in following {
             tokio::spawn(work);
         }
         Ok(())
