@@ -15,8 +15,9 @@ const SLOTS: usize = 6;
 const STEPS: u32 = 40;
 /// A step in which nothing is done lets time pass alone.
 const CALLS: usize = 4;
-/// How often a history is begun anew because the store, or this process, was too slow for it.
-const TRIES: usize = 5;
+/// How often a history is begun anew because the store, or this process, was too slow for it. Each time the
+/// unit is longer by the harness's.
+const TRIES: u32 = 5;
 
 pub(super) async fn a_random_history_follows_the_machine<H: Harness>(probe: Probe<'_, H>) {
     follow(&probe, Uuid::new_v4().as_u64_pair().1).await;
@@ -27,16 +28,17 @@ pub(super) async fn a_random_history_follows_the_machine<H: Harness>(probe: Prob
 /// Step `k` happens from `k` units on, and takes less than a third of one. All that ends does so
 /// half a unit later than some step begins: whichever way a call is late, it is on the same side.
 pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
-    for _ in 0..TRIES {
-        if history(probe, seed).await.is_ok() {
+    let unit = probe.harness.unit();
+    for attempt in 1..=TRIES {
+        if history(probe, seed, unit * attempt).await.is_ok() {
             return;
         }
     }
     probe.broken(
         &format!("a history (seed {seed:#x})"),
         format_args!(
-            "in {TRIES} tries, a few calls took longer than a third of a unit ({:?}); let the harness have a longer unit",
-            probe.harness.unit()
+            "in {TRIES} tries, a few calls took longer than a third of a unit (of {unit:?}, and {TRIES} times that in \
+             the end); let the harness have a longer unit"
         ),
     )
 }
@@ -44,8 +46,7 @@ pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
 /// What one step took was too long to say what should have been answered.
 struct TooSlow;
 
-async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64) -> Result<(), TooSlow> {
-    let unit = probe.harness.unit();
+async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64, unit: Duration) -> Result<(), TooSlow> {
     let mut dice = Dice(seed);
     let mut slots: Vec<Followed> = (0..SLOTS).map(|_| Followed::new(&mut dice)).collect();
     let mut clock = Clock::start();
