@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 /// Bytes from which on BLAKE3 is faster.
 pub(crate) const BY_BLAKE3: usize = 4096;
 
-/// Set in the tag of a field whose content stands for itself by its BLAKE3.
+/// Set in the tag of a field whose content is replaced by its BLAKE3.
 const LONG: u8 = 0x80;
 
 /// A digest under construction. Each field is preceded by a tag and its length, so that no two
@@ -50,7 +50,7 @@ impl Digest {
 /// BLAKE3 over bytes that come in pieces of any size: what streamed bodies are digested with.
 ///
 /// The hash is fast on whole blocks alone: on pieces of 1000 bytes it was four times slower, and on pieces of
-/// 64 KiB that begin anywhere half as slow again. So what is no whole block is collected until it is one.
+/// 64 KiB that begin anywhere half as slow again. So incomplete blocks are collected until they are complete.
 pub(crate) struct StreamDigest {
     hasher: blake3::Hasher,
     /// Less than a block.

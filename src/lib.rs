@@ -192,7 +192,7 @@ pub use store::{MemoryStore, OnLapse, Store};
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// And those of the guide, each as it stands: no feature is asked for in the text.
+/// And those of the guide, unchanged: the text asks for no feature.
 #[cfg(all(doctest, feature = "axum", feature = "client", feature = "tonic"))]
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;

@@ -222,7 +222,7 @@ impl Policy {
     /// # async fn find_charge(_: uuid::Uuid) -> Result<Option<String>, std::io::Error> { Ok(None) }
     ///
     /// let policy = Policy::success().reconcile(|lapsed: Lapsed| async move {
-    ///     // The provider was given the derived key, so it can be asked for the charge by it.
+    ///     // The provider was given the derived key, so you can ask for the charge by that key.
     ///     match find_charge(lapsed.key.derive("charge")).await? {
     ///         Some(json) => Ok(Reconciled::Done(Response::new(Bytes::from(json)))),
     ///         None => Ok(Reconciled::Run),

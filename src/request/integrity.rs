@@ -16,7 +16,7 @@ pub(crate) type Vouch = [u8; 16];
 /// A digest header that cannot be right, whatever the body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InvalidDigest {
-    /// It is no structured field of digests.
+    /// It is not a structured field of digests.
     Malformed(&'static str),
     /// Two headers declare different digests of one body.
     Contradictory,
@@ -88,7 +88,7 @@ impl DeclaredDigests {
         check.finish()
     }
 
-    /// Checks a body that goes by.
+    /// Checks a body while it is streamed.
     pub(crate) fn check(&self) -> DigestCheck {
         DigestCheck {
             sha256: self.sha256.map(|declared| (Sha256::new(), declared)),
@@ -135,7 +135,7 @@ fn set<const N: usize>(
     }
 }
 
-/// Checks a body that goes by against its declared digests.
+/// Checks a body against its declared digests while it is streamed.
 pub(crate) struct DigestCheck {
     sha256: Option<(Sha256, [u8; 32])>,
     sha512: Option<(Sha512, [u8; 64])>,

@@ -110,7 +110,7 @@ impl<S, St: Store> Comparing<S, St> {
             return Err(exchange);
         };
         if let First::Held(_) = first {
-            // A body of more bytes than are held is none that was.
+            // A body with more bytes than the layer holds was not held the first time.
             arrival.hold(exchange.guard.config.max_request_body);
         }
         Ok(Self {

@@ -57,7 +57,7 @@ where
     St: Store,
 {
     let (mut head, body) = response.into_parts();
-    // A handler may have copied it from its own upstream; this response is none of a replay.
+    // A handler may have copied it from its own upstream; this response is not a replay.
     remove_marker(&mut head.headers, &claim.guard.config);
     async move {
         let tally = |claim: &Claim<St>, outcome, status| {
@@ -166,7 +166,7 @@ where
 }
 
 /// Lets a streamed body end, and changes what is kept accordingly. If it fails, nothing is to be kept: the
-/// handler answered to a body that was none.
+/// handler answered to a body that was incomplete.
 async fn end_upload<RB, St>(
     claim: &Claim<St>,
     upload: &dyn Upload,

@@ -116,7 +116,7 @@ fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&Header
             return unknown(claim, fate, home);
         }
     };
-    // A handler that went on reading while it answered may have met the end of a body that was none.
+    // A handler that went on reading while it answered may have met the end of an incomplete body.
     let failed = claim
         .upload
         .as_deref()

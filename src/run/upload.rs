@@ -164,7 +164,7 @@ pub(crate) enum Uploaded {
     GoesOn,
     /// It did not come whole, and the handler answered without it.
     RestMissing,
-    /// The handler read a body that was none. Nothing is stored, and this is the answer.
+    /// The handler read an incomplete body. Nothing is stored, and this is the response.
     Failed(Problem),
     /// The client left, and its operation is to be cancelled.
     Cancelled,

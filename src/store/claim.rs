@@ -70,7 +70,7 @@ pub enum OnLapse {
 pub struct ClaimRequest {
     /// Which operation.
     pub slot: Slot,
-    /// Whose it is. Two slots of one scope have one tag; a store may share out its room by it.
+    /// Whose it is. All slots of one scope have the same tag. A store may divide its room among the tags.
     pub scope: ScopeTag,
     /// What the request is. A slot that runs or is done under another fingerprint of the same rule is a
     /// mismatch. A fingerprint of another rule counts as the same request, because the two cannot be

@@ -1,4 +1,4 @@
-//! What counts of a body that goes by and is not held.
+//! What counts of a body that is streamed and not held.
 
 use std::fmt;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ const MULTIPART: u8 = 2;
 const FORM: u8 = 3;
 const JSON: u8 = 4;
 
-/// Digests a body as it goes by.
+/// Digests a body while it is streamed.
 pub(crate) struct BodyDigest {
     /// Of the bytes; what counts of a body that cannot be read as it should be.
     raw: StreamDigest,

@@ -21,7 +21,7 @@ pub(super) fn digest_of(body: &[u8], without: &[Pointer]) -> [u8; 32] {
     digest.finish()
 }
 
-/// The name of a field as it is meant; given is what stands before the `=`.
+/// The decoded name of a field, from the text before the `=`.
 pub(super) fn name_of(encoded: &[u8]) -> Cow<'_, str> {
     // Only a name without `&` and `=` is given, so that there is one pair, or none.
     form_urlencoded::parse(encoded)

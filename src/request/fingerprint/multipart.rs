@@ -52,7 +52,7 @@ fn digest_of_form(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) -> Opt
     }
 }
 
-/// What stands between the parts of a form. `None` if the body is none, or is encoded.
+/// The boundary between the parts of a form. `None` if the body is not a form, or is encoded.
 pub(super) fn boundary_of(headers: &HeaderMap) -> Option<String> {
     if is_encoded(headers) {
         return None;

@@ -1,4 +1,4 @@
-//! The fields of an `application/x-www-form-urlencoded` body that goes by (WHATWG URL, section 5): read as
+//! The fields of an `application/x-www-form-urlencoded` body that is streamed (WHATWG URL, section 5): read as
 //! they come, and not kept.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::request::json::Pointer;
 pub(super) struct Pairs {
     digest: StreamDigest,
     without: Arc<[Pointer]>,
-    /// A longer name, as it is sent, is none of those that are left out.
+    /// A longer name, as it is sent, is never one of those that are left out.
     longest: usize,
     at: At,
 }

@@ -1,4 +1,4 @@
-//! The parts of a `multipart/form-data` body that goes by (RFC 7578): read as they come, and not kept.
+//! The parts of a `multipart/form-data` body that is streamed (RFC 7578): read as they come, and not kept.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::multipart::{CONTENT_TRANSFER_ENCODING, MAX_PARTS, boundary_of, name_i
 use crate::digest::StreamDigest;
 use crate::request::json::Pointer;
 
-/// A part with longer headers is none that a client of a form sends.
+/// No client of a form sends a part with longer headers.
 const MAX_HEADERS: usize = 16 * 1024;
 /// As many as the parser of buffered forms reads.
 const MAX_HEADER_LINES: usize = 32;
@@ -22,7 +22,7 @@ const TYPE: u8 = 2;
 const TRANSFER_ENCODING: u8 = 3;
 const CONTENT: u8 = 4;
 
-/// Digests the parts in their order, whatever stands between them: of each the headers that name and
+/// Digests the parts in their order, without the boundary: of each the headers that name and
 /// describe it, and its content. Parts whose name is in `without` are left out.
 ///
 /// It is strict: a body of which anything would not count is malformed.
@@ -63,7 +63,7 @@ enum At {
 }
 
 impl Parts {
-    /// `None` if the headers name no boundary, or say that the body is none of parts.
+    /// `None` if the headers name no boundary, or say that the body has no parts.
     pub(super) fn of(headers: &HeaderMap, without: &Arc<[Pointer]>) -> Option<Self> {
         let boundary = boundary_of(headers)?;
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();

@@ -67,7 +67,7 @@ impl KeyText {
     }
 }
 
-/// The characters and the length of a key, wherever it stands.
+/// Checks the characters and the length of a key, wherever it comes from.
 pub(crate) fn check_text(key: &str, max_length: usize) -> Result<(), InvalidKey> {
     if !key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return Err(not_visible());

@@ -25,8 +25,8 @@ pub(super) async fn a_random_history_follows_the_machine<H: Harness>(probe: Prob
 
 /// Follows the history of that seed.
 ///
-/// Step `k` happens from `k` units on, and takes less than a third of one. All that ends does so
-/// half a unit later than some step begins: whichever way a call is late, it is on the same side.
+/// Step `k` begins at `k` units and takes less than a third of a unit. Leases and TTLs end half a unit after
+/// some step begins. So a call that is a little late is still on the right side of every end.
 pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
     let unit = probe.harness.unit();
     for attempt in 1..=TRIES {

@@ -1,4 +1,4 @@
-//! How the bytes of a record are held: in one piece, or with a large body apart, which is then not copied.
+//! How the bytes of a record are held: in one piece, or with a separate large body, which is then not copied.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Blob {
         Self(Held::Apart(Arc::new(Apart { front, body })))
     }
 
-    /// All of it, but for a body that is held apart.
+    /// All of it, except a body that is held separately.
     pub(super) fn front(&self) -> &[u8] {
         match &self.0 {
             Held::Whole(all) => all,
@@ -39,7 +39,7 @@ impl Blob {
         }
     }
 
-    /// The body that is held apart, or nothing.
+    /// The body that is held separately, or nothing.
     pub(super) fn body(&self) -> &[u8] {
         match &self.0 {
             Held::Whole(_) => &[],
@@ -59,7 +59,7 @@ impl Blob {
         }
     }
 
-    /// Front and body, sharing the bytes. Without a body that is held apart, the front is all.
+    /// Front and body, sharing the bytes. If no body is held separately, the front is everything.
     pub(super) fn share(&self) -> (Bytes, Option<Bytes>) {
         /// Lets `Bytes` share the record without copying it.
         struct Shared(Arc<[u8]>);
@@ -105,7 +105,7 @@ impl PartialEq for Blob {
 
 impl Eq for Blob {}
 
-/// The head tells records apart; a body is not worth reading for that.
+/// The head is enough to distinguish records, so the body is not hashed.
 impl Hash for Blob {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.len().hash(state);

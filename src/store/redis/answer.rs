@@ -46,7 +46,7 @@ pub(super) fn without_scope(held: &[u8]) -> &[u8] {
     &held[..held.len().saturating_sub(SCOPE)]
 }
 
-/// What a record means. Compared here and not in the script: a damaged record is no mismatch.
+/// What a record means. Compared here and not in the script, because a damaged record must not count as a mismatch.
 pub(super) fn done(held: &[u8], fingerprint: Fingerprint) -> Result<ClaimOutcome, StoreError> {
     let record = match held.first() {
         Some(..32) => Record::from_bytes(held).map_err(|error| corrupt(Op::Begin).with_source(error))?,

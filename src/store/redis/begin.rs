@@ -51,7 +51,7 @@ where
             match begun {
                 Begun::Outcome(outcome) => return Ok((outcome, acknowledged)),
                 Begun::Large => {
-                    // If it is none after all, or is gone, the script says what there is.
+                    // If it is not a record after all, or is gone, the script says what is there.
                     if let Some(held) = self.fetch(&key).await? {
                         return Ok((answer::done(&held, begin.fingerprint)?, acknowledged));
                     }

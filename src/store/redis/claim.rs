@@ -57,7 +57,7 @@ struct Claim {
 }
 
 impl Claim {
-    /// `None`: it is none, or one that the script must look at.
+    /// `None` if it is not a claim, or one that the script must look at.
     fn read(held: &[u8]) -> Option<Self> {
         let mut words = std::str::from_utf8(held).ok()?.split(' ');
         let ("claim", token, fingerprint, attempt) = (words.next()?, words.next()?, words.next()?, words.next()?)

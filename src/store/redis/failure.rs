@@ -38,7 +38,7 @@ pub(super) fn error(op: Op, kind: StoreErrorKind, what: &str) -> StoreError {
     StoreError::new(kind, format!("redis: {op}: {what}"))
 }
 
-/// What is under our key is no claim and no record. It is never claimed over.
+/// The value under our key is neither a claim nor a record. It is never overwritten.
 pub(super) fn corrupt(op: Op) -> StoreError {
     error(
         op,

@@ -1,6 +1,6 @@
 //! A transaction that nothing leaves unnoticed: not the handler's statements, and not `sqlx`.
 //!
-//! `sqlx` counts how deep a connection is in transactions, and takes the handler's word for it. A
+//! `sqlx` counts how deep a connection is in transactions, and trusts the handler's statements. A
 //! handler that sends `COMMIT` by itself is not noticed. A nested `begin` that is dropped while it
 //! waits rolls the outer transaction back, and the statements after it run on their own. So each
 //! database guards its transactions in two ways: what runs outside them fails, and whether they are

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// claims hardly notice. A row costs a claim and a record before it costs its removal, so this is enough
 /// for any load.
 const REST: u32 = 4;
-/// If it is so far behind, and falls back further, it rests less.
+/// Beyond this lag it rests less if the lag still grows.
 const FAR_BEHIND: Duration = Duration::from_secs(3600);
 
 /// What the sweeper needs of a store.

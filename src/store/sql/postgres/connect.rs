@@ -142,7 +142,7 @@ impl Connector {
     }
 }
 
-/// The error of another attempt to connect. If it succeeds, there is none, and this does not return.
+/// The error of another attempt to connect. Does not return if the attempt succeeds.
 async fn why_not(options: PgConnectOptions, patience: Duration) -> sqlx::Error {
     tokio::time::sleep(patience).await;
     match options.connect().await {
