@@ -101,15 +101,27 @@ impl StreamDigest {
     }
 }
 
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 /// Bytes in hexadecimal, as slots and names of keys are shown.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut hex = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         hex.push(char::from(DIGITS[usize::from(byte >> 4)]));
         hex.push(char::from(DIGITS[usize::from(byte & 15)]));
     }
     hex
+}
+
+/// Appends bytes in hexadecimal to a text that a store builds.
+#[cfg(feature = "redis")]
+pub(crate) fn push_hex(text: &mut Vec<u8>, bytes: &[u8]) {
+    let at = text.len();
+    text.resize(at + 2 * bytes.len(), 0);
+    for (digits, byte) in text[at..].chunks_exact_mut(2).zip(bytes) {
+        digits[0] = DIGITS[usize::from(byte >> 4)];
+        digits[1] = DIGITS[usize::from(byte & 15)];
+    }
 }
 
 #[cfg(test)]
@@ -161,5 +173,14 @@ mod tests {
         }
         assert_eq!(hex(&[]), "");
         assert_eq!(hex(b"\x00\x7f\xff"), "007fff");
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn appended_hexadecimal_is_the_same_digits() {
+        let bytes: Vec<u8> = (0..=u8::MAX).collect();
+        let mut text = b"before ".to_vec();
+        push_hex(&mut text, &bytes);
+        assert_eq!(text, format!("before {}", hex(&bytes)).into_bytes());
     }
 }

@@ -22,10 +22,10 @@ where
 {
     /// Calls a script on the connection that all share.
     pub(super) async fn ask(&self, op: Op, script: &Script, slot: &Slot, args: &[&[u8]]) -> Result<Value, StoreError> {
-        let key = self.key(slot);
+        let key = self.key_bytes(slot);
         let call = Call {
             script,
-            keys: &[key.as_bytes()],
+            keys: &[&key],
             args,
         };
         put(&self.link, op, &call)

@@ -31,7 +31,7 @@ where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
     pub(super) async fn claim(&self, begin: &ClaimRequest) -> Result<(ClaimOutcome, Acknowledged), StoreError> {
-        let key = self.key(&begin.slot);
+        let key = self.key_bytes(&begin.slot);
         for round in 0..ROUNDS {
             let asked = Asked {
                 begin,
@@ -62,7 +62,7 @@ where
     }
 
     /// A large record, on the connection for these.
-    async fn fetch(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn fetch(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let mut command = redis::cmd("HGET");
         command.arg(key).arg(scripts::FIELD);
         match put(&self.large, Op::Begin, &command).await {
@@ -76,7 +76,7 @@ where
 
 struct Asked<'a> {
     begin: &'a ClaimRequest,
-    key: &'a str,
+    key: &'a [u8],
     by_script: bool,
 }
 
@@ -160,7 +160,7 @@ impl Asked<'_> {
         };
         let request = &Request::Script(Call {
             script: &scripts::BEGIN,
-            keys: &[self.key.as_bytes()],
+            keys: &[self.key],
             args: &[
                 &hex(&begin.token.0.to_be_bytes()),
                 &hex(begin.fingerprint.as_bytes()),

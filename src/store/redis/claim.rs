@@ -6,7 +6,8 @@
 use redis::Cmd;
 
 use super::answer;
-use super::scripts::{decimal, hex, millis};
+use super::scripts::{decimal, millis};
+use crate::digest::push_hex;
 use crate::request::Fingerprint;
 use crate::store::{ClaimOutcome, ClaimRequest, StoreError};
 
@@ -16,19 +17,19 @@ pub(super) fn time_to_live(begin: &ClaimRequest) -> u64 {
 }
 
 /// The command, which answers nil if it claimed.
-pub(super) fn command(key: &str, begin: &ClaimRequest) -> Cmd {
-    let claim = [
-        &b"claim "[..],
-        &hex(&begin.token.0.to_be_bytes()),
-        b" ",
-        &hex(begin.fingerprint.as_bytes()),
-        b" 1 ",
-        &decimal(millis(begin.ttl)),
-        b" ",
-        &hex(begin.scope.as_bytes()),
-    ];
+pub(super) fn command(key: &[u8], begin: &ClaimRequest) -> Cmd {
+    // Every request needs it, so its text is written into one buffer.
+    let mut claim = Vec::with_capacity(128);
+    claim.extend_from_slice(b"claim ");
+    push_hex(&mut claim, &begin.token.0.to_be_bytes());
+    claim.push(b' ');
+    push_hex(&mut claim, begin.fingerprint.as_bytes());
+    claim.extend_from_slice(b" 1 ");
+    claim.extend_from_slice(&decimal(millis(begin.ttl)));
+    claim.push(b' ');
+    push_hex(&mut claim, begin.scope.as_bytes());
     let mut command = Cmd::with_capacity(7, 256);
-    command.arg("SET").arg(key).arg(claim.concat());
+    command.arg("SET").arg(key).arg(claim);
     command.arg("NX").arg("GET").arg("PX").arg(time_to_live(begin));
     command
 }
@@ -80,6 +81,7 @@ impl Claim {
 
 #[cfg(test)]
 mod tests {
+    use super::super::scripts::hex;
     use super::*;
     use crate::request::Slot;
     use crate::store::{Record, Token};

@@ -31,7 +31,7 @@ where
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
         let mut command = redis::cmd("UNLINK");
-        command.arg(self.key(slot));
+        command.arg(self.key_bytes(slot));
         let removed: u64 = self.inquire(Op::Forget, &command).await?;
         Ok(removed > 0)
     }

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use redis::aio::MultiplexedConnection;
 
 use super::Slot;
+use crate::digest::push_hex;
 use connect::Origin;
 use link::Link;
 use replicas::Replicas;
@@ -104,6 +105,14 @@ impl<C> RedisStore<C> {
     #[must_use]
     pub fn key(&self, slot: &Slot) -> String {
         format!("{}{}", self.prefix, slot.to_hex())
+    }
+
+    /// [`key`](Self::key), as it is sent. Each call needs it, so it is made by one allocation.
+    fn key_bytes(&self, slot: &Slot) -> Vec<u8> {
+        let mut key = Vec::with_capacity(self.prefix.len() + 2 * Slot::LEN);
+        key.extend_from_slice(self.prefix.as_bytes());
+        push_hex(&mut key, slot.as_bytes());
+        key
     }
 }
 

@@ -7,7 +7,7 @@ use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::link::Question;
-use crate::digest;
+use crate::digest::push_hex;
 use crate::store::Millis;
 
 /// Where a large record is in its hash.
@@ -116,7 +116,9 @@ pub(super) fn millis(duration: Duration) -> u64 {
 }
 
 pub(super) fn hex(bytes: &[u8]) -> Vec<u8> {
-    digest::hex(bytes).into_bytes()
+    let mut hex = Vec::with_capacity(2 * bytes.len());
+    push_hex(&mut hex, bytes);
+    hex
 }
 
 pub(super) fn decimal(number: u64) -> Vec<u8> {

@@ -88,7 +88,7 @@ where
         again: &[u8],
     ) -> Result<(redis::Value, Acknowledged), Unanswered> {
         let is_large = record.len() > LARGE;
-        let key = self.key(slot);
+        let key = self.key_bytes(slot);
         let (token, ttl) = (hex(&token.0.to_be_bytes()), decimal(millis(ttl)));
         let request = Request::Script(Call {
             script: if is_large {
@@ -96,7 +96,7 @@ where
             } else {
                 &scripts::COMPLETE
             },
-            keys: &[key.as_bytes()],
+            keys: &[&key],
             args: &[&token, record, &ttl, again],
         });
         self.write(Op::Complete, is_large, &request).await
