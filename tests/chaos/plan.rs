@@ -42,7 +42,9 @@ pub enum Fault {
     KillStore {
         time: Duration,
     },
-    /// The store takes no writes, as after a failover while the old connections live on. Reads go on.
+    /// The store takes no writes, as after a failover while the old connections live on. Reads go on. On
+    /// PostgreSQL claims are refused; a handler's transaction that has its claim goes on, because it begins as
+    /// one that writes.
     ReadOnly {
         time: Duration,
     },
