@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use floor::Floor;
 use http::Method;
-use support::{around, get_session, guarded, key, post_session, request, router, send};
+use support::{around, get_session, guarded, key, median, post_session, request, router, send};
 use tokio::runtime::{Builder, Runtime};
 use tower_idempotency::{IdempotencyLayer, MemoryStore};
 
@@ -37,8 +37,7 @@ impl<'a> Case<'a> {
     }
 
     fn median(&mut self) -> f64 {
-        self.times.sort_by(f64::total_cmp);
-        self.times[self.times.len() / 2]
+        median(&mut self.times)
     }
 }
 
@@ -229,10 +228,7 @@ fn guesses(runtime: &Runtime) {
         // The same twice, for what the machine's noise alone makes.
         times[2].push(round(2 * REQUESTS, "victim"));
     }
-    let [used, unused, again] = times.map(|mut times| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    });
+    let [used, unused, again] = times.map(|mut times| median(&mut times));
     println!("\n| a guess at a key that | ns a request | multiple |");
     println!("|---|---|---|");
     println!("| nobody has used | {unused:.0} | 1 |");
@@ -282,10 +278,7 @@ fn body_sizes(runtime: &Runtime) {
             times[2].push(round(replayed.clone(), true));
             times[3].push(pass());
         }
-        let [bare, first, replay, pass] = times.map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            times[times.len() / 2]
-        });
+        let [bare, first, replay, pass] = times.map(|mut times| median(&mut times));
         println!(
             "| {name} | {:.1} | {:.2} | {:.2} | {:.1} | {:.2} | {:.2} |",
             bare / 1000.0,
@@ -362,10 +355,6 @@ fn store_sizes(runtime: &Runtime, sizes: &[u64]) {
             store.round(runtime, round);
         }
     }
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
     let mut smallest = None;
     println!("\n| keys in the store | first request, ns | of the smallest | replay, ns | of the smallest |");
     println!("|---|---|---|---|---|");

@@ -121,3 +121,9 @@ where
     let body = body.collect().await.expect("a whole body").to_bytes();
     (head, body)
 }
+
+/// The middle one of some values, which are sorted.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

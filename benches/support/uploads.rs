@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tower::ServiceExt;
 use tower_idempotency::{IdempotencyLayer, MemoryStore};
 
-use super::support::key;
+use super::support::{key, median};
 
 /// As hyper hands them out, more or less.
 const FRAME: usize = 64 * 1024;
@@ -68,11 +68,6 @@ where
     assert_eq!(body, size.to_string());
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
 /// Nanoseconds of one pass of the digest over as many bytes, a frame at a time.
 fn digest(size: usize) -> f64 {
     let frame = vec![b'x'; FRAME.min(size)];
@@ -101,7 +96,7 @@ fn times(size: usize, mut send: impl FnMut(&str, u64) -> f64) -> Times {
         replay.push(send("guarded", round));
         pass.push(digest(size));
     }
-    let [bare, first, replay, digest] = [bare, first, replay, pass].map(median);
+    let [bare, first, replay, digest] = [bare, first, replay, pass].map(|mut times| median(&mut times));
     Times {
         bare,
         first,

@@ -5,15 +5,13 @@ use std::error::Error;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, Uri};
-use http_body_util::{BodyExt, Full};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
-use serde_json::{Value, json};
+use http_body_util::Full;
+use serde_json::json;
 use uuid::Uuid;
 
 use super::client::Body;
+use super::direct::{self, API_KEY};
 
-const API_KEY: &str = "Bearer sk_test_acme";
 /// Bytes of a document.
 const SIZES: std::ops::Range<usize> = 1..64 * 1024;
 
@@ -25,29 +23,16 @@ struct Form {
 
 /// A new session, asked for without the bad network.
 pub(crate) async fn open_session(server: &Uri) -> Result<String, Box<dyn Error + Send + Sync>> {
-    let body = json!({ "user_id": "usr_documents", "workflow_id": "wkf_kyc_full" }).to_string();
-    let request = Request::post(format!("{server}v1/verification/sessions"))
-        .header(AUTHORIZATION, API_KEY)
-        .header(CONTENT_TYPE, "application/json")
-        .body(Full::from(body))?;
-    let session = ask(request).await?;
+    let body = json!({ "user_id": "usr_documents", "workflow_id": "wkf_kyc_full" });
+    let session = direct::post(server, "v1/verification/sessions", &body).await?;
     let id = session["session_id"].as_str().ok_or("the server made no session")?;
     Ok(id.to_owned())
 }
 
 /// How many documents the session has.
 pub(crate) async fn count(server: &Uri, session: &str) -> Result<usize, Box<dyn Error + Send + Sync>> {
-    let request = Request::get(format!("{server}v1/verification/sessions/{session}/documents"))
-        .header(AUTHORIZATION, API_KEY)
-        .body(Full::default())?;
-    let list = ask(request).await?;
+    let list = direct::get(server, &format!("v1/verification/sessions/{session}/documents")).await?;
     Ok(list["documents"].as_array().map_or(0, Vec::len))
-}
-
-async fn ask(request: Request<Body>) -> Result<Value, Box<dyn Error + Send + Sync>> {
-    let client = Client::builder(TokioExecutor::new()).build_http();
-    let body = client.request(request).await?.into_body().collect().await?;
-    Ok(serde_json::from_slice(&body.to_bytes())?)
 }
 
 /// The upload of a document, which depends on the seed and its number.

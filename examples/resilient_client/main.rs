@@ -14,6 +14,7 @@
 //! bill shows it.
 
 mod client;
+mod direct;
 mod documents;
 mod network;
 mod options;

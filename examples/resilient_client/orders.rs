@@ -16,6 +16,7 @@ use tower::{Service, ServiceExt};
 use tower_idempotency::client::Operation;
 
 use super::client::{self, Body, ResilientClient};
+use super::direct::API_KEY;
 use super::documents;
 use super::options::Options;
 
@@ -86,7 +87,7 @@ pub(crate) async fn place(
 fn new_session(origin: &Uri, number: usize) -> Result<Request<Body>, http::Error> {
     let body = json!({ "user_id": format!("usr_{number}"), "workflow_id": "wkf_kyc_full" });
     Request::post(format!("{origin}v1/verification/sessions"))
-        .header("authorization", "Bearer sk_test_acme")
+        .header("authorization", API_KEY)
         .header("content-type", "application/json")
         .body(Full::from(body.to_string()))
 }

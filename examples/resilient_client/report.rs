@@ -3,13 +3,10 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use bytes::Bytes;
-use http::{Request, Uri};
-use http_body_util::{BodyExt, Empty};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use http::Uri;
 use serde::Deserialize;
 
+use super::direct;
 use super::network::Losses;
 use super::orders::Ordered;
 
@@ -33,18 +30,11 @@ struct Charge {
     amount_cents: u64,
 }
 
-/// Asks the server itself, not through the bad network.
+/// What the account is charged.
 pub(crate) async fn bill(server: &Uri) -> Result<Bill, Box<dyn Error + Send + Sync>> {
-    let request = Request::get(format!("{server}v1/billing"))
-        .header("authorization", "Bearer sk_test_acme")
-        .body(Empty::<Bytes>::new())?;
-    let response = Client::builder(TokioExecutor::new())
-        .build_http()
-        .request(request)
-        .await?;
-    let body = response.into_body().collect().await?.to_bytes();
+    let answer: Answer = serde_json::from_value(direct::get(server, "v1/billing").await?)?;
     let mut bill: BTreeMap<String, Charges> = BTreeMap::new();
-    for charge in serde_json::from_slice::<Answer>(&body)?.charges {
+    for charge in answer.charges {
         let charges = bill.entry(charge.reference).or_default();
         charges.count += 1;
         charges.cents += charge.amount_cents;
@@ -114,7 +104,9 @@ pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill, 
             operations - charges
         );
     } else {
-        println!("The bill has as many charges as there were operations, and not one for each that was answered.");
+        println!(
+            "The bill has as many charges as there were operations, but what was answered or is there is something else."
+        );
     }
     right
 }

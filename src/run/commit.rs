@@ -14,20 +14,18 @@ impl<St: Store> Claim<St> {
     /// Ends the claim. In atomic mode, if the operation succeeded and the handler worked in the transaction,
     /// effect and record are committed together.
     pub(crate) async fn end(&mut self, settlement: &Settlement, has_succeeded: bool) -> Settled {
-        match settlement {
-            Settlement::Complete { record, ttl } if has_succeeded && self.has_begun_work() => {
-                // Boxed, so that a commit takes no space in the futures of requests that need none.
-                Box::pin(self.commit(record, *ttl)).await
-            }
-            settlement => self.settle(settlement).await,
+        if let Settlement::Complete { record, ttl } = settlement
+            && has_succeeded
+            && self.has_begun_work()
+            && let Some(unit) = self.unit.take()
+        {
+            // Boxed, so that a commit takes no space in the futures of requests that need none.
+            return Box::pin(self.commit(unit, record, *ttl)).await;
         }
+        self.settle(settlement).await
     }
 
-    async fn commit(&mut self, record: &Record, ttl: Duration) -> Settled {
-        let Some(unit) = self.unit.take() else {
-            let record = record.clone();
-            return self.settle(&Settlement::Complete { record, ttl }).await;
-        };
+    async fn commit(&mut self, unit: Box<dyn UnitOfWork>, record: &Record, ttl: Duration) -> Settled {
         self.is_being_settled();
         let store_timeout = self.guard.config.store_timeout;
         let watch = Watch::start("commit");

@@ -30,6 +30,17 @@ fn seen(recorder: &DebuggingRecorder) -> HashMap<(MetricKind, String), DebugValu
         .collect()
 }
 
+/// What a recorder sees of that work.
+fn recorded(work: impl Future<Output = ()>) -> HashMap<(MetricKind, String), DebugValue> {
+    let recorder = DebuggingRecorder::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    metrics::with_local_recorder(&recorder, || runtime.block_on(work));
+    seen(&recorder)
+}
+
 fn post_with(key: Option<&str>) -> Request<Body> {
     let mut request = Request::post("/");
     if let Some(key) = key {
@@ -40,22 +51,14 @@ fn post_with(key: Option<&str>) -> Request<Body> {
 
 #[test]
 fn contract_7_a_recorder_sees_outcomes_latencies_and_what_the_store_holds() {
-    let recorder = DebuggingRecorder::new();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    metrics::with_local_recorder(&recorder, || {
-        runtime.block_on(async {
-            let app = Router::new()
-                .route("/", post(|| async { "done" }))
-                .layer(IdempotencyLayer::new(MemoryStore::new()));
-            for key in [Some("a"), Some("a"), Some("b"), Some("\"bad"), None] {
-                let _ = app.clone().oneshot(post_with(key)).await;
-            }
-        });
+    let seen = recorded(async {
+        let app = Router::new()
+            .route("/", post(|| async { "done" }))
+            .layer(IdempotencyLayer::new(MemoryStore::new()));
+        for key in [Some("a"), Some("a"), Some("b"), Some("\"bad"), None] {
+            let _ = app.clone().oneshot(post_with(key)).await;
+        }
     });
-    let seen = seen(&recorder);
     let counter = |name: &str| seen.get(&(MetricKind::Counter, name.to_owned()));
     assert_eq!(
         counter("idempotency_requests_total{outcome=executed}"),
@@ -101,26 +104,18 @@ fn a_recorder_sees_how_many_calls_a_sql_store_asks_together() {
 
     const CALLS: u64 = 100;
     let directory = Directory::new();
-    let recorder = DebuggingRecorder::new();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    metrics::with_local_recorder(&recorder, || {
-        runtime.block_on(async {
-            let options = SqliteConnectOptions::new()
-                .filename(directory.path("keys.db"))
-                .create_if_missing(true);
-            let store = SqliteStore::new(SqlitePoolOptions::new().connect_with(options).await.unwrap());
-            store.migrate().await.unwrap();
-            let claims: Vec<_> = (0..CALLS).map(claim).collect();
-            let begun = claims.iter().map(|claim| store.begin(claim));
-            for begun in futures_util::future::join_all(begun).await {
-                begun.unwrap();
-            }
-        });
+    let seen = recorded(async {
+        let options = SqliteConnectOptions::new()
+            .filename(directory.path("keys.db"))
+            .create_if_missing(true);
+        let store = SqliteStore::new(SqlitePoolOptions::new().connect_with(options).await.unwrap());
+        store.migrate().await.unwrap();
+        let claims: Vec<_> = (0..CALLS).map(claim).collect();
+        let begun = claims.iter().map(|claim| store.begin(claim));
+        for begun in futures_util::future::join_all(begun).await {
+            begun.unwrap();
+        }
     });
-    let seen = seen(&recorder);
     let name = "idempotency_store_batch_size{lane=sqlite-write}".to_owned();
     let Some(DebugValue::Histogram(batches)) = seen.get(&(MetricKind::Histogram, name)) else {
         panic!("{:?}", seen.keys());

@@ -146,7 +146,7 @@ async fn contract_8_5_an_upload_that_was_cut_is_stored_once_by_its_retry() {
         page.bill_is_the_servers(server, "acme", 2).await;
         assert_eq!(page.text("#bill-total").await, "$1.70");
 
-        let documents = server.documents("acme", &session).await;
+        let documents = server.documents(&session).await;
         let [document] = &documents[..] else {
             panic!("{documents:?}")
         };

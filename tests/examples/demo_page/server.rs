@@ -49,10 +49,9 @@ impl Server {
         (references.collect(), bill["total_cents"].as_u64().unwrap())
     }
 
-    /// The documents of a session.
-    pub(crate) async fn documents(&self, account: &str, session: &str) -> Vec<Value> {
-        let call = Call::get(&format!("{SESSIONS}/{session}/documents")).from(&format!("sk_test_{account}"));
-        let list = self.running.as_ref().unwrap().send(&call).await.expect(200).json();
-        list["documents"].as_array().unwrap().clone()
+    /// The documents of a session of acme.
+    pub(crate) async fn documents(&self, session: &str) -> Vec<Value> {
+        let path = format!("{SESSIONS}/{session}/documents");
+        self.running.as_ref().unwrap().documents(&path).await
     }
 }

@@ -41,13 +41,7 @@ impl Uploads {
     /// Three attempts were answered: the first ran, and the others were replayed.
     async fn assert_uploaded_once(&self, answers: &[(u16, bool)]) {
         assert_eq!(answers, [(201, false), (201, true), (201, true)]);
-        let list = self
-            .server
-            .send(&Call::get(&self.documents).from("sk_test_acme"))
-            .await
-            .expect(200);
-        let list = list.json();
-        let documents = list["documents"].as_array().unwrap();
+        let documents = self.server.documents(&self.documents).await;
         assert_eq!(documents.len(), 1, "{documents:?}");
         assert_eq!(documents[0]["bytes"], CONTENT.len());
         assert_eq!(documents[0]["file_name"], "passport.jpg");

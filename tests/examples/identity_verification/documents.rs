@@ -64,12 +64,7 @@ impl Uploads {
     }
 
     async fn list(&self, path: &str) -> Vec<Value> {
-        let answer = self
-            .server
-            .send(&Call::get(path).from("sk_test_acme"))
-            .await
-            .expect(200);
-        answer.json()["documents"].as_array().unwrap().clone()
+        self.server.documents(path).await
     }
 
     /// How many documents are charged for.

@@ -9,6 +9,7 @@ use http_body_util::Full;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -97,6 +98,12 @@ impl Server {
     pub(crate) async fn charges(&self) -> usize {
         let bill = self.send(&Call::get(BILLING).from("sk_test_acme")).await.expect(200);
         bill.json()["charges"].as_array().unwrap().len()
+    }
+
+    /// The documents at that path, of a session of acme.
+    pub(crate) async fn documents(&self, path: &str) -> Vec<Value> {
+        let list = self.send(&Call::get(path).from("sk_test_acme")).await.expect(200);
+        list.json()["documents"].as_array().unwrap().clone()
     }
 
     /// A connection of its own, on which `bytes` have been sent.

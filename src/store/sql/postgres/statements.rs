@@ -98,23 +98,33 @@ FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::float8[], $5::float8[], 
 WHERE claimed.slot = free.slot
 RETURNING claimed.slot, claimed.attempt";
 
-/// Moves leases. A row that a transaction is writing is skipped: it may be the operation's own, which
-/// takes as long as it likes. Answers with the numbers of those that were moved.
-///
-/// `$1` slots, `$2` tokens, `$3` leases.
-const RENEW_MANY: &str = "\
-UPDATE idempotency_keys AS claimed SET
-    forget_at = {now} + asked.lease * interval '1 millisecond' + (claimed.forget_at - claimed.lease_until),
-    lease_until = {now} + asked.lease * interval '1 millisecond'
-FROM unnest($1::bytea[], $2::bigint[], $3::float8[]) WITH ORDINALITY AS asked (slot, token, lease, n)
-     CROSS JOIN LATERAL (
+/// The end of a statement about claims that are held, which skips those whose rows are locked.
+macro_rules! of_unlocked {
+    () => {
+        "     CROSS JOIN LATERAL (
         SELECT held.slot FROM idempotency_keys AS held
         WHERE held.slot = asked.slot AND held.token = asked.token
           AND held.record IS NULL AND held.forget_at > {now}
         {skip_locked}
      ) AS free
 WHERE claimed.slot = free.slot
-RETURNING asked.n";
+RETURNING asked.n"
+    };
+}
+
+/// Moves leases. A row that a transaction is writing is skipped: it may be the operation's own, which
+/// takes as long as it likes. Answers with the numbers of those that were moved.
+///
+/// `$1` slots, `$2` tokens, `$3` leases.
+const RENEW_MANY: &str = concat!(
+    "\
+UPDATE idempotency_keys AS claimed SET
+    forget_at = {now} + asked.lease * interval '1 millisecond' + (claimed.forget_at - claimed.lease_until),
+    lease_until = {now} + asked.lease * interval '1 millisecond'
+FROM unnest($1::bytea[], $2::bigint[], $3::float8[]) WITH ORDINALITY AS asked (slot, token, lease, n)
+",
+    of_unlocked!()
+);
 
 /// `COMPLETE` for many: `$1` slots, `$2` tokens, `$3` records, `$4` ttls.
 const COMPLETE_MANY: &str = "\
@@ -127,18 +137,14 @@ RETURNING asked.n";
 
 /// [`COMPLETE_MANY`] without those whose rows are locked. It is separate because taking the lock first makes
 /// every record slower.
-const COMPLETE_UNLOCKED: &str = "\
+const COMPLETE_UNLOCKED: &str = concat!(
+    "\
 UPDATE idempotency_keys AS claimed SET
     record = asked.record, forget_at = {now} + asked.ttl * interval '1 millisecond'
 FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::float8[]) WITH ORDINALITY AS asked (slot, token, record, ttl, n)
-     CROSS JOIN LATERAL (
-        SELECT held.slot FROM idempotency_keys AS held
-        WHERE held.slot = asked.slot AND held.token = asked.token
-          AND held.record IS NULL AND held.forget_at > {now}
-        {skip_locked}
-     ) AS free
-WHERE claimed.slot = free.slot
-RETURNING asked.n";
+",
+    of_unlocked!()
+);
 
 /// `RELEASE` for many: `$1` slots, `$2` tokens.
 const RELEASE_MANY: &str = "\
@@ -149,17 +155,13 @@ WHERE claimed.slot = asked.slot AND claimed.token = asked.token
 RETURNING asked.n";
 
 /// [`RELEASE_MANY`] without those whose rows are locked.
-const RELEASE_UNLOCKED: &str = "\
+const RELEASE_UNLOCKED: &str = concat!(
+    "\
 DELETE FROM idempotency_keys AS claimed
 USING unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (slot, token, n)
-     CROSS JOIN LATERAL (
-        SELECT held.slot FROM idempotency_keys AS held
-        WHERE held.slot = asked.slot AND held.token = asked.token
-          AND held.record IS NULL AND held.forget_at > {now}
-        {skip_locked}
-     ) AS free
-WHERE claimed.slot = free.slot
-RETURNING asked.n";
+",
+    of_unlocked!()
+);
 
 /// What is in the rows of these slots: slot, token, whether it is done, whether it counts.
 const CHECK: &str =
