@@ -145,15 +145,28 @@ async fn a_connection_is_made_although_no_caller_waits_for_it() {
     let proxy = Proxy::start(server.port()).await;
     let name = url.rsplit('/').next().unwrap();
     let store = open(&server.url_through(proxy.port(), name), 2).await;
-    // A round trip takes 100 ms: making a connection some 500, a claim on it some 200.
+    let store = store.connections(1).unwrap();
+    // A round trip takes 100 ms: making a connection some 500.
     proxy.delay(Duration::from_millis(50));
     proxy.cut_all().await;
-    eventually("a claim is made", async || {
-        let patience = Duration::from_millis(350);
-        let claimed = tokio::time::timeout(patience, store.begin(&claim(1).token(1))).await;
-        matches!(claimed, Ok(Ok(ClaimOutcome::Started { attempt: 1, .. })))
+    let before = proxy.counts().connections;
+    eventually("a connection is begun", async || {
+        let claimed = tokio::time::timeout(Duration::from_millis(350), store.begin(&claim(1).token(1))).await;
+        claimed.expect_err("it takes longer");
+        proxy.counts().connections > before
     })
     .await;
+    let begun = proxy.counts().connections;
+    let claimed = store.begin(&claim(1).token(1)).await.unwrap();
+    assert!(
+        matches!(claimed, ClaimOutcome::Started { attempt: 1, .. }),
+        "{claimed:?}"
+    );
+    assert_eq!(
+        proxy.counts().connections,
+        begun,
+        "on the connection that nobody waited for"
+    );
 }
 
 /// A connection falls silent in the middle of being made: in its greeting, or as the store asks first on it.
