@@ -21,6 +21,7 @@ mod chaos {
     mod check;
     mod client;
     mod clocks;
+    mod documents;
     mod faketime;
     mod halts;
     mod operation;
@@ -28,6 +29,7 @@ mod chaos {
     mod rng;
     mod round;
     mod rounds;
+    mod savepoints;
     mod server;
     mod steps;
     mod store;

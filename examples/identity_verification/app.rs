@@ -73,8 +73,8 @@ impl App {
                 let files = files(options, &data).await?;
                 return Self::new(store.clone(), Some(store), data, files, options, sender);
             }
-            StoreKind::Sqlite(path) => storage::sqlite(path).await?,
-            StoreKind::Postgres(url) => storage::postgres(url).await?,
+            StoreKind::Sqlite(path) => storage::sqlite(path, options.sweep_every).await?,
+            StoreKind::Postgres(url) => storage::postgres(url, options.sweep_every).await?,
             StoreKind::Redis(url) => storage::redis(url).await?,
         };
         let files = files(options, &shared.data).await?;

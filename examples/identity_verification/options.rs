@@ -34,6 +34,10 @@ pub(crate) struct Options {
     #[arg(long, env = "IDV_LEASE", value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) lease: Duration,
 
+    /// How often SQLite and PostgreSQL remove expired keys, which do not count even before.
+    #[arg(long, env = "IDV_SWEEP_EVERY", value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub(crate) sweep_every: Duration,
+
     /// How long a concurrent duplicate waits for the first one's outcome; at `0s` it gets `409` at once.
     #[arg(long, env = "IDV_WAIT", value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub(crate) wait: Duration,

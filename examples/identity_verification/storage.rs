@@ -14,8 +14,6 @@ use super::data::{Causes, Data, PostgresData, RedisData, SqliteData};
 
 /// How long a database has to answer, when the server starts and later.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often expired keys are removed. They do not count even before they are removed.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Connections to PostgreSQL.
 const CONNECTIONS: u32 = 8;
 
@@ -34,7 +32,7 @@ fn refusal(what: &str, error: &(dyn Error + 'static)) -> Refusal {
     format!("--store: {what}: {}", Causes(error))
 }
 
-pub(crate) async fn sqlite(path: &Path) -> Result<Shared, Refusal> {
+pub(crate) async fn sqlite(path: &Path, sweep_every: Duration) -> Result<Shared, Refusal> {
     const UNUSABLE: &str = "the SQLite database cannot be used; its directory must exist and be writable";
     let store = SqliteStore::open(path)
         .await
@@ -45,12 +43,12 @@ pub(crate) async fn sqlite(path: &Path) -> Result<Shared, Refusal> {
         .map_err(|error| refusal(UNUSABLE, &error))?;
     Ok(Shared {
         data: Data::Sqlite(data),
-        sweeper: Some(store.sweep_every(SWEEP_EVERY)),
+        sweeper: Some(store.sweep_every(sweep_every)),
         keys: DynStore::new(store),
     })
 }
 
-pub(crate) async fn postgres(url: &str) -> Result<Shared, Refusal> {
+pub(crate) async fn postgres(url: &str, sweep_every: Duration) -> Result<Shared, Refusal> {
     const UNREACHABLE: &str =
         "PostgreSQL cannot be connected to; is it running, and are host, port, user, password and database right?";
     const UNUSABLE: &str = "the PostgreSQL database cannot be used; may the user create tables in it?";
@@ -86,7 +84,7 @@ pub(crate) async fn postgres(url: &str) -> Result<Shared, Refusal> {
         .map_err(|error| refusal(UNUSABLE, &error))?;
     Ok(Shared {
         data: Data::Postgres(data),
-        sweeper: Some(store.sweep_every(SWEEP_EVERY)),
+        sweeper: Some(store.sweep_every(sweep_every)),
         keys: DynStore::new(store),
     })
 }

@@ -19,6 +19,10 @@ pub struct Observed {
     pub books: Vec<[Books; 2]>,
     /// Identifiers of the events processed.
     pub events: Vec<String>,
+    /// The files of documents, by the documents' identifiers.
+    pub files: BTreeMap<String, Vec<u8>>,
+    /// Files that have not found their place, and are not gone.
+    pub aside: Vec<String>,
     /// By operation, for changes of status: the version after one more change.
     pub next_versions: BTreeMap<usize, u64>,
 }
@@ -29,6 +33,8 @@ pub struct Books {
     pub total_cents: u64,
     /// Identifier and user.
     pub sessions: Vec<(String, String)>,
+    /// Identifier and name of the file.
+    pub documents: Vec<(String, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,12 +147,37 @@ pub fn violations(observed: &Observed, promise: Promise) -> Vec<String> {
             wrong.push(format!("{account:?}: the servers' books differ: {one:?} and {other:?}"));
         }
         let answered: Vec<_> = answered.iter().filter(|(owner, ..)| owner == account).collect();
+        files(observed, one, &mut wrong);
         let exact = promise.atomic || !excused_accounts.contains(account);
         books(&answered, one, exact, &mut |what| {
             wrong.push(format!("{account:?}: {what}"));
         });
     }
+    let documents = || observed.books.iter().flat_map(|[books, _]| &books.documents);
+    for name in &observed.aside {
+        wrong.push(format!("the file {name} was left behind"));
+    }
+    for name in observed.files.keys() {
+        if !documents().any(|(id, _)| id == name) {
+            wrong.push(format!("the file {name} is of no document"));
+        }
+    }
     wrong
+}
+
+/// Every document must have its file, whole.
+fn files(observed: &Observed, books: &Books, wrong: &mut Vec<String>) {
+    for (id, name) in &books.documents {
+        let upload = observed.operations.iter().find(|operation| operation.subject == *name);
+        match (upload, observed.files.get(id)) {
+            (None, _) => wrong.push(format!("nobody uploaded the document {id}, {name}")),
+            (_, None) => wrong.push(format!("the document {id}, {name}, has no file")),
+            (Some(upload), Some(file)) if *file != upload.file() => {
+                wrong.push(format!("the file of {id}, {name}, has other contents"));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Whether an operation may have run twice where effect and record are not one: something harmed it
@@ -238,6 +269,9 @@ fn books(answered: &[&(Account, String, u64)], books: &Books, exact: bool, compl
         if *cents == 150 && !books.sessions.iter().any(|(id, _)| id == reference) {
             complain(format!("the session {reference} is lost"));
         }
+        if *cents == 20 && !books.documents.iter().any(|(id, _)| id == reference) {
+            complain(format!("the document {reference} is lost"));
+        }
     }
     if !exact {
         return;
@@ -250,6 +284,11 @@ fn books(answered: &[&(Account, String, u64)], books: &Books, exact: bool, compl
     for (id, user) in &books.sessions {
         if !answered.iter().any(|(_, reference, _)| reference == id) {
             complain(format!("nobody was told of the session {id} of {user}"));
+        }
+    }
+    for (id, name) in &books.documents {
+        if !answered.iter().any(|(_, reference, _)| reference == id) {
+            complain(format!("nobody was told of the document {id}, {name}"));
         }
     }
 }
@@ -287,6 +326,7 @@ mod bad_histories {
     const IN_FLIGHT: &str = r#"{"code":"in-flight"}"#;
     const SESSION: &str = r#"{"session_id":"ses_1","user_id":"anna","attempt":1}"#;
     const OTHER_SESSION: &str = r#"{"session_id":"ses_2","user_id":"anna","attempt":1}"#;
+    const DOCUMENT: &str = r#"{"document_id":"doc_1","file_name":"carl","attempt":1}"#;
     const STATUS: &str = r#"{"user_id":"bob","status":"approved","version":1}"#;
 
     fn charge(reference: &str) -> Charge {
@@ -296,18 +336,25 @@ mod bad_histories {
         }
     }
 
-    /// Two operations, all in order.
+    /// Three operations, all in order.
     fn good() -> Observed {
         let operation = |account, kind, subject: &str| Operation {
             account,
             key: "k".to_owned(),
             kind,
             subject: subject.to_owned(),
+            session: "ses_1".to_owned(),
+        };
+        let uploaded = operation(Account::Acme, Kind::Document, "carl");
+        let document = Charge {
+            reference: "doc_1".to_owned(),
+            cents: 20,
         };
         let books = Books {
-            charges: vec![charge("ses_1")],
-            total_cents: 150,
+            charges: vec![charge("ses_1"), document],
+            total_cents: 170,
             sessions: vec![("ses_1".to_owned(), "anna".to_owned())],
+            documents: vec![("doc_1".to_owned(), "carl".to_owned())],
         };
         let mut attempts = vec![
             attempt(0, 0, 0, 201, false, SESSION),
@@ -321,13 +368,17 @@ mod bad_histories {
         for server in 0..2 {
             attempts.push(attempt(0, server, 1000, 201, true, SESSION));
             attempts.push(attempt(1, server, 1000, 200, true, STATUS));
+            attempts.push(attempt(2, server, 1000, 201, true, DOCUMENT));
         }
+        attempts.push(attempt(2, 1, 8, 201, false, DOCUMENT));
         Observed {
             operations: vec![
                 operation(Account::Acme, Kind::Session { workflow: "w" }, "anna"),
                 operation(Account::Globex, Kind::Status, "bob"),
+                uploaded.clone(),
             ],
             attempts,
+            files: [("doc_1".to_owned(), uploaded.file())].into(),
             healed: at(900),
             books: vec![[books.clone(), books], Default::default()],
             next_versions: [(1, 2)].into(),
@@ -383,6 +434,28 @@ mod bad_histories {
         });
         found(ATOMIC, "nobody was told of the session", |observed| {
             on_both_servers(observed, |books| books.sessions.push(("ses_2".into(), "anna".into())));
+        });
+    }
+
+    #[test]
+    fn a_wrong_document_is_found() {
+        for promise in [ATOMIC, LOOSE] {
+            found(promise, "has no file", |observed| observed.files.clear());
+            found(promise, "other contents", |observed| {
+                observed.files.values_mut().for_each(|file| file.truncate(5));
+            });
+            found(promise, "was left behind", |observed| {
+                observed.aside.push("doc_2".to_owned());
+            });
+            found(promise, "is of no document", |observed| {
+                observed.files.insert("doc_2".to_owned(), Vec::new());
+            });
+            found(promise, "the document doc_1 is lost", |observed| {
+                on_both_servers(observed, |books| books.documents.clear());
+            });
+        }
+        found(ATOMIC, "nobody was told of the document", |observed| {
+            on_both_servers(observed, |books| books.documents.push(("doc_2".into(), "carl".into())));
         });
     }
 

@@ -14,7 +14,7 @@ use super::operation::{ACCOUNTS, Kind, Operation};
 use super::rng::Rng;
 use super::round::{SETTLES, World};
 use super::rounds::left_out;
-use super::store::{Engine, Engines};
+use super::store::{Engine, Engines, Store};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -26,7 +26,12 @@ async fn an_hour_off(engine: Engine, kill: bool) {
     let (Some(clock), Some(engines)) = (Faketime::installed(), Engines::start(engine)) else {
         return;
     };
-    let world = World::start(&engines, engine.lease(), [&clock.shifted("+1h"), &clock.shifted("-1h")]).await;
+    let world = World::start(
+        Store::create(&engines).await,
+        engine.lease(),
+        [&clock.shifted("+1h"), &clock.shifted("-1h")],
+    )
+    .await;
     let operations: Arc<[Operation]> = (0..12)
         .map(|number| Operation {
             account: ACCOUNTS[number % 2],
@@ -39,6 +44,7 @@ async fn an_hour_off(engine: Engine, kill: bool) {
                 _ => Kind::Status,
             },
             subject: format!("subject_{number}"),
+            session: String::new(),
         })
         .collect();
     let mut clients = JoinSet::new();

@@ -13,7 +13,7 @@ use super::operation::{Account, Kind, Operation};
 use super::rng::Rng;
 use super::round::{SETTLES, World};
 use super::rounds::left_out;
-use super::store::{Engine, Engines};
+use super::store::{Engine, Engines, Store};
 use crate::support::eventually;
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -23,13 +23,14 @@ async fn overtaken(engine: Engine) {
         return;
     }
     let Some(engines) = Engines::start(engine) else { return };
-    let world = World::start(&engines, engine.lease(), [&[], &[]]).await;
+    let world = World::start(Store::create(&engines).await, engine.lease(), [&[], &[]]).await;
     let operations: Arc<[Operation]> = Arc::new([Operation {
         account: Account::Acme,
         key: "key".to_owned(),
         // Two seconds.
         kind: Kind::Session { workflow: "wkf_slow" },
         subject: "subject".to_owned(),
+        session: String::new(),
     }]);
     let began = world.now();
     let first = tokio::spawn({

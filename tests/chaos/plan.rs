@@ -15,6 +15,22 @@ pub struct Plan {
     pub shift: Option<&'static str>,
 }
 
+impl Plan {
+    /// Whether the store needs another that takes over from it.
+    pub fn fails_over(&self) -> bool {
+        self.faults
+            .iter()
+            .any(|(_, fault)| matches!(fault, Fault::FailOver { .. }))
+    }
+
+    /// Whether rows were put into the table that the sweeper has to remove.
+    pub fn leaves_a_backlog(&self) -> bool {
+        self.faults
+            .iter()
+            .any(|(_, fault)| matches!(fault, Fault::Backlog { .. }))
+    }
+}
+
 /// One of those that want the same operation done.
 #[derive(Debug)]
 pub struct Client {
@@ -48,6 +64,16 @@ pub enum Fault {
     ReadOnly {
         time: Duration,
     },
+    /// Another server takes over, with all that was committed, and new connections lead to it. The old
+    /// ones live on for a time: PostgreSQL's to a server that is frozen, Redis's to one that became a replica.
+    FailOver {
+        time: Duration,
+    },
+    /// So many expired rows come into the table each time, for a time: more than the sweepers remove.
+    Backlog {
+        rows: u64,
+        time: Duration,
+    },
     CutAll {
         server: usize,
     },
@@ -77,7 +103,7 @@ pub enum Fault {
 impl Fault {
     /// Whether what runs meanwhile may have to be run again, where effect and record are not one.
     pub fn harms(self) -> bool {
-        !matches!(self, Self::Nothing | Self::Delay { .. })
+        !matches!(self, Self::Nothing | Self::Delay { .. } | Self::Backlog { .. })
     }
 
     fn draw(rng: &mut Rng, engine: Engine) -> Self {
@@ -88,30 +114,38 @@ impl Fault {
         } else {
             engine.lease() + rng.millis(100, 1100)
         };
-        let kinds = if engine == Engine::Sqlite { 5 } else { 15 };
+        // Those that a store in a file knows, then those of a server behind a network.
+        let kinds = if engine == Engine::Sqlite { 6 } else { 18 };
         match rng.below(kinds) {
             0 => Self::Nothing,
             1 | 2 => Self::KillServer { server },
             3 | 4 => Self::HaltServer { server, time },
-            5 => Self::HaltStore { time },
-            6 => Self::KillStore { time: time / 4 },
-            7 => Self::CutAll { server },
-            8 | 9 => Self::CutAnswer {
+            // It forgets by itself.
+            5 if engine == Engine::Redis => Self::Nothing,
+            5 => Self::Backlog {
+                rows: 200 + rng.below(800),
+                time,
+            },
+            6 => Self::HaltStore { time },
+            7 => Self::KillStore { time: time / 4 },
+            8 => Self::CutAll { server },
+            9 | 10 => Self::CutAnswer {
                 server,
                 request: 1 + rng.below(12),
             },
-            10 => Self::CutRequest {
+            11 => Self::CutRequest {
                 server,
                 request: 1 + rng.below(12),
             },
-            11 if rng.chance(50) => Self::Delay {
+            12 if rng.chance(50) => Self::Delay {
                 server,
                 by: rng.millis(1, 15),
                 time,
             },
-            11 => Self::Refuse { server, time },
-            12 => Self::BlackHole { server, time },
-            _ => Self::ReadOnly { time },
+            12 => Self::Refuse { server, time },
+            13 => Self::BlackHole { server, time },
+            14 | 15 => Self::ReadOnly { time },
+            _ => Self::FailOver { time },
         }
     }
 }
@@ -121,7 +155,7 @@ impl Plan {
         let mut rng = Rng::new(seed);
         let mut operations: Vec<Operation> = Vec::new();
         for number in 0..10 + rng.index(8) {
-            let kind = match rng.below(20) {
+            let kind = match rng.below(24) {
                 0..10 => Kind::Session {
                     workflow: "wkf_kyc_full",
                 },
@@ -129,7 +163,8 @@ impl Plan {
                 11 if rng.chance(30) => Kind::Session { workflow: "wkf_crash" },
                 11..15 => Kind::Screening,
                 15..18 => Kind::Status,
-                _ => Kind::Event,
+                18..20 => Kind::Event,
+                _ => Kind::Document,
             };
             let account = rng.pick(&ACCOUNTS);
             // The other account's key is another key.
@@ -149,6 +184,8 @@ impl Plan {
                 key,
                 kind,
                 subject: format!("subject_{seed}_{number}"),
+                // Made when the round begins.
+                session: String::new(),
             });
         }
         let mut clients = Vec::new();
@@ -162,9 +199,16 @@ impl Plan {
                 });
             }
         }
-        let faults = (0..1 + rng.below(3))
+        let mut faults: Vec<(Duration, Fault)> = (0..1 + rng.below(3))
             .map(|_| (rng.millis(20, 500), Fault::draw(&mut rng, engine)))
             .collect();
+        // One other server is there to take over.
+        let mut fails_over = false;
+        for (_, fault) in &mut faults {
+            if matches!(fault, Fault::FailOver { .. }) && std::mem::replace(&mut fails_over, true) {
+                *fault = Fault::Nothing;
+            }
+        }
         let shift = rng.chance(25).then(|| match engine {
             // Its leases are by the clocks of those who use it: with more than a lease between them
             // each would take the other's claims for lapsed all the time.

@@ -1,6 +1,6 @@
 //! Two servers, many clients, and what goes wrong meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,10 +13,12 @@ use tokio::time::{sleep, sleep_until};
 
 use super::check::{Attempt, Books, Charge, Observed, Promise, violations};
 use super::client::{Answer, Outcome, send};
+use super::documents::Documents;
 use super::faketime::Faketime;
 use super::operation::{ACCOUNTS, Kind, Operation, get};
 use super::plan::{Client, Fault, Plan};
 use super::rng::Rng;
+use super::savepoints::Savepoints;
 use super::server::Server;
 use super::store::{Engines, Store};
 use crate::support::eventually;
@@ -31,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// a busy machine. What is stuck is so forever, or for a time to live.
 pub const SETTLES: Duration = Duration::from_secs(25);
 
+/// So that what expired is swept amid all the rest.
+const SWEEP_EVERY: &str = "250ms";
+
 /// Time enough for a server to notice what befell it.
 const AFTERMATH: Duration = Duration::from_millis(500);
 
@@ -38,6 +43,8 @@ const AFTERMATH: Duration = Duration::from_millis(500);
 pub struct World {
     pub servers: [Server; 2],
     pub store: Store,
+    /// Where both servers keep documents.
+    documents: Documents,
     epoch: Instant,
     attempts: Mutex<Vec<Attempt>>,
     /// Attempts that each server has not answered.
@@ -45,8 +52,8 @@ pub struct World {
 }
 
 impl World {
-    pub async fn start(engines: &Engines, lease: Duration, environments: [&[(&str, &str)]; 2]) -> Arc<Self> {
-        let store = Store::create(engines).await;
+    pub async fn start(store: Store, lease: Duration, environments: [&[(&str, &str)]; 2]) -> Arc<Self> {
+        let documents = Documents::new();
         let latency = format!("{}ms", LATENCY.as_millis());
         let lease = format!("{}ms", lease.as_millis());
         let servers = [0, 1].map(|server: usize| {
@@ -57,6 +64,10 @@ impl World {
                 &lease,
                 "--provider-latency",
                 &latency,
+                "--sweep-every",
+                SWEEP_EVERY,
+                "--data-dir",
+                documents.directory().to_str().unwrap(),
             ];
             Server::start(&options, environments[server])
         });
@@ -66,6 +77,7 @@ impl World {
         Arc::new(Self {
             servers,
             store,
+            documents,
             epoch: Instant::now(),
             attempts: Mutex::default(),
             open: Default::default(),
@@ -85,17 +97,20 @@ impl World {
         patience: Duration,
         rng: &mut Rng,
     ) -> Outcome {
-        let operation = &operations[number];
-        let request = operation.request(rng.pick(operation.account.credentials()));
+        self.try_with(&operations[number].request(rng), number, server, patience)
+            .await
+    }
+
+    async fn try_with(&self, request: &[u8], operation: usize, server: usize, patience: Duration) -> Outcome {
         let began = self.now();
         self.open[server].fetch_add(1, Ordering::Relaxed);
-        let outcome = send(self.servers[server].address(), &request, patience).await;
+        let outcome = send(self.servers[server].address(), request, patience).await;
         self.open[server].fetch_sub(1, Ordering::Relaxed);
         self.attempts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(Attempt {
-                operation: number,
+                operation,
                 server,
                 began,
                 ended: self.now(),
@@ -116,15 +131,44 @@ impl World {
                 rng.millis(300, 3000)
             };
             let server = rng.index(2);
-            let outcome = self
-                .attempt(operations, client.operation, server, patience, &mut rng)
-                .await;
-            if succeeded(&operations[client.operation], &outcome) {
+            let operation = &operations[client.operation];
+            let mut request = operation.request(&mut rng);
+            if operation.kind == Kind::Document && rng.chance(25) {
+                // The rest never comes.
+                request.truncate(rng.index(request.len()));
+            }
+            let outcome = self.try_with(&request, client.operation, server, patience).await;
+            if succeeded(operation, &outcome) {
                 return;
             }
             sleep(rng.millis(pause / 3, pause)).await;
             pause = (pause * 3 / 2).min(800);
         }
+    }
+
+    /// Makes the session that each account's documents go to, which is one more operation of each.
+    async fn with_sessions(&self, mut operations: Vec<Operation>) -> Vec<Operation> {
+        for account in ACCOUNTS {
+            let number = operations.len();
+            operations.push(Operation {
+                account,
+                key: "key-of-the-session".to_owned(),
+                kind: Kind::Session {
+                    workflow: "wkf_kyc_full",
+                },
+                subject: format!("subject_{account:?}"),
+                session: String::new(),
+            });
+            let outcome = self.attempt(&operations, number, 0, PATIENCE, &mut Rng::new(0)).await;
+            let Outcome::Answer(answer) = outcome else {
+                panic!("no session: {outcome:?}");
+            };
+            let session = answer.json()["session_id"].as_str().unwrap_or_default().to_owned();
+            for operation in operations.iter_mut().filter(|operation| operation.account == account) {
+                operation.session.clone_from(&session);
+            }
+        }
+        operations
     }
 
     /// Waits until a server has something to do, and most likely is not done; but not forever.
@@ -155,6 +199,8 @@ impl World {
             Fault::HaltStore { time } => self.blocking(move |world| world.store.halt(time)).await,
             Fault::KillStore { time } => self.blocking(move |world| world.store.kill(time)).await,
             Fault::ReadOnly { time } => self.blocking(move |world| world.store.take_no_writes(time)).await,
+            Fault::FailOver { time } => self.blocking(move |world| world.store.fail_over(time)).await,
+            Fault::Backlog { rows, time } => self.store.grow_a_backlog(rows, time).await,
             Fault::CutAll { server } => self.store.proxy(server).cut_all().await,
             Fault::CutAnswer { server, request } => self.store.proxy(server).cut_after_requests(request),
             Fault::CutRequest { server, request } => self.store.proxy(server).cut_before_request(request),
@@ -219,30 +265,65 @@ impl World {
                     key: format!("{}-next", operation.key),
                     ..operation.clone()
                 };
-                let answer = self.ask(0, &another.request(another.account.credentials()[0])).await;
+                let answer = self.ask(0, &another.request(&mut rng)).await;
                 next_versions.insert(number, answer["version"].as_u64().unwrap_or_default());
             }
         }
         let mut books = Vec::new();
         for account in ACCOUNTS {
+            let mut of_uploads = operations.iter().filter(|operation| operation.account == account);
+            let uploads_to = of_uploads.find(|operation| operation.kind == Kind::Document);
+            let session = uploads_to.map(|operation| operation.session.as_str());
             let credential = account.credentials()[0];
-            books.push([self.books(0, credential).await, self.books(1, credential).await]);
+            books.push([
+                self.books(0, credential, session).await,
+                self.books(1, credential, session).await,
+            ]);
         }
+        let names = books.iter().flat_map(|[books, _]| &books.documents);
+        let names: BTreeSet<&str> = names.map(|(id, _)| id.as_str()).collect();
+        let files = self.files_settled(&names).await;
+        let aside = self.documents.aside();
         let events = self.ask(0, &get("/v1/webhooks/events", "")).await;
         Observed {
             operations: operations.to_vec(),
             attempts: self.attempts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             harms,
             healed,
+            files,
+            aside,
             books,
             events: strings(&events["events"], "event_id"),
             next_versions,
         }
     }
 
-    async fn books(&self, server: usize, credential: &str) -> Books {
+    /// The files of documents, once they are these and no other is left, or some time has passed. A server that
+    /// could not learn what became of a commit asks again a second later.
+    async fn files_settled(&self, names: &BTreeSet<&str>) -> BTreeMap<String, Vec<u8>> {
+        let began = self.now();
+        loop {
+            let files = self.documents.files();
+            let settled =
+                files.keys().map(String::as_str).eq(names.iter().copied()) && self.documents.aside().is_empty();
+            if settled || self.now() - began > SETTLES {
+                return files;
+            }
+            sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    /// What an account is told, and the documents of one of its sessions.
+    async fn books(&self, server: usize, credential: &str, session: Option<&str>) -> Books {
         let bill = self.ask(server, &get("/v1/billing", credential)).await;
         let sessions = self.ask(server, &get("/v1/verification/sessions", credential)).await;
+        let documents = match session {
+            Some(session) => {
+                let path = format!("/v1/verification/sessions/{session}/documents");
+                self.ask(server, &get(&path, credential)).await
+            }
+            None => Value::Null,
+        };
         let references = strings(&bill["charges"], "reference");
         let amounts = bill["charges"].as_array().into_iter().flatten();
         Books {
@@ -255,6 +336,10 @@ impl World {
             sessions: strings(&sessions["sessions"], "session_id")
                 .into_iter()
                 .zip(strings(&sessions["sessions"], "user_id"))
+                .collect(),
+            documents: strings(&documents["documents"], "document_id")
+                .into_iter()
+                .zip(strings(&documents["documents"], "file_name"))
                 .collect(),
         }
     }
@@ -335,14 +420,25 @@ pub async fn run(engines: &Engines, seed: u64, leave_in: &Path) -> (Vec<String>,
     let clock = plan.shift.and_then(|_| Faketime::installed());
     let shifted = clock.as_ref().zip(plan.shift).map(|(clock, by)| clock.shifted(by));
     let environments: [&[_]; 2] = [&[], shifted.as_ref().map_or(&[], |shifted| shifted)];
-    let world = World::start(engines, engines.engine().lease(), environments).await;
-    let operations: Arc<[Operation]> = plan.operations.clone().into();
+    let store = if plan.fails_over() {
+        Store::with_standby(engines).await
+    } else {
+        Store::create(engines).await
+    };
+    let world = World::start(store, engines.engine().lease(), environments).await;
+    let operations: Arc<[Operation]> = world.with_sessions(plan.operations.clone()).await.into();
+    let backlog = plan.leaves_a_backlog();
     let mut clients = JoinSet::new();
     let planned = format!("{plan:#?}");
     for client in plan.clients {
         let (world, operations) = (world.clone(), operations.clone());
         clients.spawn(async move { world.insist(&operations, &client).await });
     }
+    let savepoints = Savepoints::start(&world.store, engines.engine().lease()).await;
+    let mut in_savepoints = savepoints
+        .as_ref()
+        .map(|service| service.clients(seed))
+        .unwrap_or_default();
     let mut harms = Vec::new();
     for (pause, fault) in plan.faults {
         sleep(pause).await;
@@ -363,19 +459,33 @@ pub async fn run(engines: &Engines, seed: u64, leave_in: &Path) -> (Vec<String>,
     sleep(all_begun.saturating_sub(world.now())).await;
     let healed = world.heal().await;
     // Clients that go on are part of the load; those in trouble are given up.
-    let _ = tokio::time::timeout(SETTLES, async { while clients.join_next().await.is_some() {} }).await;
+    let mut answers = Vec::new();
+    let _ = tokio::time::timeout(SETTLES, async {
+        while clients.join_next().await.is_some() {}
+        while let Some(answer) = in_savepoints.join_next().await {
+            answers.push(answer.unwrap());
+        }
+    })
+    .await;
     clients.shutdown().await;
+    in_savepoints.shutdown().await;
     let deaths = world.servers.iter().map(|server| server.starts() - 1).sum::<u32>();
     if deaths > 0 {
         // When is not known.
         harms.push((Duration::ZERO, Duration::MAX));
     }
     let observed = world.take_stock(&operations, harms, healed).await;
+    if backlog {
+        world.store.backlog_swept().await;
+    }
     let promise = Promise {
         atomic: engines.engine().atomic(),
         settles: SETTLES,
     };
-    let wrong = violations(&observed, promise);
+    let mut wrong = violations(&observed, promise);
+    if let Some(service) = savepoints {
+        wrong.extend(service.violations(&world.store, answers).await);
+    }
     if !wrong.is_empty() {
         world.leave(leave_in, &planned, &observed);
     }

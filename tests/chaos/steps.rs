@@ -8,7 +8,7 @@ use super::operation::{Account, Kind, Operation};
 use super::rng::Rng;
 use super::round::{SETTLES, World};
 use super::rounds::left_out;
-use super::store::{Engine, Engines};
+use super::store::{Engine, Engines, Store};
 
 use crate::support::eventually;
 use crate::support::servers::proxy::Proxy;
@@ -44,6 +44,7 @@ impl Steps {
             key: format!("key-{number}"),
             kind,
             subject: format!("subject_{number}"),
+            session: String::new(),
         });
         let began = self.world.now();
         for _ in 0..400 {
@@ -107,7 +108,7 @@ async fn cut_at_each_step(engine: Engine) {
     }
     let Some(engines) = Engines::start(engine) else { return };
     let mut steps = Steps {
-        world: World::start(&engines, LEASE, [&[], &[]]).await,
+        world: World::start(Store::create(&engines).await, LEASE, [&[], &[]]).await,
         operations: Vec::new(),
         harms: Vec::new(),
         rng: Rng::new(0),

@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
+
+use crate::support::eventually;
 use crate::support::servers::postgres::Postgres;
 use crate::support::servers::process::{self, Watchdog};
 use crate::support::servers::proxy::Proxy;
@@ -90,13 +93,31 @@ pub struct Store {
 
 enum Server {
     Sqlite { _removed_at_the_end: Watchdog },
-    Postgres(Arc<Postgres>),
-    Redis(Mutex<Redis>),
+    Postgres(Mutex<Pair<Arc<Postgres>>>),
+    Redis(Box<Mutex<Pair<Redis>>>),
 }
+
+/// The server that is used, and the one that can take over from it.
+struct Pair<S> {
+    primary: S,
+    standby: Option<S>,
+}
+
+/// Of Redis: what it has answered for it keeps.
+const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
 impl Store {
     /// Blocks the thread, as all that is done to the server does.
     pub async fn create(engines: &Engines) -> Self {
+        Self::create_with(engines, false).await
+    }
+
+    /// With another server that has all that was committed, and can take over.
+    pub async fn with_standby(engines: &Engines) -> Self {
+        Self::create_with(engines, true).await
+    }
+
+    async fn create_with(engines: &Engines, standby: bool) -> Self {
         match engines {
             Engines::Sqlite => {
                 let directory: PathBuf = process::scratch(&process::on_disk(), "idempotency-chaos", None);
@@ -110,22 +131,43 @@ impl Store {
                 }
             }
             Engines::Postgres(postgres) => {
+                let pair = if standby {
+                    let replicated = trusting(Postgres::start_replicated().unwrap());
+                    let standby = Arc::new(replicated.standby());
+                    Pair {
+                        primary: Arc::new(replicated),
+                        standby: Some(standby),
+                    }
+                } else {
+                    Pair {
+                        primary: postgres.clone(),
+                        standby: None,
+                    }
+                };
+                let postgres = &pair.primary;
                 let url = postgres.create_database();
                 let (_, database) = url.rsplit_once('/').unwrap();
                 let proxies = [Proxy::start(postgres.port()).await, Proxy::start(postgres.port()).await];
                 Self {
                     urls: [0, 1].map(|server: usize| postgres.url_through(proxies[server].port(), database)),
                     proxies: Some(proxies),
-                    server: Server::Postgres(postgres.clone()),
+                    server: Server::Postgres(Mutex::new(pair)),
                 }
             }
             Engines::Redis => {
-                let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).unwrap();
+                let redis = Redis::start_with(&DURABLE).unwrap();
+                let standby = standby.then(|| Redis::start_with(&DURABLE).unwrap());
+                if let Some(standby) = &standby {
+                    standby.follow(&redis);
+                }
                 let proxies = [Proxy::start(redis.port()).await, Proxy::start(redis.port()).await];
                 Self {
                     urls: [0, 1].map(|server: usize| format!("redis://127.0.0.1:{}", proxies[server].port())),
                     proxies: Some(proxies),
-                    server: Server::Redis(Mutex::new(redis)),
+                    server: Server::Redis(Box::new(Mutex::new(Pair {
+                        primary: redis,
+                        standby,
+                    }))),
                 }
             }
         }
@@ -145,13 +187,14 @@ impl Store {
     pub fn halt(&self, time: Duration) {
         match &self.server {
             Server::Sqlite { .. } => {}
-            Server::Postgres(postgres) => {
+            Server::Postgres(pair) => {
+                let postgres = &locked(pair).primary;
                 postgres.pause();
                 std::thread::sleep(time);
                 postgres.resume();
             }
-            Server::Redis(redis) => {
-                let redis = locked(redis);
+            Server::Redis(pair) => {
+                let redis = &locked(pair).primary;
                 redis.pause();
                 std::thread::sleep(time);
                 redis.resume();
@@ -163,7 +206,8 @@ impl Store {
     pub fn take_no_writes(&self, time: Duration) {
         match &self.server {
             Server::Sqlite { .. } => {}
-            Server::Postgres(postgres) => {
+            Server::Postgres(pair) => {
+                let postgres = &locked(pair).primary;
                 let set = |what: &str| {
                     postgres.sql("postgres", &format!("ALTER SYSTEM {what}"));
                     postgres.sql("postgres", "SELECT pg_reload_conf()");
@@ -172,20 +216,12 @@ impl Store {
                 std::thread::sleep(time);
                 set("RESET default_transaction_read_only");
             }
-            Server::Redis(redis) => {
-                let redis = locked(redis);
-                let mut connection = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
-                let mut follow = |host: &str, port: &str| {
-                    let () = redis::cmd("REPLICAOF")
-                        .arg(host)
-                        .arg(port)
-                        .query(&mut connection)
-                        .unwrap();
-                };
+            Server::Redis(pair) => {
+                let redis = &locked(pair).primary;
                 // Of nobody: it keeps what it has.
-                follow("127.0.0.1", "1");
+                redis.command(&["REPLICAOF", "127.0.0.1", "1"]);
                 std::thread::sleep(time);
-                follow("NO", "ONE");
+                redis.command(&["REPLICAOF", "NO", "ONE"]);
             }
         }
     }
@@ -194,21 +230,142 @@ impl Store {
     pub fn kill(&self, time: Duration) {
         match &self.server {
             Server::Sqlite { .. } => {}
-            Server::Postgres(postgres) => {
+            Server::Postgres(pair) => {
+                let postgres = &locked(pair).primary;
                 postgres.kill();
                 std::thread::sleep(time);
                 postgres.restart();
             }
-            Server::Redis(redis) => {
-                let mut redis = locked(redis);
+            Server::Redis(pair) => {
+                let redis = &mut locked(pair).primary;
                 redis.kill();
                 std::thread::sleep(time);
                 redis.restart();
             }
         }
     }
+
+    /// Lets the other server take over, and new connections lead to it. The old ones live on for a time.
+    pub fn fail_over(&self, time: Duration) {
+        let lead_to = |port| self.proxies.iter().flatten().for_each(|proxy| proxy.lead_to(port));
+        match &self.server {
+            Server::Sqlite { .. } => {}
+            Server::Postgres(pair) => {
+                let mut pair = locked(pair);
+                let standby = pair.standby.take().expect("a store with a standby");
+                // It hears nothing any more, and acknowledges nothing.
+                pair.primary.pause();
+                standby.promote();
+                lead_to(standby.port());
+                let old = std::mem::replace(&mut pair.primary, standby);
+                std::thread::sleep(time);
+                drop(old);
+            }
+            Server::Redis(pair) => {
+                let mut pair = locked(pair);
+                let standby = pair.standby.take().expect("a store with a standby");
+                // It hands over all it has, and becomes a replica, which takes no writes.
+                pair.primary.hand_over_to(&standby);
+                lead_to(standby.port());
+                let old = std::mem::replace(&mut pair.primary, standby);
+                std::thread::sleep(time);
+                drop(old);
+            }
+        }
+    }
+
+    /// Adds so many expired rows to the table again and again, for a time.
+    pub async fn grow_a_backlog(&self, rows: u64, time: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            self.add_expired(rows).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn add_expired(&self, rows: u64) {
+        match &self.server {
+            Server::Sqlite { .. } => {
+                let insert = format!(
+                    "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})
+                     INSERT INTO idempotency_keys
+                     SELECT randomblob(32), {IN_SQLITE}, randomblob(16), 1, 1, 0, 0, 0, NULL FROM numbers"
+                );
+                self.execute(&insert).await;
+            }
+            Server::Postgres(_) => {
+                let insert = format!(
+                    "INSERT INTO idempotency_keys
+                     SELECT sha256(uuid_send(gen_random_uuid())), {IN_POSTGRES}, uuid_send(gen_random_uuid()), 1, 1,
+                            long_ago, long_ago, long_ago, NULL
+                     FROM generate_series(1, {rows}), (SELECT now() - interval '1 hour' AS long_ago) AS times"
+                );
+                self.execute(&insert).await;
+            }
+            Server::Redis(_) => {}
+        }
+    }
+
+    /// Waits until the sweepers have removed the backlog.
+    pub async fn backlog_swept(&self) {
+        let scope = match &self.server {
+            Server::Sqlite { .. } => IN_SQLITE,
+            Server::Postgres(_) => IN_POSTGRES,
+            Server::Redis(_) => return,
+        };
+        let left = format!("SELECT 'left' FROM idempotency_keys WHERE scope = {scope} LIMIT 1");
+        eventually("the backlog is swept", async || self.strings(&left).await.is_empty()).await;
+    }
+
+    /// A statement on a connection of the tests' own, past what harms the servers'. Not for Redis, nor for a
+    /// server that is away.
+    pub async fn execute(&self, sql: &str) {
+        let statement = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+        let done = match &self.server {
+            Server::Postgres(_) => statement.execute(&mut self.postgres().await).await.map(drop),
+            _ => statement.execute(&mut self.sqlite().await).await.map(drop),
+        };
+        done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    /// A column of text, as [`Self::execute`].
+    pub async fn strings(&self, sql: &str) -> Vec<String> {
+        let query = AssertSqlSafe(sql.to_owned());
+        let rows = match &self.server {
+            Server::Postgres(_) => {
+                let mut database = self.postgres().await;
+                sqlx::query_scalar(query).fetch_all(&mut database).await
+            }
+            _ => {
+                let mut database = self.sqlite().await;
+                sqlx::query_scalar(query).fetch_all(&mut database).await
+            }
+        };
+        rows.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    async fn sqlite(&self) -> SqliteConnection {
+        let path = self.urls[0].strip_prefix("sqlite:").unwrap();
+        let options = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(path)
+            .busy_timeout(process::PATIENCE);
+        SqliteConnection::connect_with(&options).await.unwrap()
+    }
+
+    async fn postgres(&self) -> PgConnection {
+        let Server::Postgres(pair) = &self.server else {
+            unreachable!("asked of another store");
+        };
+        let (_, database) = self.urls[0].rsplit_once('/').unwrap();
+        let url = locked(pair).primary.url(database);
+        PgConnection::connect(&url).await.unwrap()
+    }
 }
 
-fn locked(redis: &Mutex<Redis>) -> MutexGuard<'_, Redis> {
-    redis.lock().unwrap_or_else(PoisonError::into_inner)
+/// A tag that no scope has: `backlog`.
+const IN_SQLITE: &str = "x'6261636b6c6f67'";
+const IN_POSTGRES: &str = r"'\x6261636b6c6f67'";
+
+fn locked<S>(pair: &Mutex<Pair<S>>) -> MutexGuard<'_, Pair<S>> {
+    pair.lock().unwrap_or_else(PoisonError::into_inner)
 }

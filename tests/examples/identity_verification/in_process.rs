@@ -619,7 +619,12 @@ async fn an_option_that_cannot_work_is_an_error_that_shows_no_password() {
         assert!(error.contains(options[0].trim_start_matches('-')), "{error}");
         assert!(!error.contains("secret"), "{error}");
     }
-    for options in [["--ttl", "soon"], ["--max-request-body", "much"], ["--wait", ""]] {
+    for options in [
+        ["--sweep-every", "often"],
+        ["--ttl", "soon"],
+        ["--max-request-body", "much"],
+        ["--wait", ""],
+    ] {
         assert!(Options::try_parse_from(["identity_verification"].iter().chain(&options)).is_err());
     }
 }

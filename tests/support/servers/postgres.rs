@@ -36,6 +36,13 @@ const LEAN: &[(&str, &str)] = &[
 /// server all the same, as the kernel has it by then; a crash of the machine would lose it.
 const FAST: &[(&str, &str)] = &[("fsync", "off"), ("full_page_writes", "off")];
 
+const REPLICATED: &[(&str, &str)] = &[
+    ("wal_level", "replica"),
+    ("max_wal_senders", "4"),
+    // After the primary was away.
+    ("wal_retrieve_retry_interval", "100ms"),
+];
+
 /// A running server with a directory and a port of its own on 127.0.0.1.
 ///
 /// It ends, at once, when it is dropped or this process ends.
@@ -74,6 +81,11 @@ impl Postgres {
         Self::start_in(process::in_memory, &settings)
     }
 
+    /// As [`Postgres::start`], and can have a [standby](Postgres::standby).
+    pub fn start_replicated() -> Option<Self> {
+        Self::start_with(REPLICATED)
+    }
+
     fn start_in(place: fn() -> PathBuf, settings: &[(&str, &str)]) -> Option<Self> {
         let Some(programs) = programs() else {
             process::missing("PostgreSQL");
@@ -81,15 +93,21 @@ impl Postgres {
         };
         let user = User::instead_of_root(&["postgres", "nobody"]);
         let template = template(&programs, user);
-        let directory = process::scratch(&place(), "idempotency-pg", user);
-        let watchdog = Watchdog::new(&directory, "QUIT");
-        process::copy(&template, &directory.join("data"), user).unwrap();
         let settings = LEAN
             .iter()
             .chain(settings)
             .flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")])
             .collect();
-        let mut postgres = Self {
+        let postgres = Self::made(programs, user, &place(), settings);
+        process::copy(&template, &postgres.directory.join("data"), user).unwrap();
+        Some(postgres.started())
+    }
+
+    /// A server that has neither data nor a process.
+    fn made(programs: PathBuf, user: Option<User>, place: &Path, settings: Vec<String>) -> Self {
+        let directory = process::scratch(place, "idempotency-pg", user);
+        let watchdog = Watchdog::new(&directory, "QUIT");
+        Self {
             programs,
             user,
             directory,
@@ -100,17 +118,58 @@ impl Postgres {
                 process: None,
                 watchdog,
             }),
-        };
+        }
+    }
+
+    fn started(mut self) -> Self {
         let mut attempts = 0;
         loop {
-            postgres.port = process::free_port();
-            match postgres.launch() {
-                Ok(()) => return Some(postgres),
+            self.port = process::free_port();
+            match self.launch() {
+                Ok(()) => return self,
                 // Another process may have taken the port since it was found free.
                 Err(log) if log.contains("could not bind") && attempts < 5 => attempts += 1,
                 Err(log) => panic!("PostgreSQL does not start:\n{log}"),
             }
         }
+    }
+
+    /// Another server that follows this one, which from now on acknowledges no commit before the other has it.
+    ///
+    /// This one must have been [started for it](Postgres::start_replicated).
+    pub fn standby(&self) -> Self {
+        let standby = Self::made(
+            self.programs.clone(),
+            self.user,
+            self.directory.parent().unwrap(),
+            self.settings.clone(),
+        );
+        let mut copy = standby.program("pg_basebackup", self.user);
+        copy.args([
+            "--checkpoint=fast",
+            "--no-sync",
+            "--write-recovery-conf",
+            "-U",
+            USER,
+            "-h",
+        ])
+        .arg(&self.directory)
+        .args(["-p", &self.port.to_string(), "-D"])
+        .arg(standby.directory.join("data"));
+        process::run(&mut copy);
+        let standby = standby.started();
+        // Of this server alone, since the other has its copy of the settings.
+        self.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'");
+        self.sql("postgres", "SELECT pg_reload_conf()");
+        process::wait_until("commits wait for the standby", || {
+            self.sql("postgres", "SELECT sync_state FROM pg_stat_replication") == "sync"
+        });
+        standby
+    }
+
+    /// Makes a standby a server that takes writes, and waits until it does.
+    pub fn promote(&self) {
+        assert_eq!(self.sql("postgres", "SELECT pg_promote(true, 120)"), "t");
     }
 
     /// The server that the tests of this process share, each with a database of its own. It is not

@@ -105,6 +105,38 @@ impl Redis {
         answers
     }
 
+    /// Makes this server a replica of another, and waits until it has all that is there.
+    pub fn follow(&self, primary: &Self) {
+        self.command(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+        process::wait_until("the replica is linked", || {
+            self.command(&["INFO", "replication"]).contains("master_link_status:up")
+        });
+    }
+
+    /// Hands over to a replica that has caught up, and becomes a replica of it: writes wait meanwhile.
+    pub fn hand_over_to(&self, replica: &Self) {
+        let port = replica.port.to_string();
+        // It refuses while the replica is not linked, as after a restart.
+        process::wait_until("the handing over begins", || {
+            self.try_command(&["FAILOVER", "TO", "127.0.0.1", &port]).is_ok()
+        });
+        process::wait_until("the replica is the primary", || replica.is_primary());
+    }
+
+    fn is_primary(&self) -> bool {
+        self.command(&["INFO", "replication"]).contains("role:master")
+    }
+
+    /// The answer to a command on a connection of its own. Panics if it is an error.
+    pub fn command(&self, words: &[&str]) -> String {
+        self.try_command(words).unwrap()
+    }
+
+    fn try_command(&self, words: &[&str]) -> redis::RedisResult<String> {
+        let mut connection = redis::Client::open(self.url())?.get_connection()?;
+        redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
+    }
+
     /// `redis://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
