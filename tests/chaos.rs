@@ -1,6 +1,6 @@
 //! Two processes of the example server on one store, under duplicate load, while processes are
-//! killed and halted, the store fails, connections break and clocks are wrong: afterwards the books
-//! must balance.
+//! killed and halted, the store fails or fails over, connections break and clocks are wrong: afterwards
+//! the books must balance.
 //!
 //! `rounds` is random, from a seed; `steps`, `halts` and `clocks` are not. What must hold is in `tests/chaos/check.rs`.
 //!

@@ -20,12 +20,17 @@ use super::input::{Input, at_once};
 /// Small, so that inputs reach it.
 const LIMIT: usize = 600;
 const JSON_LIMIT: usize = 200;
+/// The rule that leaves fields out.
+const LEAVES_OUT: usize = 1;
+/// The rule that covers nothing.
+const NOTHING: usize = 5;
 
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let source = match input.below(6) {
+    let rule = input.below(6);
+    let source = match rule {
         0 => FingerprintSource::request(),
-        1 => FingerprintSource::request().without(["/a", "/csrf"]),
+        LEAVES_OUT => FingerprintSource::request().without(["/a", "/csrf"]),
         2 => FingerprintSource::canonical_json(),
         3 => FingerprintSource::json_fields(["/a"]),
         4 => FingerprintSource::body(),
@@ -59,6 +64,7 @@ pub fn run(data: &[u8]) {
         assert_eq!(held, streamed, "{source:?}");
     }
     cut(&mut input, &source, content_type, &one);
+    rebuilt(&mut input, &source, rule);
 }
 
 /// A body that is made of what readers look for.
@@ -99,6 +105,103 @@ fn frames(input: &mut Input<'_>, mut body: &[u8]) -> Vec<Step> {
         body = rest;
     }
     steps
+}
+
+/// A part of a form.
+#[derive(Clone, Debug, PartialEq)]
+struct Part {
+    name: &'static str,
+    file_name: Option<&'static str>,
+    content_type: Option<&'static str>,
+    content: Vec<u8>,
+}
+
+impl Part {
+    fn draw(input: &mut Input<'_>) -> Self {
+        Self {
+            name: input.one_of(&["kind", "csrf", "file", "", "a;b"]),
+            file_name: input.one_of(&[None, Some("p.jpg"), Some(""), Some("a b; c=d.png")]),
+            content_type: input.one_of(&[None, Some("image/jpeg"), Some("text/plain; charset=utf-8")]),
+            content: text(input),
+        }
+    }
+}
+
+/// The form as a client sends it that has this boundary. Some write the names of headers in small letters, some
+/// put the type of the content first, and some end with a line break.
+fn written(input: &mut Input<'_>, parts: &[Part], boundary: &str) -> Vec<u8> {
+    let mut form = Vec::new();
+    let (is_small, type_first) = (input.is_odd(), input.is_odd());
+    for part in parts {
+        let mut disposition = format!("Content-Disposition: form-data; name=\"{}\"", part.name);
+        if let Some(file_name) = part.file_name {
+            disposition += &format!("; filename=\"{file_name}\"");
+        }
+        let mut headers = vec![disposition];
+        headers.extend(
+            part.content_type
+                .map(|content_type| format!("Content-Type: {content_type}")),
+        );
+        if type_first {
+            headers.reverse();
+        }
+        if is_small {
+            for header in &mut headers {
+                let colon = header.find(':').expect("a header");
+                header[..colon].make_ascii_lowercase();
+            }
+        }
+        form.extend(format!("--{boundary}\r\n{}\r\n\r\n", headers.join("\r\n")).into_bytes());
+        form.extend(&part.content);
+        form.extend(b"\r\n");
+    }
+    form.extend(format!("--{boundary}--{}", input.one_of(&["", "\r\n"])).into_bytes());
+    form
+}
+
+/// A client that builds its form anew for the retry gets the first answer. With another part it does not.
+fn rebuilt(input: &mut Input<'_>, source: &FingerprintSource, rule: usize) {
+    let parts: Vec<Part> = (0..1 + input.below(3)).map(|_| Part::draw(input)).collect();
+    let one = written(input, &parts, "boundary-of-one");
+    let again = written(input, &parts, "another");
+    let mut changed = parts.clone();
+    let at = input.below(parts.len());
+    changed[at] = Part::draw(input);
+    let other = written(input, &changed, "another");
+    let is_within = |form: &[u8]| form.len() <= LIMIT;
+    let has = |text: &[u8], boundary: &str| text.windows(boundary.len()).any(|window| window == boundary.as_bytes());
+    let mixes = |part: &Part| has(&part.content, "--boundary-of-one") || has(&part.content, "--another");
+    if !(is_within(&one) && is_within(&again) && is_within(&other)) || parts.iter().chain(&changed).any(mixes) {
+        return;
+    }
+    // Of JSON fields there are none in a form, which then counts whole.
+    for streams in [true, false] {
+        let service = Service::new(
+            source,
+            "multipart/form-data; boundary=boundary-of-one",
+            streams,
+            usize::MAX,
+        );
+        assert_eq!(service.send(frames(input, &one)), Outcome::Executed);
+        let service = Service {
+            content_type: "multipart/form-data; boundary=another",
+            ..service
+        };
+        assert_eq!(service.send(frames(input, &again)), Outcome::Replayed, "{parts:?}");
+        let answered = service.send(frames(input, &other));
+        assert_eq!(service.runs(), 1);
+        let counts = |parts: &[Part]| -> Vec<Part> {
+            let is_left_out = |part: &&Part| part.name == "csrf" && rule == LEAVES_OUT;
+            parts.iter().filter(|part| !is_left_out(part)).cloned().collect()
+        };
+        let is_same = rule == NOTHING || counts(&parts) == counts(&changed);
+        let expected = if is_same {
+            Outcome::Replayed
+        } else {
+            Outcome::Refused(ProblemKind::KeyReused)
+        };
+        assert_eq!(answered, expected, "{source:?}: {parts:?} and {changed:?}");
+    }
 }
 
 struct Service {

@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// claims hardly notice. A row costs a claim and a record before it costs its removal, so this is enough
 /// for any load.
 const REST: u32 = 4;
+/// The shortest pause between two rounds: with none, it would ask the database without end.
+const SHORTEST: Duration = Duration::from_millis(100);
 /// Beyond this lag it rests less if the lag still grows.
 const FAR_BEHIND: Duration = Duration::from_secs(3600);
 
@@ -157,7 +159,7 @@ async fn sweep<S: Sweepable>(store: S, every: Duration, counts: Arc<Counts>) {
                 "expired rows could not be removed; trying again"
             );
         }
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(every.max(SHORTEST)).await;
     }
 }
 
@@ -268,6 +270,14 @@ mod tests {
         assert_eq!(asked[9].1 - asked[8].1, Duration::from_millis(20), "half of the time");
         tokio::time::sleep(Duration::from_secs(50)).await;
         assert_eq!((sweeper.lag(), sweeper.removed()), (Duration::ZERO, 5000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_pauses_between_rounds_even_if_told_not_to() {
+        let rows = Rows::default();
+        let _sweeper = Sweeper::start(rows.clone(), Duration::ZERO);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(rows.asked.lock().unwrap().len(), 9, "after 10 ms, and each 110 ms");
     }
 
     #[tokio::test(start_paused = true)]

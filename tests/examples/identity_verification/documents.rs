@@ -22,6 +22,8 @@ mod alone {
         contract_8_3_another_content_under_the_key_is_refused,
         a_document_without_a_form_has_no_file_name,
         what_is_no_document_is_refused_and_leaves_no_file,
+        a_bad_upload_has_its_answer_and_leaves_nothing,
+        a_form_of_many_or_odd_parts_is_kept_once,
         contract_8_4_an_upload_beyond_the_limit_leaves_no_file,
         contract_8_4_an_upload_that_breaks_off_leaves_nothing_and_may_be_sent_again,
         contract_8_2_a_duplicate_of_an_upload_in_flight_is_refused_before_its_body,
@@ -274,6 +276,85 @@ async fn what_is_no_document_is_refused_and_leaves_no_file(store: &Store) {
     assert_eq!(uploads.charged().await, 0);
     let first = uploads.server.send(&passport(&path, "b").key("k-1")).await.expect(201);
     assert!(!first.is_replay(), "the key is free");
+}
+
+async fn a_bad_upload_has_its_answer_and_leaves_nothing(store: &Store) {
+    let uploads = Uploads::on(store, &[]);
+    let path = uploads.session().await;
+    let whole = form("b", "passport", DOCUMENT);
+    let typed = |content_type: &str| {
+        Call::post(&path, whole.clone())
+            .header("content-type", content_type)
+            .from("sk_test_acme")
+    };
+    let cut = |at: &str| upload(&path, "b", whole.split_once(at).unwrap().0.to_owned());
+    let unnamed = whole.replace("Content-Disposition", "Content-Dispositio");
+    for (status, call) in [
+        (400, typed("multipart/form-data")),
+        (400, typed("multipart/form-data; boundary=")),
+        (400, typed("multipart/form-data; boundary=another")),
+        (400, upload(&path, "b", String::new())),
+        (400, cut("--b--")),
+        (400, cut(DOCUMENT)),
+        (400, cut("name=\"file\"")),
+        (422, upload(&path, "b", unnamed)),
+    ] {
+        for call in [call.clone(), call.key("k-1")] {
+            uploads.server.send(&call).await.expect_error(status);
+            uploads.has_no_files().await;
+        }
+    }
+    for digest in [
+        "sha-256=nonsense",
+        "sha-256=:AAAA:",
+        &format!("sha-256=:{}=:", "A".repeat(43)),
+    ] {
+        let call = passport(&path, "b").key("k-1").header("content-digest", digest);
+        let answer = uploads.server.send(&call).await;
+        answer.expect_problem(400, "digest-mismatch");
+        uploads.has_no_files().await;
+    }
+    // What is left of a body that is longer than it says is the next request of its connection, and a bad one.
+    let sent = passport(&path, "b").key("k-1").on_the_wire();
+    let (length, shorter) = (whole.len(), whole.len() - 40);
+    let sent = sent.replace(&format!("{length}\r\n"), &format!("{shorter}\r\n"));
+    let mut connection = uploads.server.connect(&sent).await;
+    let answer = head_of(&mut connection).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let mut rest = Vec::new();
+    connection.read_to_end(&mut rest).await.unwrap();
+    uploads.has_no_files().await;
+    assert!(uploads.list(&path).await.is_empty());
+    assert_eq!(uploads.charged().await, 0);
+    let first = uploads.server.send(&passport(&path, "b").key("k-1")).await.expect(201);
+    assert!(!first.is_replay(), "the key is free");
+}
+
+/// More parts than are compared one by one, headers longer than are looked at, and a digest that nobody knows.
+async fn a_form_of_many_or_odd_parts_is_kept_once(store: &Store) {
+    let uploads = Uploads::on(store, &[]);
+    let path = uploads.session().await;
+    let whole = form("b", "passport", DOCUMENT);
+    let part = "--b\r\nContent-Disposition: form-data; name=\"n\"\r\n\r\n\r\n";
+    let long = format!("--b\r\nX-Long: {}\r\n", "x".repeat(1 << 20));
+    for (number, call) in [
+        upload(&path, "b", part.repeat(10_001) + &whole),
+        upload(&path, "b", whole.replacen("--b\r\n", &long, 1)),
+        passport(&path, "b").header("content-digest", "md5=:AAAA:"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let call = call.key(&format!("k-{number}"));
+        let first = uploads.server.send(&call).await.expect(201);
+        let again = uploads.server.send(&call).await.expect(201);
+        assert!(!first.is_replay() && again.is_replay());
+        assert_eq!(first.json(), again.json());
+        assert_eq!(
+            (uploads.charged().await, uploads.files().len()),
+            (number + 1, number + 1)
+        );
+    }
 }
 
 async fn contract_8_4_an_upload_beyond_the_limit_leaves_no_file(store: &Store) {

@@ -1,5 +1,6 @@
 //! PostgreSQL alone: the connection breaks before, at and after the commit.
 
+use super::shop::Shop;
 use super::*;
 
 /// Cuts the connection at each request that a charge makes, before and after it is heard.
@@ -7,30 +8,87 @@ use super::*;
 async fn a_connection_cut_anywhere_leaves_effect_and_record_or_neither() {
     let Some(base) = Big::with(1).await else { return };
     let shop = shop_with::<Big, _>(base.store(), |builder| builder.store_timeout(Duration::from_secs(10)));
-    for key in ["warm", "warmer"] {
-        assert_eq!(shop.send("/ok", key).await.status, 200);
-        base.quiet().await;
-    }
+    let requests = requests_of(&base, &shop, "/ok").await;
     // Claim, BEGIN, INSERT, record, COMMIT, check at release.
-    let before = base.proxy.round_trips();
-    assert_eq!(shop.send("/ok", "counted").await.status, 200);
-    base.quiet().await;
-    let requests = base.proxy.round_trips() - before;
     assert_eq!(requests, 6, "one round trip each");
     let commit = requests - 1;
-    let (mut answers_before, mut answers_after) = (Vec::new(), Vec::new());
+    let [answers_before, answers_after] = cut_at_each(&base, &shop, "/ok", requests).await;
+    let commit = commit as usize - 1;
+    assert_eq!(
+        answers_before[commit],
+        (503, 0),
+        "COMMIT was not heard: {answers_before:?}"
+    );
+    assert_eq!(answers_after[commit], (200, 1), "COMMIT was heard: {answers_after:?}");
+}
+
+/// The same with a savepoint, whose handler answers 503 if a statement fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_cut_anywhere_in_a_savepoint_leaves_all_or_nothing() {
+    let Some(base) = Big::with(1).await else { return };
+    let shop = shop_of::<Big, _>(
+        base.store(),
+        |builder| builder.store_timeout(Duration::from_secs(10)),
+        |transaction, key| {
+            Box::pin(async move {
+                let charged = async {
+                    let mut work = transaction.begin().await?;
+                    Big::charge(&mut work, &key).await?;
+                    Big::charge_nested(&mut work, &inside(&key), true).await?;
+                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+                };
+                if charged.await.is_ok() { 200 } else { 503 }
+            })
+        },
+    );
+    let requests = requests_of(&base, &shop, "/savepoint").await;
+    // SAVEPOINT, INSERT and RELEASE beside the six.
+    assert_eq!(requests, 9, "one round trip each");
+    let [answers_before, answers_after] = cut_at_each(&base, &shop, "/savepoint", requests).await;
+    let within = 3..7;
+    for answers in [&answers_before, &answers_after] {
+        assert!(
+            answers[within.clone()].iter().all(|answer| *answer == (503, 0)),
+            "{answers:?}"
+        );
+    }
+}
+
+/// The key of a charge that is made in a savepoint.
+fn inside(key: &str) -> String {
+    format!("{key}-inside")
+}
+
+/// How many requests an operation makes of the database once all its statements are prepared.
+async fn requests_of(base: &Big, shop: &Shop<PostgresStore>, path: &str) -> u64 {
+    for key in ["warm", "warmer"] {
+        assert_eq!(shop.send(path, key).await.status, 200);
+        base.quiet().await;
+    }
+    let before = base.proxy.round_trips();
+    assert_eq!(shop.send(path, "counted").await.status, 200);
+    base.quiet().await;
+    base.proxy.round_trips() - before
+}
+
+/// Cuts the connection before and after each of so many requests. Returns for both what the status was and how
+/// often was charged.
+async fn cut_at_each(base: &Big, shop: &Shop<PostgresStore>, path: &str, requests: u64) -> [Vec<(u16, i64)>; 2] {
+    let mut answers = [Vec::new(), Vec::new()];
+    let is_nested = base.charges(&inside("counted")).await;
     for n in 1..=requests {
-        for heard in [false, true] {
+        for (heard, answers) in [false, true].into_iter().zip(&mut answers) {
             let key = format!("{n}-{heard}");
             if heard {
                 base.proxy.cut_after_requests(n);
             } else {
                 base.proxy.cut_before_request(n);
             }
-            let first = shop.send("/ok", &key).await;
+            let first = shop.send(path, &key).await;
             base.proxy.heal().await;
             drain(&shop.layer).await;
             let charged = base.charges(&key).await;
+            assert_eq!(base.charges(&inside(&key)).await, charged * is_nested, "{key}");
             let entry = base.store().look_up(&shop.slot(&key)).await.unwrap();
             let done = entry.is_some_and(|entry| matches!(entry.phase, Phase::Done { .. }));
             assert_eq!(
@@ -41,29 +99,21 @@ async fn a_connection_cut_anywhere_leaves_effect_and_record_or_neither() {
             if first.status == 200 {
                 assert_eq!(charged, 1, "{key}: the answer is true");
             }
-            match heard {
-                false => answers_before.push((first.status.as_u16(), charged)),
-                true => answers_after.push((first.status.as_u16(), charged)),
-            }
-            let again = shop.retry("/ok", &key).await;
+            answers.push((first.status.as_u16(), charged));
+            let again = shop.retry(path, &key).await;
             assert_eq!(again.status, 200, "{key}");
             assert_eq!(again.is_replay(), charged == 1, "{key}");
             assert_eq!(base.charges(&key).await, 1, "{key}");
+            assert_eq!(base.charges(&inside(&key)).await, is_nested, "{key}");
             // All statements are prepared again on the new connection.
             for key in 0..2 {
                 let key = format!("warm-{n}-{heard}-{key}");
-                assert_eq!(shop.retry("/ok", &key).await.status, 200);
+                assert_eq!(shop.retry(path, &key).await.status, 200);
                 base.quiet().await;
             }
         }
     }
-    let commit = commit as usize - 1;
-    assert_eq!(
-        answers_before[commit],
-        (503, 0),
-        "COMMIT was not heard: {answers_before:?}"
-    );
-    assert_eq!(answers_after[commit], (200, 1), "COMMIT was heard: {answers_after:?}");
+    answers
 }
 
 /// As above, with the database out of reach for a while after the commit.

@@ -24,8 +24,9 @@ impl PostgresStore {
         sweep_once(self, batch).await
     }
 
-    /// Starts removing expired rows in the background, 500 at a time, one round each `every`. It uses one
-    /// connection of the application's pool. Must be called on a Tokio runtime.
+    /// Starts removing expired rows in the background, 500 at a time. After each round it pauses for
+    /// `every`, and for 100 ms at least. It uses one connection of the application's pool. Must be called on
+    /// a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
     }

@@ -29,8 +29,8 @@ impl SqliteStore {
         sweep_once(self, batch).await
     }
 
-    /// Starts removing expired rows in the background, one round each `every`.
-    /// Must be called on a Tokio runtime.
+    /// Starts removing expired rows in the background. After each round it pauses for `every`, and for
+    /// 100 ms at least. Must be called on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
     }
