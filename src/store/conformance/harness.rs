@@ -10,8 +10,8 @@ pub trait Harness: Sync {
     /// The store under test. One that is not `Clone` can be given as [`Arc`](std::sync::Arc).
     type Store: Store;
 
-    /// A handle to the store. All handles of a harness are to the same data. It is asked for a
-    /// hundred times and more: where a handle is a connection or a pool, make a few beforehand,
+    /// A handle to the store. All handles of a harness are to the same data. It is called a
+    /// hundred times or more: where a handle is a connection or a pool, make a few beforehand,
     /// as different hosts would, and hand out clones of them in turn.
     fn store(&self) -> Self::Store;
 

@@ -37,8 +37,8 @@ pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
     probe.broken(
         &format!("a history (seed {seed:#x})"),
         format_args!(
-            "in {TRIES} tries, a few calls took longer than a third of a unit (of {unit:?}, and {TRIES} times that in \
-             the end); let the harness have a longer unit"
+            "in each of {TRIES} tries, a few calls took longer than a third of a unit ({unit:?} at first, {TRIES} \
+             times that at last); give the harness a longer unit"
         ),
     )
 }

@@ -26,9 +26,9 @@ pub enum WhenFull {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryStats {
-    /// Claims and records, those included that expired and were not swept yet.
+    /// Claims and records, including those that have expired and are not swept yet.
     pub entries: usize,
-    /// Bytes of the heap that they take, with all that the store keeps about them.
+    /// Bytes of the heap that they take, including what the store keeps about them.
     pub bytes: usize,
     /// Records evicted before they expired, since the store was made.
     pub evicted: u64,

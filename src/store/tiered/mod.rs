@@ -79,7 +79,7 @@ pub struct TieredBuilder<S> {
 }
 
 impl<S> TieredBuilder<S> {
-    /// Bytes that cached records may take, with 160 for each that its place takes. Default 64 MiB. At
+    /// Bytes that cached records may take, including 160 for the place of each. Default 64 MiB. At
     /// least 64 KiB. Records of 3.8 MiB and more (of a small cache: of nearly its capacity) may not fit, and are
     /// not cached.
     pub fn capacity(mut self, bytes: usize) -> Self {

@@ -16,7 +16,7 @@ pub(in crate::store::sql) trait Driver: Send + Sync + Sized + 'static {
     /// end it.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
 
-    /// Whether the job can be asked together with these, which are one or more.
+    /// Whether the job can be sent together with these, which are one or more.
     fn joins(job: &Self::Job, batch: &[Self::Job]) -> bool;
 
     /// Waits until the connection may ask. What waits is taken out of the queue only then, so that a

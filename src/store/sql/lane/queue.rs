@@ -27,7 +27,7 @@ pub(super) struct Caller<D: Driver> {
     answer: Sender<Result<D::Answer, Failure>>,
     /// How often the job has been asked on a connection that broke.
     tries: u32,
-    /// Not to be asked together with others: it was in a batch that failed.
+    /// Not to be sent together with others: it was in a batch that failed.
     alone: bool,
 }
 
@@ -36,7 +36,7 @@ struct Waiting<D: Driver> {
     caller: Caller<D>,
 }
 
-/// Jobs that are asked together.
+/// Jobs that are sent together.
 pub(super) struct Batch<D: Driver> {
     pub(super) jobs: Vec<D::Job>,
     pub(super) callers: Vec<Caller<D>>,
@@ -146,7 +146,7 @@ impl<D: Driver> Batch<D> {
         }
     }
 
-    /// Notes that the connection broke on which the jobs were asked. Those that may be asked once more
+    /// Notes that the connection on which the jobs were asked broke. Those that may be asked once more
     /// are left; the others are told.
     pub(super) fn after_break(self, most_tries: u32, failure: &Failure) -> Self {
         let mut again = Self {

@@ -286,7 +286,7 @@ impl<D: Driver> Drop for Seat<D> {
     }
 }
 
-/// Reports how many jobs are asked together, with the feature `metrics`.
+/// Reports how many jobs are sent together, with the feature `metrics`.
 fn report_batch<D: Driver>(jobs: usize) {
     #[cfg(feature = "metrics")]
     metrics::histogram!("idempotency_store_batch_size", "lane" => D::NAME).record(jobs as f64);

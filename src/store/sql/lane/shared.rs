@@ -18,7 +18,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 pub(in crate::store::sql) struct Limits {
     /// Connections at most.
     pub(in crate::store::sql) connections: usize,
-    /// Jobs that are asked together at most.
+    /// Jobs that are sent together at most.
     pub(in crate::store::sql) batch: usize,
     /// Jobs that may wait.
     pub(in crate::store::sql) queue: usize,

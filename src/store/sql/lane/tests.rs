@@ -32,7 +32,7 @@ struct Script {
     made: AtomicUsize,
     closed: Arc<AtomicUsize>,
     dropped: Arc<AtomicUsize>,
-    /// The jobs that were asked together, in order.
+    /// The jobs that were sent together, in order.
     log: Mutex<Vec<Vec<u32>>>,
 }
 
@@ -386,7 +386,7 @@ async fn a_batch_goes_on_until_its_last_caller_leaves() {
     let second = {
         first[0].abort();
         settle().await;
-        // The connection of the first one went with it. The others are asked together on the next.
+        // The connection of the first one went with it. The others are sent together on the next.
         assert_eq!((bench.log(), bench.gone()), (vec![vec![0], vec![2], vec![4, 6, 8]], 1));
         bench.spawn_all([10]).await
     };

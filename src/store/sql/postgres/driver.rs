@@ -105,7 +105,7 @@ async fn run_together(wire: &mut Wire, jobs: &[Job]) -> Result<Vec<Answer>, sqlx
             Ok(taken.into_iter().map(Answer::TakenOver).collect())
         }
         Some(Job::Change(_)) if changes.len() == jobs.len() => change_together(wire, &changes).await,
-        _ => Err(sqlx::Error::Protocol("these jobs cannot be asked together".into())),
+        _ => Err(sqlx::Error::Protocol("these jobs cannot be sent together".into())),
     }
 }
 

@@ -45,7 +45,7 @@ use statements::Statements;
 /// **Connections.** Claims, renewals, records, releases and look-ups have up to two connections of the
 /// store's own ([`connections`](Self::connections)), which are made like those of the pool, when they are
 /// needed. So a handler's transactions do not keep them waiting, and what a handler sets on a connection
-/// does not reach them. Calls that wait are asked together, as one statement. Clones share the
+/// does not reach them. Calls that wait are sent together, as one statement. Clones share the
 /// connections; each Tokio runtime that uses the store has its own. A process then has as many connections
 /// as its pool, and two more for each runtime: count them when you set `max_connections` of the server.
 ///
@@ -125,7 +125,7 @@ impl PostgresStore {
     /// How many connections the store has for itself at most: 2 by default. They are made when they are
     /// needed, and each Tokio runtime that uses the store has its own.
     ///
-    /// Two are enough for most: what waits is asked together. More help where the database is far away
+    /// Two are enough for most: calls that wait are sent together. More help where the database is far away
     /// and requests are many.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use super::statements::Statements;
 use crate::store::sql::table::{DEFAULT, Table};
 
 /// The schema of a table, the role, and whether the session's user can set another one: a superuser can, and
-/// who is a member of any.
+/// so can a member of any role.
 const FOUND: &str = "\
 SELECT nspname::text, current_setting('role'), EXISTS (
     SELECT FROM pg_catalog.pg_roles AS own

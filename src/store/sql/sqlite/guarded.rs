@@ -1,7 +1,7 @@
 //! How SQLite guards a transaction.
 //!
 //! Two hooks of the connection do it. The commit hook turns each commit that is not ours into a
-//! roll-back, that of a single statement outside of a transaction too. The roll-back hook notes that
+//! roll-back, even that of a single statement outside a transaction. The roll-back hook notes that
 //! the transaction is over.
 
 use std::sync::Arc;
