@@ -409,12 +409,21 @@ async fn any_text_comes_back_as_it_was(store: &Store) {
     }
 }
 
+/// With a short lease the store has a third of it to answer, which on a busy machine it may not do at once.
+async fn in_time(server: &Server, call: &Call) -> Answer {
+    eventually("the store answers in time", async || {
+        let answer = server.send(call).await;
+        (answer.status != 503).then_some(answer)
+    })
+    .await
+}
+
 async fn an_outcome_is_kept_for_the_ttl(store: &Store) {
     let server = store.server(&["--ttl", "2s", "--lease", "1s"]);
     let call = Call::session("usr_1", "any").key("k-1");
-    let first = server.send(&call).await.expect(201);
+    let first = in_time(&server, &call).await.expect(201);
     eventually("it runs again", async || {
-        let again = server.send(&call).await.expect(201);
+        let again = in_time(&server, &call).await.expect(201);
         (again.body != first.body).then_some(())
     })
     .await;
@@ -583,7 +592,7 @@ async fn a_restart_forgets_nothing(store: &Store) {
 async fn a_crash_after_writing(store: &Store) {
     let server = store.server(&["--lease", "1500ms"]);
     let crash = Call::session("usr_1", "wkf_crash").key("k-1");
-    assert!(server.try_send(&crash).await.is_err());
+    eventually("it dies", async || server.try_send(&crash).await.is_err()).await;
     let (status, _) = server.ended().await;
     assert_eq!(status.code(), None, "killed by SIGABRT: {status}");
 
@@ -592,7 +601,7 @@ async fn a_crash_after_writing(store: &Store) {
     assert_eq!(charges(&server).await.len(), left_behind);
     assert_eq!(sessions(&server).await.len(), left_behind);
     let answer = eventually("the lease has lapsed", async || {
-        let answer = server.send(&crash).await;
+        let answer = in_time(&server, &crash).await;
         (answer.status != 409).then_some(answer)
     })
     .await
@@ -601,10 +610,9 @@ async fn a_crash_after_writing(store: &Store) {
     assert_eq!(answer.json()["attempt"], 2);
     assert_eq!(charges(&server).await.len(), left_behind + 1);
     assert_eq!(sessions(&server).await.len(), left_behind + 1);
-    assert!(server.send(&crash).await.expect(201).is_replay());
+    assert!(in_time(&server, &crash).await.expect(201).is_replay());
     // The user has been through it.
-    server
-        .send(&Call::session("usr_1", "wkf_crash").key("k-2"))
+    in_time(&server, &Call::session("usr_1", "wkf_crash").key("k-2"))
         .await
         .expect(201);
 }
