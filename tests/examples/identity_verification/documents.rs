@@ -1,10 +1,20 @@
 //! Documents, over real HTTP and on every store: a file is there if and only if its document is.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Version};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::process::Server;
@@ -27,6 +37,7 @@ mod alone {
         contract_8_4_an_upload_beyond_the_limit_leaves_no_file,
         contract_8_4_an_upload_that_breaks_off_leaves_nothing_and_may_be_sent_again,
         contract_8_2_a_duplicate_of_an_upload_in_flight_is_refused_before_its_body,
+        over_http_2_an_upload_is_cut_refused_kept_and_replayed,
         what_was_never_finished_is_removed_at_the_start,
     });
 }
@@ -426,6 +437,53 @@ async fn contract_8_2_a_duplicate_of_an_upload_in_flight_is_refused_before_its_b
     assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
     assert!(uploads.server.send(&call).await.expect(201).is_replay());
     assert_eq!(uploads.charged().await, 1);
+}
+
+/// Each request is a stream of one connection, which goes on when one is reset.
+async fn over_http_2_an_upload_is_cut_refused_kept_and_replayed(store: &Store) {
+    let uploads = Uploads::on(store, &[]);
+    let path = uploads.session().await;
+    let origin = &uploads.server.origin;
+    let client = Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .build_http::<BoxBody<Bytes, io::Error>>();
+    let send = async |call: &Call| {
+        let request = call.at(origin).map(|body| body.map_err(|never| match never {}).boxed());
+        let response = client.request(request).await.unwrap();
+        assert_eq!(response.version(), Version::HTTP_2);
+        Answer::of(response).await
+    };
+    let call = passport(&path, "b").key("k-1");
+
+    let (frames, sent) = mpsc::channel(1);
+    let frames_sent = stream::unfold(sent, |mut sent| async move { Some((sent.recv().await?, sent)) });
+    let (head, body) = call.at(origin).into_parts();
+    let half = form("b", "passport", DOCUMENT).find(DOCUMENT).unwrap() + 5;
+    let half = body.collect().await.unwrap().to_bytes().slice(..half);
+    let request = Request::from_parts(head, BodyExt::boxed(StreamBody::new(frames_sent)));
+    let cut = tokio::spawn(client.request(request));
+    frames.send(Ok(Frame::data(half))).await.unwrap();
+    eventually("the file is being written", async || uploads.files().len() == 1).await;
+    send(&call).await.expect_problem(409, "in-flight");
+    frames.send(Err(io::ErrorKind::ConnectionReset.into())).await.unwrap();
+    assert!(cut.await.unwrap().is_err());
+    uploads.has_no_files().await;
+
+    let first = eventually("the key is free", async || {
+        let answer = send(&call).await;
+        (answer.status != 409).then_some(answer)
+    })
+    .await
+    .expect(201);
+    assert!(!first.is_replay());
+    let again = send(&passport(&path, "another").key("k-1")).await.expect(201);
+    assert!(again.is_replay());
+    assert_eq!(again.json(), first.json());
+    let other = upload(&path, "b", form("b", "passport", "another picture")).key("k-1");
+    send(&other).await.expect_problem(422, "key-reused");
+    // What one version of HTTP began, the other replays.
+    assert!(uploads.server.send(&call).await.expect(201).is_replay());
+    assert_eq!((uploads.charged().await, uploads.files().len()), (1, 1));
 }
 
 fn file_name() -> String {
