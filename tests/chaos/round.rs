@@ -159,10 +159,13 @@ impl World {
                 subject: format!("subject_{account:?}"),
                 session: String::new(),
             });
-            let outcome = self.attempt(&operations, number, 0, PATIENCE, &mut Rng::new(0)).await;
-            let Outcome::Answer(answer) = outcome else {
-                panic!("no session: {outcome:?}");
-            };
+            let answer = eventually("there is a session", async || {
+                match self.attempt(&operations, number, 0, PATIENCE, &mut Rng::new(0)).await {
+                    Outcome::Answer(answer) if answer.status == 201 => Some(answer),
+                    _ => None,
+                }
+            })
+            .await;
             let session = answer.json()["session_id"].as_str().unwrap_or_default().to_owned();
             for operation in operations.iter_mut().filter(|operation| operation.account == account) {
                 operation.session.clone_from(&session);
