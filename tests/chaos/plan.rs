@@ -16,6 +16,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// As in `KillServer, ReadOnly`.
+    pub fn names_of_faults(&self) -> String {
+        let debugged = self.faults.iter().map(|(_, fault)| format!("{fault:?}"));
+        let names: Vec<String> = debugged
+            .map(|text| text.split(' ').next().unwrap_or_default().to_owned())
+            .collect();
+        names.join(", ")
+    }
+
     /// Whether the store needs another that takes over from it.
     pub fn fails_over(&self) -> bool {
         self.faults

@@ -430,7 +430,7 @@ pub async fn run(engines: &Engines, seed: u64, leave_in: &Path) -> (Vec<String>,
     };
     let world = World::start(store, engines.engine().lease(), environments).await;
     let operations: Arc<[Operation]> = world.with_sessions(plan.operations.clone()).await.into();
-    let backlog = plan.leaves_a_backlog();
+    let (backlog, faults) = (plan.leaves_a_backlog(), plan.names_of_faults());
     let mut clients = JoinSet::new();
     let planned = format!("{plan:#?}");
     for client in plan.clients {
@@ -497,7 +497,8 @@ pub async fn run(engines: &Engines, seed: u64, leave_in: &Path) -> (Vec<String>,
         .max();
     let settled = settled.unwrap_or(Duration::MAX).saturating_sub(healed);
     let clock = plan.shift.map(|by| format!(", a clock {by}")).unwrap_or_default();
-    let summary = format!("{}, {deaths} deaths{clock}, settled in {settled:.1?}", tally(&observed));
+    let tally = tally(&observed);
+    let summary = format!("{faults}: {tally}, {deaths} deaths{clock}, settled in {settled:.1?}");
     (wrong, summary)
 }
 
