@@ -3,6 +3,8 @@
 
 #[path = "support/floor.rs"]
 mod floor;
+#[path = "support/median.rs"]
+mod median;
 mod support;
 #[path = "support/uploads.rs"]
 mod uploads;
@@ -13,7 +15,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use floor::Floor;
 use http::Method;
-use support::{around, get_session, guarded, key, median, post_session, request, router, send};
+use median::median;
+use support::{around, get_session, guarded, key, post_session, request, router, send};
 use tokio::runtime::{Builder, Runtime};
 use tower_idempotency::{IdempotencyLayer, MemoryStore};
 

@@ -4,6 +4,8 @@
 
 #[path = "../tests/support/directory.rs"]
 mod directory;
+#[path = "support/median.rs"]
+mod median;
 #[path = "../tests/support/servers/postgres.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod postgres_server;
@@ -27,6 +29,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use directory::Directory;
 use http::{Request, Response};
+use median::median;
 use postgres_server::Postgres;
 use redis_server::Redis;
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -72,11 +75,6 @@ impl Case {
     fn median(&mut self) -> f64 {
         median(&mut self.micros)
     }
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn fresh() -> Slot {

@@ -18,7 +18,8 @@ use tokio::runtime::Runtime;
 use tower::ServiceExt;
 use tower_idempotency::{IdempotencyLayer, MemoryStore};
 
-use super::support::{key, median};
+use super::median::median;
+use super::support::key;
 
 /// As hyper hands them out, more or less.
 const FRAME: usize = 64 * 1024;

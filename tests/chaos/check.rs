@@ -22,7 +22,7 @@ pub struct Observed {
     /// The files of documents, by the documents' identifiers.
     pub files: BTreeMap<String, Vec<u8>>,
     /// Files that have not found their place, and are not gone.
-    pub aside: Vec<String>,
+    pub aside: BTreeSet<String>,
     /// By operation, for changes of status: the version after one more change.
     pub next_versions: BTreeMap<usize, u64>,
 }
@@ -257,6 +257,8 @@ fn books(answered: &[&(Account, String, u64)], books: &Books, exact: bool, compl
     if total != books.total_cents {
         complain(format!("the total is {}, the charges are {total}", books.total_cents));
     }
+    // What is charged for and listed, with its price.
+    let things = [("session", 150, &books.sessions), ("document", 20, &books.documents)];
     for (_, reference, cents) in answered {
         let times = books
             .charges
@@ -266,11 +268,10 @@ fn books(answered: &[&(Account, String, u64)], books: &Books, exact: bool, compl
         if times == 0 || exact && times > 1 {
             complain(format!("{reference} was charged {times} times"));
         }
-        if *cents == 150 && !books.sessions.iter().any(|(id, _)| id == reference) {
-            complain(format!("the session {reference} is lost"));
-        }
-        if *cents == 20 && !books.documents.iter().any(|(id, _)| id == reference) {
-            complain(format!("the document {reference} is lost"));
+        for (what, price, listed) in things {
+            if *cents == price && !listed.iter().any(|(id, _)| id == reference) {
+                complain(format!("the {what} {reference} is lost"));
+            }
         }
     }
     if !exact {
@@ -281,14 +282,11 @@ fn books(answered: &[&(Account, String, u64)], books: &Books, exact: bool, compl
             complain(format!("nobody was told of the charge {charge:?}"));
         }
     }
-    for (id, user) in &books.sessions {
-        if !answered.iter().any(|(_, reference, _)| reference == id) {
-            complain(format!("nobody was told of the session {id} of {user}"));
-        }
-    }
-    for (id, name) in &books.documents {
-        if !answered.iter().any(|(_, reference, _)| reference == id) {
-            complain(format!("nobody was told of the document {id}, {name}"));
+    for (what, _, listed) in things {
+        for (id, name) in listed {
+            if !answered.iter().any(|(_, reference, _)| reference == id) {
+                complain(format!("nobody was told of the {what} {id} of {name}"));
+            }
         }
     }
 }
@@ -338,13 +336,8 @@ mod bad_histories {
 
     /// Three operations, all in order.
     fn good() -> Observed {
-        let operation = |account, kind, subject: &str| Operation {
-            account,
-            key: "k".to_owned(),
-            kind,
-            subject: subject.to_owned(),
-            session: "ses_1".to_owned(),
-        };
+        let operation =
+            |account, kind, subject: &str| Operation::new(account, "k".to_owned(), kind, subject.to_owned());
         let uploaded = operation(Account::Acme, Kind::Document, "carl");
         let document = Charge {
             reference: "doc_1".to_owned(),
@@ -445,7 +438,7 @@ mod bad_histories {
                 observed.files.values_mut().for_each(|file| file.truncate(5));
             });
             found(promise, "was left behind", |observed| {
-                observed.aside.push("doc_2".to_owned());
+                observed.aside.insert("doc_2".to_owned());
             });
             found(promise, "is of no document", |observed| {
                 observed.files.insert("doc_2".to_owned(), Vec::new());

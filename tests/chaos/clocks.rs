@@ -33,18 +33,16 @@ async fn an_hour_off(engine: Engine, kill: bool) {
     )
     .await;
     let operations: Arc<[Operation]> = (0..12)
-        .map(|number| Operation {
-            account: ACCOUNTS[number % 2],
-            key: format!("key-{number}"),
-            kind: match number % 4 {
+        .map(|number| {
+            let kind = match number % 4 {
                 0 | 1 => Kind::Session {
                     workflow: "wkf_kyc_full",
                 },
                 2 => Kind::Screening,
                 _ => Kind::Status,
-            },
-            subject: format!("subject_{number}"),
-            session: String::new(),
+            };
+            let (key, subject) = (format!("key-{number}"), format!("subject_{number}"));
+            Operation::new(ACCOUNTS[number % 2], key, kind, subject)
         })
         .collect();
     let mut clients = JoinSet::new();

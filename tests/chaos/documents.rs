@@ -1,9 +1,12 @@
 //! Where both servers keep the files of documents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::support::servers::process::{self, Watchdog};
+
+/// The folder of the files that have their place.
+const PLACED: &str = "documents";
 
 /// A directory that is removed when this is dropped or the process ends.
 pub struct Documents {
@@ -24,23 +27,26 @@ impl Documents {
         &self.directory
     }
 
-    /// The files that have their place, by their names.
+    /// The files that have their place.
+    pub fn placed(&self) -> BTreeSet<String> {
+        self.names(PLACED)
+    }
+
+    /// What is in them, by their names.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
-        self.names("documents")
-            .into_iter()
-            .map(|name| {
-                let file = std::fs::read(self.directory.join("documents").join(&name)).unwrap();
-                (name, file)
-            })
-            .collect()
+        let read = |name: String| {
+            let file = std::fs::read(self.directory.join(PLACED).join(&name)).unwrap();
+            (name, file)
+        };
+        self.placed().into_iter().map(read).collect()
     }
 
     /// The files that are being received, or whose commit is not known.
-    pub fn aside(&self) -> Vec<String> {
+    pub fn aside(&self) -> BTreeSet<String> {
         self.names("incoming")
     }
 
-    fn names(&self, folder: &str) -> Vec<String> {
+    fn names(&self, folder: &str) -> BTreeSet<String> {
         let entries = std::fs::read_dir(self.directory.join(folder)).unwrap();
         entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -24,14 +24,10 @@ async fn overtaken(engine: Engine) {
     }
     let Some(engines) = Engines::start(engine) else { return };
     let world = World::start(Store::create(&engines).await, engine.lease(), [&[], &[]]).await;
-    let operations: Arc<[Operation]> = Arc::new([Operation {
-        account: Account::Acme,
-        key: "key".to_owned(),
-        // Two seconds.
-        kind: Kind::Session { workflow: "wkf_slow" },
-        subject: "subject".to_owned(),
-        session: String::new(),
-    }]);
+    // Two seconds.
+    let kind = Kind::Session { workflow: "wkf_slow" };
+    let operation = Operation::new(Account::Acme, "key".to_owned(), kind, "subject".to_owned());
+    let operations: Arc<[Operation]> = Arc::new([operation]);
     let began = world.now();
     let first = tokio::spawn({
         let (world, operations) = (world.clone(), operations.clone());

@@ -44,11 +44,22 @@ pub struct Operation {
     pub kind: Kind,
     /// The user, the name or the event it is about: no two operations have the same.
     pub subject: String,
-    /// The session that a document belongs to.
+    /// The session that a document belongs to. Empty until it is made.
     pub session: String,
 }
 
 impl Operation {
+    /// One that needs no session.
+    pub fn new(account: Account, key: String, kind: Kind, subject: String) -> Self {
+        Self {
+            account,
+            key,
+            kind,
+            subject,
+            session: String::new(),
+        }
+    }
+
     pub fn request(&self, rng: &mut Rng) -> Vec<u8> {
         let credential = rng.pick(self.account.credentials());
         let (method, path, body) = match self.kind {

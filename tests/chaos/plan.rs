@@ -27,16 +27,16 @@ impl Plan {
 
     /// Whether the store needs another that takes over from it.
     pub fn fails_over(&self) -> bool {
-        self.faults
-            .iter()
-            .any(|(_, fault)| matches!(fault, Fault::FailOver { .. }))
+        self.has(|fault| matches!(fault, Fault::FailOver { .. }))
     }
 
     /// Whether rows were put into the table that the sweeper has to remove.
     pub fn leaves_a_backlog(&self) -> bool {
-        self.faults
-            .iter()
-            .any(|(_, fault)| matches!(fault, Fault::Backlog { .. }))
+        self.has(|fault| matches!(fault, Fault::Backlog { .. }))
+    }
+
+    fn has(&self, is_of_that_kind: fn(Fault) -> bool) -> bool {
+        self.faults.iter().any(|(_, fault)| is_of_that_kind(*fault))
     }
 }
 
@@ -188,14 +188,8 @@ impl Plan {
             } else {
                 format!("key-{number}-{:x}", rng.next())
             };
-            operations.push(Operation {
-                account,
-                key,
-                kind,
-                subject: format!("subject_{seed}_{number}"),
-                // Made when the round begins.
-                session: String::new(),
-            });
+            let subject = format!("subject_{seed}_{number}");
+            operations.push(Operation::new(account, key, kind, subject));
         }
         let mut clients = Vec::new();
         for operation in 0..operations.len() {

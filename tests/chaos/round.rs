@@ -150,15 +150,11 @@ impl World {
     async fn with_sessions(&self, mut operations: Vec<Operation>) -> Vec<Operation> {
         for account in ACCOUNTS {
             let number = operations.len();
-            operations.push(Operation {
-                account,
-                key: "key-of-the-session".to_owned(),
-                kind: Kind::Session {
-                    workflow: "wkf_kyc_full",
-                },
-                subject: format!("subject_{account:?}"),
-                session: String::new(),
-            });
+            let kind = Kind::Session {
+                workflow: "wkf_kyc_full",
+            };
+            let (key, subject) = ("key-of-the-session".to_owned(), format!("subject_{account:?}"));
+            operations.push(Operation::new(account, key, kind, subject));
             let answer = eventually("there is a session", async || {
                 match self.attempt(&operations, number, 0, PATIENCE, &mut Rng::new(0)).await {
                     Outcome::Answer(answer) if answer.status == 201 => Some(answer),
@@ -285,33 +281,30 @@ impl World {
         }
         let names = books.iter().flat_map(|[books, _]| &books.documents);
         let names: BTreeSet<&str> = names.map(|(id, _)| id.as_str()).collect();
-        let files = self.files_settled(&names).await;
-        let aside = self.documents.aside();
+        self.files_settle(&names).await;
         let events = self.ask(0, &get("/v1/webhooks/events", "")).await;
         Observed {
             operations: operations.to_vec(),
             attempts: self.attempts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             harms,
             healed,
-            files,
-            aside,
+            files: self.documents.files(),
+            aside: self.documents.aside(),
             books,
             events: strings(&events["events"], "event_id"),
             next_versions,
         }
     }
 
-    /// The files of documents, once they are these and no other is left, or some time has passed. A server that
-    /// could not learn what became of a commit asks again a second later.
-    async fn files_settled(&self, names: &BTreeSet<&str>) -> BTreeMap<String, Vec<u8>> {
+    /// Waits until these documents have their files and no other file is left, but not forever. A server that
+    /// does not know whether its commit took effect asks again a second later.
+    async fn files_settle(&self, names: &BTreeSet<&str>) {
         let began = self.now();
-        loop {
-            let files = self.documents.files();
-            let settled =
-                files.keys().map(String::as_str).eq(names.iter().copied()) && self.documents.aside().is_empty();
-            if settled || self.now() - began > SETTLES {
-                return files;
-            }
+        let settled = || {
+            let placed = self.documents.placed();
+            placed.iter().map(String::as_str).eq(names.iter().copied()) && self.documents.aside().is_empty()
+        };
+        while !settled() && self.now() - began < SETTLES {
             sleep(Duration::from_millis(25)).await;
         }
     }
@@ -423,11 +416,7 @@ pub async fn run(engines: &Engines, seed: u64, leave_in: &Path) -> (Vec<String>,
     let clock = plan.shift.and_then(|_| Faketime::installed());
     let shifted = clock.as_ref().zip(plan.shift).map(|(clock, by)| clock.shifted(by));
     let environments: [&[_]; 2] = [&[], shifted.as_ref().map_or(&[], |shifted| shifted)];
-    let store = if plan.fails_over() {
-        Store::with_standby(engines).await
-    } else {
-        Store::create(engines).await
-    };
+    let store = Store::create_with(engines, plan.fails_over()).await;
     let world = World::start(store, engines.engine().lease(), environments).await;
     let operations: Arc<[Operation]> = world.with_sessions(plan.operations.clone()).await.into();
     let (backlog, faults) = (plan.leaves_a_backlog(), plan.names_of_faults());

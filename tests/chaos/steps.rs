@@ -39,13 +39,8 @@ impl Steps {
     /// A new operation, as often as it takes, on the server whose connections break.
     async fn operate(&mut self, kind: Kind, harmed: bool) {
         let number = self.operations.len();
-        self.operations.push(Operation {
-            account: Account::Acme,
-            key: format!("key-{number}"),
-            kind,
-            subject: format!("subject_{number}"),
-            session: String::new(),
-        });
+        let (key, subject) = (format!("key-{number}"), format!("subject_{number}"));
+        self.operations.push(Operation::new(Account::Acme, key, kind, subject));
         let began = self.world.now();
         for _ in 0..400 {
             let outcome = self

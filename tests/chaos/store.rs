@@ -80,7 +80,7 @@ fn trusting(postgres: Postgres) -> Postgres {
     let text = std::fs::read_to_string(&rules).unwrap();
     // Written over, and so still its user's.
     std::fs::write(rules, text.replace("scram-sha-256", "trust")).unwrap();
-    postgres.sql("postgres", "SELECT pg_reload_conf()");
+    postgres.reload();
     postgres
 }
 
@@ -112,12 +112,8 @@ impl Store {
         Self::create_with(engines, false).await
     }
 
-    /// With another server that has all that was committed, and can take over.
-    pub async fn with_standby(engines: &Engines) -> Self {
-        Self::create_with(engines, true).await
-    }
-
-    async fn create_with(engines: &Engines, standby: bool) -> Self {
+    /// With a `standby`, another server that has all that was committed and can take over.
+    pub async fn create_with(engines: &Engines, standby: bool) -> Self {
         match engines {
             Engines::Sqlite => {
                 let directory: PathBuf = process::scratch(&process::on_disk(), "idempotency-chaos", None);
@@ -208,13 +204,9 @@ impl Store {
             Server::Sqlite { .. } => {}
             Server::Postgres(pair) => {
                 let postgres = &locked(pair).primary;
-                let set = |what: &str| {
-                    postgres.sql("postgres", &format!("ALTER SYSTEM {what}"));
-                    postgres.sql("postgres", "SELECT pg_reload_conf()");
-                };
-                set("SET default_transaction_read_only = on");
+                postgres.alter_system("SET default_transaction_read_only = on");
                 std::thread::sleep(time);
-                set("RESET default_transaction_read_only");
+                postgres.alter_system("RESET default_transaction_read_only");
             }
             Server::Redis(pair) => {
                 let redis = &locked(pair).primary;
@@ -247,31 +239,33 @@ impl Store {
 
     /// Lets the other server take over, and new connections lead to it. The old ones live on for a time.
     pub fn fail_over(&self, time: Duration) {
-        let lead_to = |port| self.proxies.iter().flatten().for_each(|proxy| proxy.lead_to(port));
         match &self.server {
             Server::Sqlite { .. } => {}
-            Server::Postgres(pair) => {
-                let mut pair = locked(pair);
-                let standby = pair.standby.take().expect("a store with a standby");
+            Server::Postgres(pair) => self.switch(pair, time, |primary, standby| {
                 // It hears nothing any more, and acknowledges nothing.
-                pair.primary.pause();
+                primary.pause();
                 standby.promote();
-                lead_to(standby.port());
-                let old = std::mem::replace(&mut pair.primary, standby);
-                std::thread::sleep(time);
-                drop(old);
-            }
-            Server::Redis(pair) => {
-                let mut pair = locked(pair);
-                let standby = pair.standby.take().expect("a store with a standby");
+                standby.port()
+            }),
+            Server::Redis(pair) => self.switch(pair, time, |primary, standby| {
                 // It hands over all it has, and becomes a replica, which takes no writes.
-                pair.primary.hand_over_to(&standby);
-                lead_to(standby.port());
-                let old = std::mem::replace(&mut pair.primary, standby);
-                std::thread::sleep(time);
-                drop(old);
-            }
+                primary.hand_over_to(standby);
+                standby.port()
+            }),
         }
+    }
+
+    /// `take_over` makes the standby the primary, and returns its port.
+    fn switch<S>(&self, pair: &Mutex<Pair<S>>, time: Duration, take_over: impl FnOnce(&S, &S) -> u16) {
+        let mut pair = locked(pair);
+        let standby = pair.standby.take().expect("a store with a standby");
+        let port = take_over(&pair.primary, &standby);
+        for proxy in self.proxies.iter().flatten() {
+            proxy.lead_to(port);
+        }
+        let old = std::mem::replace(&mut pair.primary, standby);
+        std::thread::sleep(time);
+        drop(old);
     }
 
     /// Adds so many expired rows to the table again and again, for a time.

@@ -101,6 +101,24 @@ impl Uploads {
     async fn has_no_files(&self) {
         eventually("no file is left", async || self.files().is_empty()).await;
     }
+
+    /// The application refuses the upload, without a key and under `k-1`, and leaves no file.
+    async fn refuses(&self, status: u16, call: Call) {
+        for call in [call.clone(), call.key("k-1")] {
+            let answer = self.server.send(&call).await.expect_error(status);
+            assert!(!answer.is_replay());
+            self.has_no_files().await;
+        }
+    }
+
+    /// There is no document and no charge, and the key `k-1` is free.
+    async fn has_kept_nothing(&self, path: &str) {
+        self.has_no_files().await;
+        assert!(self.list(path).await.is_empty());
+        assert_eq!(self.charged().await, 0);
+        let first = self.server.send(&passport(path, "b").key("k-1")).await.expect(201);
+        assert!(!first.is_replay(), "the key is free");
+    }
 }
 
 fn serve(store: &Store, directory: &Directory, options: &[&str]) -> Server {
@@ -277,16 +295,9 @@ async fn what_is_no_document_is_refused_and_leaves_no_file(store: &Store) {
         (404, passport(&format!("{SESSIONS}/vs_none/documents"), "b")),
         (401, passport(&path, "b").from("sk_unknown")),
     ] {
-        for call in [call.clone(), call.key("k-1")] {
-            let answer = uploads.server.send(&call).await.expect_error(status);
-            assert!(!answer.is_replay());
-        }
+        uploads.refuses(status, call).await;
     }
-    uploads.has_no_files().await;
-    assert!(uploads.list(&path).await.is_empty());
-    assert_eq!(uploads.charged().await, 0);
-    let first = uploads.server.send(&passport(&path, "b").key("k-1")).await.expect(201);
-    assert!(!first.is_replay(), "the key is free");
+    uploads.has_kept_nothing(&path).await;
 }
 
 async fn a_bad_upload_has_its_answer_and_leaves_nothing(store: &Store) {
@@ -310,10 +321,7 @@ async fn a_bad_upload_has_its_answer_and_leaves_nothing(store: &Store) {
         (400, cut("name=\"file\"")),
         (422, upload(&path, "b", unnamed)),
     ] {
-        for call in [call.clone(), call.key("k-1")] {
-            uploads.server.send(&call).await.expect_error(status);
-            uploads.has_no_files().await;
-        }
+        uploads.refuses(status, call).await;
     }
     for digest in [
         "sha-256=nonsense",
@@ -334,11 +342,7 @@ async fn a_bad_upload_has_its_answer_and_leaves_nothing(store: &Store) {
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     let mut rest = Vec::new();
     connection.read_to_end(&mut rest).await.unwrap();
-    uploads.has_no_files().await;
-    assert!(uploads.list(&path).await.is_empty());
-    assert_eq!(uploads.charged().await, 0);
-    let first = uploads.server.send(&passport(&path, "b").key("k-1")).await.expect(201);
-    assert!(!first.is_replay(), "the key is free");
+    uploads.has_kept_nothing(&path).await;
 }
 
 /// More parts than are compared one by one, headers longer than are looked at, and a digest that nobody knows.

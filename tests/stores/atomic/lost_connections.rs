@@ -75,7 +75,7 @@ async fn requests_of(base: &Big, shop: &Shop<PostgresStore>, path: &str) -> u64 
 /// often was charged.
 async fn cut_at_each(base: &Big, shop: &Shop<PostgresStore>, path: &str, requests: u64) -> [Vec<(u16, i64)>; 2] {
     let mut answers = [Vec::new(), Vec::new()];
-    let is_nested = base.charges(&inside("counted")).await;
+    let charged_inside = base.charges(&inside("counted")).await;
     for n in 1..=requests {
         for (heard, answers) in [false, true].into_iter().zip(&mut answers) {
             let key = format!("{n}-{heard}");
@@ -88,7 +88,7 @@ async fn cut_at_each(base: &Big, shop: &Shop<PostgresStore>, path: &str, request
             base.proxy.heal().await;
             drain(&shop.layer).await;
             let charged = base.charges(&key).await;
-            assert_eq!(base.charges(&inside(&key)).await, charged * is_nested, "{key}");
+            assert_eq!(base.charges(&inside(&key)).await, charged * charged_inside, "{key}");
             let entry = base.store().look_up(&shop.slot(&key)).await.unwrap();
             let done = entry.is_some_and(|entry| matches!(entry.phase, Phase::Done { .. }));
             assert_eq!(
@@ -104,7 +104,7 @@ async fn cut_at_each(base: &Big, shop: &Shop<PostgresStore>, path: &str, request
             assert_eq!(again.status, 200, "{key}");
             assert_eq!(again.is_replay(), charged == 1, "{key}");
             assert_eq!(base.charges(&key).await, 1, "{key}");
-            assert_eq!(base.charges(&inside(&key)).await, is_nested, "{key}");
+            assert_eq!(base.charges(&inside(&key)).await, charged_inside, "{key}");
             // All statements are prepared again on the new connection.
             for key in 0..2 {
                 let key = format!("warm-{n}-{heard}-{key}");

@@ -37,17 +37,6 @@ impl Watched {
     }
 }
 
-/// Whether a server says that it is a `master` or a `slave`. A Sentinel that gives it another role closes its
-/// connections, this one too.
-async fn is_a(role: &str, server: &Redis) -> bool {
-    let client = Client::open(server.url()).unwrap();
-    let Ok(mut connection) = client.get_multiplexed_async_connection().await else {
-        return false;
-    };
-    let info: redis::RedisResult<String> = command_of("INFO replication").query_async(&mut connection).await;
-    info.is_ok_and(|info| info.lines().any(|line| line.strip_prefix("role:") == Some(role)))
-}
-
 async fn done(store: &RedisStore, n: u64) {
     let begin = claim(n);
     assert_eq!(store.begin(&begin).await.unwrap(), STARTED);
@@ -67,14 +56,14 @@ async fn a_failover_is_followed_whether_the_old_primary_is_demoted_or_frozen() {
     let mut sentinel = raw(&watched.sentinels[0].url()).await;
     let () = query(&mut sentinel, "SENTINEL FAILOVER mymaster").await;
     eventually("the old primary is a replica", async || {
-        is_a("slave", &watched.pair.primary).await
+        watched.pair.primary.is_a("slave")
     })
     .await;
     eventually("the new primary is found", async || {
         matches!(store.begin(&claim(1)).await, Ok(ClaimOutcome::Done(_)))
     })
     .await;
-    assert!(is_a("master", &watched.pair.replica).await);
+    assert!(watched.pair.replica.is_a("master"));
     eventually("it has a replica", async || patient.begin(&claim(2)).await.is_ok()).await;
     done(&patient, 3).await;
 

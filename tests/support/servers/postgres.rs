@@ -159,12 +159,22 @@ impl Postgres {
         process::run(&mut copy);
         let standby = standby.started();
         // Of this server alone, since the other has its copy of the settings.
-        self.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'");
-        self.sql("postgres", "SELECT pg_reload_conf()");
+        self.alter_system("SET synchronous_standby_names = '*'");
         process::wait_until("commits wait for the standby", || {
             self.sql("postgres", "SELECT sync_state FROM pg_stat_replication") == "sync"
         });
         standby
+    }
+
+    /// Runs `ALTER SYSTEM`, and lets the server read its settings again.
+    pub fn alter_system(&self, what: &str) {
+        self.sql("postgres", &format!("ALTER SYSTEM {what}"));
+        self.reload();
+    }
+
+    /// Lets the server read its settings again.
+    pub fn reload(&self) {
+        self.sql("postgres", "SELECT pg_reload_conf()");
     }
 
     /// Makes a standby a server that takes writes, and waits until it does.

@@ -120,11 +120,14 @@ impl Redis {
         process::wait_until("the handing over begins", || {
             self.try_command(&["FAILOVER", "TO", "127.0.0.1", &port]).is_ok()
         });
-        process::wait_until("the replica is the primary", || replica.is_primary());
+        process::wait_until("the replica is the primary", || replica.is_a("master"));
     }
 
-    fn is_primary(&self) -> bool {
-        self.command(&["INFO", "replication"]).contains("role:master")
+    /// Whether it says that it is a `master` or a `slave`. It may not answer: a Sentinel that gives it another
+    /// role closes its connections, also the one that asks.
+    pub fn is_a(&self, role: &str) -> bool {
+        let info = self.try_command(&["INFO", "replication"]);
+        info.is_ok_and(|info| info.lines().any(|line| line.strip_prefix("role:") == Some(role)))
     }
 
     /// The answer to a command on a connection of its own. Panics if it is an error.
