@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LANGUAGE, CONTENT_TYPE, HeaderName, HeaderValue, LINK, RETRY_AFTER};
 use http::request::Parts;
 use http::{Response, StatusCode, Uri};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::json;
 
 use super::problem::{Problem, ProblemKind};
@@ -77,18 +78,36 @@ impl fmt::Debug for Rendering {
 }
 
 fn standard(problem: &Problem, documentation: &str) -> Response<Bytes> {
-    let kind = problem.kind();
-    let mut body = json!({
-        "type": format!("{documentation}#{}", kind.slug()),
-        "title": kind.title(),
-        "status": problem.status().as_u16(),
-        "detail": problem.detail(),
-        "code": kind.slug(),
-        "instance": problem.instance(),
-        "retryable": kind.is_retryable(),
-    });
-    add_original(&mut body, problem);
+    let body = Members { problem, documentation };
     respond(problem, problem.status(), "application/problem+json", &body)
+}
+
+/// The members of a problem (RFC 9457, section 3), in the order of their names.
+struct Members<'p> {
+    problem: &'p Problem,
+    documentation: &'p str,
+}
+
+impl Serialize for Members<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { problem, documentation } = self;
+        let kind = problem.kind();
+        let mut members = serializer.serialize_map(None)?;
+        members.serialize_entry("code", kind.slug())?;
+        members.serialize_entry("detail", problem.detail())?;
+        members.serialize_entry("instance", &format_args!("{}", problem.urn()))?;
+        if let Some(location) = original_location(problem) {
+            members.serialize_entry("original_location", location)?;
+        }
+        if let Some(status) = problem.original_status() {
+            members.serialize_entry("original_status", &status.as_u16())?;
+        }
+        members.serialize_entry("retryable", &kind.is_retryable())?;
+        members.serialize_entry("status", &problem.status().as_u16())?;
+        members.serialize_entry("title", kind.title())?;
+        members.serialize_entry("type", &format_args!("{documentation}#{}", kind.slug()))?;
+        members.end()
+    }
 }
 
 /// Stripe's error body: statuses, types and codes as Stripe's API reference lists them under
@@ -112,7 +131,12 @@ fn stripe(problem: &Problem) -> Response<Bytes> {
     if let Some(code) = code {
         error["code"] = code.replace('-', "_").into();
     }
-    add_original(&mut error, problem);
+    if let Some(status) = problem.original_status() {
+        error["original_status"] = status.as_u16().into();
+    }
+    if let Some(location) = original_location(problem) {
+        error["original_location"] = location.into();
+    }
     respond(problem, status, "application/json", &json!({ "error": error }))
 }
 
@@ -155,23 +179,20 @@ fn grpc(problem: &Problem) -> Response<Bytes> {
     response
 }
 
-/// What is known about a first response that was not stored.
-fn add_original(body: &mut serde_json::Value, problem: &Problem) {
-    if let Some(status) = problem.original_status() {
-        body["original_status"] = status.as_u16().into();
-    }
-    if let Some(location) = problem.original_location().and_then(|location| location.to_str().ok()) {
-        body["original_location"] = location.into();
-    }
+/// Where the first response said that its result can be read.
+fn original_location(problem: &Problem) -> Option<&str> {
+    problem.original_location()?.to_str().ok()
 }
 
 fn respond(
     problem: &Problem,
     status: StatusCode,
     content_type: &'static str,
-    body: &serde_json::Value,
+    body: &impl Serialize,
 ) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(body.to_string()));
+    // Strings and numbers under the names of members: there is nothing that could fail.
+    let body = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -4,6 +4,7 @@
 //! ends in `#` and its slug; by default it leads to the list at [`ProblemKind`]. A client acts on the
 //! `code` member, which is the slug.
 
+mod instance;
 mod kind;
 mod texts;
 
@@ -12,6 +13,7 @@ use std::borrow::Cow;
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use uuid::Uuid;
+use uuid::fmt::Urn;
 
 pub use kind::ProblemKind;
 
@@ -70,7 +72,11 @@ impl Problem {
     /// A URN that is different for each refusal (RFC 9562, section 4).
     #[must_use]
     pub fn instance(&self) -> String {
-        self.instance.urn().to_string()
+        self.urn().to_string()
+    }
+
+    pub(in crate::answer) fn urn(&self) -> Urn {
+        self.instance.urn()
     }
 
     pub(super) fn new(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Self {
@@ -80,7 +86,7 @@ impl Problem {
             status: None,
             original_status: None,
             locations: None,
-            instance: Uuid::new_v4(),
+            instance: instance::next(),
         }
     }
 }
