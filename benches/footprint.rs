@@ -1,6 +1,7 @@
-//! What requests and keys cost in memory, counted by a counting allocator: deterministic, so that a
-//! change shows at once. `cargo bench --bench footprint` prints tables in Markdown; `-- 10000000` only
-//! the bytes of that many keys, which takes as much memory as it says.
+//! The memory cost of requests and keys, measured by a counting allocator. The results are
+//! deterministic, so a change shows at once. `cargo bench --bench footprint` prints tables in
+//! Markdown. `-- 10000000` prints only the bytes of that many keys, and takes as much memory as it
+//! reports.
 
 mod support;
 
@@ -16,8 +17,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const WARM_UP: u64 = 2_000;
 const ROUNDS: u64 = 1_000;
 
-/// Allocations of one request, a reallocation counted as one; the smallest of many, since the map
-/// and the ledger grow now and then.
+/// Counts the allocations of one request. A reallocation is one allocation. The result is the
+/// smallest of many, because the map and the ledger grow now and then.
 macro_rules! allocations {
     ($service:expr, $request:expr) => {{
         let service = $service;

@@ -1,5 +1,5 @@
-//! The layer's paths under criterion: `cargo bench --bench layer`. For multiples of the bare router,
-//! which need interleaved rounds, see `ratios`; for allocations and bytes, `footprint`.
+//! The layer's paths under Criterion: `cargo bench --bench layer`. For multiples of the bare
+//! router, which need interleaved rounds, see `ratios`. For allocations and bytes, see `footprint`.
 
 mod support;
 

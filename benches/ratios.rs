@@ -1,5 +1,5 @@
-//! Multiples of the bare router, medians of interleaved rounds, so that a machine's noise falls on
-//! all alike. `cargo bench --bench ratios` prints tables in Markdown.
+//! Multiples of the bare router, as medians of interleaved rounds, so that a machine's noise
+//! affects all cases alike. `cargo bench --bench ratios` prints tables in Markdown.
 
 #[path = "support/floor.rs"]
 mod floor;
@@ -23,7 +23,7 @@ use tower_idempotency::{IdempotencyLayer, MemoryStore};
 const ROUNDS: usize = 61;
 const REQUESTS: u64 = 2000;
 
-/// One case: its rounds' times for each request, in nanoseconds.
+/// One case, with the time of a request in each round, in nanoseconds.
 struct Case<'a> {
     name: &'static str,
     round: Box<dyn FnMut(u64) -> Duration + 'a>,
@@ -44,7 +44,7 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Sends `REQUESTS` requests for each worker, all workers at once.
+/// Sends `REQUESTS` requests for each worker, with all workers at once.
 macro_rules! timed {
     ($runtime:expr, $workers:expr, $service:expr, $make:expr) => {{
         let (service, workers, make) = ($service, $workers, $make);
@@ -78,7 +78,7 @@ fn layer() -> IdempotencyLayer<MemoryStore> {
     IdempotencyLayer::new(MemoryStore::new())
 }
 
-/// A layer whose store holds 10,000 keys, so that its map does not grow from nothing meanwhile.
+/// A layer whose store contains 10,000 keys, so that its map does not grow from nothing meanwhile.
 fn used_layer(runtime: &Runtime) -> IdempotencyLayer<MemoryStore> {
     let layer = layer();
     let service = guarded(layer.clone());
@@ -106,7 +106,7 @@ fn small_requests(runtime: &Runtime, workers: usize) {
     let pending = blocked_by_a_pending_request(runtime, &blocked);
 
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    // The same work for bare and guarded: a counter and a new key.
+    // The bare and the guarded cases do the same work: a counter and a new key.
     let first = |_| post_session(Some(key(NEXT.fetch_add(1, Ordering::Relaxed))));
     let mut cases = [
         Case::new("`GET`, bare", |_| {
@@ -132,7 +132,7 @@ fn small_requests(runtime: &Runtime, workers: usize) {
         }),
         Case::new("first request, `Router::layer`", |_| {
             {
-                // A store of 10,000 keys in each round, made outside the measured time.
+                // Each round gets a store of 10,000 keys, which is made outside the measured time.
                 let service = guarded(used_layer(runtime));
                 timed!(runtime, workers, service, first)
             }
@@ -187,7 +187,7 @@ fn small_requests(runtime: &Runtime, workers: usize) {
     }
 }
 
-/// A service under whose key 1 a request runs and never ends.
+/// A service in which a request with key 1 runs and never ends.
 fn blocked_by_a_pending_request(runtime: &Runtime, layer: &IdempotencyLayer<MemoryStore>) -> axum::Router {
     let path = "/v1/verification/sessions";
     let pending: axum::Router = axum::Router::new()
@@ -203,7 +203,7 @@ fn blocked_by_a_pending_request(runtime: &Runtime, layer: &IdempotencyLayer<Memo
     guarded(layer.clone())
 }
 
-/// Whether the time of a first request tells that another tenant has used the key.
+/// Whether the time of a first request reveals that another tenant has used the key.
 fn guesses(runtime: &Runtime) {
     let by = |n: u64, tenant: &'static str| {
         let mut request = post_session(Some(key(n)));
@@ -228,7 +228,7 @@ fn guesses(runtime: &Runtime) {
     for _ in 0..ROUNDS {
         times[0].push(round(0, "victim"));
         times[1].push(round(2 * REQUESTS, "victim"));
-        // The same twice, for what the machine's noise alone makes.
+        // The same measurement twice, to show the effect of the machine's noise alone.
         times[2].push(round(2 * REQUESTS, "victim"));
     }
     let [used, unused, again] = times.map(|mut times| median(&mut times));
@@ -294,7 +294,7 @@ fn body_sizes(runtime: &Runtime) {
     }
 }
 
-/// A store that holds so many keys, and what is timed on it.
+/// A store that contains this many keys, and the times measured on it.
 struct Sized {
     keys: u64,
     service: axum::Router,
@@ -373,7 +373,8 @@ fn store_sizes(runtime: &Runtime, sizes: &[u64]) {
     }
 }
 
-/// A million records expire while requests go on; the longest request is what a client would feel.
+/// A million records expire while requests continue. The longest request is what a client would
+/// notice.
 fn sweeping(runtime: &Runtime) {
     const RECORDS: u64 = 1_000_000;
     let store = MemoryStore::builder().budget(4 << 30).build().expect("a valid budget");
@@ -451,7 +452,7 @@ fn main() {
         uploads::uploads(&one);
     }
     if wanted("sizes") {
-        // `-- sizes 1000 10000000`, for others than these.
+        // `-- sizes 1000 10000000` measures other sizes.
         let asked: Vec<u64> = arguments.map(|keys| keys.parse().expect("a number of keys")).collect();
         let sizes = if asked.is_empty() {
             vec![1_000, 100_000, 5_000_000]

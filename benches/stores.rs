@@ -1,6 +1,6 @@
-//! The stores beside the bare commands that they cannot do without, on the same pool or connection
+//! The stores next to the bare commands that they cannot do without, on the same pool or connection
 //! in the same run. `cargo bench --bench stores --features sqlite,postgres,redis` prints tables in
-//! Markdown; it starts a PostgreSQL and a Redis of its own if they are installed.
+//! Markdown. It starts its own PostgreSQL and Redis if they are installed.
 
 #[path = "../tests/support/directory.rs"]
 mod directory;
@@ -42,13 +42,13 @@ use uuid::Uuid;
 
 const ROUNDS: usize = 41;
 const CALLS: usize = 50;
-/// How often each case has its turn when many are under way at once, and for how long.
+/// How many turns each case gets when many calls run at once, and how long a turn takes.
 const TURNS: usize = 5;
 const TURN: Duration = Duration::from_millis(500);
-/// What an answer is in the guarded service, and what the bare commands write last.
+/// The response of the guarded service, and the value that the bare commands write last.
 const ANSWER: &[u8] = &[b'x'; 200];
-/// What the bare commands write first. Not the answer: SQLite leaves a page alone to which the same
-/// bytes are written again.
+/// The value that the bare commands write first. It differs from the response, because SQLite does
+/// not write a page again if its bytes stay the same.
 const CLAIM: &[u8] = &[b'c'; 200];
 
 type Call = Box<dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -96,7 +96,7 @@ fn request(key: &str) -> Request<Body> {
         .expect("a valid request")
 }
 
-/// The store's own calls, and the layer's requests over it.
+/// The store's own calls, and the layer's requests on that store.
 async fn cases<S: Store + Clone>(store: S) -> Vec<Case> {
     let layer = IdempotencyLayer::new(store.clone());
     let answer = || async { Ok::<_, std::convert::Infallible>(Response::new(Body::from(ANSWER))) };
@@ -148,7 +148,7 @@ async fn cases<S: Store + Clone>(store: S) -> Vec<Case> {
     ]
 }
 
-/// Interleaved rounds of cases of which the first two are bare: two writes, and one read.
+/// Interleaved rounds of cases. The first two cases are bare: two writes, and one read.
 async fn compare(title: &str, mut cases: Vec<Case>) {
     let mut n = 0;
     for round in 0..=ROUNDS {
@@ -158,7 +158,7 @@ async fn compare(title: &str, mut cases: Vec<Case>) {
                 n += 1;
                 (case.call)(n).await;
             }
-            // The first round warms up.
+            // The first round is a warm-up.
             if round > 0 {
                 case.micros.push(start.elapsed().as_secs_f64() * 1e6 / CALLS as f64);
             }
@@ -173,7 +173,7 @@ async fn compare(title: &str, mut cases: Vec<Case>) {
     }
 }
 
-/// How many of each are done in a second, by how many are under way at once; the cases take turns.
+/// How many calls of each case are done in a second, by how many run at once. The cases take turns.
 async fn throughput(title: &str, widths: &[usize], make: impl AsyncFn(usize) -> Vec<Case>) {
     println!(
         "\n| {title} at once | bare writes/s | store | layer: first requests | bare reads/s | store | layer: replays |"
@@ -185,7 +185,7 @@ async fn throughput(title: &str, widths: &[usize], make: impl AsyncFn(usize) -> 
         for turn in 0..=TURNS {
             for (index, rates) in rates.iter_mut().enumerate() {
                 let rate = rate(&cases, index, width).await;
-                // The first turn warms up.
+                // The first turn is a warm-up.
                 if turn > 0 {
                     rates.push(rate);
                 }
@@ -209,12 +209,12 @@ async fn throughput(title: &str, widths: &[usize], make: impl AsyncFn(usize) -> 
     }
 }
 
-/// Calls each second, so many at once.
+/// Calls per second, with this many at once.
 async fn rate(cases: &Arc<Vec<Case>>, index: usize, width: usize) -> f64 {
     times(cases, index, width).await.0
 }
 
-/// Calls each second, so many at once, and the milliseconds that each took.
+/// Calls per second, with this many at once, and the milliseconds that each call took.
 async fn times(cases: &Arc<Vec<Case>>, index: usize, width: usize) -> (f64, Vec<f64>) {
     let start = Instant::now();
     let tasks: Vec<_> = (0..width)
@@ -238,20 +238,20 @@ async fn times(cases: &Arc<Vec<Case>>, index: usize, width: usize) -> (f64, Vec<
     (millis.len() as f64 / start.elapsed().as_secs_f64(), millis)
 }
 
-/// What 99 of 100 do not exceed.
+/// The value that 99 of 100 values do not exceed.
 fn p99(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() * 99 / 100]
 }
 
-/// The bare cases, then the guarded.
+/// The bare cases, then the guarded ones.
 fn both(mut bare: Vec<Case>, guarded: Vec<Case>) -> Vec<Case> {
     bare.extend(guarded);
     bare
 }
 
-/// The bare statements, the same on either database: two writes, and one read, of a table `bare`. A
-/// function would have to list all that `sqlx` implements for both.
+/// The bare statements, which are the same on both databases: two writes, and one read, of a table
+/// `bare`. A function would have to list everything that `sqlx` implements for both.
 macro_rules! bare {
     ($pool:expr) => {{
         let (writer, reader) = ($pool.clone(), $pool);
@@ -306,10 +306,10 @@ async fn postgres(server: &Postgres) {
     .await;
 }
 
-/// Callers at once, on a pool of eight connections.
+/// The numbers of concurrent callers, on a pool of eight connections.
 const CALLERS: [usize; 4] = [1, 8, 32, 128];
 
-/// The bare statements by so many callers at once, and the store by as many.
+/// The bare statements with this many concurrent callers, and the store with as many.
 async fn postgres_by_callers(title: &str, server: &Postgres) {
     let url = server.create_database();
     let pool = PgPoolOptions::new()
@@ -328,8 +328,8 @@ async fn postgres_by_callers(title: &str, server: &Postgres) {
     by_callers(title, both(bare!(pool), cases(store).await)).await;
 }
 
-/// How many of each are done in a second by so many callers at once, and how that compares with the bare
-/// statements; the cases take turns.
+/// How many calls of each case are done in a second by this many concurrent callers, compared with
+/// the bare statements. The cases take turns.
 async fn by_callers(title: &str, mut cases: Vec<Case>) {
     cases.truncate(4);
     let cases = Arc::new(cases);
@@ -343,7 +343,7 @@ async fn by_callers(title: &str, mut cases: Vec<Case>) {
         for turn in 0..=TURNS {
             for index in 0..cases.len() {
                 let (rate, took) = times(&cases, index, callers).await;
-                // The first turn warms up.
+                // The first turn is a warm-up.
                 if turn > 0 {
                     rates[index].push(rate);
                     millis[index].extend(took);
@@ -380,11 +380,11 @@ async fn sqlite() {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    // `cargo test --benches` and `cargo nextest` only want to see it start.
+    // `cargo test --benches` and `cargo nextest` only check that it starts.
     if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
         return;
     }
-    // Named ones alone, if any is named.
+    // Only the named ones, if any are named.
     let asked: Vec<_> = std::env::args()
         .skip(1)
         .filter(|argument| !argument.starts_with('-'))
@@ -399,7 +399,7 @@ async fn main() {
             None => println!("\nRedis is not installed."),
         }
     }
-    // Ten million rows take 15 GB of disk and some minutes, so they are made only if they are asked for.
+    // Ten million rows take 15 GB of disk space and some minutes, so they are made only on request.
     let names = |name: &str| asked.iter().any(|asked| asked == name);
     if names("sqlite-rows") {
         rows::sqlite().await;

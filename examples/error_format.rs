@@ -1,4 +1,4 @@
-//! Refusals in an API's own error format, instead of RFC 9457.
+//! Responds to refused requests in the API's own error format instead of RFC 9457.
 //!
 //! ```text
 //! cargo test --example error_format
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde_json::json;
 use tower_idempotency::{ConfigError, IdempotencyLayer, MemoryStore, Problem};
 
-/// `{"error": {"code", "message", "retryable"}}`, as all errors of this API.
+/// Returns `{"error": {"code", "message", "retryable"}}`, like all errors of this API.
 fn error(problem: &Problem) -> Response<Bytes> {
     let kind = problem.kind();
     let body = json!({ "error": {
@@ -25,7 +25,7 @@ fn error(problem: &Problem) -> Response<Bytes> {
     *response.status_mut() = kind.status();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // The headers are yours too. Clients wait as long as this one says.
+    // You also set the headers. Clients wait as long as `Retry-After` says.
     if let Some(seconds) = kind.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }

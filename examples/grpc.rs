@@ -1,9 +1,9 @@
-//! A gRPC server that runs each charge once, and a client that retries one.
+//! A gRPC server that runs each charge once, and a client that retries a charge.
 //!
 //! `cargo run --example grpc --features tonic`
 //!
-//! The service and its client are written by hand, so that the example needs no `protoc`. Code that
-//! `tonic-prost-build` generates takes their place.
+//! The service and its client are written by hand, so that the example does not need `protoc`. In a
+//! real project, `tonic-prost-build` generates this code.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -41,7 +41,7 @@ struct Payments {
 
 impl Payments {
     async fn charge(&self, request: Request<ChargeRequest>) -> Result<Response<Charge>, Status> {
-        // The layer puts the key there, for the services that this one calls.
+        // The layer adds the key, for use with the services that this service calls.
         if let Some(key) = request.extensions().get::<IdempotencyKey>() {
             let provider_key = key.derive("charge");
             println!("charging {} cents under {provider_key}", request.get_ref().cents);

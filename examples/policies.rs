@@ -11,21 +11,22 @@ use axum::{Router, http::StatusCode, routing::post};
 use tower_idempotency::{ConfigError, Fate, IdempotencyKey, IdempotencyLayer, MemoryStore, OnLapse, Policy};
 use uuid::Uuid;
 
-/// Costs money. A second payment is worse than a payment that somebody has to look at.
+/// Costs money. A second payment is worse than a payment that somebody has to check by hand.
 async fn pay() -> (StatusCode, String) {
     (StatusCode::CREATED, format!("paid as {}\n", Uuid::new_v4()))
 }
 
-/// Fails now and then. The same message may be sent again at once, but not another one under its key.
+/// Sometimes fails. The same message can be sent again at once, but a different message with the
+/// same key is refused.
 async fn message(key: Option<IdempotencyKey>) -> (StatusCode, String) {
     match key {
-        Some(key) if key.attempt() == 1 => (StatusCode::BAD_GATEWAY, "no answer from the provider\n".into()),
-        Some(key) => (StatusCode::OK, format!("sent at attempt {}\n", key.attempt())),
+        Some(key) if key.attempt() == 1 => (StatusCode::BAD_GATEWAY, "no response from the provider\n".into()),
+        Some(key) => (StatusCode::OK, format!("sent on attempt {}\n", key.attempt())),
         None => (StatusCode::OK, "sent without a key\n".into()),
     }
 }
 
-/// Costs nothing but time. Its answer is outdated soon.
+/// Costs only time. Its response is soon out of date.
 async fn quote() -> String {
     format!("EUR 10, quote {}\n", Uuid::new_v4())
 }
@@ -39,8 +40,8 @@ fn app(store: MemoryStore) -> Result<Router, ConfigError> {
         .policy(Policy::cautious())
         .build()?;
     let quotes = IdempotencyLayer::builder(store).ttl(Duration::from_secs(60)).build()?;
-    // A request passes one of these layers. Their keys are in one store, so that a key that was used for a
-    // payment is refused for a message.
+    // Each request passes through one of these layers. All keys are in one store, so a key that was
+    // used for a payment is refused for a message.
     Ok(Router::new()
         .route("/payments", post(pay).layer(payments))
         .route("/messages", post(message).layer(messages))
@@ -78,7 +79,7 @@ mod tests {
         assert_eq!(send("/messages", Some("a")).await, (422, false), "one store, one key");
         assert_eq!(send("/messages", None).await, (200, false));
         assert_eq!(send("/messages", Some("b")).await, (502, false));
-        assert_eq!(send("/messages", Some("b")).await, (200, false), "it was reopened");
+        assert_eq!(send("/messages", Some("b")).await, (200, false), "runs as attempt 2");
         assert_eq!(send("/quotes", Some("c")).await, (200, false));
         assert_eq!(send("/quotes", Some("c")).await, (200, true));
     }

@@ -1,4 +1,5 @@
-//! Charges in PostgreSQL, in atomic mode, with the store's table among the application's own migrations.
+//! Stores charges in PostgreSQL in atomic mode. The application's own migrations create the store's
+//! table.
 //!
 //! ```text
 //! export DATABASE_URL=postgres://postgres@127.0.0.1/postgres
@@ -6,8 +7,9 @@
 //! curl -i http://127.0.0.1:3000/charges -H 'Idempotency-Key: order-17' -d 1000
 //! ```
 //!
-//! `migrations/2_idempotency_keys.sql` is a copy of this crate's `src/store/sql/postgres/table.sql`. If you
-//! do not use `sqlx::migrate!`, call `PostgresStore::migrate` instead.
+//! `migrations/2_idempotency_keys.sql` is a copy of this crate's
+//! `src/store/sql/postgres/table.sql`. If you do not use `sqlx::migrate!`, call
+//! `PostgresStore::migrate` instead.
 
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use tower_idempotency::store::sql::{PostgresStore, Transaction, TransactionError
 
 async fn charge(transaction: Transaction<Postgres>, cents: String) -> Result<(StatusCode, String), TransactionError> {
     let Ok(cents) = cents.trim().parse::<i64>() else {
-        return Ok((StatusCode::UNPROCESSABLE_ENTITY, "send the cents as a number\n".into()));
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, "send the number of cents\n".into()));
     };
     let mut work = transaction.begin().await?;
     let number: i64 = sqlx::query_scalar("INSERT INTO charges (cents) VALUES ($1) RETURNING number")
@@ -36,7 +38,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     sqlx::migrate!().run(&pool).await?;
 
     let store = PostgresStore::new(pool);
-    // It removes expired rows until it is dropped.
+    // The sweeper removes expired rows until it is dropped.
     let _sweeper = store.sweep_every(Duration::from_secs(60));
     let idempotency = IdempotencyLayer::builder(store).require_key(true).build()?;
     let app = Router::new().route("/charges", post(charge)).layer(idempotency);

@@ -1,4 +1,5 @@
-//! A client with `reqwest` that sends an operation until it has a response, always under the same key.
+//! A `reqwest` client that retries an operation, always with the same key, until it gets a
+//! response.
 //!
 //! ```text
 //! cargo run --example quickstart                                  # a server, in another terminal
@@ -19,20 +20,20 @@ fn client() -> Result<ClientWithMiddleware, ConfigError> {
     let settings = ClientLayer::builder(retries)
         .attempt_time(Duration::from_secs(10))
         .build()?;
-    // Retry here only: `reqwest` has no other retries on.
+    // Enable retries only here. No other `reqwest` retries are enabled.
     Ok(reqwest_middleware::ClientBuilder::new(reqwest::Client::new())
         .with(IdempotencyMiddleware::new(settings))
         .build())
 }
 
-/// What a call came to, and how often it was sent.
+/// Returns the status of the response, and how often the request was sent.
 async fn pay(client: &ClientWithMiddleware, url: &str, order: &str) -> Result<(u16, u32), String> {
-    // The same key for the same order, whichever process sends it and however often.
+    // The same order always gets the same key, no matter which process sends it or how often.
     let operation = Operation::derived([order, "payment"]);
     let request = client.post(url).with_extension(operation.clone()).body("EUR 10");
     match request.send().await {
         Ok(response) => Ok((response.status().as_u16(), operation.attempts())),
-        // It may have happened all the same: send the order again later, under the same key.
+        // The payment may have happened anyway. Send the order again later with the same key.
         Err(reqwest_middleware::Error::Middleware(error)) => Err(match error.downcast_ref::<CallError>() {
             Some(call) => format!("{call}; last status: {:?}", call.last_status()),
             None => error.to_string(),
@@ -66,7 +67,7 @@ mod tests {
             let (keys, runs) = (keys.clone(), runs.clone());
             async move |key: IdempotencyKey| {
                 keys.lock().unwrap().push(key.derive("payment").to_string());
-                // Down for the first request.
+                // Fails for the first request.
                 match runs.fetch_add(1, Ordering::Relaxed) {
                     0 => StatusCode::SERVICE_UNAVAILABLE,
                     _ => StatusCode::CREATED,

@@ -1,8 +1,8 @@
-//! A charge and the record of its response in one SQLite transaction: whatever dies, both are there or
-//! neither is.
+//! Writes a charge and the record of its response in one SQLite transaction. Whatever crashes,
+//! either both exist or neither does.
 //!
 //! ```text
-//! cargo run --example sqlite_atomic     # serves http://127.0.0.1:3000, with its data in charges.db
+//! cargo run --example sqlite_atomic     # serves http://127.0.0.1:3000, stores data in charges.db
 //! curl -i http://127.0.0.1:3000/charges -H 'Idempotency-Key: order-17' -d 1000
 //! ```
 
@@ -13,25 +13,25 @@ use sqlx::{Sqlite, SqliteConnection};
 use tower_idempotency::store::sql::{SqliteStore, Transaction, TransactionError};
 use tower_idempotency::{ConfigError, IdempotencyLayer};
 
-/// What all charges together may come to.
+/// The maximum total of all charges, in cents.
 const LIMIT: i64 = 10_000;
 
 async fn charge(transaction: Transaction<Sqlite>, cents: String) -> Result<(StatusCode, String), TransactionError> {
     let Ok(cents) = cents.trim().parse() else {
-        return Ok((StatusCode::UNPROCESSABLE_ENTITY, "send the cents as a number\n".into()));
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, "send the number of cents\n".into()));
     };
-    // Call slow services here. The transaction begins with the next line, and not before.
+    // Call slow services here. The transaction does not begin until the next line.
     let mut work = transaction.begin().await?;
     let (number, total) = insert(&mut work, cents).await?;
     if total > LIMIT {
         // A failure rolls the transaction back and frees the key.
         return Ok((StatusCode::PAYMENT_REQUIRED, "over the limit\n".into()));
     }
-    // No commit: the layer commits, together with the record of this response.
+    // Do not commit: the layer commits the charge together with the record of this response.
     Ok((StatusCode::CREATED, format!("charge {number}\n")))
 }
 
-/// Functions that you have already take the transaction's connection.
+/// Your existing functions can use the transaction's connection.
 async fn insert(connection: &mut SqliteConnection, cents: i64) -> sqlx::Result<(i64, i64)> {
     let insert = "INSERT INTO charges (cents) VALUES (?) RETURNING number";
     let number = sqlx::query_scalar(insert)
@@ -44,7 +44,7 @@ async fn insert(connection: &mut SqliteConnection, cents: i64) -> sqlx::Result<(
     Ok((number, total))
 }
 
-/// The tables of this application and of the store, in one database.
+/// Opens the database and creates the tables of this application and of the store.
 async fn open(path: &str) -> Result<SqliteStore, Box<dyn std::error::Error>> {
     let store = SqliteStore::open(path).await?;
     store.migrate().await?;
@@ -54,7 +54,7 @@ async fn open(path: &str) -> Result<SqliteStore, Box<dyn std::error::Error>> {
 }
 
 fn app(store: SqliteStore) -> Result<Router, ConfigError> {
-    // Without a key there would be no transaction to extract.
+    // A request without a key has no transaction to extract.
     let idempotency = IdempotencyLayer::builder(store).require_key(true).build()?;
     Ok(Router::new().route("/charges", post(charge)).layer(idempotency))
 }
@@ -62,7 +62,7 @@ fn app(store: SqliteStore) -> Result<Router, ConfigError> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = open("charges.db").await?;
-    // It removes expired rows until it is dropped.
+    // The sweeper removes expired rows until it is dropped.
     let _sweeper = store.sweep_every(Duration::from_secs(60));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
     Ok(axum::serve(listener, app(store)?).await?)
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(send("order-1", "9000").await, 201);
         assert_eq!(send("order-1", "9000").await, 201, "a replay");
         assert_eq!(send("order-2", "9000").await, 402, "rolled back");
-        assert_eq!(send("order-2", "500").await, 201, "its key was free again");
+        assert_eq!(send("order-2", "500").await, 201, "its key is free again");
         let charges: Vec<i64> = sqlx::query_scalar("SELECT cents FROM charges")
             .fetch_all(store.pool())
             .await

@@ -1,13 +1,13 @@
-//! How to test your own guarded handler: `MemoryStore`, paused time, and futures that you drop.
+//! Shows how to test your own guarded handler with `MemoryStore`, paused time, and dropped futures.
 //!
 //! ```text
 //! cargo test --example testing
 //! cargo run --example testing     # serves http://127.0.0.1:3000
 //! ```
 //!
-//! With `#[tokio::test(start_paused = true)]`, Tokio's clock jumps to the next timer when nothing else is to
-//! be done. `MemoryStore` and the layer use that clock, so that leases, TTLs and pauses cost a test no time.
-//! The feature `test-util` of `tokio` is needed.
+//! With `#[tokio::test(start_paused = true)]`, Tokio's clock jumps to the next timer when all tasks
+//! are idle. `MemoryStore` and the layer use this clock, so tests do not have to wait for leases,
+//! TTLs and pauses. This needs the `test-util` feature of `tokio`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +18,7 @@ use axum::{Router, routing::post};
 use tower_idempotency::IdempotencyLayer;
 use tower_idempotency::store::MemoryStore;
 
-/// Stands for a payment provider that takes its time.
+/// Simulates a slow payment provider.
 async fn pay(State(payments): State<Arc<AtomicU32>>) -> String {
     tokio::time::sleep(Duration::from_secs(2)).await;
     format!("payment {}", payments.fetch_add(1, Ordering::Relaxed) + 1)
@@ -74,7 +74,7 @@ mod tests {
         let test = Test::new();
         let (first, second) = tokio::join!(test.send("order-17"), test.send("order-17"));
         assert_eq!(first.status(), 200);
-        assert_eq!(second.status(), 409, "it is in flight");
+        assert_eq!(second.status(), 409, "the first request is in flight");
         assert_eq!(second.headers()["Retry-After"], "1");
         assert_eq!(test.payments(), 1);
     }
@@ -82,10 +82,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_disconnects_gets_the_response_of_the_first_attempt() {
         let test = Test::new();
-        // Dropping the future is what a server does when the connection breaks.
+        // A server drops the future when the connection breaks.
         let first = timeout(Duration::from_secs(1), test.send("order-17")).await;
         assert!(first.is_err());
-        // The handler runs to its end, in two virtual seconds.
+        // The handler runs to completion in two virtual seconds.
         sleep(Duration::from_secs(2)).await;
         let retry = test.send("order-17").await;
         assert_eq!(retry.headers()["Idempotency-Replayed"], "true");
@@ -96,7 +96,7 @@ mod tests {
     async fn a_key_is_new_again_after_its_ttl() {
         let test = Test::new();
         test.send("order-17").await;
-        // A day, by default.
+        // The default TTL is one day.
         sleep(Duration::from_secs(86_400)).await;
         test.send("order-17").await;
         assert_eq!(test.payments(), 2);

@@ -1,12 +1,12 @@
-//! Receives webhooks: each event is handled once, however often and wherever it is delivered.
+//! Receives webhooks and handles each event once, however often and wherever it is delivered.
 //!
 //! ```text
 //! cargo test --example webhooks
 //! cargo run --example webhooks     # serves http://127.0.0.1:3000/webhooks
 //! ```
 //!
-//! The sender signs as <https://www.standardwebhooks.com> says. The signature is checked outside the
-//! layer: otherwise anybody could block an event by sending its id first.
+//! The sender signs events as described at <https://www.standardwebhooks.com>. The signature is
+//! checked outside the layer. Otherwise, anyone could block an event by sending its id first.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,13 +24,14 @@ use tower_idempotency::{ConfigError, IdempotencyLayer, KeySource, MemoryStore};
 
 type Events = Arc<Mutex<Vec<String>>>;
 
-/// Answers as soon as the event is safe. Long work comes later: a sender does not wait for it.
+/// Responds as soon as the event is stored. Do long work afterwards, because the sender does not
+/// wait for it.
 async fn receive(State(events): State<Events>, event: String) -> StatusCode {
     events.lock().expect("no holder panics").push(event);
     StatusCode::NO_CONTENT
 }
 
-/// Over the raw bytes, as they came.
+/// Verifies the signature over the raw bytes, exactly as they arrived.
 async fn verify(State(secret): State<Arc<[u8]>>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let Ok(body) = to_bytes(body, 256 * 1024).await else {
@@ -51,7 +52,7 @@ async fn verify(State(secret): State<Arc<[u8]>>, request: Request, next: Next) -
     let is_signed = signatures
         .filter_map(|one| STANDARD.decode(one.strip_prefix("v1,")?).ok())
         .any(|signature| {
-            // The comparison takes the same time for every wrong signature.
+            // This comparison takes the same time for every wrong signature.
             mac(&secret, id, sent_at, &body).verify_slice(&signature).is_ok()
         });
     if !(is_fresh && is_signed) {
@@ -74,7 +75,7 @@ fn app(secret: &[u8], events: Events) -> Result<Router, ConfigError> {
     Ok(Router::new()
         .route("/webhooks", post(receive))
         .layer(idempotency)
-        .layer(from_fn_with_state(Arc::<[u8]>::from(secret), verify)) // added last: outermost
+        .layer(from_fn_with_state(Arc::<[u8]>::from(secret), verify)) // added last, so outermost
         .with_state(events))
 }
 
@@ -111,14 +112,14 @@ mod tests {
                 .unwrap();
             response.status().as_u16()
         };
-        assert_eq!(deliver(b"guessed", "evt_1", now).await, 401, "it blocks nothing");
+        assert_eq!(deliver(b"guessed", "evt_1", now).await, 401, "a forgery blocks nothing");
         assert_eq!(deliver(b"secret", "evt_1", now).await, 204);
-        // Another attempt has another time, and so another signature.
+        // A new attempt has a new timestamp, and so a new signature.
         assert_eq!(deliver(b"secret", "evt_1", now + 5).await, 204);
         assert_eq!(
             deliver(b"secret", "evt_1", now - 3600).await,
             401,
-            "somebody recorded it"
+            "somebody recorded and replayed it"
         );
         assert_eq!(deliver(b"secret", "evt_2", now).await, 204);
         assert_eq!(events.lock().unwrap().len(), 2);

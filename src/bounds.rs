@@ -1,7 +1,7 @@
-//! What the layer asks of a service and of its request bodies, each under one name.
+//! The bounds that a service and its request bodies must meet, each under one name.
 //!
-//! The names exist for two reasons: a where-clause is written once, and the compiler can say what is
-//! missing and what to do about it.
+//! The names exist for two reasons: each where-clause is written only once, and the compiler can
+//! say which bound is missing and how to fix it.
 
 use std::any::Any;
 
@@ -15,12 +15,12 @@ use tower::Service;
 use crate::body::{RequestBody, StreamedBody};
 use crate::error::BoxError;
 
-/// A request body that can be made from its bytes.
+/// A request body that can be created from its bytes.
 ///
-/// The layer reads the body of a request with a key, and hands a body of the same type on to the
-/// service. Axum's body, tonic's (feature `tonic`), [`Full`], [`BoxBody`] and [`UnsyncBoxBody`] are
-/// such bodies, and so is every body inside a [`RequestBody`], which is the way for hyper's `Incoming`.
-/// Implement the trait for a body type of your own:
+/// The layer reads the body of a request with a key, and passes a body of the same type to the
+/// service. Axum's body, tonic's body (feature `tonic`), [`Full`], [`BoxBody`] and
+/// [`UnsyncBoxBody`] implement this trait, and so does [`RequestBody`] around any other body, such
+/// as hyper's `Incoming`. You can also implement the trait for your own body type:
 ///
 /// ```
 /// # use std::pin::Pin;
@@ -46,21 +46,23 @@ use crate::error::BoxError;
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the request body of a service inside an `IdempotencyLayer`",
-    label = "the layer reads the request's body and cannot make this type from its bytes again",
+    label = "the layer reads the request body and cannot build this type from the bytes",
     note = "for hyper's `Incoming` and other bodies: wrap the body outside the layer, with `ServiceBuilder::new().map_request(|request: Request<_>| request.map(tower_idempotency::RequestBody::live))`",
-    note = "for tonic's `Body`: enable the feature `tonic` of `tower-idempotency`",
-    note = "for a body type of your own: implement `tower_idempotency::GuardedBody`"
+    note = "for tonic's `Body`: enable the `tonic` feature of `tower-idempotency`",
+    note = "for your own body type: implement `tower_idempotency::GuardedBody`"
 )]
 pub trait GuardedBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {
-    /// The body that yields `data` and then ends.
+    /// Creates a body that yields `data` and then ends.
     fn from_buffered(data: Bytes) -> Self;
 
-    /// The body that yields what `body` does, for a layer with
+    /// Creates a body that yields the same frames as `body`, for a layer with
     /// [`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies).
     ///
-    /// By default `None`: the type cannot be made from a stream. Such a layer then refuses each request with a
-    /// key with `500` problem `misconfigured`, and the log says why. Axum's body, tonic's, [`RequestBody`], and
-    /// [`BoxBody`] and [`UnsyncBoxBody`] whose error is a [`BoxError`] can be made from one.
+    /// The default implementation returns `None`, which means that the type cannot be made from a
+    /// stream. A layer that streams bodies then refuses each request with a key with `500` problem
+    /// `misconfigured`, and the log says why. The types that can be made from a stream are Axum's
+    /// body, tonic's body, [`RequestBody`], and [`BoxBody`] and [`UnsyncBoxBody`] with the error
+    /// type [`BoxError`].
     fn from_streamed(body: StreamedBody) -> Option<Self>
     where
         Self: Sized,
@@ -70,14 +72,14 @@ pub trait GuardedBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'stati
     }
 }
 
-/// Holds its bytes, so that it cannot stream.
+/// `Full` contains all its bytes, so it cannot be made from a stream.
 impl GuardedBody for Full<Bytes> {
     fn from_buffered(data: Bytes) -> Self {
         Self::new(data)
     }
 }
 
-/// `made` as a `B`, if it is one.
+/// Returns `made` as a `B`, if it has this type.
 fn same_type<A: 'static, B: 'static>(made: A) -> Option<B> {
     let mut made = Some(made);
     let made: &mut dyn Any = &mut made;
@@ -142,15 +144,15 @@ impl GuardedBody for tonic::body::Body {
 
 /// An HTTP service that an [`IdempotencyLayer`](crate::IdempotencyLayer) can guard.
 ///
-/// It is implemented for every [`Service`] of [`http::Request`]s that is `Clone + Send + 'static`,
-/// answers with an [`http::Response`] whose body yields [`Bytes`], and whose future, error and body are
-/// `Send + 'static`. There is nothing to implement.
+/// You do not need to implement this trait. It is implemented for every [`Service`] of
+/// [`http::Request`]s that is `Clone + Send + 'static` and returns an [`http::Response`] whose body
+/// yields [`Bytes`]. The service's future, error and body must be `Send + 'static`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be guarded by an `IdempotencyLayer`",
-    label = "this service lacks one of the bounds in the notes",
+    label = "this service does not meet one of the bounds in the notes",
     note = "the service must be `Clone + Send + 'static`; for a service that is not `Clone`, put a `tower::buffer::BufferLayer` between the `IdempotencyLayer` and the service",
-    note = "its future and its error must be `Send + 'static`; a future that holds an `Rc`, or a guard of `std::sync::Mutex`, across an `.await` is not `Send`",
-    note = "it must be a `tower::Service<http::Request<{B}>>` that answers with an `http::Response`, whose body is `Send + 'static` with `Data = bytes::Bytes`"
+    note = "its future and its error must be `Send + 'static`; a future that holds an `Rc` or a `std::sync::MutexGuard` across an `.await` is not `Send`",
+    note = "it must be a `tower::Service<http::Request<{B}>>` that returns an `http::Response` whose body is `Send + 'static` with `Data = bytes::Bytes`"
 )]
 pub trait GuardedService<B>:
     Service<Request<B>, Response = Response<Self::ResponseBody>, Future: Send + 'static, Error: Send + 'static>
@@ -158,7 +160,7 @@ pub trait GuardedService<B>:
     + Send
     + 'static
 {
-    /// The body of its responses.
+    /// The response body.
     type ResponseBody: Body<Data = Bytes, Error: Send> + Send + 'static;
 }
 

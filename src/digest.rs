@@ -1,31 +1,32 @@
-//! Length-prefixed, domain-separated SHA-256: what slots, fingerprints and derived keys are made of.
+//! A length-prefixed, domain-separated SHA-256 digest. Slots, fingerprints and derived keys are
+//! made with it.
 //!
-//! SHA-256 for what is short (about 90 and 250 bytes for a small JSON request): with the processor's own
-//! instructions it took 89 and 211 ns there, BLAKE3 165 and 309 ns (measured on the machine of
-//! `docs/benchmarks.md`). From 4 KiB on, BLAKE3 is faster, and it digests what is long. Neither needs a C
-//! compiler.
+//! SHA-256 digests short inputs (about 90 and 250 bytes for a small JSON request). For these two
+//! lengths, SHA-256 with the processor's own instructions took 89 and 211 ns, and BLAKE3 took 165
+//! and 309 ns (measured on the machine of `docs/benchmarks.md`). From 4 KiB, BLAKE3 is faster, so
+//! it digests long inputs. Neither needs a C compiler.
 
 use sha2::{Digest as _, Sha256};
 
-/// Bytes from which on BLAKE3 is faster.
+/// The length in bytes from which BLAKE3 is faster.
 pub(crate) const BY_BLAKE3: usize = 4096;
 
-/// Set in the tag of a field whose content is replaced by its BLAKE3.
+/// Set in the tag of a field whose content is replaced by its BLAKE3 digest.
 const LONG: u8 = 0x80;
 
-/// A digest under construction. Each field is preceded by a tag and its length, so that no two
-/// different lists of fields give the same input.
+/// A digest under construction. A tag and the length precede each field, so that two different
+/// lists of fields never give the same input.
 pub(crate) struct Digest(Sha256);
 
 impl Digest {
-    /// `domain` separates the uses of the hash from each other.
+    /// Starts a digest. `domain` separates the different uses of the hash.
     pub(crate) fn new(domain: &'static [u8; 8]) -> Self {
         let mut digest = Self(Sha256::new());
         digest.0.update(domain);
         digest
     }
 
-    /// `tag` says what the field is.
+    /// Adds a field. `tag` identifies the field.
     pub(crate) fn field(&mut self, tag: u8, bytes: &[u8]) {
         let mut prefix = [tag; 9];
         prefix[1..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
@@ -33,7 +34,7 @@ impl Digest {
         self.0.update(bytes);
     }
 
-    /// As [`field`](Self::field), for bytes of which there may be many.
+    /// Like [`field`](Self::field), for input that may be long.
     pub(crate) fn content(&mut self, tag: u8, bytes: &[u8]) {
         if bytes.len() < BY_BLAKE3 {
             self.field(tag, bytes);
@@ -47,10 +48,11 @@ impl Digest {
     }
 }
 
-/// BLAKE3 over bytes that come in pieces of any size: what streamed bodies are digested with.
+/// BLAKE3 over bytes that arrive in pieces of any size. It digests streamed bodies.
 ///
-/// The hash is fast on whole blocks alone: on pieces of 1000 bytes it was four times slower, and on pieces of
-/// 64 KiB that begin anywhere half as slow again. So incomplete blocks are collected until they are complete.
+/// The hash is fast only on whole blocks. On pieces of 1000 bytes it was four times slower, and on
+/// pieces of 64 KiB at arbitrary offsets half as slow again. So incomplete blocks are collected
+/// until they are complete.
 pub(crate) struct StreamDigest {
     hasher: blake3::Hasher,
     /// Less than a block.
@@ -58,7 +60,7 @@ pub(crate) struct StreamDigest {
 }
 
 impl StreamDigest {
-    /// As many bytes as the hash works on at once, twice.
+    /// Twice the number of bytes that the hash processes at once.
     const BLOCK: usize = 16 * 1024;
 
     pub(crate) fn new() -> Self {
@@ -88,7 +90,7 @@ impl StreamDigest {
     fn keep(&mut self, more: &[u8]) {
         let length = self.rest.len() + more.len();
         if length > self.rest.capacity() {
-            // Twice as much each time, and never more than a block.
+            // Doubles each time, up to one block.
             let capacity = (2 * length).min(Self::BLOCK);
             self.rest.reserve_exact(capacity - self.rest.len());
         }
@@ -103,7 +105,7 @@ impl StreamDigest {
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-/// Bytes in hexadecimal, as slots and names of keys are shown.
+/// Formats bytes in hexadecimal, for slots and the names of keys.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut hex = String::with_capacity(2 * bytes.len());
     for byte in bytes {
@@ -113,7 +115,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     hex
 }
 
-/// Appends bytes in hexadecimal to a text that a store builds.
+/// Appends bytes in hexadecimal to text that a store builds.
 #[cfg(feature = "redis")]
 pub(crate) fn push_hex(text: &mut Vec<u8>, bytes: &[u8]) {
     let at = text.len();

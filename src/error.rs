@@ -1,15 +1,15 @@
-//! A configuration that cannot work.
+//! Configuration errors.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 
-/// Any error, boxed: what stores, scope closures and bodies may fail with.
+/// A boxed error of any type. Stores, scope closures and bodies can return it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// A configuration that cannot work, found when the layer or the store is built.
+/// An invalid configuration, reported when the layer or the store is built.
 ///
-/// Its `Display` names the option, the value and what would be accepted.
+/// The `Display` output names the option, the value and the values that would be accepted.
 ///
 /// ```
 /// use std::time::Duration;
@@ -35,7 +35,7 @@ impl ConfigError {
         }
     }
 
-    /// The name of the builder method whose value was refused.
+    /// Returns the name of the builder method whose value was refused.
     #[must_use]
     pub fn option(&self) -> &'static str {
         self.option

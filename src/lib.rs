@@ -1,5 +1,5 @@
-//! One layer makes every costly `POST` safe to retry: the operation runs once, and every retry gets
-//! the first response.
+//! A Tower layer that makes costly `POST` requests safe to retry: the operation runs once, and
+//! every retry gets the first response.
 //!
 //! ```
 //! use axum::{Router, body::Body, routing::post};
@@ -29,123 +29,125 @@
 //! ```
 //!
 //! The layer follows *The Idempotency-Key HTTP Header Field*
-//! (draft-ietf-httpapi-idempotency-key-header-07). It works around any [Tower](tower) HTTP service
+//! (draft-ietf-httpapi-idempotency-key-header-07). It works with any [Tower](tower) HTTP service
 //! whose bodies are [`http_body::Body`]s.
 //!
 //! # What happens to a request
 //!
 //! | the request | what happens |
 //! |---|---|
-//! | its method is not guarded (default: `POST` and `PATCH` are), or it has no key | it passes through untouched |
-//! | is the first with its key | the handler runs; a success is stored before the client sees it |
-//! | is the same again, after that | the stored status, headers and body, byte for byte, and `Idempotency-Replayed: true` |
-//! | is the same again, meanwhile | `409` problem [`in-flight`](ProblemKind#in-flight), or it waits for the outcome ([`wait`](IdempotencyLayerBuilder::wait)) |
-//! | is another one under the same key | `422` problem [`key-reused`](ProblemKind#key-reused) |
-//! | is the same again, after the first failed | it runs again: by default, failures are not stored ([`Policy`], [`Verdict`]) |
-//! | its client disconnects while the handler runs | the handler runs to its end; the retry gets its response |
+//! | has a method that is not guarded (default: `POST` and `PATCH` are guarded), or has no key | it passes through untouched |
+//! | is the first with its key | the handler runs, and a success is stored before the client sees it |
+//! | repeats the first request, which has succeeded | the client gets the stored status, headers and body, byte for byte, with `Idempotency-Replayed: true` |
+//! | repeats the first request, which is still running | the client gets `409` problem [`in-flight`](ProblemKind#in-flight), or the request waits for the outcome ([`wait`](IdempotencyLayerBuilder::wait)) |
+//! | is a different request with the same key | the client gets `422` problem [`key-reused`](ProblemKind#key-reused) |
+//! | repeats the first request, which has failed | the handler runs again: by default, failures are not stored ([`Policy`], [`Verdict`]) |
+//! | loses its client while the handler runs | the handler runs to completion, and the retry gets its response |
 //!
 //! # Whose key it is
 //!
-//! The same key from two callers names two operations. By default the value of `Authorization`
-//! separates callers ([`ScopeSource`]). Put authentication outside this layer, so that each replay is
-//! authorized again:
+//! The same key from two callers identifies two operations. By default, the value of
+//! `Authorization` separates callers ([`ScopeSource`]). Put authentication outside this layer, so
+//! that each replay is authorized again:
 //!
 //! ```text
 //! tracing, request ids, CORS, compression      apply to first responses and replays alike
-//! └─ time-out                                  answers the client; the handler runs on
+//! └─ timeout                                   answers the client; the handler continues
 //!    └─ catch-panic                            a panic frees the key, then becomes a 500
 //!       └─ authentication, authorization, rate limits, concurrency limit
 //!          └─ IdempotencyLayer
-//!             └─ time-out, body limits, routes, handlers
+//!             └─ timeout, body limits, routes, handlers
 //! ```
 //!
-//! A time-out inside the layer ends the handler in the middle. [`Policy::cautious`] says what that
-//! means for the key. Several idempotency layers around one request each guard, unless they have the
-//! same store and the same slot.
+//! A timeout inside the layer stops the handler before it has finished. [`Policy::cautious`]
+//! describes what happens to the key. If a request passes through several idempotency layers, each
+//! of them guards it, unless they use the same store and the same slot.
 //!
 //! # What it guarantees, and what no middleware can
 //!
-//! While its store keeps what it was given, a key's operation never runs twice at once, and never
-//! again once its success is stored. If the *process dies* while a handler runs:
+//! As long as the store keeps its data, a key's operation never runs twice at the same time, and
+//! never runs again once its success is stored. If the *process dies* while a handler runs:
 //!
-//! - With a store in the application's own SQL database, effect and record commit together: the
-//!   operation happens exactly once ([atomic mode](store#atomic-mode)).
-//! - Otherwise it is not known what the handler had done. After the lease the next retry runs as
-//!   attempt 2, which [`IdempotencyKey::attempt`] tells the handler, or it is refused
-//!   ([`Policy::on_lapse`]). A key from [`IdempotencyKey::derive`] makes effects in other systems safe
-//!   to repeat.
+//! - With a store in the application's own SQL database, the effect and the record are committed
+//!   together: the operation happens exactly once ([atomic mode](store#atomic-mode)).
+//! - Otherwise, it is not known what the handler had done. After the lease, the next retry runs as
+//!   attempt 2, which the handler sees in [`IdempotencyKey::attempt`], or the retry is refused
+//!   ([`Policy::on_lapse`]). A key from [`IdempotencyKey::derive`] makes effects in other systems
+//!   safe to repeat.
 //!
-//! A process that is *frozen* for longer than its lease may be overtaken; its outcome is then not
-//! stored. With [`MemoryStore`] a restart forgets every key, and a full store evicts or refuses
-//! ([`WhenFull`](store::WhenFull)).
+//! A process that is *frozen* for longer than its lease may be overtaken, and its outcome is then
+//! not stored. With [`MemoryStore`], a restart loses every key, and a full store evicts records or
+//! refuses requests ([`WhenFull`](store::WhenFull)).
 //!
 //! # Options
 //!
-//! [`IdempotencyLayer::builder`] has them. What cannot work is an error of
-//! [`build`](IdempotencyLayerBuilder::build), and the order of the calls does not matter.
+//! Set options with [`IdempotencyLayer::builder`]. If an option is invalid,
+//! [`build`](IdempotencyLayerBuilder::build) returns an error. The order of the calls does not
+//! matter.
 //!
 //! | option | default | meaning |
 //! |---|---|---|
-//! | [`methods`](IdempotencyLayerBuilder::methods) | `POST`, `PATCH` | the guarded methods; others pass through untouched |
-//! | [`key`](IdempotencyLayerBuilder::key) | the header `Idempotency-Key` | where a request has its key: headers, the head, JSON pointers, a closure ([`KeySource`]) |
-//! | [`key_format`](IdempotencyLayerBuilder::key_format) | any | quoted and bare keys; or the draft's quoted form alone, or UUIDs ([`KeyFormat`]) |
-//! | [`max_key_length`](IdempotencyLayerBuilder::max_key_length) | 255 bytes |  |
-//! | [`require_key`](IdempotencyLayerBuilder::require_key) | off | a request without a key is `400` |
+//! | [`methods`](IdempotencyLayerBuilder::methods) | `POST`, `PATCH` | the guarded methods; requests with other methods pass through untouched |
+//! | [`key`](IdempotencyLayerBuilder::key) | the `Idempotency-Key` header | where the key comes from: headers, the head, JSON pointers, a closure ([`KeySource`]) |
+//! | [`key_format`](IdempotencyLayerBuilder::key_format) | any | which key formats are accepted: quoted and bare keys, only the draft's quoted form, or UUIDs ([`KeyFormat`]) |
+//! | [`max_key_length`](IdempotencyLayerBuilder::max_key_length) | 255 bytes | the maximum length of a key |
+//! | [`require_key`](IdempotencyLayerBuilder::require_key) | off | refuses a request without a key with `400` |
 //! | [`scope`](IdempotencyLayerBuilder::scope) | `Authorization` | what separates callers ([`ScopeSource`]) |
-//! | [`namespace`](IdempotencyLayerBuilder::namespace) | none | the application's name, if several share a store |
-//! | [`fingerprint`](IdempotencyLayerBuilder::fingerprint) | method, path, query, body | what makes two requests the same ([`FingerprintSource`]) |
-//! | [`policy`](IdempotencyLayerBuilder::policy) | stores 2xx and 303 | what is stored, and what follows a panic, an error, a lost body, a lapsed lease ([`Policy`]) |
-//! | [`ttl`](IdempotencyLayerBuilder::ttl) | 24 h | how long an outcome is kept, from completion |
-//! | [`lease`](IdempotencyLayerBuilder::lease) | 30 s | how long a key is blocked after its process died; `MemoryStore` needs none |
+//! | [`namespace`](IdempotencyLayerBuilder::namespace) | none | the application's name, if several applications share a store |
+//! | [`fingerprint`](IdempotencyLayerBuilder::fingerprint) | method, path, query, body | which parts of a request make two requests the same ([`FingerprintSource`]) |
+//! | [`policy`](IdempotencyLayerBuilder::policy) | stores 2xx and 303 | which responses are stored, and what happens after a panic, an error, a lost body or a lapsed lease ([`Policy`]) |
+//! | [`ttl`](IdempotencyLayerBuilder::ttl) | 24 h | how long an outcome is kept after completion |
+//! | [`lease`](IdempotencyLayerBuilder::lease) | 30 s | how long a key is blocked after its process died; `MemoryStore` does not need a lease |
 //! | [`wait`](IdempotencyLayerBuilder::wait) | 0 | how long a duplicate waits for the first outcome before it gets `409` |
-//! | [`store_timeout`](IdempotencyLayerBuilder::store_timeout) | 5 s | the limit of each store call |
-//! | [`settle_within`](IdempotencyLayerBuilder::settle_within) | 5 min | how long storing an outcome is retried |
-//! | [`circuit_breaker`](IdempotencyLayerBuilder::circuit_breaker) | 5 failures, 1 s | when the layer stops asking a store that fails |
-//! | [`run_unprotected_when_store_fails`](IdempotencyLayerBuilder::run_unprotected_when_store_fails) | off: `503` | fails open |
-//! | [`max_request_body`](IdempotencyLayerBuilder::max_request_body) | 2 MiB | of a request with a key; a larger one is `413` |
-//! | [`max_response_body`](IdempotencyLayerBuilder::max_response_body) | 1 MiB | a larger response is delivered, and leaves a tombstone |
-//! | [`response_body_within`](IdempotencyLayerBuilder::response_body_within) | 30 s | a body that takes longer is a stream |
-//! | [`max_detached`](IdempotencyLayerBuilder::max_detached) | 1024 | operations without a client; beyond it, new first requests get `503` |
+//! | [`store_timeout`](IdempotencyLayerBuilder::store_timeout) | 5 s | the time limit for each store call |
+//! | [`settle_within`](IdempotencyLayerBuilder::settle_within) | 5 min | how long the layer keeps trying to store an outcome |
+//! | [`circuit_breaker`](IdempotencyLayerBuilder::circuit_breaker) | 5 failures, 1 s | when the layer stops calling a failing store |
+//! | [`run_unprotected_when_store_fails`](IdempotencyLayerBuilder::run_unprotected_when_store_fails) | off: `503` | fails open: requests run without protection |
+//! | [`max_request_body`](IdempotencyLayerBuilder::max_request_body) | 2 MiB | the maximum body size of a request with a key; a larger body gets `413` |
+//! | [`max_response_body`](IdempotencyLayerBuilder::max_response_body) | 1 MiB | the maximum size of a stored body; a larger response is delivered and leaves a tombstone |
+//! | [`response_body_within`](IdempotencyLayerBuilder::response_body_within) | 30 s | how long the layer reads a response body; a body that takes longer is a stream |
+//! | [`max_detached`](IdempotencyLayerBuilder::max_detached) | 1024 | the maximum number of operations without a client; beyond it, new first requests get `503` |
 //! | [`cancel_on_disconnect`](IdempotencyLayerBuilder::cancel_on_disconnect) | off | cancels the handler when its client disconnects |
-//! | [`drain_streams`](IdempotencyLayerBuilder::drain_streams) | off | reads a stream to its end although its client disconnected |
-//! | [`replay_header`](IdempotencyLayerBuilder::replay_header) | `Idempotency-Replayed` | marks replays |
+//! | [`drain_streams`](IdempotencyLayerBuilder::drain_streams) | off | reads a stream to its end even if its client disconnects |
+//! | [`replay_header`](IdempotencyLayerBuilder::replay_header) | `Idempotency-Replayed` | the header that marks replays |
 //! | [`unreplayed_headers`](IdempotencyLayerBuilder::unreplayed_headers) | `Date`, `Set-Cookie` | response headers that are not stored |
-//! | [`lifetime_header`](IdempotencyLayerBuilder::lifetime_header) | none | a response header that says until when the outcome is kept |
+//! | [`lifetime_header`](IdempotencyLayerBuilder::lifetime_header) | none | a response header that says how long the outcome is kept |
 //! | [`on_replay`](IdempotencyLayerBuilder::on_replay) | nothing | changes each replay |
-//! | [`problem_documentation`](IdempotencyLayerBuilder::problem_documentation) | this crate's | the URL of your own rules, in each refusal |
+//! | [`problem_documentation`](IdempotencyLayerBuilder::problem_documentation) | this crate's documentation | the URL of your own idempotency policy, which each refusal links to |
 //! | [`problem_response`](IdempotencyLayerBuilder::problem_response) | RFC 9457 | refusals in your API's own format |
-//! | [`enabled`](IdempotencyLayerBuilder::enabled), [`pass_when`](IdempotencyLayerBuilder::pass_when) | on, none | switches the layer off, or off for some requests |
-//! | [`stripe`](IdempotencyLayerBuilder::stripe) |  | profile: answers as Stripe does |
-//! | [`webhooks`](IdempotencyLayerBuilder::webhooks) |  | profile: the id of an event is the key |
-//! | [`grpc`](IdempotencyLayerBuilder::grpc) |  | profile: for gRPC servers such as tonic's |
+//! | [`enabled`](IdempotencyLayerBuilder::enabled), [`pass_when`](IdempotencyLayerBuilder::pass_when) | on, none | turns the layer off, entirely or for some requests |
+//! | [`stripe`](IdempotencyLayerBuilder::stripe) |  | profile: the layer answers as Stripe does |
+//! | [`webhooks`](IdempotencyLayerBuilder::webhooks) |  | profile: the event id is the key |
+//! | [`grpc`](IdempotencyLayerBuilder::grpc) |  | profile: for gRPC servers, such as tonic's |
 //!
 //! # Requirements
 //!
-//! - A Tokio runtime with its timer enabled (`enable_all`, as `#[tokio::main]` does). Leases, time-outs
-//!   and work without a client need it. Without it, requests with a key are refused with `500` problem
-//!   [`misconfigured`](ProblemKind#misconfigured).
-//! - A request body that is a [`GuardedBody`], as Axum's and tonic's are. Wrap others in a
-//!   [`RequestBody`].
-//! - Task-local values do not follow a handler whose client disconnected. Its `tracing` span does.
-//! - Extensions of a response are not stored
-//!   ([`on_replay`](IdempotencyLayerBuilder::on_replay) puts some back).
+//! - A Tokio runtime with its timer enabled (`enable_all`, which `#[tokio::main]` uses). Leases,
+//!   timeouts and work without a client need the timer. Without it, requests with a key are
+//!   refused with `500` problem [`misconfigured`](ProblemKind#misconfigured).
+//! - A request body that is a [`GuardedBody`], such as Axum's or tonic's body. Wrap other bodies in
+//!   a [`RequestBody`].
+//! - Task-local values are not available to a handler after its client has disconnected. Its
+//!   `tracing` span is still active.
+//! - Response extensions are not stored. Use [`on_replay`](IdempotencyLayerBuilder::on_replay) to
+//!   restore the ones you need.
 //!
 //! # Features
 //!
 //! | feature | default | adds |
 //! |---|---|---|
-//! | `axum` | yes | the extractor of [`IdempotencyKey`]; [`Verdict`] as a part of a response; fingerprints over the original URI of nested routers |
+//! | `axum` | yes | the [`IdempotencyKey`] extractor; [`Verdict`] as a part of a response; fingerprints over the original URI in nested routers |
 //! | `tonic` | no | the layer in tonic's `Server::builder().layer(…)`; see [`grpc`](IdempotencyLayerBuilder::grpc) |
-//! | `metrics` | no | counters by outcome, store latency, entries and bytes, through the `metrics` facade |
-//! | `client` | no | [`client`]: Tower layers that make keys and retry |
-//! | `reqwest` | no | `client::reqwest`: the same as a middleware of `reqwest-middleware` |
+//! | `metrics` | no | metrics through the `metrics` facade: requests by outcome, store latency, entries and bytes |
+//! | `client` | no | [`client`]: Tower layers that generate keys and retry requests |
+//! | `reqwest` | no | `client::reqwest`: the same for `reqwest-middleware`, as a middleware |
 //! | `redis` | no | `store::RedisStore` |
-//! | `postgres` | no | `store::sql::PostgresStore`, and the atomic mode on it |
-//! | `sqlite` | no | `store::sql::SqliteStore`, and the atomic mode on it; builds SQLite, which needs a C compiler |
-//! | `sqlite-unbundled` | no | the same with the system's SQLite, 3.42 or later; building needs its headers and libclang |
-//! | `sealed` | no | `store::Sealed`, which encrypts the records of another store |
+//! | `postgres` | no | `store::sql::PostgresStore`, and its atomic mode |
+//! | `sqlite` | no | `store::sql::SqliteStore`, and its atomic mode; builds SQLite, which needs a C compiler |
+//! | `sqlite-unbundled` | no | like `sqlite`, but uses the system's SQLite, 3.42 or later; the build needs its headers and libclang |
+//! | `sealed` | no | `store::Sealed`, which encrypts the records in another store |
 //! | `tiered` | no | `store::Tiered`, a cache of records in front of a remote store |
-//! | `conformance` | no | `store::conformance`, the suite that a [`Store`] must pass |
+//! | `conformance` | no | `store::conformance`, the test suite that a [`Store`] must pass |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(unreachable_pub)]
@@ -192,12 +194,13 @@ pub use store::{MemoryStore, OnLapse, Store};
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// And those of the guide, unchanged: the text asks for no feature.
+/// The guide's examples compile as written. The features that they need are required here, so the
+/// guide does not mention them.
 #[cfg(all(doctest, feature = "axum", feature = "client", feature = "tonic"))]
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;
 
-/// And those for the person on call.
+/// The examples for the person on call compile.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/operating.md")]
 struct Operating;

@@ -31,7 +31,7 @@ const SNIPPETS: &[(&str, &[&str])] = &[
         "response_that_is_not_http",
         &[
             "cannot be guarded by an `IdempotencyLayer`",
-            "that answers with an `http::Response`",
+            "that returns an `http::Response`",
         ],
     ),
     (
@@ -46,7 +46,7 @@ const SNIPPETS: &[(&str, &[&str])] = &[
         "tonic_body_without_the_feature",
         &[
             "Body` cannot be the request body of a service inside an `IdempotencyLayer`",
-            "enable the feature `tonic` of `tower-idempotency`",
+            "enable the `tonic` feature of `tower-idempotency`",
         ],
     ),
 ];

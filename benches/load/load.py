@@ -1,7 +1,8 @@
 """The example server under load: bare against guarded, on each store. See scripts/load.
 
-What else the machine does falls on all alike: slices of a second each take turns, and what is printed
-are ratios of medians. wrk is a closed loop: as many requests at a time as it has connections.
+The machine's other work affects all of them alike: slices of a second each take turns, and the
+printed figures are ratios of medians. wrk is a closed loop: it has as many requests at a time as it
+has connections.
 """
 
 import http.client
@@ -21,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CONNECTIONS = 32
-# For sessions, which wait for the provider: they can come to 850 a second at most.
+# For sessions, which wait for the provider: at most 850 a second are possible.
 MANY_CONNECTIONS = 128
 # The example's default.
 PROVIDER_LATENCY = "150ms"
@@ -29,7 +30,7 @@ PROVIDER_LATENCY = "150ms"
 USERS = 1000
 KINDS = ["bare", "first", "replay"]
 STORES = ["memory", "sqlite", "redis", "postgres"]
-# The example sweeps SQL stores every minute; a run without a sweep would show none.
+# The example sweeps SQL stores every minute, so a shorter run would show no sweep.
 SWEEP_EVERY = 60
 PATIENCE = 30
 
@@ -39,7 +40,7 @@ class Missing(Exception):
 
 
 class Process:
-    """A server of this run's own, in a directory of its own."""
+    """A server that belongs to this run, in a directory of its own."""
 
     def __init__(self, command, directory, **options):
         self.log = directory / "log"
@@ -57,7 +58,7 @@ class Process:
                 self.process.wait()
 
     def cpu_seconds(self):
-        """What it has used of the processors; None where the system does not tell."""
+        """The processor time that it has used, or None if the system does not report it."""
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
         except OSError:
@@ -125,7 +126,7 @@ class Redis:
 
 
 class Postgres:
-    """With `fsync` off: the disk of a test machine is not what is measured."""
+    """With `fsync` off, because the disk of a test machine is not measured."""
 
     def __init__(self, directory):
         self.programs = self.find()
@@ -196,7 +197,7 @@ class Example:
         after = self.server.cpu_seconds()
         found = re.search(r"^result (.*)$", said, re.MULTILINE)
         if found is None:
-            raise RuntimeError(f"wrk did not say what it measured:\n{said}")
+            raise RuntimeError(f"wrk did not report its results:\n{said}")
         requests, duration, errors, p50, p99, p999, longest = map(int, found[1].split())
         return {
             "per_second": requests / duration * 1e6,
@@ -210,7 +211,7 @@ class Example:
         }
 
     def make_keys(self, prefix):
-        """The keys that are replayed, as requests.lua spells them."""
+        """Makes the keys that are replayed, as requests.lua spells them."""
         client = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=PATIENCE)
         for user in range(USERS):
             headers = {
@@ -232,7 +233,7 @@ class Example:
 
 
 def in_turns(example, kinds, seconds, session=False):
-    """A slice of each, in turns; the slices of each."""
+    """Runs a slice of each kind, in turns. Returns the slices of each kind."""
     slices = {kind: [] for kind in kinds}
     for number in range(seconds):
         for kind in kinds:
@@ -253,14 +254,14 @@ def measure(name, program, seconds, directory):
         kept = example("kept", "24h")
         kept.make_keys("keys")
         for kind in KINDS:
-            # The first use of each connection, statement and page.
+            # Warms up each connection, statement and page.
             kept.load(kind, "keys" if kind == "replay" else "warm", 2)
         result = {"kept": in_turns(kept, KINDS, seconds)}
         kept.load("first", "warm-session", 2, session=True)
         result["sessions"] = in_turns(kept, ["bare", "first"], seconds, session=True)
         examples.pop().server.end()
 
-        # Records that expire while others are made, and are removed under load.
+        # Records expire while others are made, and are removed under load.
         expiring = example("expiring", "2s")
         expiring.load("first", "warm", 2)
         sweeps = SWEEP_EVERY if name in ("sqlite", "postgres") else 0
@@ -273,7 +274,7 @@ def measure(name, program, seconds, directory):
         for running in examples:
             running.server.end()
         servers.end()
-        # Standard error of all the servers of this store; the example only warns.
+        # The standard error of all of this store's servers. The example only logs warnings.
         log = (directory / "log").read_text(errors="replace") if name != "redis" else ""
         warnings = [line for line in log.splitlines() if " WARN " in line or " ERROR " in line]
         if warnings:
@@ -286,7 +287,7 @@ def median(slices, what):
 
 
 def ratio(slices, base, what):
-    """The median of the ratios of neighbouring slices, on which the same noise fell."""
+    """The median of the ratios of neighbouring slices, which had the same noise."""
     pairs = [(one[what], other[what]) for one, other in zip(slices, base)]
     pairs = [one / other for one, other in pairs if one is not None and other]
     return statistics.median(pairs) if pairs else None
@@ -327,7 +328,7 @@ def expiry_table(results):
 
 def main():
     program, seconds, stores, output = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(), sys.argv[4]
-    # So that what was started is ended.
+    # Makes sure that everything that was started is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = {}
     for store in stores or STORES:
@@ -350,7 +351,7 @@ def main():
     print("\n".join(expiry_table(results)))
     Path(output).write_text(json.dumps(results))
     if failures:
-        print("\nThe figures above are not to be used:", *failures, sep="\n", file=sys.stderr)
+        print("\nDo not use the figures above:", *failures, sep="\n", file=sys.stderr)
         sys.exit(1)
 
 

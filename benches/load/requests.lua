@@ -1,12 +1,15 @@
--- What wrk sends: a decision on one of a thousand users, which updates a row and adds none, so that
--- bare and guarded requests do the same work for the application however long it goes on.
+-- The requests that wrk sends: a decision on one of a thousand users, which updates a row and adds
+-- none. So bare and guarded requests do the same work for the application, however long the run
+-- lasts.
 --
 --   wrk … -s requests.lua URL -- KIND PREFIX [session]
 --
--- With `session` it is what the server is for: a verification, which waits for a provider and adds rows.
+-- With `session`, each request is what the server is for: a verification, which waits for a
+-- provider and adds rows.
 --
--- KIND is `bare` (the key is in a header that means nothing), `first` (a new key each time) or
--- `replay` (a thousand keys again and again). PREFIX tells the keys of this run from those of others.
+-- KIND is `bare` (the key is in a header without a meaning), `first` (a new key each time) or
+-- `replay` (a thousand keys again and again). PREFIX distinguishes this run's keys from other runs'
+-- keys.
 
 local users = 1000
 local threads = 0
@@ -43,7 +46,7 @@ function request()
   return wrk.format("PATCH", string.format("/v1/users/usr_%06d/status", user), headers, '{"status":"approved"}')
 end
 
--- One line for load.py; the times are in microseconds.
+-- One line for load.py. The times are in microseconds.
 function done(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format(

@@ -4,8 +4,8 @@
     benches/peers/plot.py            draws the plot from the tables under "Peers"
     benches/peers/plot.py --check    fails if the plot does not show what the tables say
 
-It needs nothing but Python. The drawing has no background and colours of medium lightness, so that light
-and dark pages can show it.
+It needs nothing but Python. The drawing has no background and colours of medium lightness, so that
+light and dark pages can show it.
 """
 
 import sys
@@ -23,7 +23,7 @@ WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 760, 215, 45, 58, 46, 13
 
 
 def rows_under_peers():
-    """Each table row under the heading, as its first cell and the others by the names of their columns."""
+    """Each table row under the heading: its first cell, and the other cells by the names of their columns."""
     section = TABLES.read_text().split("\n## Peers\n")[1].split("\n## ")[0]
     columns, rows = [], {}
     for line in section.splitlines():
@@ -87,7 +87,7 @@ def drawing():
 
 if sys.argv[1:] == ["--check"]:
     if not PLOT.exists() or PLOT.read_text() != drawing():
-        sys.exit(f"{PLOT.relative_to(ROOT)} is not what {TABLES.relative_to(ROOT)} says; run benches/peers/plot.py")
+        sys.exit(f"{PLOT.relative_to(ROOT)} does not match {TABLES.relative_to(ROOT)}; run benches/peers/plot.py")
 elif sys.argv[1:]:
     sys.exit(__doc__)
 else:

@@ -1,6 +1,7 @@
-//! The least that a guard does: claim, hash, store, replay. What it lacks is what this crate is for:
-//! nothing expires or is bounded, a handler that dies blocks its key, no trailers, no events, no
-//! problems. It shows what of a multiple is the task's own and what is this crate's.
+//! The least that a guard does: claim, hash, store, replay. It lacks the reasons for this crate:
+//! nothing expires or is bounded, a handler that dies blocks its key, and there are no trailers,
+//! events or problems. It shows which part of a multiple is the task's own cost, and which part is
+//! this crate's.
 
 use std::convert::Infallible;
 use std::future::Future;

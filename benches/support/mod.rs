@@ -46,7 +46,8 @@ async fn echo(body: bytes::Bytes) -> bytes::Bytes {
     body
 }
 
-/// An Axum router: JSON in, 200 bytes of JSON out; and one that sends back what it gets.
+/// An Axum router. One route takes JSON and returns 200 bytes of JSON. Another sends back what it
+/// receives.
 pub fn router() -> Router {
     Router::new()
         .route("/v1/verification/sessions", post(create))
@@ -54,12 +55,12 @@ pub fn router() -> Router {
         .route("/v1/echo", post(echo).layer(axum::extract::DefaultBodyLimit::disable()))
 }
 
-/// The router as the README guards it.
+/// The router, guarded as in the README.
 pub fn guarded(layer: IdempotencyLayer<MemoryStore>) -> Router {
     router().layer(layer)
 }
 
-/// The same layer around the router as a whole, which then does not route replays at all.
+/// The same layer around the router as a whole, so that replays are not routed at all.
 pub fn around(
     layer: IdempotencyLayer<MemoryStore>,
 ) -> impl Service<
@@ -72,13 +73,13 @@ pub fn around(
     layer.layer(router())
 }
 
-/// A key no other request has.
+/// A key that no other request has.
 pub fn key(n: u64) -> HeaderValue {
     let text = format!("8e03978e-40d5-43dd-bc93-{n:012x}");
     HeaderValue::try_from(text).expect("a header value")
 }
 
-/// A request as a client's arrives: the head parsed, the body in one piece.
+/// A request as it arrives from a client: with a parsed head, and the body in one piece.
 pub fn request(method: Method, path: &'static str, key: Option<HeaderValue>, body: bytes::Bytes) -> Request<Body> {
     let mut request = Request::new(Body::from(body));
     *request.method_mut() = method;
@@ -110,7 +111,7 @@ pub fn get_session() -> Request<Body> {
     )
 }
 
-/// Sends a request and reads the answer to its end.
+/// Sends a request and reads the response to its end.
 pub async fn send<S, B>(service: &S, request: Request<Body>) -> (http::response::Parts, bytes::Bytes)
 where
     S: Service<Request<Body>, Response = Response<B>, Error = Infallible> + Clone,

@@ -1,4 +1,4 @@
-//! Redis beside the bare commands, which share one `ConnectionManager`, as an application's do.
+//! Redis next to the bare commands, which share one `ConnectionManager` as an application's do.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ pub(super) async fn redis(server: &Redis) {
     beside_large_records("all over one connection", RedisStore::new(connection)).await;
 }
 
-/// What a claim takes, by how many large records are fetched at once.
+/// How long a claim takes, by how many large records are fetched at once.
 async fn beside_large_records<S: Store + Clone>(name: &str, store: S) {
     const MEASURED: Duration = Duration::from_secs(2);
     let large = begin(fresh());

@@ -1,4 +1,4 @@
-//! A store of ten million rows beside one of ten thousand.
+//! A store of ten million rows next to a store of ten thousand.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,9 +6,9 @@ use super::*;
 
 const FEW: u64 = 10_000;
 const MANY: u64 = 10_000_000;
-/// Rows that are filled in by one statement.
+/// The number of rows that one statement fills in.
 const AT_ONCE: u64 = 250_000;
-/// The rows' slots are so far apart, by their first eight bytes as a number.
+/// The distance between the rows' slots, with their first eight bytes read as a number.
 const STEP: u64 = (1 << 63) / MANY;
 
 /// The slot of a row that was filled in.
@@ -18,20 +18,20 @@ fn filled(number: u64) -> Slot {
     Slot::from_bytes(bytes)
 }
 
-/// A new slot, among those that were filled in.
+/// A new slot, between the slots that were filled in.
 fn among() -> Slot {
     let mut bytes = *fresh().as_bytes();
     bytes[0] &= 0x7f;
     Slot::from_bytes(bytes)
 }
 
-/// The record of each row is that of this slot.
+/// The record of this slot is copied to every row.
 const MODEL: u64 = 0;
 
-/// How many of the rows are recorded last, and replayed as retries are.
+/// The number of rows that are recorded last, and replayed as retries are.
 const LATELY: u64 = 1000;
 
-/// Claims, replays of what was recorded lately, and replays of rows anywhere in the table.
+/// Claims, replays of recent records, and replays of rows anywhere in the table.
 async fn of_rows<S: Store + Clone>(store: S, rows: u64) -> [Case; 3] {
     let mut lately = Vec::new();
     for _ in 0..LATELY {
@@ -56,7 +56,7 @@ async fn of_rows<S: Store + Clone>(store: S, rows: u64) -> [Case; 3] {
             replay(reader.clone(), lately[at as usize])
         }),
         Case::new("replay of any", move |_| {
-            // A stride without a common factor visits all rows, far from each other.
+            // A stride without a common factor visits all rows, far apart from each other.
             let at = next
                 .fetch_add(1, Ordering::Relaxed)
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -74,7 +74,7 @@ async fn claim_and_record<S: Store>(store: &S, claim: ClaimRequest) {
     held.expect("a record");
 }
 
-/// Both tables in turns.
+/// Measures both tables in turns.
 async fn compare_rows<S: Store + Clone>(title: &str, few: S, many: S) {
     let mut cases = Vec::from(of_rows(few, FEW).await);
     cases.extend(of_rows(many, MANY).await);
@@ -87,7 +87,7 @@ async fn compare_rows<S: Store + Clone>(title: &str, few: S, many: S) {
         for turn in 0..=2 * TURNS {
             for (index, rates) in rates.iter_mut().enumerate() {
                 let rate = rate(&cases, index, callers).await;
-                // The first turn warms up.
+                // The first turn is a warm-up.
                 if turn > 0 {
                     rates.push(rate);
                 }

@@ -1,5 +1,5 @@
-//! Streamed uploads, compared with the bare router: in process, where a bare upload moves pointers only, and over
-//! loopback, with the client and the server on one thread.
+//! Streamed uploads, compared with the bare router: in process, where a bare upload only moves
+//! pointers, and over loopback, with the client and the server on one thread.
 
 use std::convert::Infallible;
 use std::time::Instant;
@@ -21,7 +21,7 @@ use tower_idempotency::{IdempotencyLayer, MemoryStore};
 use super::median::median;
 use super::support::key;
 
-/// As hyper hands them out, more or less.
+/// Roughly the size of the frames that hyper hands out.
 const FRAME: usize = 64 * 1024;
 const ROUNDS: usize = 9;
 
@@ -60,7 +60,7 @@ fn upload(uri: &str, number: u64, size: usize) -> Request<Body> {
     request
 }
 
-/// Reads the answer, which must be that all has arrived.
+/// Reads the response, which must say that everything has arrived.
 async fn check<B>(response: http::Response<B>, size: usize)
 where
     B: http_body::Body<Error: std::fmt::Debug>,
@@ -69,7 +69,7 @@ where
     assert_eq!(body, size.to_string());
 }
 
-/// Nanoseconds of one pass of the digest over as many bytes, a frame at a time.
+/// Measures the nanoseconds of one pass of the digest over this many bytes, one frame at a time.
 fn digest(size: usize) -> f64 {
     let frame = vec![b'x'; FRAME.min(size)];
     let start = Instant::now();
@@ -81,7 +81,7 @@ fn digest(size: usize) -> f64 {
     start.elapsed().as_nanos() as f64
 }
 
-/// Times uploads of one size: a first request, and the first request's replay.
+/// The times of uploads of one size, including a first request and its replay.
 struct Times {
     bare: f64,
     first: f64,

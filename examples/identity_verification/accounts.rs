@@ -1,4 +1,4 @@
-//! Authentication: which account a request is from.
+//! Authentication: determines which account sent a request.
 
 use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
@@ -26,12 +26,12 @@ impl Account {
     }
 }
 
-/// Refuses requests without a known API key, and puts the [`Account`] into the others.
+/// Refuses requests without a known API key, and adds the [`Account`] to all other requests.
 pub(crate) async fn authenticate(mut request: Request, next: Next) -> Response {
     let Some(account) = account_of(request.headers()) else {
         let error = ApiError::new(
             StatusCode::UNAUTHORIZED,
-            "send a known API key, as in `Authorization: Bearer sk_test_acme`",
+            "send a known API key, for example `Authorization: Bearer sk_test_acme`",
         );
         return ([(WWW_AUTHENTICATE, "Bearer")], error).into_response();
     };

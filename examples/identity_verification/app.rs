@@ -1,4 +1,4 @@
-//! The application: its state, its layers in their order, its routes.
+//! The application: its state, its layers in order, and its routes.
 
 use std::error::Error;
 
@@ -30,40 +30,40 @@ use super::provider::Provider;
 use super::records::{self, Records};
 use super::{billing, operations, page, screenings, sessions, storage, users, webhooks};
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone)]
 pub(crate) struct AppState {
     pub(crate) data: Data,
     pub(crate) provider: Provider,
-    /// Each decision appends an event to the outbox.
+    /// Whether each decision appends an event to the outbox.
     pub(crate) sends_events: bool,
     pub(crate) records: Records,
     pub(crate) files: Files,
-    /// The operations that run now, whether their clients are still there or not.
+    /// The operations that are running now, whether or not their clients are still connected.
     pub(crate) operations: TaskTracker,
 }
 
-/// The application, and what must be awaited before the process may end.
+/// The application, and the work that must finish before the process exits.
 pub(crate) struct App {
     pub(crate) router: Router,
     pub(crate) data: Data,
-    /// The operations that run now, whether their clients are still there or not.
+    /// The operations that are running now, whether or not their clients are still connected.
     pub(crate) operations: TaskTracker,
-    /// What the idempotency layers do without a client.
+    /// The operations that the idempotency layers run without a client.
     pub(crate) background: [Background; 3],
     /// Removes expired keys, if the store needs that.
     pub(crate) sweeper: Option<Sweeper>,
-    /// What sends events, to be started; if they are to be sent.
+    /// The delivery of events, not yet started. `None` if no events are sent.
     pub(crate) deliveries: Option<Deliveries>,
 }
 
 impl App {
-    /// The application on the store that the options name.
+    /// Opens the application on the store that the options select.
     pub(crate) async fn open(options: &Options) -> Result<Self, Box<dyn Error>> {
         Self::open_with(options, send::http_client()).await
     }
 
-    /// `client` carries the events to their subscriber.
+    /// Like [`open`](Self::open), but `client` sends the events to their subscriber.
     pub(crate) async fn open_with(options: &Options, client: HttpClient) -> Result<Self, Box<dyn Error>> {
         let sender = options.events.sender(client)?;
         let shared = match options.store()? {
@@ -85,7 +85,8 @@ impl App {
         })
     }
 
-    /// `memory` is the store itself, if it is of the kind whose size can be told at any time.
+    /// Creates the application. `memory` is the store itself if it is in memory, because the size
+    /// of an in-memory store is always known.
     fn new<S: Inspect + Clone>(
         store: S,
         memory: Option<MemoryStore>,
@@ -94,11 +95,11 @@ impl App {
         options: &Options,
         sender: Option<Sender>,
     ) -> Result<Self, Box<dyn Error>> {
-        // Three layers with one store: for what the accounts do, for the documents they upload, and for what
-        // webhook senders report.
+        // Three layers share one store: one for the accounts' operations, one for the documents
+        // that accounts upload, and one for the events that webhook senders report.
         //
-        // The scope is the account, not the credential: a client that rotates its API key between two
-        // attempts is still the same client.
+        // The scope is the account, not the credential. A client that rotates its API key between
+        // two attempts is still the same client.
         let account = || ScopeSource::extension(|account: &Account| account.id().to_owned());
         let accounts_layer = configure(&store, options).scope(account()).build()?;
         let documents_layer = configure(&store, options)
@@ -128,19 +129,20 @@ impl App {
             operations: operations.clone(),
         };
 
-        // Of several layers on a router, the last one is the outermost.
+        // If a router has several layers, the last layer is the outermost.
         let mut accounts = Router::new()
             .route("/v1/verification/sessions", post(sessions::create).get(sessions::list))
             .route("/v1/verification/sessions/{id}", get(sessions::show))
             .route("/v1/aml/screenings", post(screenings::create))
             .route("/v1/users/{id}/status", patch(users::set_status))
             .route("/v1/billing", get(billing::show))
-            // Not guarded: the layer guards `POST` and `PATCH`.
+            // This route is not guarded: the layer guards `POST` and `PATCH`.
             .route("/v1/idempotency-records", delete(records::forget))
             .route_layer(from_fn_with_state(operations.clone(), operations::track))
             .route_layer(accounts_layer)
             .merge(
-                // A document counts as an operation when it is received; its handler sees to that.
+                // A document is counted as an operation only once it is received. Its handler does
+                // this.
                 Router::new()
                     .route(
                         "/v1/verification/sessions/{id}/documents",
@@ -150,15 +152,15 @@ impl App {
                         "/v1/verification/sessions/{id}/documents/{document}",
                         get(documents::show),
                     )
-                    // For uploads without a key, which the layer lets through.
+                    // This limit is for uploads without a key, which the layer lets through.
                     .layer(DefaultBodyLimit::max(options.max_upload))
                     .route_layer(documents_layer),
             );
         if let Some(deliveries) = &deliveries {
             accounts = accounts.route_layer(from_fn_with_state(deliveries.wake.clone(), events::wake_after));
         }
-        // Outside the idempotency layer: it needs the account, and a replay is for those only who
-        // may see it.
+        // Authentication is outside the idempotency layer: the layer needs the account, and only a
+        // caller who may see a response may get its replay.
         let accounts = accounts.route_layer(from_fn(accounts::authenticate));
 
         // A real service verifies the sender's signature in a layer outside this one.
@@ -168,7 +170,7 @@ impl App {
             .route_layer(webhooks_layer);
 
         // Axum's limit is for the requests that the layers let through without a key. It must not
-        // be smaller than theirs, or it would refuse what they allow.
+        // be smaller than the layers' limit, or it would refuse requests that the layers allow.
         const AXUM_BODY_LIMIT: usize = 2 * 1024 * 1024;
         let body_limit = DefaultBodyLimit::max(options.max_request_body.max(AXUM_BODY_LIMIT));
 
@@ -200,14 +202,14 @@ async fn files(options: &Options, data: &Data) -> Result<Files, String> {
     files.map_err(|error| format!("--data-dir: the directory cannot be used: {error}"))
 }
 
-/// What the layers have in common.
+/// Sets the options that all layers share.
 ///
-/// `--require-key` is for all of them. With it the layer refuses an event without an `event_id`, as any other
-/// guarded request without a key (`400`). Without it the application finds the field missing (`422`).
-/// Neither stores anything.
+/// `--require-key` applies to all layers. With this option, the layer refuses an event without an
+/// `event_id`, like any other guarded request without a key (`400`). Without it, the application
+/// reports that the field is missing (`422`). Nothing is stored in either case.
 fn configure<S: Store + Clone>(store: &S, options: &Options) -> IdempotencyLayerBuilder<S> {
     IdempotencyLayer::builder(store.clone())
-        // Another service on the same store may get the same keys from the same callers.
+        // Another service on the same store can receive the same keys from the same callers.
         .namespace(&options.namespace)
         .ttl(options.ttl)
         .lease(options.lease)
@@ -217,7 +219,8 @@ fn configure<S: Store + Clone>(store: &S, options: &Options) -> IdempotencyLayer
         .max_response_body(options.max_response_body)
 }
 
-/// The answer to a request whose handler panicked. The panic itself is on standard error already.
+/// Returns the response to a request whose handler panicked. The panic message is already on
+/// standard error.
 fn internal_error(_: Box<dyn std::any::Any + Send>) -> Response {
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error").into_response()
 }

@@ -1,4 +1,4 @@
-//! What the account has been charged for.
+//! The charges of an account.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use super::data::{Data, DataError};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Charge {
     pub(crate) operation: Cow<'static, str>,
-    /// The id of the session or screening.
+    /// The id of the session, screening or document.
     pub(crate) reference: String,
     pub(crate) amount_cents: u64,
 }

@@ -1,8 +1,9 @@
-//! Request bodies that are read to their end even when nobody wants them.
+//! Reads request bodies to their end even if no handler reads them.
 //!
-//! Refusals (an unknown API key, an invalid idempotency key, a body over the limit) are sent before the body has
-//! been read. If the connection were closed then, it would be reset, and a client that sends its complete
-//! request before it reads would see the reset instead of the response.
+//! A refusal (because of an unknown API key, an invalid idempotency key, or a body over the limit)
+//! is sent before the body has been read. If the server closed the connection at that moment, the
+//! connection would be reset. A client that sends its complete request before it reads would then
+//! see the reset instead of the response.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,7 +15,7 @@ use hyper::Request;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-/// For how long the rest of an unwanted body is read.
+/// How long the rest of an unwanted body is read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A request's body. When it is dropped, the rest is read and discarded.
@@ -51,13 +52,14 @@ impl Drop for Drained {
         let Some(mut rest) = self.0.take().filter(|body| !body.is_end_stream()) else {
             return;
         };
-        // Not on a runtime any more: the connection is gone as well.
+        // Outside a runtime, the connection is gone as well.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
         runtime.spawn(async move {
             let end = async { while let Some(Ok(_)) = rest.frame().await {} };
-            // In time or not: the connection is then ready for the next request, or closed.
+            // Whether or not this ends in time, the connection is then ready for the next request,
+            // or closed.
             let _ = timeout(PATIENCE, end).await;
         });
     }

@@ -1,4 +1,5 @@
-//! Reading JSON bodies: `400` for what is not JSON, `422` for what the operation has no use for.
+//! Reads JSON bodies. A body that is not JSON gets `400`, and JSON that the operation cannot use
+//! gets `422`.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
@@ -9,8 +10,8 @@ use serde_json::value::RawValue;
 
 use super::error::ApiError;
 
-/// The request's body, read as a JSON object whatever its `Content-Type` says: many webhook senders
-/// and shell users leave it out.
+/// The request's body, read as a JSON object. `Content-Type` is ignored, because many webhook
+/// senders and shell users do not send it.
 #[derive(Debug)]
 pub(crate) struct JsonBody<T>(pub(crate) T);
 
@@ -33,14 +34,14 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let json: &RawValue = serde_json::from_slice(body)
         .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")))?;
     let invalid = |message: String| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message);
-    // Serde would also take an array for a struct, its items for the fields in their order.
+    // Serde would also accept an array for a struct, with its items as the fields in order.
     if !json.get().starts_with('{') {
         return Err(invalid("the body must be a JSON object".to_owned()));
     }
     serde_json::from_str(json.get()).map_err(|error| invalid(error.to_string()))
 }
 
-/// A string that says something.
+/// A string that is not blank and has no NUL character.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct NonEmpty(String);
@@ -58,7 +59,7 @@ impl TryFrom<String> for NonEmpty {
         if text.trim().is_empty() {
             Err("a required field is empty")
         } else if text.contains('\0') {
-            Err("a field has a NUL character, which not every database can store")
+            Err("a field has a NUL character, which some databases cannot store")
         } else {
             Ok(Self(text))
         }

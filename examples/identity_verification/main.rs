@@ -5,10 +5,11 @@
 //! cargo run --example identity_verification -- --store sqlite:idv.db
 //! ```
 //!
-//! Idempotency is in two files. `app.rs` has the two layers in their places, and `storage.rs` opens the store
-//! that they share. The handlers do not know of it, except that some give their provider a derived key. On a
-//! database, handlers write in the transaction of their operation (`data/`): whatever crashes, an operation is
-//! charged and answered, or neither. The events of decisions are written in the same transaction, and
+//! Two files contain the idempotency code. `app.rs` adds the layers, and `storage.rs` opens the
+//! store that the layers share. The handlers contain no idempotency code, except that some send a
+//! derived key to their provider. On a database, handlers write in the transaction of their
+//! operation (`data/`). Whatever crashes, either an operation is charged and its response is
+//! recorded, or neither happens. The events of decisions are written in the same transaction, and
 //! `events/` delivers them as webhooks.
 
 mod accounts;
@@ -66,7 +67,8 @@ async fn run(options: &Options) -> Result<Stopped, Box<dyn Error>> {
     let listener = TcpListener::bind(&options.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", options.listen))?;
-    // Before the address is printed: whoever reads it may send a signal at once.
+    // Install the signal handlers before the address is printed, because a reader of the address
+    // may send a signal at once.
     let signal = shutdown::signal()?;
 
     let mut stdout = std::io::stdout();
@@ -76,8 +78,8 @@ async fn run(options: &Options) -> Result<Stopped, Box<dyn Error>> {
     Ok(serve::serve(listener, app, signal).await)
 }
 
-/// Logs to standard error, because standard output has only the address. `RUST_LOG` says what is logged, such as
-/// `info,tower_idempotency=debug`.
+/// Logs to standard error, because standard output has only the address. `RUST_LOG` selects the
+/// events to log, for example `info,tower_idempotency=debug`.
 fn log_to_stderr() {
     let chosen = std::env::var("RUST_LOG").ok().and_then(|targets| targets.parse().ok());
     let targets = chosen.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));

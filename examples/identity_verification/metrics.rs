@@ -1,4 +1,4 @@
-//! The metrics, in Prometheus' text format.
+//! The metrics in Prometheus' text format.
 
 use std::fmt::{Display, Write};
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use super::provider::Provider;
 
 type Counts = Vec<(&'static str, u64)>;
 
-/// What is measured, whatever the layers' store.
+/// The sources of the metrics, independent of the layers' store.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     counts: Arc<dyn Fn() -> [Counts; 3] + Send + Sync>,
     background: [Background; 3],
-    /// The store, if it is in this process: others are measured where they are.
+    /// The store, if it is in this process. Other stores have metrics of their own.
     memory: Option<MemoryStore>,
     provider: Provider,
     deliveries: Option<Deliveries>,
@@ -56,9 +56,9 @@ fn render(metrics: &Metrics) -> String {
     text.describe(
         "idempotency_requests_total",
         "counter",
-        "Requests by their idempotency outcome.",
+        "Requests by idempotency outcome.",
     );
-    // The layers name the same outcomes in the same order.
+    // All layers return the same outcomes in the same order.
     let [mut total, documents, webhooks] = (metrics.counts)();
     for layer in [documents, webhooks] {
         for ((_, sum), (_, count)) in total.iter_mut().zip(layer) {
@@ -74,7 +74,7 @@ fn render(metrics: &Metrics) -> String {
     text.metric(
         "idempotency_background_operations",
         "gauge",
-        "Work that goes on without its client.",
+        "Work that continues without its client.",
         metrics.background.iter().map(Background::len).sum::<usize>(),
     );
     if let Some(store) = &metrics.memory {
@@ -88,7 +88,7 @@ fn render(metrics: &Metrics) -> String {
         text.metric(
             "idempotency_store_bytes",
             "gauge",
-            "Bytes that claims and records take.",
+            "Bytes used by claims and records.",
             stats.bytes,
         );
         text.metric(
@@ -101,7 +101,7 @@ fn render(metrics: &Metrics) -> String {
     text.metric(
         "identity_provider_calls_total",
         "counter",
-        "Calls of the identity provider.",
+        "Calls to the identity provider.",
         metrics.provider.calls(),
     );
     text.0
@@ -112,12 +112,12 @@ async fn render_events(deliveries: &Deliveries) -> String {
     for (name, help, count) in [
         (
             "delivered",
-            "Events that the subscriber has taken.",
+            "Events that the subscriber has accepted.",
             deliveries.counts.delivered(),
         ),
         (
             "delivery_failures",
-            "Attempts to deliver an event that failed.",
+            "Failed attempts to deliver an event.",
             deliveries.counts.failures(),
         ),
         (
@@ -128,9 +128,9 @@ async fn render_events(deliveries: &Deliveries) -> String {
     ] {
         text.metric(&format!("idv_events_{name}_total"), "counter", help, count);
     }
-    // Not known while the store is away, and no reason to keep the other metrics back.
+    // This number is unknown while the store is unreachable. The other metrics are still shown.
     if let Some(pending) = deliveries.pending().await {
-        let help = "Events that are still to be delivered, by whichever server.";
+        let help = "Events that are still to be delivered, by any server.";
         text.metric("idv_events_pending", "gauge", help, pending);
     }
     text.0

@@ -1,4 +1,4 @@
-//! Counts the operations that run, so that the server does not stop while one runs.
+//! Counts the running operations, so that the server does not stop while an operation is running.
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
@@ -10,9 +10,9 @@ use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 
-/// Counts an operation from the moment when its request is complete. A request that a client is still sending,
-/// and may never end, is not an operation yet. The layer is inside the idempotency layer, so that an operation
-/// whose client has disconnected still counts.
+/// Counts an operation from the moment when its request is complete. A request that the client is
+/// still sending is not an operation yet, and it may never be completed. This layer is inside the
+/// idempotency layer, so that an operation whose client has disconnected is still counted.
 pub(crate) async fn track(
     State(operations): State<TaskTracker>,
     parts: Parts,

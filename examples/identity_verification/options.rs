@@ -1,4 +1,4 @@
-//! The options, each of which is an environment variable as well.
+//! The command-line options. Each option is also an environment variable.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,12 +11,13 @@ use super::events::EventOptions;
 #[derive(Parser)]
 #[command(name = "identity_verification")]
 pub(crate) struct Options {
-    /// Where to listen; port 0 picks a free one.
+    /// The address to listen on; port 0 picks a free port.
     #[arg(long, env = "IDV_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:3000")]
     pub(crate) listen: String,
 
-    /// Where keys and data are kept: `memory`, `sqlite:PATH`, `redis://…` or `postgres://…`.
-    // Text here, and checked in `store`: clap would quote a wrong value, and with it the password in a URL.
+    /// The store for keys and data: `memory`, `sqlite:PATH`, `redis://…` or `postgres://…`.
+    // This is a string that `store` checks later. If clap checked it, an error would quote the
+    // value, including the password in the URL.
     #[arg(
         long,
         env = "IDV_STORE",
@@ -30,20 +31,23 @@ pub(crate) struct Options {
     #[arg(long, env = "IDV_TTL", value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
     pub(crate) ttl: Duration,
 
-    /// How long a key is blocked after the process that held it has died.
+    /// How long a key stays blocked after the process that held it has died.
     #[arg(long, env = "IDV_LEASE", value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) lease: Duration,
 
-    /// How often SQLite and PostgreSQL remove expired keys, which do not count even before.
+    /// How often expired keys are removed from SQLite or PostgreSQL; expired keys have no effect
+    /// even before they are removed.
     #[arg(long, env = "IDV_SWEEP_EVERY", value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     pub(crate) sweep_every: Duration,
 
-    /// How long a concurrent duplicate waits for the first one's outcome; at `0s` it gets `409` at once.
+    /// How long a concurrent duplicate waits for the first request's outcome; with `0s`, it gets
+    /// `409` at once.
     #[arg(long, env = "IDV_WAIT", value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub(crate) wait: Duration,
 
     /// Refuse guarded requests without a key.
-    // A flag that also takes a value, so that `--require-key=false` overrides the variable.
+    // This flag also takes a value, so that `--require-key=false` overrides the environment
+    // variable.
     #[arg(
         long,
         env = "IDV_REQUIRE_KEY",
@@ -60,23 +64,24 @@ pub(crate) struct Options {
     #[arg(long, env = "IDV_PROVIDER_LATENCY", value_name = "DURATION", default_value = "150ms", value_parser = humantime::parse_duration)]
     pub(crate) provider_latency: Duration,
 
-    /// At most so many bytes in the body of a guarded request.
+    /// The maximum size of a guarded request's body, in bytes.
     #[arg(long, env = "IDV_MAX_REQUEST_BODY", value_name = "BYTES", default_value_t = 2 * 1024 * 1024)]
     pub(crate) max_request_body: usize,
 
-    /// At most so many bytes of a response body are stored; a larger one is sent to the first client only.
+    /// The maximum size of a stored response body, in bytes; a larger body is sent only to the
+    /// first client.
     #[arg(long, env = "IDV_MAX_RESPONSE_BODY", value_name = "BYTES", default_value_t = 1024 * 1024)]
     pub(crate) max_response_body: usize,
 
-    /// At most so many bytes in a request that uploads a document.
+    /// The maximum size of a request that uploads a document, in bytes.
     #[arg(long, env = "IDV_MAX_UPLOAD", value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     pub(crate) max_upload: usize,
 
-    /// Where documents are written; a new temporary directory if it is not given.
+    /// The directory for documents; by default, a new temporary directory.
     #[arg(long, env = "IDV_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 
-    /// The name of this service among those that share the store; a part of every slot.
+    /// The name of this service among the services that share the store; it is part of every slot.
     #[arg(
         long,
         env = "IDV_NAMESPACE",
@@ -89,7 +94,7 @@ pub(crate) struct Options {
     pub(crate) events: EventOptions,
 }
 
-/// What `--store` names.
+/// The store that `--store` selects.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StoreKind<'a> {
     Memory,
@@ -99,13 +104,14 @@ pub(crate) enum StoreKind<'a> {
 }
 
 impl Options {
-    /// The store that was asked for. The error never shows the URL, which may hold a password.
+    /// Returns the selected store. The error never shows the URL, because the URL may contain a
+    /// password.
     pub(crate) fn store(&self) -> Result<StoreKind<'_>, &'static str> {
         let url = self.store.as_str();
         match url.split_once(':') {
             None if url == "memory" => Ok(StoreKind::Memory),
-            Some(("sqlite", "" | "//")) => Err("--store: `sqlite:` needs the path of a file, as `sqlite:idv.db`"),
-            Some(("sqlite", ":memory:")) => Err("--store: for a store in memory use `memory`"),
+            Some(("sqlite", "" | "//")) => Err("--store: `sqlite:` needs a file path, such as `sqlite:idv.db`"),
+            Some(("sqlite", ":memory:")) => Err("--store: for an in-memory store, use `memory`"),
             Some(("sqlite", path)) => Ok(StoreKind::Sqlite(Path::new(path.strip_prefix("//").unwrap_or(path)))),
             Some(("postgres" | "postgresql", _)) => Ok(StoreKind::Postgres(url)),
             Some(("redis" | "rediss" | "valkey" | "valkeys" | "redis+unix" | "valkey+unix", _)) => {

@@ -1,4 +1,4 @@
-//! The demonstration page: one file, in the binary, that asks nothing of any other host.
+//! The demonstration page: one file in the binary that makes no requests to any other host.
 
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use axum::response::{Html, IntoResponse};
@@ -6,8 +6,9 @@ use uuid::Uuid;
 
 const PAGE: &str = include_str!("index.html");
 
-/// The page may run and show what it was served with, and talk to this server; nothing else. Trusted
-/// types make sure that what answers and people say never becomes markup.
+/// Serves the page with a policy that allows only the page's own scripts, styles and images, and
+/// requests to this server. Trusted types make sure that text from responses and users never
+/// becomes markup.
 pub(crate) async fn show() -> impl IntoResponse {
     let nonce = Uuid::new_v4().simple().to_string();
     let policy = format!(
@@ -17,7 +18,7 @@ pub(crate) async fn show() -> impl IntoResponse {
     );
     let headers = [
         (CONTENT_SECURITY_POLICY, policy),
-        // A kept copy would have a nonce that was used before.
+        // A cached copy would reuse an old nonce.
         (CACHE_CONTROL, "no-store".to_owned()),
         (REFERRER_POLICY, "no-referrer".to_owned()),
         (X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),

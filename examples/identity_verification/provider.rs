@@ -1,5 +1,5 @@
-//! The simulated identity provider, steered by `workflow_id` as payment sandboxes are by magic card
-//! numbers.
+//! The simulated identity provider. `workflow_id` controls its behavior, like magic card numbers
+//! in a payment sandbox.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,24 +14,24 @@ use super::error::ApiError;
 
 /// How long `wkf_slow` takes.
 const SLOW: Duration = Duration::from_secs(2);
-/// How long the report of `wkf_large_report` is.
+/// The size of the report of `wkf_large_report`, in bytes.
 const LARGE_REPORT: usize = 3 * 1024 * 1024;
 /// The sandbox's watch list.
 const WATCH_LIST: [&str; 3] = ["Auric Goldfinger", "Ernst Stavro Blofeld", "Keyser Soze"];
 
-/// The client of the provider. Clones share the count of calls.
+/// The client of the provider. Clones share one count of calls.
 #[derive(Clone)]
 pub(crate) struct Provider {
     latency: Duration,
     calls: Arc<AtomicU64>,
-    /// Where the sandbox remembers what it has done once, whatever happens to the operation.
+    /// Where the sandbox remembers its first-time behavior, whatever happens to the operation.
     data: Data,
 }
 
 /// A verification that the provider has accepted.
 pub(crate) struct Verification {
     pub(crate) report: Option<String>,
-    /// The sandbox wants the process to die when this verification has been written.
+    /// Whether the sandbox makes the process die once this verification has been written.
     pub(crate) crash_after_writing: bool,
 }
 
@@ -44,13 +44,13 @@ impl Provider {
         }
     }
 
-    /// How often the provider was called.
+    /// Returns how often the provider was called.
     pub(crate) fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Starts a verification. A real provider would get `idempotency_key`, so that a call that is repeated after a
-    /// crash is not charged twice by the provider.
+    /// Starts a verification. A real provider would receive `idempotency_key`, so that it does not
+    /// charge twice if a call is repeated after a crash.
     pub(crate) async fn verify(
         &self,
         account: Account,
@@ -84,7 +84,7 @@ impl Provider {
         Ok(verification)
     }
 
-    /// The entries of the watch list that the name matches.
+    /// Returns the entries of the watch list that match the name.
     pub(crate) async fn screen(&self, full_name: &str, idempotency_key: Uuid) -> Vec<&'static str> {
         self.call(self.latency, idempotency_key).await;
         WATCH_LIST

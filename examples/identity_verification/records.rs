@@ -1,4 +1,4 @@
-//! The account's idempotency records, which it may have forgotten: a person's right to erasure.
+//! Lets an account delete its idempotency records, for a person's right to erasure.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::app::AppState;
 use super::data::Causes;
 use super::error::ApiError;
 
-/// Where the records are, and by which tag an account's are found.
+/// The store of the records, and the tag that finds an account's records.
 #[derive(Clone)]
 pub(crate) struct Records {
     store: DynStore,
@@ -22,7 +22,7 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// `layer` is the one that guards what accounts do, on that store.
+    /// `layer` is the layer on `store` that guards the accounts' operations.
     pub(crate) fn new<S: Inspect>(store: S, layer: IdempotencyLayer<S>) -> Self {
         Self {
             store: DynStore::new(store),
@@ -31,7 +31,8 @@ impl Records {
     }
 }
 
-/// Forgets what is finished; what runs stays. A retry of a forgotten operation would run again.
+/// Forgets finished operations, but not running operations. A retry of a forgotten operation would
+/// run again.
 pub(crate) async fn forget(
     State(state): State<AppState>,
     Extension(account): Extension<Account>,

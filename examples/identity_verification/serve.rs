@@ -1,7 +1,7 @@
-//! Serving connections until the signal to stop, and stopping without losing work.
+//! Serves connections until the signal to stop, and then stops without losing work.
 //!
-//! `axum::serve` with graceful shutdown is nearly enough. But it waits for clients that are slow to send or to
-//! read, and it does not know of operations whose client has disconnected.
+//! `axum::serve` with graceful shutdown is nearly enough. However, it waits for clients that are
+//! slow to send or read, and it does not wait for operations whose client has disconnected.
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ use super::events::{Deliveries, Running};
 
 /// How long to wait for running operations.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long clients may take to send or read the rest when no operation runs any more.
+/// How long clients may take to send or read the rest once no operation is running.
 const LINGER: Duration = Duration::from_secs(5);
-/// How long to wait for connections to end when there are too many to accept another.
+/// How long to wait for connections to end when there are too many to accept another connection.
 const TOO_MANY: Duration = Duration::from_millis(100);
 
 /// How the server ended.
@@ -79,7 +79,8 @@ async fn stop(
         deliveries.take_no_more();
     }
 
-    // First the connections. Idle ones end at once, the others after the response in progress.
+    // First, end the connections. Idle connections end at once, and the others after the response
+    // in progress.
     let in_time = timeout_at(deadline, async {
         tokio::select! {
             () = graceful.shutdown() => {}
@@ -89,10 +90,10 @@ async fn stop(
     .await
     .is_ok();
     let abandoned = if in_time { 0 } else { app.operations.len() };
-    // Operations that still run for a client now go on without it.
+    // Operations that are still running for a client now continue without it.
     connections.shutdown().await;
 
-    // Then the operations without a client, within the same deadline.
+    // Then wait for the operations without a client, until the same deadline.
     let ended = timeout_at(deadline, async {
         for layer in &app.background {
             layer.wait().await;
@@ -105,25 +106,25 @@ async fn stop(
         Err(_) => abandoned.max(app.background.iter().map(|layer| layer.len()).sum()),
     };
 
-    // Then the events that are being sent. They are in the outbox until they are delivered, so stopping in the
-    // middle loses nothing.
+    // Then wait for the events that are being sent. Events stay in the outbox until they are
+    // delivered, so stopping in the middle loses nothing.
     if let Some(deliveries) = deliveries {
         deliveries.end(deadline).await;
     }
 
-    // Last the store. Only abandoned operations may still use it.
+    // Finally, close the store. Only abandoned operations can still be using it.
     drop(app.sweeper);
     app.data.close().await;
     if abandoned == 0 {
         tracing::info!("stopped");
         Stopped::Cleanly
     } else {
-        tracing::error!(abandoned, "operations outlasted {GRACE:?} and are abandoned");
+        tracing::error!(abandoned, "operations ran longer than {GRACE:?} and were abandoned");
         Stopped::WithWorkAbandoned
     }
 }
 
-/// Ends when no operation runs, and only clients remain that are slow to send or to read.
+/// Completes when no operation is running, and the only clients left are slow to send or read.
 async fn quiet(operations: &TaskTracker) {
     operations.close();
     loop {

@@ -38,7 +38,7 @@ pub(crate) struct NewSession {
     workflow_id: NonEmpty,
 }
 
-/// A session as its creator gets it.
+/// A session as it is returned to its creator.
 #[derive(Serialize)]
 struct Created {
     #[serde(flatten)]
@@ -51,12 +51,13 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     data: Data,
     Extension(account): Extension<Account>,
-    // None if the client sent no key: then nothing protects it from running twice.
+    // `None` if the client sent no key. In this case, nothing prevents a second run.
     operation: Option<IdempotencyKey>,
     JsonBody(new): JsonBody<NewSession>,
 ) -> Result<impl IntoResponse, ApiError> {
     let (user_id, workflow_id) = (new.user_id.into_inner(), new.workflow_id.into_inner());
-    // The same for each attempt of this operation, so that the provider can tell a repetition too.
+    // This key is the same for each attempt of this operation, so that the provider can recognize a
+    // repetition too.
     let provider_key = operation
         .as_ref()
         .map_or_else(Uuid::new_v4, |operation| operation.derive("verify"));
@@ -79,11 +80,11 @@ pub(crate) async fn create(
         reference: session_id.clone(),
         amount_cents: PRICE_CENTS,
     };
-    // After the provider has answered: a transaction that begins here is not open while it takes its
-    // time.
+    // The transaction begins only here, after the provider has responded, so that it is not open
+    // during the call to the provider.
     data.add_session(account, &session, &charge).await?;
     if verification.crash_after_writing {
-        tracing::error!("aborting, as the sandbox workflow `wkf_crash` demands");
+        tracing::error!("aborting, because the sandbox workflow `wkf_crash` asks for it");
         std::process::abort();
     }
 

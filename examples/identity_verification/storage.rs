@@ -1,4 +1,4 @@
-//! Where keys and data are kept: opening what `--store` names.
+//! Opens the store for keys and data that `--store` selects.
 
 use std::error::Error;
 use std::path::Path;
@@ -12,12 +12,12 @@ use tower_idempotency::store::{DynStore, RedisStore};
 
 use super::data::{Causes, Data, PostgresData, RedisData, SqliteData};
 
-/// How long a database has to answer, when the server starts and later.
+/// How long a database may take to respond, when the server starts and later.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections to PostgreSQL.
+/// The number of connections to PostgreSQL.
 const CONNECTIONS: u32 = 8;
 
-/// A store that other servers may share, and the application's data beside it.
+/// A store that other servers can share, and the application's data next to it.
 pub(crate) struct Shared {
     pub(crate) keys: DynStore,
     pub(crate) data: Data,
@@ -25,7 +25,7 @@ pub(crate) struct Shared {
     pub(crate) sweeper: Option<Sweeper>,
 }
 
-/// What went wrong, never with the URL, which may hold a password.
+/// The reason for the failure. It never includes the URL, because the URL may contain a password.
 type Refusal = String;
 
 fn refusal(what: &str, error: &(dyn Error + 'static)) -> Refusal {
@@ -50,28 +50,29 @@ pub(crate) async fn sqlite(path: &Path, sweep_every: Duration) -> Result<Shared,
 
 pub(crate) async fn postgres(url: &str, sweep_every: Duration) -> Result<Shared, Refusal> {
     const UNREACHABLE: &str =
-        "PostgreSQL cannot be connected to; is it running, and are host, port, user, password and database right?";
-    const UNUSABLE: &str = "the PostgreSQL database cannot be used; may the user create tables in it?";
-    // Its error may quote a part of the URL.
+        "cannot connect to PostgreSQL; check that it is running, and check the host, port, user, password and database";
+    const UNUSABLE: &str =
+        "the PostgreSQL database cannot be used; check that the user is allowed to create tables in it";
+    // The parser's error is not shown, because it may quote part of the URL.
     let options: PgConnectOptions = url
         .parse()
         .map_err(|_| "--store: the URL is not valid; expected `postgres://USER:PASSWORD@HOST:PORT/DATABASE`")?;
-    // A pool would retry, and finally only report a time-out.
+    // A pool would retry, and in the end report only a timeout.
     match timeout(PATIENCE, PgConnection::connect_with(&options)).await {
         Ok(Ok(connection)) => {
-            // It has answered, which is enough.
+            // The server responded, and that is enough.
             let _ = connection.close().await;
         }
         Ok(Err(error)) => return Err(refusal(UNREACHABLE, &error)),
-        Err(_) => return Err(format!("--store: {UNREACHABLE}: no answer within {PATIENCE:?}")),
+        Err(_) => return Err(format!("--store: {UNREACHABLE}: no response within {PATIENCE:?}")),
     }
     let pool = PgPoolOptions::new()
         .min_connections(CONNECTIONS)
         .max_connections(CONNECTIONS)
         .acquire_timeout(PATIENCE)
         .connect_lazy_with(options);
-    // All connections are made now: a handshake with a password takes longer than many statements, and the first
-    // requests would wait for it.
+    // Open all connections now. A handshake with a password takes longer than many statements, and
+    // the first requests would have to wait for it.
     let mut made = Vec::new();
     for _ in 0..CONNECTIONS {
         made.push(pool.acquire().await.map_err(|error| refusal(UNREACHABLE, &error))?);
@@ -91,7 +92,7 @@ pub(crate) async fn postgres(url: &str, sweep_every: Duration) -> Result<Shared,
 
 pub(crate) async fn redis(url: &str) -> Result<Shared, Refusal> {
     const UNREACHABLE: &str =
-        "Redis cannot be connected to; is it running, and are host, port, user, password and database right?";
+        "cannot connect to Redis; check that it is running, and check the host, port, user, password and database";
     let store = RedisStore::connect(url)
         .await
         .map_err(|error| refusal(UNREACHABLE, &error))?;

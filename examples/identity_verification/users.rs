@@ -12,12 +12,12 @@ use super::error::ApiError;
 use super::events::Draft;
 use super::json::{JsonBody, NonEmpty};
 
-/// A user as the account last decided.
+/// A user with the account's last decision.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct User {
     pub(crate) user_id: String,
     pub(crate) status: UserStatus,
-    /// How many decisions there have been; a replay is not one.
+    /// The number of decisions so far. A replay is not a decision.
     pub(crate) version: u64,
 }
 

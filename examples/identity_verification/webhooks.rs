@@ -1,9 +1,11 @@
-//! Events that other systems report. Each may be delivered many times, and is processed once.
+//! Receives events from other systems. Each event can be delivered many times, and is processed
+//! once.
 //!
-//! The idempotency layer outside the handlers takes the key from the body's `event_id`. What has no key
-//! reaches the handler, which refuses it: `422`, or `400` for an empty body. What cannot have been read
-//! for a key never reaches the handler: a body that is not JSON, or an `event_id` that is neither a text
-//! nor an integer, is `400` problem `invalid-key`.
+//! The idempotency layer outside the handlers takes the key from the body's `event_id`. A request
+//! without a key reaches the handler, which refuses it with `422`, or with `400` if the body is
+//! empty. If the key cannot be read, the request never reaches the handler: a body that is not
+//! JSON, or an `event_id` that is neither a string nor an integer, gets `400` problem
+//! `invalid-key`.
 
 use axum::Json;
 use serde::de::{Error, IgnoredAny};
@@ -17,7 +19,7 @@ use super::json::{JsonBody, NonEmpty};
 pub(crate) struct Delivery {
     event_id: EventId,
     r#type: NonEmpty,
-    /// Whatever the sender has to say; this example has no further use for it.
+    /// The sender's data. This example does not use it.
     #[serde(rename = "data", default)]
     _data: IgnoredAny,
 }
@@ -29,8 +31,8 @@ pub(crate) struct Event {
     pub(crate) r#type: String,
 }
 
-/// A string or an integer, which is what the idempotency layer takes for a key. The receipt has it as it
-/// was sent, all digits included.
+/// A string or an integer, which are the types that the idempotency layer accepts as a key. The
+/// receipt contains the id exactly as it was sent, with all its digits.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub(crate) struct EventId(pub(crate) Box<RawValue>);
@@ -50,14 +52,12 @@ impl<'de> Deserialize<'de> for EventId {
         if is_string || digits.bytes().all(|byte| byte.is_ascii_digit()) {
             Ok(Self(raw))
         } else {
-            Err(D::Error::custom(
-                "`event_id` must be a string that is not empty, or an integer",
-            ))
+            Err(D::Error::custom("`event_id` must be a non-empty string or an integer"))
         }
     }
 }
 
-/// The answer to a delivery.
+/// The response to a delivery.
 #[derive(Serialize)]
 pub(crate) struct Receipt {
     event_id: EventId,
@@ -69,7 +69,7 @@ pub(crate) struct Events {
     events: Vec<Event>,
 }
 
-/// Processes an event. The idempotency layer sees to it that this happens once for each `event_id`.
+/// Processes an event. The idempotency layer makes sure that this happens once for each `event_id`.
 pub(crate) async fn receive(data: Data, JsonBody(delivery): JsonBody<Delivery>) -> Result<Json<Receipt>, DataError> {
     let event = Event {
         event_id: delivery.event_id,

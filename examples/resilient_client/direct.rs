@@ -1,4 +1,4 @@
-//! Asks the server itself, not through the bad network.
+//! Sends requests directly to the server, not through the bad network.
 
 use std::error::Error;
 

@@ -1,4 +1,4 @@
-//! Documents to upload: a form is built anew for each attempt, as browsers and curl do.
+//! Documents to upload. A form is rebuilt for each attempt, as browsers and curl do.
 
 use std::error::Error;
 
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::client::Body;
 use super::direct::{self, API_KEY};
 
-/// Bytes of a document.
+/// The range of document sizes, in bytes.
 const SIZES: std::ops::Range<usize> = 1..64 * 1024;
 
 /// A document that is sent as a form.
@@ -21,21 +21,21 @@ struct Form {
     content: Bytes,
 }
 
-/// A new session, asked for without the bad network.
+/// Creates a session directly, not through the bad network.
 pub(crate) async fn open_session(server: &Uri) -> Result<String, Box<dyn Error + Send + Sync>> {
     let body = json!({ "user_id": "usr_documents", "workflow_id": "wkf_kyc_full" });
     let session = direct::post(server, "v1/verification/sessions", &body).await?;
-    let id = session["session_id"].as_str().ok_or("the server made no session")?;
+    let id = session["session_id"].as_str().ok_or("the server created no session")?;
     Ok(id.to_owned())
 }
 
-/// How many documents the session has.
+/// Returns the number of documents in the session.
 pub(crate) async fn count(server: &Uri, session: &str) -> Result<usize, Box<dyn Error + Send + Sync>> {
     let list = direct::get(server, &format!("v1/verification/sessions/{session}/documents")).await?;
     Ok(list["documents"].as_array().map_or(0, Vec::len))
 }
 
-/// The upload of a document, which depends on the seed and its number.
+/// Returns the upload of a document. Its content depends on the seed and on its number.
 pub(crate) fn upload(origin: &Uri, session: &str, seed: u64, number: usize) -> Result<Request<Body>, http::Error> {
     let mut random = fastrand::Rng::with_seed(seed ^ number as u64);
     let content: Vec<u8> = (0..random.usize(SIZES)).map(|_| random.u8(..)).collect();
@@ -54,7 +54,7 @@ pub(crate) fn upload(origin: &Uri, session: &str, seed: u64, number: usize) -> R
         .body(Full::default())
 }
 
-/// Builds the form of an upload, with a boundary of its own. It is inside the retries.
+/// Builds the form of an upload, with a new boundary. This is inside the retries.
 pub(crate) fn with_new_boundary(mut request: Request<Body>) -> Request<Body> {
     let Some(Form { content }) = request.extensions().get().cloned() else {
         return request;

@@ -1,4 +1,4 @@
-//! A client that retries correctly, through a bad network.
+//! A client that retries correctly through a bad network.
 //!
 //! ```text
 //! cargo run --example resilient_client
@@ -7,11 +7,11 @@
 //! cargo run --example resilient_client -- --new-key-each-attempt
 //! ```
 //!
-//! It starts the example server `identity_verification`, and in front of it a proxy that loses, delays and cuts.
-//! It creates verification sessions through the proxy, or uploads documents, and compares the server's bill with
-//! the orders.
-//! Idempotency is in `client.rs`. With `--new-key-each-attempt` the client makes the common mistake, and the
-//! bill shows it.
+//! It starts the example server `identity_verification`, and in front of it a proxy that loses and
+//! delays messages and cuts connections. It creates verification sessions or uploads documents
+//! through the proxy, and compares the server's bill with the orders. The idempotency code is in
+//! `client.rs`. With `--new-key-each-attempt`, the client makes the common mistake of a new key for
+//! each attempt, and the bill shows it.
 
 mod client;
 mod direct;
@@ -78,9 +78,9 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Whether the bill equals the orders.
+/// Returns whether the bill equals the orders.
 async fn run(options: &Options) -> Result<bool, Box<dyn Error + Send + Sync>> {
-    // In this process, unless there is one already.
+    // Start the server in this process, unless a running server is given.
     let (stop, stopped) = oneshot::channel::<()>();
     let (server, serving) = match &options.server {
         Some(server) => (server.clone(), None),

@@ -1,7 +1,7 @@
 //! A proxy that loses requests and responses, delays them, and cuts connections.
 //!
-//! The fate of an attempt depends on the seed, the key and how often the key was sent. So the same seed gives the
-//! same losses, in whatever order the attempts arrive.
+//! The fate of an attempt depends on the seed, the key, and how often the key was sent. So the same
+//! seed gives the same losses, whatever the order in which the attempts arrive.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -27,10 +27,10 @@ use tokio::time::sleep;
 
 use super::options::Options;
 
-/// Of a hundred losses, those where the connection stays open and silent.
+/// The percentage of losses in which the connection stays open but silent.
 const SILENT: u64 = 2;
 
-/// The network. It ends when this is dropped.
+/// The network. It stops when this value is dropped.
 pub(crate) struct BadNetwork {
     state: Arc<State>,
     _serving: JoinSet<()>,
@@ -58,7 +58,7 @@ struct LostCounts {
 /// How many attempts were lost, and where.
 pub(crate) struct Losses {
     pub(crate) requests: u64,
-    /// Of the requests, those cut in the middle.
+    /// The lost requests that were cut in the middle.
     pub(crate) requests_cut: u64,
     pub(crate) responses: u64,
     pub(crate) responses_cut: u64,
@@ -76,9 +76,9 @@ enum Way {
     Through,
     /// The connection ends.
     Lost,
-    /// The head and half of the body arrive, and the connection ends.
+    /// The head and half of the body arrive, and then the connection ends.
     Cut,
-    /// Nothing arrives and the connection stays open.
+    /// Nothing arrives, and the connection stays open.
     Silence,
 }
 
@@ -105,7 +105,7 @@ impl BadNetwork {
                         let state = Arc::clone(&shared);
                         let service = service_fn(move |request| Arc::clone(&state).carry(request));
                         connections.spawn(async move {
-                            // It ends with an error if something was to be lost.
+                            // This ends with an error if a message is lost.
                             let http = Builder::new(TokioExecutor::new());
                             let _ = http.serve_connection(TokioIo::new(stream), service).await;
                         });
@@ -131,7 +131,7 @@ impl BadNetwork {
 }
 
 impl State {
-    /// An error ends the connection without an answer.
+    /// Carries one request and its response. An error ends the connection without a response.
     async fn carry(self: Arc<Self>, request: Request<Incoming>) -> io::Result<Response<Carried>> {
         let (mut head, body) = request.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
@@ -144,7 +144,7 @@ impl State {
         }
         let cut_at = match fate.there {
             Way::Through => None,
-            Way::Lost => return Err(io::Error::other("the request is lost")),
+            Way::Lost => return Err(io::Error::other("the request was lost")),
             Way::Cut => {
                 self.lost.requests_cut.fetch_add(1, Ordering::Relaxed);
                 Some(body.len() / 2)
@@ -159,10 +159,11 @@ impl State {
             rest: Some(body),
             cut_at,
         };
-        // The whole answer first: what is lost from here on the server has done and sent.
+        // Read the whole response first. From here on, a lost response is one that the server has
+        // already sent.
         let response = self.client.request(Request::from_parts(head, body)).await;
         if cut_at.is_some() {
-            return Err(io::Error::other("the request is cut in the middle"));
+            return Err(io::Error::other("the request was cut in the middle"));
         }
         let (head, body) = response.map_err(io::Error::other)?.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
@@ -177,7 +178,7 @@ impl State {
             }
             Way::Lost => {
                 self.lost.responses.fetch_add(1, Ordering::Relaxed);
-                return Err(io::Error::other("the response is lost"));
+                return Err(io::Error::other("the response was lost"));
             }
             Way::Silence => {
                 self.lost.responses.fetch_add(1, Ordering::Relaxed);
@@ -206,7 +207,7 @@ impl State {
     }
 }
 
-/// What is drawn for one attempt.
+/// The random numbers for one attempt.
 struct Random(fastrand::Rng);
 
 impl Random {
@@ -233,7 +234,7 @@ impl Random {
     }
 }
 
-/// A body, or half of it and then the end of the connection.
+/// A whole body, or half of a body and then the end of the connection.
 struct Carried {
     rest: Option<Bytes>,
     cut_at: Option<usize>,
@@ -247,7 +248,7 @@ impl Body for Carried {
         let frame = match (self.rest.take(), self.cut_at) {
             (Some(body), None) => Some(Ok(Frame::data(body))),
             (Some(body), Some(at)) => Some(Ok(Frame::data(body.slice(..at)))),
-            (None, Some(_)) => Some(Err(io::Error::other("the connection is cut"))),
+            (None, Some(_)) => Some(Err(io::Error::other("the connection was cut"))),
             (None, None) => None,
         };
         Poll::Ready(frame)

@@ -1,4 +1,4 @@
-//! The options.
+//! The command-line options.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,48 +8,51 @@ use http::Uri;
 
 use super::server;
 
-/// Creates verification sessions through a bad network, and compares the bill with what was ordered.
+/// Creates verification sessions through a bad network, and compares the bill with the orders.
 #[derive(Parser)]
 #[command(name = "resilient_client")]
 pub(crate) struct Options {
-    /// How many sessions to create, or documents to upload.
+    /// The number of sessions to create, or of documents to upload.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub(crate) operations: usize,
 
-    /// Uploads documents of one session instead: every other one as a form, whose boundary is another one in
-    /// each attempt.
+    /// Uploads documents to one session instead. Every other document is sent as a form, with a
+    /// different boundary for each attempt.
     #[arg(long, conflicts_with = "new_key_each_attempt")]
     pub(crate) documents: bool,
 
-    /// How many at once.
+    /// How many operations run at the same time.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) concurrency: u16,
 
-    /// How many of a hundred requests are lost, and as many of a hundred responses.
+    /// The percentage of requests that are lost, and the percentage of responses that are lost.
     #[arg(long, value_name = "PERCENT", default_value_t = 30, value_parser = clap::value_parser!(u8).range(0..=90))]
     pub(crate) loss: u8,
 
-    /// How long the network may hold up a request or a response.
+    /// The longest delay of a request or a response in the network.
     #[arg(long, value_name = "DURATION", default_value = "20ms", value_parser = humantime::parse_duration)]
     pub(crate) delay: Duration,
 
-    /// What the keys and the fate of each attempt depend on; by default another one each time.
+    /// The seed for the keys and for the fate of each attempt; by default, each run has a different
+    /// seed.
     #[arg(long)]
     seed: Option<u64>,
 
-    /// A server `identity_verification` that runs, instead of one of its own.
+    /// A running `identity_verification` server to use, instead of starting one.
     #[arg(long, value_name = "URL", conflicts_with_all = ["store", "provider_latency"])]
     pub(crate) server: Option<Uri>,
 
-    /// The store of its own server: `memory`, `sqlite:PATH`, `redis://…` or `postgres://…`.
+    /// The store of the server that the client starts: `memory`, `sqlite:PATH`, `redis://…` or
+    /// `postgres://…`.
     #[arg(long, value_name = "URL", default_value = "memory")]
     store: String,
 
-    /// How long the identity provider of its own server takes.
+    /// How long the identity provider takes in the server that the client starts.
     #[arg(long, value_name = "DURATION", default_value = "20ms")]
     provider_latency: String,
 
-    /// Makes the common mistake: a new key for each attempt, instead of one for each operation.
+    /// Makes the common mistake of using a new key for each attempt, instead of one key for each
+    /// operation.
     #[arg(long)]
     pub(crate) new_key_each_attempt: bool,
 }

@@ -1,4 +1,4 @@
-//! Placing the orders: one operation each, many at once.
+//! Places the orders. Each order is one operation, and many orders are placed at the same time.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -24,11 +24,11 @@ use super::options::Options;
 #[derive(Default)]
 pub(crate) struct Ordered {
     pub(crate) operations: usize,
-    /// What the responses say was made: sessions, or documents.
+    /// The sessions or documents that were created, according to the responses.
     pub(crate) made: BTreeSet<String>,
     pub(crate) attempts: u64,
     pub(crate) replays: usize,
-    /// How the operations that made nothing ended.
+    /// How the operations that created nothing ended.
     pub(crate) failures: Vec<String>,
     pub(crate) took: Duration,
 }
@@ -39,7 +39,7 @@ struct Made {
     document_id: Option<String>,
 }
 
-/// Places them at `origin`, and returns when each has its response.
+/// Places the orders at `origin`, and returns once each order has its response.
 ///
 /// With a session, each order is a document of that session.
 pub(crate) async fn place(
@@ -48,7 +48,7 @@ pub(crate) async fn place(
     session: Option<&str>,
 ) -> Result<Ordered, Box<dyn Error + Send + Sync>> {
     let client = client::new(options.new_key_each_attempt)?;
-    // Hidden if standard error is not a terminal.
+    // The progress bar is hidden if standard error is not a terminal.
     let progress = ProgressBar::new(options.operations as u64).with_style(ProgressStyle::with_template(
         "{bar:40} {pos}/{len} operations, {per_sec}, {elapsed}{msg}",
     )?);
@@ -92,15 +92,16 @@ fn new_session(origin: &Uri, number: usize) -> Result<Request<Body>, http::Error
         .body(Full::from(body.to_string()))
 }
 
-/// One operation, whatever it takes.
+/// Sends one operation, with as many attempts as it takes.
 async fn send(
     mut client: ResilientClient,
     request: Result<Request<Body>, http::Error>,
     seed: u64,
     number: usize,
 ) -> (Operation, Result<Made, String>) {
-    // The key depends on the order, here on its number; in an application, on the row that says what is to be
-    // done. If this program dies and starts again, it uses the same keys.
+    // The key depends on the order. Here, that is the order's number. In an application, it is the
+    // row that describes the work to do. If this program dies and starts again, it uses the same
+    // keys.
     let operation = Operation::derived([seed.to_le_bytes(), (number as u64).to_le_bytes()]);
     let sent = operation.clone();
     let answer = async {

@@ -1,4 +1,4 @@
-//! The server's bill, and how it compares with what was ordered.
+//! The server's bill, and its comparison with the orders.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -30,7 +30,7 @@ struct Charge {
     amount_cents: u64,
 }
 
-/// What the account is charged.
+/// Returns the account's charges.
 pub(crate) async fn bill(server: &Uri) -> Result<Bill, Box<dyn Error + Send + Sync>> {
     let answer: Answer = serde_json::from_value(direct::get(server, "v1/billing").await?)?;
     let mut bill: BTreeMap<String, Charges> = BTreeMap::new();
@@ -43,15 +43,15 @@ pub(crate) async fn bill(server: &Uri) -> Result<Bill, Box<dyn Error + Send + Sy
 }
 
 impl Bill {
-    /// What was charged since then.
+    /// Returns the charges that are new since `before`.
     pub(crate) fn since(mut self, before: &Self) -> Self {
         self.0.retain(|session, charges| before.0.get(session) != Some(charges));
         self
     }
 }
 
-/// Prints all figures, and returns whether each operation was charged once and nothing else was charged.
-/// `documents`: how many the server has, if documents were ordered.
+/// Prints all figures, and returns whether each operation was charged once and nothing else was
+/// charged. `documents` is the number of documents on the server, if documents were ordered.
 pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill, documents: Option<usize>) -> bool {
     let Ordered {
         operations,
@@ -66,7 +66,7 @@ pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill, 
     let each = *attempts as f64 / (*operations).max(1) as f64;
 
     println!("seed        {seed}");
-    println!("operations  {operations}, of which {} have their answer", made.len());
+    println!("operations  {operations}, of which {} have a response", made.len());
     println!("attempts    {attempts}, {each:.2} for each operation");
     println!(
         "lost        {} requests ({} of them cut in the middle), {} responses ({} of them cut in the middle)",
@@ -75,7 +75,7 @@ pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill, 
     println!("replays     {replays}");
     println!("took        {:.1} s", took.as_secs_f64());
     println!(
-        "bill        {charges} charges, {}.{:02} in all",
+        "bill        {charges} charges, {}.{:02} in total",
         cents / 100,
         cents % 100
     );
@@ -95,17 +95,17 @@ pub(crate) fn print(seed: u64, ordered: &Ordered, losses: &Losses, bill: &Bill, 
         println!("The bill equals the operations.");
     } else if charges > *operations {
         println!(
-            "The bill does not equal the operations: {} too many.",
+            "The bill does not equal the operations: {} charges too many.",
             charges - operations
         );
     } else if charges < *operations {
         println!(
-            "The bill does not equal the operations: {} are missing.",
+            "The bill does not equal the operations: {} charges are missing.",
             operations - charges
         );
     } else {
         println!(
-            "The bill has as many charges as there were operations, but what was answered or is there is something else."
+            "The number of charges equals the number of operations, but the responses or the documents do not match them."
         );
     }
     right

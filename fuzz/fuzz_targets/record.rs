@@ -2,7 +2,7 @@
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
-// So that the target can see what decoding asks for.
+// Lets the target see how much memory decoding requests.
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 

@@ -1,4 +1,4 @@
-//! The bodies of the fuzz targets, which `tests/fuzz_targets.rs` runs as an ordinary test too.
+//! The bodies of the fuzz targets, which `tests/fuzz_targets.rs` also runs as an ordinary test.
 
 #[path = "../../tests/fuzz_targets/body.rs"]
 mod body;

@@ -1,4 +1,5 @@
-//! How a policy judges one response: by its head if that is enough, otherwise by the complete response.
+//! How a policy judges a response: by its head if the head is enough, otherwise by the complete
+//! response.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::verdict::Verdict;
 
 const GRPC_STATUS: &str = "grpc-status";
 
-/// A complete response, for a policy that asks for more than status and headers.
+/// A complete response, for a policy that needs more than the status and headers.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct WholeResponse<'a> {
@@ -28,7 +29,7 @@ pub struct WholeResponse<'a> {
 }
 
 impl<'a> WholeResponse<'a> {
-    /// A response without trailers, to test a policy with.
+    /// Creates a response without trailers, for testing a policy.
     #[must_use]
     pub fn new(status: StatusCode, headers: &'a HeaderMap, body: &'a Bytes) -> Self {
         Self {
@@ -53,12 +54,12 @@ pub(super) enum Judge {
     Grpc,
     Head(Arc<HeadFn>),
     Whole(Arc<WholeFn>),
-    /// The second is asked about what the first releases.
+    /// The second judge decides about the responses that the first releases.
     Either(Arc<(Judge, Judge)>),
 }
 
 impl Judge {
-    /// `None` if the head is not enough.
+    /// Judges by the head. Returns `None` if the head is not enough.
     pub(super) fn by_head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Verdict> {
         let store_if = |stored| if stored { Verdict::Store } else { Verdict::Release };
         Some(match self {
@@ -87,7 +88,7 @@ impl Judge {
         })
     }
 
-    /// Whether trailers are needed beside the head, and the body is not.
+    /// Whether the trailers are needed in addition to the head, but not the body.
     pub(super) fn needs_trailers_alone(&self) -> bool {
         self.needs_trailers() && !self.needs_body()
     }
@@ -131,8 +132,8 @@ impl Judge {
     }
 }
 
-/// `303 See Other` answers a form that created something: create, then redirect (RFC 9110, section
-/// 15.4.4).
+/// `303 See Other` is the response to a form that created something: create, then redirect (RFC
+/// 9110, section 15.4.4).
 fn is_success(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SEE_OTHER
 }
@@ -149,8 +150,8 @@ fn is_json(headers: &HeaderMap) -> bool {
             .is_some_and(|suffix| suffix.eq_ignore_ascii_case("+json"))
 }
 
-/// Whether the top-level `errors` of a GraphQL response has an element. A body that is no JSON object is
-/// not a success of GraphQL either.
+/// Whether the top-level `errors` of a GraphQL response has an element. A body that is not a JSON
+/// object is not a GraphQL success either.
 fn has_graphql_errors(body: &[u8]) -> bool {
     let Ok(members) = serde_json::from_slice::<HashMap<String, &RawValue>>(body) else {
         return true;

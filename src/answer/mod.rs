@@ -1,4 +1,5 @@
-//! What is decided and reported about an operation: what is stored, what is refused, how it is counted.
+//! Decisions and reports about an operation: which response is stored, which request is refused,
+//! and how the outcome is counted.
 
 mod judge;
 mod outcome;

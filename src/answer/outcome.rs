@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::problem::ProblemKind;
 
-/// How a guarded request ended. It is in the extensions of every response of a guarded request, so
-/// that outer layers can log or count it.
+/// How a guarded request ended. The layer inserts the outcome into the extensions of every response
+/// to a guarded request, so that outer layers can log or count it.
 ///
 /// ```
 /// use tower_idempotency::Outcome;
@@ -20,26 +20,27 @@ use super::problem::ProblemKind;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It ran, and its response is stored.
+    /// The operation ran, and its response is stored.
     Executed,
-    /// It ran, and nothing is stored: the key is free.
+    /// The operation ran, and nothing is stored. The key is free.
     Released,
-    /// It ran, and a tombstone is stored.
+    /// The operation ran, and a tombstone is stored.
     Sealed,
-    /// It ran, and nothing is stored. The same request may run again, as the next attempt.
+    /// The operation ran, and nothing is stored. The same request can run again, as the next
+    /// attempt.
     Reopened,
-    /// It did not run: the stored response was sent.
+    /// The operation did not run. The stored response was sent.
     Replayed,
-    /// It did not run: a tombstone says that the operation is done, or must not run again.
+    /// The operation did not run. A tombstone says that it is done or must not run again.
     NotRetained,
-    /// The store failed, and the layer fails open: it ran without protection.
+    /// The operation ran without protection, because the store failed and the layer fails open.
     Unprotected,
-    /// It did not run.
+    /// The operation did not run. The request was refused.
     Refused(ProblemKind),
 }
 
 impl Outcome {
-    /// The name under which the outcome is logged and counted.
+    /// The name of the outcome in the log and in the counters.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! The policy: what is stored of what the handler did (contract, section 4).
+//! The policy: what the layer stores about a finished operation (contract, section 4).
 
 use std::fmt;
 use std::future::Future;
@@ -22,10 +22,11 @@ const STREAMS: [&str; 5] = [
     "multipart/x-mixed-replace",
 ];
 
-/// Decides what is stored of what the handler did.
+/// Decides what the layer stores after the handler has run.
 ///
-/// The default stores responses with a status of 2xx or 303 and releases every other, so that a request
-/// that failed can be retried. A handler overrides the policy for one response with a [`Verdict`].
+/// The default policy stores responses with a status of 2xx or 303 and releases all others, so that
+/// a failed request can be retried. A handler can override the policy for one response with a
+/// [`Verdict`].
 ///
 /// ```
 /// use http::StatusCode;
@@ -73,51 +74,55 @@ impl Policy {
         }
     }
 
-    /// Stores responses with a status of 2xx and `303 See Other` (create, then redirect), and releases
-    /// every other: the default.
+    /// Stores responses with a status of 2xx and `303 See Other` (create, then redirect), and
+    /// releases all others. This is the default.
     #[must_use]
     pub fn success() -> Self {
         Self::new(Judge::Success)
     }
 
-    /// Stores every response, whatever its status, as the draft's section 2.6 has it. Only a `1xx` response
-    /// is never stored.
+    /// Stores every response, whatever its status, as in section 2.6 of the draft. Only a `1xx`
+    /// response is never stored.
     #[must_use]
     pub fn everything() -> Self {
         Self::new(Judge::Everything)
     }
 
-    /// As [`success`](Self::success), and reopens what leaves the effect in doubt: a status of 5xx, a
-    /// panic, and an error of the inner service. The next attempt sees that it is not the first.
+    /// Like [`success`](Self::success), but reopens the operation if the effect is in doubt: after
+    /// a status of 5xx, a panic, or an error from the inner service. The next attempt sees that it
+    /// is not the first.
     ///
-    /// It is the policy for a time-out inside the layer, whose `504` says nothing about the effect.
+    /// Use this policy with a timeout inside the layer: its `504` says nothing about the effect.
     #[must_use]
     pub fn cautious() -> Self {
         Self::new(Judge::Cautious).on_panic(Fate::Reopen).on_error(Fate::Reopen)
     }
 
-    /// As [`success`](Self::success), except that a JSON response whose top-level `errors` is not
-    /// empty is released: a GraphQL server reports failures with status 200 (GraphQL specification,
-    /// section 7.1).
+    /// Like [`success`](Self::success), but releases a JSON response whose top-level `errors` is
+    /// not empty. A GraphQL server reports failures with status 200 (GraphQL specification, section
+    /// 7.1).
     #[must_use]
     pub fn graphql() -> Self {
         Self::new(Judge::GraphQl)
     }
 
-    /// Stores a response whose `grpc-status`, in its headers or trailers, is 0, and releases every
-    /// other: a gRPC server reports failures with status 200. A response that is too large or takes too long
-    /// to be held leaves a tombstone if its trailers, when it ends, say 0.
+    /// Stores a response whose `grpc-status`, in its headers or trailers, is 0, and releases all
+    /// others. A gRPC server reports failures with status 200. A response that is too large or
+    /// takes too long to be held in memory leaves a tombstone if its trailers have `grpc-status: 0`
+    /// when it ends.
     #[must_use]
     pub fn grpc() -> Self {
         Self::new(Judge::Grpc)
     }
 
-    /// Stripe's: results are stored once the endpoint has begun to execute, failures too.
+    /// Stripe's policy: results are stored once the endpoint has begun to execute, including
+    /// failures.
     pub(crate) fn stripe() -> Self {
         Self::new(Judge::Stripe).on_panic(Fate::Seal).on_error(Fate::Seal)
     }
 
-    /// Asks the closure, which sees status and headers. A panic of the closure counts as a panic of the handler.
+    /// Creates a policy from a closure that sees the status and headers. A panic in the closure is
+    /// treated like a panic in the handler.
     #[must_use]
     pub fn from_fn<F>(judge: F) -> Self
     where
@@ -126,11 +131,12 @@ impl Policy {
         Self::new(Judge::Head(Arc::new(judge)))
     }
 
-    /// Asks the closure, which sees the complete response: status, headers, body and trailers.
+    /// Creates a policy from a closure that sees the complete response: status, headers, body and
+    /// trailers.
     ///
-    /// The body is buffered, as it is for storing. The closure does not see a response that cannot be buffered:
-    /// a stream is sealed, and a response that is too large or breaks off is handled as
-    /// [`on_lost_body`](Self::on_lost_body) says.
+    /// The body is buffered, as it would be for storing. The closure does not see a response that
+    /// cannot be buffered: a stream is sealed, and [`on_lost_body`](Self::on_lost_body) applies to
+    /// a response that is too large or breaks off.
     ///
     /// ```
     /// use tower_idempotency::{Policy, Verdict};
@@ -152,17 +158,18 @@ impl Policy {
         Self::new(Judge::Whole(Arc::new(judge)))
     }
 
-    /// Asks `other` about the responses that this policy releases. Everything else stays as it is
-    /// in this policy.
+    /// Lets `other` judge the responses that this policy releases. All other settings are those of
+    /// this policy.
     #[must_use]
     pub fn or(mut self, other: Self) -> Self {
         self.judge = Judge::Either(Arc::new((self.judge, other.judge)));
         self
     }
 
-    /// The media types of responses that are streams: such a response is not stored but sealed, and goes
-    /// to its client live. If the client disconnects before the end, a retry gets `outcome-unknown`; see
-    /// [`drain_streams`](crate::IdempotencyLayerBuilder::drain_streams). Parameters and case do not count.
+    /// Sets the media types of responses that are streams. A stream is sealed instead of stored,
+    /// and is sent to its client live. If the client disconnects before the end, a retry gets
+    /// `outcome-unknown`; see [`drain_streams`](crate::IdempotencyLayerBuilder::drain_streams).
+    /// Parameters and case are ignored.
     ///
     /// Default: `text/event-stream`, `application/x-ndjson`, `application/jsonl`,
     /// `application/json-seq`, `multipart/x-mixed-replace`.
@@ -183,24 +190,25 @@ impl Policy {
         self
     }
 
-    /// Sets what happens to the key if the inner service returns an error. Default: [`Fate::Release`].
+    /// Sets what happens to the key if the inner service returns an error. Default:
+    /// [`Fate::Release`].
     #[must_use]
     pub fn on_error(mut self, fate: Fate) -> Self {
         self.on_error = fate;
         self
     }
 
-    /// Sets what happens to the key if a response that would be stored is larger than `max_response_body`, or its
-    /// body breaks off. Default: [`Fate::Seal`]. **With [`Fate::Release`] an operation that succeeded runs
-    /// again.**
+    /// Sets what happens to the key if a response that would be stored is larger than
+    /// `max_response_body`, or if its body breaks off. Default: [`Fate::Seal`]. **With
+    /// [`Fate::Release`], an operation that succeeded runs again.**
     #[must_use]
     pub fn on_lost_body(mut self, fate: Fate) -> Self {
         self.on_lost_body = fate;
         self
     }
 
-    /// Sets what happens if a lease lapsed because the process died. It is not known whether the operation was
-    /// done. Default: [`OnLapse::RunAgain`].
+    /// Sets what happens if a lease lapsed because the process died. In this case, it is not known
+    /// whether the operation was done. Default: [`OnLapse::RunAgain`].
     #[must_use]
     pub fn on_lapse(mut self, on_lapse: OnLapse) -> Self {
         self.on_lapse = on_lapse;
@@ -208,12 +216,14 @@ impl Policy {
         self
     }
 
-    /// Asks the closure what happened to an operation whose lease lapsed ("was this charge made?"), before
-    /// anything runs.
+    /// Calls the closure to find out what happened to an operation whose lease lapsed ("was this
+    /// charge made?"), before anything runs.
     ///
-    /// The closure's answer is stored, or the handler runs as the next attempt. An error means that the closure
-    /// could not find out: this retry gets `409` problem `outcome-unknown`, and the next one asks again. Only one
-    /// retry asks at a time; the others get `409` `in-flight`. It replaces [`on_lapse`](Self::on_lapse).
+    /// The layer stores the response that the closure returns, or the handler runs as the next
+    /// attempt. An error means that the closure could not find out: this retry gets `409` problem
+    /// `outcome-unknown`, and the next retry calls the closure again. Only one retry at a time
+    /// calls the closure; the others get `409` `in-flight`. This setting replaces
+    /// [`on_lapse`](Self::on_lapse).
     ///
     /// ```
     /// use bytes::Bytes;
@@ -241,24 +251,26 @@ impl Policy {
         self
     }
 
-    /// Judges a response by its head. `None` if the complete response is needed.
+    /// Judges a response by its head. Returns `None` if the complete response is needed.
     pub(crate) fn verdict_on_head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Verdict> {
         self.judge.by_head(status, headers)
     }
 
-    /// Whether a response whose head is not enough can be judged when its body has ended, without the body.
+    /// Whether a response whose head is not enough can be judged by its trailers alone, without its
+    /// body.
     pub(crate) fn judges_by_trailers(&self) -> bool {
         self.judge.needs_trailers_alone()
     }
 
-    /// Judges a complete response, as the layer does after the handler's own [`Verdict`] and before it looks for
-    /// a stream. Use it to test a policy.
+    /// Judges a complete response. The layer does this after it has looked for the handler's own
+    /// [`Verdict`] and before it checks whether the response is a stream. Use this method to test a
+    /// policy.
     #[must_use]
     pub fn verdict(&self, response: &WholeResponse<'_>) -> Verdict {
         self.judge.by_whole(response)
     }
 
-    /// Whether the response is a stream by its media type.
+    /// Whether the media type marks the response as a stream.
     pub(crate) fn is_stream(&self, headers: &HeaderMap) -> bool {
         let Some(value) = lines(headers, &CONTENT_TYPE).next().map(HeaderValue::as_bytes) else {
             return false;

@@ -1,4 +1,4 @@
-//! Asking the application what happened to an operation whose attempt died.
+//! Asks the application what happened to an operation whose attempt died.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,36 +10,39 @@ use http::Response;
 use crate::error::BoxError;
 use crate::request::IdempotencyKey;
 
-/// An operation whose lease lapsed: an earlier attempt died, and nobody knows how far it came. A reconciler is
-/// asked about it.
+/// An operation whose lease lapsed: an earlier attempt died, and it is not known how far it got.
+/// The layer passes the operation to the reconciler.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Lapsed {
-    /// The key, with the attempt that would run now.
+    /// The key, with the number of the attempt that would run now.
     pub key: IdempotencyKey,
-    /// The head of the retry, which is the same request as the first.
+    /// The head of the retry. The retry is the same request as the first one.
     pub request: http::request::Parts,
-    /// Its body. Empty if the body is not held: see [`has_body`](Self::has_body).
+    /// The body of the retry. It is empty if the layer does not hold the body; see
+    /// [`has_body`](Self::has_body).
     pub body: Bytes,
-    /// Whether `body` is the retry's body. It is not if the layer does not hold bodies
-    /// ([`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies), or a fingerprint that
-    /// covers nothing of the body): the body is then on its way to the handler.
+    /// Whether `body` contains the retry's body. It does not if the layer does not hold bodies in
+    /// memory ([`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies), or
+    /// a fingerprint that does not cover the body). The body then goes directly to the handler.
     pub has_body: bool,
 }
 
-/// What a reconciler found out.
+/// The result of a reconciler.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Reconciled {
-    /// The operation was not done, or may be done again: the handler runs as the next attempt.
+    /// The operation was not done, or can safely be done again. The handler runs as the next
+    /// attempt.
     Run,
-    /// It was done. This is its response, which is stored and sent to this retry and every later one.
+    /// The operation was done, with this response. The response is stored and sent to this retry
+    /// and to every later one.
     Done(Response<Bytes>),
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Reconciled, BoxError>> + Send>>;
 
-/// Asks what happened to a lapsed operation.
+/// The application's closure that says what happened to a lapsed operation.
 #[derive(Clone)]
 pub(crate) struct Reconciler(Arc<dyn Fn(Lapsed) -> Answer + Send + Sync>);
 

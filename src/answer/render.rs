@@ -1,4 +1,4 @@
-//! How refusals are put into responses: RFC 9457, Stripe's error body, or the application's own.
+//! Renders refusals as responses: RFC 9457, Stripe's error body, or the application's own format.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const DOCUMENTATION: &str = "https://docs.rs/tower-idempotency/latest/tower_idem
 
 type ProblemFn = dyn Fn(&Problem, &Parts) -> Response<Bytes> + Send + Sync;
 
-/// How refusals are rendered.
+/// The format of refusals.
 #[derive(Clone, Default)]
 pub(crate) enum Rendering {
     #[default]
@@ -33,7 +33,7 @@ pub(crate) enum Rendering {
 }
 
 impl Rendering {
-    /// RFC 9457 with `type` under that URL, which is also linked.
+    /// RFC 9457, with each `type` under the given URL and a `Link` header to it.
     pub(crate) fn documented(url: &str) -> Result<Self, ConfigError> {
         let invalid = |why: &str| ConfigError::new("problem_documentation", format!("{url:?} {why}"));
         let parsed: Uri = url.parse().map_err(|_| invalid("is not a URL"))?;
@@ -42,7 +42,7 @@ impl Rendering {
         }
         if url.contains(['#', '>', '"', '<']) {
             return Err(invalid(
-                "must not have a fragment (the problem's code is added as one), and none of the characters <>\"",
+                "must not contain a fragment (the problem's code becomes the fragment) or any of the characters <>\"",
             ));
         }
         let link = HeaderValue::from_str(&format!("<{url}>; rel=\"describedby\"; type=\"text/html\""))
@@ -110,7 +110,7 @@ impl Serialize for Members<'_> {
     }
 }
 
-/// Stripe's error body: statuses, types and codes as Stripe's API reference lists them under
+/// Stripe's error body. The statuses, types and codes are those in Stripe's API reference, under
 /// "Errors" and "Idempotent requests".
 fn stripe(problem: &Problem) -> Response<Bytes> {
     let kind = problem.kind();
@@ -140,8 +140,8 @@ fn stripe(problem: &Problem) -> Response<Bytes> {
     respond(problem, status, "application/json", &json!({ "error": error }))
 }
 
-/// A gRPC status as a response of headers alone ("Trailers-Only" in the protocol's description). A
-/// negative push-back tells clients not to retry (gRFC A6).
+/// A gRPC status as a response that has only headers ("Trailers-Only" in the protocol description).
+/// A negative push-back tells clients not to retry (gRFC A6).
 fn grpc(problem: &Problem) -> Response<Bytes> {
     const INVALID_ARGUMENT: u8 = 3;
     const ALREADY_EXISTS: u8 = 6;
@@ -164,7 +164,8 @@ fn grpc(problem: &Problem) -> Response<Bytes> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", u16::from(status).into());
-    // Our texts are visible ASCII; the percent sign alone has a meaning (protocol, "Percent-Encoded").
+    // Our texts are visible ASCII, so only the percent sign must be escaped (protocol,
+    // "Percent-Encoded").
     let message = problem.detail().replace('%', "%25");
     if let Ok(message) = HeaderValue::try_from(message) {
         headers.insert("grpc-message", message);

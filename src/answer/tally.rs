@@ -1,4 +1,4 @@
-//! How often each outcome occurred, and the event that says so.
+//! Counts how often each outcome occurred, and logs an event for each request.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,10 +8,11 @@ use super::outcome::Outcome;
 use super::problem::ProblemKind;
 use crate::request::Slot;
 
-/// The name under which requests that pass through are counted.
+/// The name of the counter for requests that pass through.
 const UNGUARDED: &str = "unguarded";
 
-/// The outcomes that are not refusals. The problem kinds follow in the order of [`ProblemKind::ALL`].
+/// The outcomes that are not refusals. In the counters, they are followed by the problem kinds in
+/// the order of [`ProblemKind::ALL`].
 const UNREFUSED: [Outcome; 7] = [
     Outcome::Executed,
     Outcome::Released,
@@ -30,7 +31,7 @@ fn index(outcome: Outcome) -> usize {
         Outcome::Released => 1,
         Outcome::Sealed => 2,
         Outcome::Replayed => 3,
-        // Answers from a tombstone have an outcome of their own.
+        // Answers from a tombstone have their own outcome.
         Outcome::NotRetained | Outcome::Refused(ProblemKind::ResponseNotRetained) => 4,
         Outcome::Unprotected => 5,
         Outcome::Reopened => 6,
@@ -38,14 +39,14 @@ fn index(outcome: Outcome) -> usize {
     }
 }
 
-/// Every outcome with its own counter.
+/// Every outcome that has its own counter.
 fn outcomes() -> impl Iterator<Item = Outcome> {
     let refusals = ProblemKind::ALL.iter().copied().map(Outcome::Refused);
     let refusals = refusals.filter(|refusal| *refusal != Outcome::Refused(ProblemKind::ResponseNotRetained));
     UNREFUSED.into_iter().chain(refusals)
 }
 
-/// How many requests had which outcome, since the layer was built.
+/// The number of requests per outcome since the layer was built.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     guarded: [AtomicU64; COUNTERS],
@@ -53,7 +54,8 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Counts and logs a guarded request. `status` is `None` if the inner service returned no response.
+    /// Counts and logs a guarded request. `status` is `None` if the inner service returned no
+    /// response.
     pub(crate) fn report(
         &self,
         outcome: Outcome,
@@ -86,7 +88,7 @@ impl Tally {
         );
     }
 
-    /// Every outcome's name and count, including those that did not occur.
+    /// The name and count of every outcome, including outcomes that did not occur.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let guarded = outcomes().map(|outcome| (outcome.as_str(), &self.guarded[index(outcome)]));
         guarded

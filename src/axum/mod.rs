@@ -1,4 +1,4 @@
-//! The Axum extractors of [`IdempotencyKey`] and of the operation's transaction.
+//! The Axum extractors for [`IdempotencyKey`] and for the operation's transaction.
 
 #[cfg(any(feature = "postgres", feature = "_sqlite"))]
 mod transaction;
@@ -15,10 +15,10 @@ use crate::request::IdempotencyKey;
 #[cfg(any(feature = "postgres", feature = "_sqlite"))]
 pub use transaction::MissingTransaction;
 
-/// The rejection of [`IdempotencyKey`]: no layer has put a key into the request.
+/// The rejection of the [`IdempotencyKey`] extractor: no layer has added a key to the request.
 ///
-/// The response is `500`, because this is an error of the server that the client cannot fix. Its text
-/// tells the client nothing else. The reason is in the log, and in `Display`.
+/// The response is `500`, because this is a server error that the client cannot fix. The response
+/// text gives the client no further details. The reason is in the log and in the `Display` output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MissingIdempotencyLayer;
@@ -27,8 +27,8 @@ impl fmt::Display for MissingIdempotencyLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
             "the request has no idempotency key that a layer has checked. If the client sent no key, set \
-             `require_key(true)` or take an `Option` of this extractor; otherwise put `IdempotencyLayer` around this \
-             route and let it guard the method",
+             `require_key(true)` or extract an `Option<IdempotencyKey>`; otherwise, put an `IdempotencyLayer` around \
+             this route and make sure that it guards the method",
         )
     }
 }
@@ -41,10 +41,10 @@ impl IntoResponse for MissingIdempotencyLayer {
     }
 }
 
-/// The reason is for the log: the client cannot fix it.
+/// Logs the reason instead of sending it, because the client cannot fix the error.
 fn not_set_up(reason: &dyn fmt::Display) -> Response {
     tracing::error!(target: "tower_idempotency", "{reason}");
-    let text = "The server is not set up for this request. Its log has the reason.";
+    let text = "The server is not set up for this request. See the server's log for the reason.";
     (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
 }
 
@@ -64,7 +64,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// `(Verdict::Release, response)`: the handler decides what happens to its response.
+/// Allows `(Verdict::Release, response)`: the handler decides what happens to its response.
 impl IntoResponseParts for Verdict {
     type Error = Infallible;
 

@@ -1,4 +1,4 @@
-//! The extractors of the operation's transaction, and the response of what fails in it.
+//! The extractors for the operation's transaction, and the response to an error in it.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -12,10 +12,10 @@ use sqlx::Pool;
 use crate::request::IdempotencyKey;
 use crate::store::sql::{AtomicDatabase, Transaction, TransactionError, TransactionOrOwn};
 
-/// The rejection of the extractor [`Transaction`]: the request has no transaction.
+/// The rejection of the [`Transaction`] extractor: the request has no transaction.
 ///
-/// It is `500`, because it is a mistake of the server, and its text tells the client nothing else. The
-/// reason is in the log, and in `Display`.
+/// The response is `500`, because this is a server error. The response text gives the client no
+/// further details. The reason is in the log and in the `Display` output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingTransaction {
     why: Why,
@@ -50,16 +50,16 @@ impl fmt::Display for MissingTransaction {
                  `require_key(true)`, or take a `TransactionOrOwn` or an `Option<Transaction>`"
             }
             Why::NoLayer => {
-                "no `IdempotencyLayer` has looked at the request's key; put the layer around this route, and check that it \
-                 guards the method"
+                "no `IdempotencyLayer` has checked the request's key; put the layer around this route, and make sure \
+                 that it guards the method"
             }
             Why::Unprotected => {
-                "the request runs unprotected because the store failed; refuse it with `Option<Transaction>`, or do without \
-                 `run_unprotected_when_store_fails`"
+                "the request runs unprotected because the store failed; take an `Option<Transaction>` and refuse the \
+                 request, or remove `run_unprotected_when_store_fails`"
             }
             Why::NoAtomicMode => {
-                "the layer's store has no atomic mode in this database; use `PostgresStore` with `Transaction<Postgres>`, or \
-                 `SqliteStore` with `Transaction<Sqlite>`"
+                "the layer's store has no atomic mode for this database; use `PostgresStore` with \
+                 `Transaction<Postgres>`, or `SqliteStore` with `Transaction<Sqlite>`"
             }
         })
     }
@@ -125,10 +125,10 @@ impl IntoResponse for TransactionError {
         );
         if transient {
             let retry = [(header::RETRY_AFTER, "1")];
-            let text = "The database is not available. The operation is rolled back; retry later.";
+            let text = "The database is not available. The operation was rolled back; retry later.";
             (StatusCode::SERVICE_UNAVAILABLE, retry, text).into_response()
         } else {
-            let text = "The operation failed and is rolled back.";
+            let text = "The operation failed and was rolled back.";
             (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
         }
     }

@@ -1,4 +1,4 @@
-//! Reads a body to its end, up to a limit, without copying a body of one frame.
+//! Reads a body to its end, up to a limit. A body of one frame is not copied.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,16 +15,17 @@ pin_project! {
         #[pin]
         body: B,
         limit: usize,
-        // Room for so much is made with the second frame.
+        // The capacity that is reserved when the second frame arrives.
         expected: usize,
         read: Read,
-        // Boxed, being rare: this is a part of the future of each request.
+        // Boxed because trailers are rare and this struct is a part of every request's future.
         trailers: Option<Box<HeaderMap>>,
     }
 }
 
-/// What was read so far: a single frame as it came, or several copied together. Frames are not
-/// kept apart, since a body of a million one-byte frames must not cost thirty times its size.
+/// The data read so far: a single frame as it came, or several frames copied together. Frames are
+/// not kept separately, because a body of a million one-byte frames must not cost thirty times its
+/// size.
 #[derive(Default)]
 enum Read {
     #[default]
@@ -74,13 +75,13 @@ impl Read {
     }
 }
 
-/// How reading ended. What was read is never lost.
+/// How reading ended. The data that was read is never lost.
 pub(crate) enum Collected<E> {
     Whole {
         data: Bytes,
         trailers: Option<Box<HeaderMap>>,
     },
-    /// Longer than the limit: `data` was read, and then the frame `next` came.
+    /// The body is longer than the limit: `data` was read, then the frame `next` arrived.
     TooLarge {
         data: Bytes,
         next: Bytes,
@@ -102,8 +103,8 @@ impl<B: Body<Data = Bytes>> Collect<B> {
         }
     }
 
-    /// Makes room for that length at once, so that a buffer need not grow. For the bodies of the application:
-    /// a client could declare much and send little.
+    /// Reserves the declared length at once, so that the buffer does not have to grow. Use it only
+    /// for the application's bodies: a client could declare a large length and send little.
     pub(crate) fn expecting(self, declared: u64) -> Self {
         let declared = usize::try_from(declared).unwrap_or(usize::MAX);
         Self {
@@ -112,12 +113,12 @@ impl<B: Body<Data = Bytes>> Collect<B> {
         }
     }
 
-    /// What was read and not handed out yet, and the rest of the body.
+    /// Returns the data that was read but not returned yet, and the rest of the body.
     pub(crate) fn into_parts(mut self) -> (Bytes, B) {
         (self.read.take(), self.body)
     }
 
-    /// What was read and not handed out yet.
+    /// The data that was read but not returned yet.
     pub(crate) fn read(&self) -> &[u8] {
         self.read.bytes()
     }

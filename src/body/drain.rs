@@ -1,4 +1,4 @@
-//! Reads the rest of a refused request body, within bounds.
+//! Reads the rest of a refused request body, within limits.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -10,14 +10,14 @@ use http::HeaderMap;
 use http::header::EXPECT;
 use http_body::Body;
 
-/// How much of an unwanted body is read at most, and for how long.
+/// The limits for reading an unwanted body: bytes and time.
 const DRAIN_BYTES: u64 = 16 * 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// Lets go of a body that is not wanted, of which nothing was read.
+/// Disposes of an unwanted body, of which nothing was read.
 ///
-/// A client that waits for `100 Continue` (RFC 9110, section 10.1.1) gets the refusal instead and never sends
-/// the body; the server sends `100 Continue` to whoever begins to read.
+/// A client that waits for `100 Continue` (RFC 9110, section 10.1.1) gets the refusal instead and
+/// never sends the body. Reading the body would make the server send `100 Continue`.
 pub(crate) fn let_go<B>(headers: &HeaderMap, body: B)
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -27,18 +27,18 @@ where
     }
 }
 
-/// Whether the client sends the body only when it is told to.
+/// Whether the client waits for `100 Continue` before it sends the body.
 pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
     headers
         .get(EXPECT)
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Reads what is left of a request's body that was refused, in the background and within bounds.
+/// Reads the rest of a refused request body in the background, within limits.
 ///
-/// A server that closes a connection while the client still sends resets it, and a client that
-/// sends its whole request before it reads then never sees the refusal. The client that reads at
-/// once has its answer at once.
+/// If a server closes a connection while the client is still sending, the connection is reset. A
+/// client that sends its whole request before it reads the response would then never see the
+/// refusal. A client that reads immediately gets its response immediately.
 pub(crate) fn drain<B>(body: B)
 where
     B: Body<Data = Bytes> + Send + 'static,

@@ -1,4 +1,4 @@
-//! The error of a body that is longer than it may be, as every limit of `http-body-util` gives it.
+//! The error of a body that exceeds its length limit. It is the error that `http-body-util` uses.
 
 use std::error::Error;
 use std::pin::pin;
@@ -10,7 +10,7 @@ use http_body_util::{Full, LengthLimitError, Limited};
 
 use crate::error::BoxError;
 
-/// Whether a body failed because a layer limits its length.
+/// Whether a body failed because it exceeded a length limit.
 pub(crate) fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -22,7 +22,8 @@ pub(crate) fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// A [`LengthLimitError`], which only a body beyond its limit can make.
+/// Creates a [`LengthLimitError`]. It has no public constructor, so a body that exceeds its limit
+/// has to produce it.
 pub(super) fn length_limit_error() -> BoxError {
     let beyond = pin!(Limited::new(Full::new(Bytes::from_static(b".")), 0));
     match beyond.poll_frame(&mut Context::from_waker(Waker::noop())) {
@@ -35,7 +36,7 @@ pub(super) fn length_limit_error() -> BoxError {
 mod tests {
     use super::*;
 
-    /// As the error of a body around another one.
+    /// The error of a body that wraps another body.
     #[derive(Debug)]
     struct Outer(BoxError);
 

@@ -1,4 +1,5 @@
-//! Bodies: what the layer hands on to the handler, what it sends to the client, and how it reads them.
+//! Bodies: the request body for the handler, the response body for the client, and the code that
+//! reads them.
 
 mod collect;
 mod drain;

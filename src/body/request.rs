@@ -1,4 +1,4 @@
-//! The request body that the layer hands on to the handler.
+//! The request body that the layer passes to the handler.
 
 use std::fmt;
 use std::pin::Pin;
@@ -12,11 +12,13 @@ use super::streamed::StreamedBody;
 use crate::error::BoxError;
 
 pin_project! {
-    /// A request body for services whose own cannot be made from bytes, such as hyper's `Incoming`.
+    /// A request body for services whose own body type cannot be created from bytes, such as
+    /// hyper's `Incoming`.
     ///
-    /// The layer reads the body of a guarded request and hands it on as the same type, which
-    /// must therefore be a [`GuardedBody`](crate::GuardedBody). Axum's is; around plain hyper, wrap the body in this first.
-    /// Its error is a [`BoxError`], which has the error of the body inside.
+    /// The layer reads the body of a guarded request and passes it on as the same type. This type
+    /// must therefore be a [`GuardedBody`](crate::GuardedBody). Axum's body is one. With plain
+    /// hyper, wrap the body in `RequestBody` first. The error type is [`BoxError`], which contains
+    /// the error of the inner body.
     ///
     /// ```
     /// use http_body_util::Full;
@@ -50,7 +52,7 @@ pin_project! {
 }
 
 impl<B> RequestBody<B> {
-    /// A body as it comes from the client.
+    /// Wraps a body as it comes from the client.
     #[must_use]
     pub fn live(body: B) -> Self {
         Self {

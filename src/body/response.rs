@@ -13,8 +13,8 @@ use pin_project_lite::pin_project;
 use super::stream::{OnEnd, WatchedStream};
 
 pin_project! {
-    /// The body of a response of [`IdempotencyService`](crate::IdempotencyService): the inner
-    /// service's own, or one that the layer kept.
+    /// The response body of [`IdempotencyService`](crate::IdempotencyService): either the inner
+    /// service's own body, or a body that the layer has stored or rendered.
     pub struct ResponseBody<B: Body> {
         #[pin]
         inner: Inner<B>,
@@ -26,9 +26,10 @@ pin_project! {
     enum Inner<B: Body> {
         Live { #[pin] body: B },
         Kept { data: Bytes, trailers: Option<Box<HeaderMap>> },
-        // A response that could not be kept whole: what was read of it, then the rest or its error.
+        // A response that could not be held completely: the part that was read, then the rest or
+        // the error.
         Partial { read: VecDeque<Bytes>, error: Option<B::Error>, rest: Option<Pin<Box<B>>> },
-        // A stream whose end is awaited: what was read of it, then the rest.
+        // A stream whose end the layer watches for: the part that was read, then the rest.
         Stream { read: VecDeque<Bytes>, rest: WatchedStream<B> },
     }
 }
@@ -46,7 +47,7 @@ impl<B: Body<Data = Bytes>> ResponseBody<B> {
         }
     }
 
-    /// `read`, then the rest of the body.
+    /// Yields `read`, then the rest of the body.
     pub(crate) fn overflowed(read: [Bytes; 2], rest: Pin<Box<B>>) -> Self {
         Self {
             inner: Inner::Partial {
@@ -57,7 +58,7 @@ impl<B: Body<Data = Bytes>> ResponseBody<B> {
         }
     }
 
-    /// `read`, then the rest of the body, whose end is told.
+    /// Yields `read`, then the rest of the body, and reports how it ended.
     pub(crate) fn stream(read: [Bytes; 2], rest: Pin<Box<B>>, on_end: OnEnd<B>) -> Self {
         Self {
             inner: Inner::Stream {
@@ -67,7 +68,7 @@ impl<B: Body<Data = Bytes>> ResponseBody<B> {
         }
     }
 
-    /// `read`, then the error that the body ended with.
+    /// Yields `read`, then the error that ended the body.
     pub(crate) fn failed(read: Bytes, error: B::Error) -> Self {
         Self {
             inner: Inner::Partial {
@@ -126,8 +127,8 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
         match &self.inner {
             Inner::Live { body } => body.size_hint(),
             Inner::Kept { data, trailers: None } => SizeHint::with_exact(data.len() as u64),
-            // With an exact length HTTP/1.1 would be framed by Content-Length, which leaves no
-            // place for trailers (RFC 9112, section 7.1.2).
+            // With an exact length, HTTP/1.1 would use Content-Length, which leaves no place for
+            // trailers (RFC 9112, section 7.1.2).
             Inner::Kept { data, .. } => {
                 let mut hint = SizeHint::new();
                 hint.set_lower(data.len() as u64);
@@ -139,7 +140,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     }
 }
 
-/// What was read and the rest together.
+/// The size of the part that was read and the rest together.
 fn both(read: &VecDeque<Bytes>, rest: Option<&impl Body>) -> SizeHint {
     let read: u64 = read.iter().map(|data| data.len() as u64).sum();
     let mut hint = SizeHint::new();

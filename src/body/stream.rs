@@ -1,4 +1,4 @@
-//! A body of which somebody wants to know how it ended.
+//! A response body that reports how it ended.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
@@ -10,19 +10,19 @@ use http_body::{Body, Frame};
 
 /// How a stream ended.
 pub(crate) enum StreamEnd<B> {
-    /// It was read to its end, which had these trailers.
+    /// The stream was read to its end, with these trailers.
     Complete(Option<Box<HeaderMap>>),
-    /// It failed.
+    /// The stream failed.
     Failed,
-    /// It panicked.
+    /// The stream panicked.
     Panicked,
-    /// Nobody reads it any more: the client disconnected. This is the rest.
+    /// The client disconnected, so the rest of the stream is no longer read.
     Dropped(Pin<Box<B>>),
 }
 
 pub(crate) type OnEnd<B> = Box<dyn FnOnce(StreamEnd<B>) + Send + Sync>;
 
-/// Tells once how its body ended.
+/// Reports once how its body ended.
 pub(super) struct WatchedStream<B: Body> {
     body: Option<Pin<Box<B>>>,
     on_end: Option<OnEnd<B>>,
@@ -50,7 +50,7 @@ impl<B: Body<Data = Bytes>> WatchedStream<B> {
                 match &frame {
                     None => self.end(StreamEnd::Complete(None)),
                     Some(Err(_)) => self.end(StreamEnd::Failed),
-                    // Nothing follows trailers, and a server may not ask.
+                    // Trailers are the last frame, and a server may not poll again after them.
                     Some(Ok(frame)) => {
                         if let Some(trailers) = frame.trailers_ref().cloned() {
                             self.end(StreamEnd::Complete(Some(Box::new(trailers))));
@@ -81,7 +81,7 @@ impl<B: Body> Drop for WatchedStream<B> {
             return;
         }
         let Some(body) = self.body.take() else { return };
-        // A server that knows where the body ends does not poll it once more.
+        // A server that knows where the body ends does not poll the body again.
         if body.is_end_stream() || body.size_hint().exact() == Some(0) {
             self.end(StreamEnd::Complete(None));
         } else {

@@ -1,4 +1,4 @@
-//! A request body as the handler of a layer that streams gets it.
+//! The request body that the handler receives if the layer streams request bodies.
 
 use std::fmt;
 use std::pin::Pin;
@@ -10,22 +10,24 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::error::BoxError;
 
-/// What a [`StreamedBody`] reads.
+/// The source of a [`StreamedBody`].
 pub(super) trait Streamed: fmt::Debug + Send + Sync {
     fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>>;
     fn is_end_stream(&self) -> bool;
     fn size_hint(&self) -> SizeHint;
-    /// The handler reads no more.
+    /// The handler has stopped reading.
     fn let_go(&self);
 }
 
-/// A request body that arrives while the handler reads it: what a layer with
-/// [`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies) hands on, inside the
-/// service's own body type ([`GuardedBody::from_streamed`](crate::GuardedBody::from_streamed)).
+/// A request body that arrives while the handler reads it. A layer with
+/// [`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies) passes it on
+/// inside the service's own body type
+/// ([`GuardedBody::from_streamed`](crate::GuardedBody::from_streamed)).
 ///
-/// Frames and trailers are those that the client sent. The body fails if the client's does, if it is longer
-/// than the limit (with an [`http_body_util::LengthLimitError`], as every limit of that crate), if it ends
-/// before its declared length, or if it does not match the digest that its headers declare (RFC 9530).
+/// The frames and trailers are those that the client sent. The body fails if the client's body
+/// fails, if it is longer than the limit (with an [`http_body_util::LengthLimitError`], like every
+/// limit of that crate), if it ends before its declared length, or if it does not match the digest
+/// that its headers declare (RFC 9530).
 pub struct StreamedBody {
     source: Arc<dyn Streamed>,
 }

@@ -1,4 +1,4 @@
-//! A request body that the handler reads as it arrives, while the layer looks on.
+//! A request body that the handler reads as it arrives, while the layer observes it.
 
 use std::fmt;
 use std::pin::Pin;
@@ -12,14 +12,15 @@ use super::length_limit::{is_length_limit, length_limit_error};
 use super::streamed::{Streamed, StreamedBody};
 use crate::error::BoxError;
 
-/// So many frames are read before others get their turn.
+/// The number of frames that are read before other tasks get their turn.
 const FRAMES_AT_ONCE: usize = 64;
 
-/// Sees a body go by.
+/// Observes a body as it passes.
 pub(crate) trait Witness: Send + 'static {
     fn data(&mut self, data: &[u8]);
 
-    /// The body has ended whole. An error takes the place of its end.
+    /// The body has ended and is complete. If this method returns an error, the reader gets the
+    /// error in place of the end.
     fn end(&mut self) -> Result<(), BoxError>;
 }
 
@@ -27,32 +28,34 @@ pub(crate) trait Witness: Send + 'static {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyEnd {
     Whole,
-    /// It was whole, and the witness refused it.
+    /// The body was complete, but the witness refused it.
     Refused,
-    /// It is longer than the limit.
+    /// The body is longer than the limit.
     TooLong,
-    /// A limit outside the layer cut it off.
+    /// A limit outside the layer cut off the body.
     CutOff,
     BrokenOff,
 }
 
-/// How a body ended, and who found out.
+/// How a body ended, and who was reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) how: BodyEnd,
-    /// Whether it ended while the handler read it.
+    /// Whether the body ended while the handler was reading it.
     pub(crate) before_handler: bool,
 }
 
-/// A body that two read in turn: the handler, and the layer once the handler has let go of it.
+/// A body with two readers in turn: first the handler, then the layer once the handler has dropped
+/// the body.
 ///
-/// Nothing is held: a frame goes to the witness and on. Behind a lock, since handlers give bodies away.
+/// Nothing is buffered: each frame goes to the witness and then to the reader. The state is behind
+/// a lock, because handlers can move bodies to other tasks.
 pub(crate) struct Tee<B, W> {
     state: Mutex<State<B, W>>,
 }
 
 struct State<B, W> {
-    /// `None`: it has ended, or panicked.
+    /// `None` if the body has ended or panicked.
     body: Option<Pin<Box<B>>>,
     witness: W,
     limit: u64,
@@ -60,11 +63,11 @@ struct State<B, W> {
     declared: Option<u64>,
     seen: u64,
     ended: Option<Ended>,
-    /// What the handler is still to be told.
+    /// The error that the handler has not received yet.
     failure: Option<BoxError>,
-    /// Whether the handler may still read.
+    /// Whether the handler can still read.
     has_reader: bool,
-    /// Waits for the end.
+    /// The task that waits for the end.
     waiting: Option<Waker>,
 }
 
@@ -73,7 +76,7 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     W: Witness,
 {
-    /// A body that the layer reads alone.
+    /// Creates a body that only the layer reads.
     pub(crate) fn unread(body: B, witness: W, limit: usize) -> Arc<Self> {
         let declared = body.size_hint().exact();
         Arc::new(Self {
@@ -91,14 +94,15 @@ where
         })
     }
 
-    /// The body for the handler.
+    /// Returns the body for the handler.
     pub(crate) fn reader(self: &Arc<Self>) -> StreamedBody {
         self.state().has_reader = true;
         let source = Arc::clone(self);
         StreamedBody::new(source)
     }
 
-    /// Reads the body to its end, if nobody else does. `Ready(None)`: somebody does, and is not waited for.
+    /// Reads the body to its end, unless the handler is still reading it. Returns `Ready(None)` if
+    /// the handler is still reading and `wait_for_reader` is `false`.
     pub(crate) fn poll_end(&self, cx: &mut Context<'_>, wait_for_reader: bool) -> Poll<Option<Ended>> {
         let mut state = self.state();
         for _ in 0..FRAMES_AT_ONCE {
@@ -126,7 +130,7 @@ where
         look(&self.state().witness)
     }
 
-    /// What nobody will read.
+    /// Returns the rest of the body, if the handler no longer reads it.
     pub(crate) fn take_rest(&self) -> Option<Pin<Box<B>>> {
         let mut state = self.state();
         match state.has_reader {
@@ -145,14 +149,14 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     W: Witness,
 {
-    /// Reads one frame. `None`: there are no more.
+    /// Reads one frame. Returns `None` if there are no more frames.
     fn advance(&mut self, cx: &mut Context<'_>, before_handler: bool) -> Poll<Option<Frame<Bytes>>> {
         if self.ended.is_some() {
             return Poll::Ready(None);
         }
         // A body that panics is not polled again.
         let Some(mut body) = self.body.take() else {
-            let failure = "the request body panicked before";
+            let failure = "the request body panicked earlier";
             self.fail(BodyEnd::BrokenOff, failure.into(), before_handler);
             return Poll::Ready(None);
         };
@@ -184,7 +188,7 @@ where
                     }
                     self.witness.data(data);
                 }
-                // Who knows where a body ends does not poll it once more.
+                // A reader that knows where the body ends does not poll the body again.
                 if body.is_end_stream() {
                     self.end(before_handler);
                 } else {
@@ -241,7 +245,7 @@ where
         let state = self.state();
         match state.ended {
             Some(_) => state.failure.is_none(),
-            // What the witness says of the end is to be told.
+            // The witness may still refuse the body at its end, and the reader must see that error.
             None => false,
         }
     }

@@ -1,4 +1,4 @@
-//! A request body that was not read yet.
+//! A request body that has not been read yet.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,8 +7,8 @@ use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A body that was not read yet. One whose length is not declared is boxed, so that the rest
-    /// can be taken out when it turns out too long.
+    /// A body that has not been read yet. A body without a declared length is boxed, so that the
+    /// rest can be taken out if the body turns out to be too long.
     #[project = UnreadProj]
     pub(crate) enum Unread<B> {
         Declared { #[pin] body: B },
@@ -27,7 +27,7 @@ impl<B: Body> Unread<B> {
         }
     }
 
-    /// The rest of a body whose length was not declared.
+    /// Returns the rest of a body whose length was not declared.
     pub(crate) fn take(self: Pin<&mut Self>) -> Option<Pin<Box<B>>> {
         match self.project() {
             UnreadProj::Declared { .. } => None,
@@ -49,8 +49,8 @@ impl<B: Body> Body for Unread<B> {
     }
 }
 
-/// Whether a body says itself that it is longer. What it declares is believed only when it refuses:
-/// memory is taken as data comes.
+/// Whether a body declares more than `limit` bytes. The declared length is used only to refuse a
+/// body: memory is allocated as data arrives.
 pub(crate) fn declares_more_than(body: &impl Body, limit: usize) -> bool {
     body.size_hint().lower() > limit as u64
 }

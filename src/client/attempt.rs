@@ -1,4 +1,4 @@
-//! One attempt: a whole response, within a time and a size.
+//! One attempt, which reads a complete response within a time limit and a size limit.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::BoxError;
 
-/// Why an attempt has no complete response.
+/// The reason why an attempt has no complete response.
 #[derive(Debug)]
 pub(super) enum AttemptError<E> {
     /// The client failed.
     Client(E),
-    /// There was no response in time.
+    /// No response arrived in time.
     NoResponse(Duration),
     /// The response began, but its body did not arrive.
     Body(Response<()>, BodyError),
@@ -25,14 +25,14 @@ pub(super) enum AttemptError<E> {
 
 #[derive(Debug)]
 pub(super) enum BodyError {
-    /// It did not end in time.
+    /// The body did not end in time.
     Endless(Duration),
     BrokenOff(BoxError),
-    /// It is larger than is allowed.
+    /// The body is larger than allowed.
     TooLarge(usize),
 }
 
-/// Reads the complete response, from the future that yields its head.
+/// Reads the complete response from the future that returns its head.
 pub(super) async fn whole<E, B>(
     head: impl Future<Output = Result<Response<B>, E>>,
     time: Duration,
@@ -41,7 +41,7 @@ pub(super) async fn whole<E, B>(
 where
     B: Body<Error: Into<BoxError>>,
 {
-    // A thousand years; the runtime's clock holds no much later moment.
+    // A thousand years. The runtime's clock cannot represent much later times.
     const FOREVER: Duration = Duration::from_secs(1 << 35);
     let deadline = Instant::now() + time.min(FOREVER);
     let response = match timeout_at(deadline, head).await {
@@ -77,7 +77,7 @@ impl fmt::Display for BodyError {
         match self {
             Self::Endless(after) => write!(f, "did not end within {after:?}"),
             Self::BrokenOff(_) => f.write_str("broke off"),
-            Self::TooLarge(limit) => write!(f, "is larger than the {limit} bytes of `max_response_body`"),
+            Self::TooLarge(limit) => write!(f, "is larger than `max_response_body` ({limit} bytes)"),
         }
     }
 }

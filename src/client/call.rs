@@ -1,4 +1,4 @@
-//! One call: attempts, pauses, and one result. Both clients use it.
+//! One call: its attempts, its pauses and its result. Both clients use this module.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use super::retry::{Next, Repeatable, RetryPolicy, Seen};
 use super::stopped::Stopped;
 use crate::error::{BoxError, ConfigError};
 
-/// What bounds a call.
+/// The bounds of a call.
 #[derive(Clone)]
 pub(super) struct Limits<C> {
     pub(super) policy: RetryPolicy<C>,
-    /// Of each attempt, to the last byte of its response.
+    /// The time for each attempt, up to the last byte of its response.
     pub(super) attempt_time: Duration,
     pub(super) max_response_body: usize,
 }
@@ -45,8 +45,8 @@ impl<C> Limits<C> {
 
 /// Sends the request until its result is final or a bound is reached.
 ///
-/// `replay` makes the same request again. `is_transient` says whether another attempt may end without that
-/// error. `send` sends a request.
+/// `replay` makes a copy of the request. `is_transient` says whether another attempt may end
+/// without the error. `send` sends a request.
 pub(super) async fn call<Req, C, B, E, F>(
     limits: &Limits<C>,
     operation: &Operation,
@@ -71,7 +71,7 @@ where
         let stopped = if limits.policy.key_left(call, repeatable, Some(operation)).is_zero() {
             Some(Stopped::KeyExpired)
         } else if left.is_zero() {
-            // What is sent now would be given up at once.
+            // A request that is sent now would be given up at once.
             Some(Stopped::TotalTime)
         } else {
             None
@@ -133,7 +133,7 @@ fn seen<'r, E>(
         Err(AttemptError::Body(head, error)) => Seen::HeadAlone {
             status: head.status(),
             headers: head.headers(),
-            // It would be as large the next time.
+            // The body would be just as large the next time.
             transient: !matches!(error, BodyError::TooLarge(_)),
         },
     }

@@ -1,4 +1,4 @@
-//! Why a call has no final answer.
+//! The error of a call that has no final answer.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -17,9 +17,10 @@ use crate::error::BoxError;
 
 /// A call that ended without a final answer.
 ///
-/// It says how the last attempt ended, why there was no other attempt, and what the last response was.
-/// The operation may have happened nevertheless. To find out, call again with the same
-/// [`operation`](Self::operation), later or from another process. A new operation could do it twice.
+/// It says how the last attempt ended, why there was no further attempt, and what the last response
+/// was. The operation may have happened nevertheless. To find out, call again with the same
+/// [`operation`](Self::operation), later or from another process. If you use a new operation, it
+/// could happen twice.
 ///
 /// ```
 /// use tower_idempotency::client::{CallError, Stopped};
@@ -42,7 +43,7 @@ struct Inner {
     elapsed: Duration,
     stopped: Option<Stopped>,
     last: Last,
-    /// What the last attempt failed with; none if it had a response.
+    /// The failure of the last attempt. `None` if the attempt had a response.
     failure: Option<String>,
     timed_out: bool,
     source: Option<BoxError>,
@@ -78,38 +79,38 @@ impl CallError {
         }))
     }
 
-    /// The client was not ready for a call.
+    /// Creates the error of a client that was not ready for a call.
     pub(super) fn not_ready(error: impl Into<BoxError>) -> Self {
         let cause = AttemptError::Client(error);
         Self::new(&Operation::new(), Call::new(), None, Last::default(), Some(cause))
     }
 
-    /// The operation. Its key is the one to retry with.
+    /// The operation. Retry with its key.
     #[must_use]
     pub fn operation(&self) -> &Operation {
         &self.0.operation
     }
 
-    /// How often the request was sent in this call.
+    /// The number of times that the request was sent in this call.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }
 
-    /// How long the call took, pauses included.
+    /// The time that the call took, including pauses.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed
     }
 
-    /// Why there was no other attempt. `None` if another attempt could not have helped: the response was too
-    /// large, or the error was not transient.
+    /// The reason why there was no further attempt. `None` if another attempt could not have
+    /// helped: the response was too large, or the error was not transient.
     #[must_use]
     pub fn stopped(&self) -> Option<Stopped> {
         self.0.stopped
     }
 
-    /// Whether the last attempt ran out of its time.
+    /// Whether the last attempt timed out.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         self.0.timed_out
@@ -121,14 +122,15 @@ impl CallError {
         self.0.last.response.as_ref()
     }
 
-    /// The last complete response, by value.
+    /// Returns the last complete response by value.
     #[must_use]
     pub fn into_last_response(self) -> Option<Response<Full<Bytes>>> {
         self.0.last.response
     }
 
-    /// The last status that arrived. The body of that response may have broken off, not ended, or been too
-    /// large. If the status is a success, the operation has happened, but its answer is not known.
+    /// The last status that arrived. The body of that response may have broken off, not ended, or
+    /// been too large. If the status is a success, the operation has happened, but its answer is
+    /// not known.
     #[must_use]
     pub fn last_status(&self) -> Option<StatusCode> {
         self.last_headers_and_status().map(|(status, _)| status)
@@ -170,10 +172,10 @@ impl fmt::Display for CallError {
             write!(f, ": {stopped}")?;
         }
         if let Some(failure) = failure {
-            write!(f, "; the last attempt: {failure}")?;
+            write!(f, "; last attempt: {failure}")?;
         }
         if let Some(response) = &last.response {
-            write!(f, "; the last response: {}", response.status())?;
+            write!(f, "; last response: {}", response.status())?;
         }
         Ok(())
     }
@@ -187,7 +189,7 @@ impl StdError for CallError {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the response: its body and headers may hold what must not be in a log.
+        // Not the response: its body and headers may contain data that must not be in a log.
         f.debug_struct("Inner")
             .field("operation", &self.operation)
             .field("attempts", &self.attempts)

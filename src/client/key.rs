@@ -13,17 +13,18 @@ use uuid::Uuid;
 use super::operation::{Key, Operation};
 use crate::request::key::IDEMPOTENCY_KEY;
 
-/// Gives each unsafe request a key, if it has none.
+/// Gives a key to each unsafe request that has none.
 ///
-/// Each request that passes this layer is one logical operation, so put the layer **outside** whatever
-/// retries. The key is the first of these that is there:
+/// Each request that passes through this layer is one logical operation, so put the layer
+/// **outside** any layer that retries. The key is the first of these keys that is present:
 ///
 /// 1. the key in the request's header;
 /// 2. the key of the [`Operation`] that the caller put into the request's extensions;
 /// 3. a new UUID.
 ///
-/// The response has the [`Operation`] as an extension. If the caller's operation has another key than the
-/// header, the header counts, and the response has a new operation with that key.
+/// The response has the [`Operation`] as an extension. If the keys in the header and in the
+/// caller's operation differ, the header takes precedence. The response then has a new operation
+/// with the header's key.
 ///
 /// ```
 /// use tower_idempotency::client::IdempotencyKeyLayer;
@@ -64,8 +65,8 @@ impl Default for IdempotencyKeyLayer {
 }
 
 impl IdempotencyKeyLayer {
-    /// The layer with all defaults: random UUIDs (version 4, RFC 9562) without quotes, in the header
-    /// `Idempotency-Key`, for every method that is not safe (RFC 9110, section 9.2.1).
+    /// Creates the layer with all defaults: random UUIDs (version 4, RFC 9562) without quotes, in
+    /// the header `Idempotency-Key`, for every method that is not safe (RFC 9110, section 9.2.1).
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(KeyRules {
@@ -81,16 +82,16 @@ impl IdempotencyKeyLayer {
         self
     }
 
-    /// Sends keys in quotes, as the draft's structured-field String. By default keys are bare, as most SDKs
-    /// send them. Servers that follow the draft strictly want quotes. A key with a space, a comma or a
-    /// quotation mark is always quoted.
+    /// Sends keys in quotes, as the draft's structured-field String. By default, keys are bare, as
+    /// most SDKs send them. Servers that follow the draft strictly require quotes. A key with a
+    /// space, a comma or a quotation mark is always quoted.
     #[must_use]
     pub fn quoted(self) -> Self {
         self.change(|rules| rules.quoted = true)
     }
 
-    /// Makes UUIDs of version 7, which sort by time, for servers that keep keys in an index. They reveal when
-    /// the operation began.
+    /// Makes version 7 UUIDs, which sort by time, for servers that keep keys in an index. These
+    /// UUIDs reveal when the operation began.
     #[must_use]
     pub fn time_ordered(self) -> Self {
         self.change(|rules| rules.time_ordered = true)
@@ -102,14 +103,15 @@ impl IdempotencyKeyLayer {
         self.change(|rules| rules.header = name)
     }
 
-    /// Sets the methods whose requests get a key. Default: all methods except the safe ones (`GET`, `HEAD`,
-    /// `OPTIONS` and `TRACE`).
+    /// Sets the methods whose requests get a key. Default: all methods except the safe ones (`GET`,
+    /// `HEAD`, `OPTIONS` and `TRACE`).
     #[must_use]
     pub fn methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.change(|rules| rules.methods = Some(methods.into_iter().collect()))
     }
 
-    /// The request's operation. Puts its key into the header if the request is to have one.
+    /// Returns the request's operation. If the request needs a key, puts the operation's key into
+    /// the header.
     pub(super) fn begin(&self, method: &Method, headers: &mut HeaderMap, extensions: &mut Extensions) -> Operation {
         let operation = extensions.get::<Operation>().cloned().unwrap_or_default();
         let operation = match headers.get(&self.0.header) {
@@ -130,7 +132,8 @@ impl IdempotencyKeyLayer {
     }
 }
 
-/// The header that the request's key is in, if it has a key. It is in the request's extensions.
+/// The header that contains the request's key, if the request has a key. This value is in the
+/// request's extensions.
 #[derive(Clone)]
 pub(super) struct KeyHeader(pub(super) HeaderName);
 
@@ -154,7 +157,8 @@ impl KeyRules {
         }
     }
 
-    /// Operations hold printable ASCII only, so there always is one.
+    /// Returns the header line for a key. There is always a line, because operations contain only
+    /// printable ASCII.
     fn line(&self, key: &Key) -> Option<HeaderValue> {
         if let Some(line) = &key.as_written {
             return Some(line.clone());
@@ -169,7 +173,7 @@ impl KeyRules {
             let text = sfv::StringRef::from_str(key).ok()?;
             HeaderValue::from_str(&sfv::ItemSerializer::new().bare_item(text).finish()).ok()?
         };
-        // Whoever knows the key can ask for the response.
+        // Whoever knows the key can request the response.
         line.set_sensitive(true);
         Some(line)
     }

@@ -6,17 +6,17 @@ use http_body_util::Full;
 
 use super::attempt::AttemptError;
 
-/// What a call last saw of the server.
+/// The last responses that a call received from the server.
 #[derive(Default)]
 pub(super) struct Last {
-    /// The last whole response.
+    /// The last complete response.
     pub(super) response: Option<Response<Full<Bytes>>>,
     /// The head of a later response whose body did not arrive.
     pub(super) head: Option<Response<()>>,
 }
 
 impl Last {
-    /// Keeps what the result has of a response, and returns its error.
+    /// Keeps the part of a response that the result has, and returns the result's error.
     pub(super) fn keep<E>(
         &mut self,
         result: Result<Response<Full<Bytes>>, AttemptError<E>>,

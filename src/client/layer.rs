@@ -23,16 +23,17 @@ use crate::error::{BoxError, ConfigError};
 
 /// Adds keys, retries and bounds to a Tower HTTP client, such as `hyper_util`'s.
 ///
-/// Each call is one logical operation. It gets a key ([`IdempotencyKeyLayer`]) and is sent until its
-/// response is final, or until a bound of the [`RetryPolicy`] is reached. It returns the complete
-/// response with its body read; trailers are not kept. The response has the
+/// Each call is one logical operation. Its request gets a key ([`IdempotencyKeyLayer`]) and is sent
+/// until a response is final, or until a bound of the [`RetryPolicy`] is reached. The call returns
+/// the complete response with its body read. Trailers are not kept. The response has the
 /// [`Operation`](super::Operation) as an extension. A [`CallError`] has the operation and the last
 /// response.
 ///
-/// A response is final if the [policy](super) does not retry it. `404`, `422` and redirects are final. If
-/// redirects should be followed, put the layer that follows them inside this one.
+/// A response is final if the [policy](super) does not retry it. `404`, `422` and redirects are
+/// final. To follow redirects, put the layer that follows them inside this layer.
 ///
-/// If you drop the future of a call, no other attempt is sent. The server may finish what it has begun.
+/// If you drop a call's future, no further attempt is sent. The server may still finish an attempt
+/// that it has begun.
 ///
 /// ```
 /// use std::time::Duration;
@@ -53,7 +54,7 @@ pub struct ClientLayer<C = EveryError> {
 }
 
 impl ClientLayer {
-    /// The layer with all defaults.
+    /// Creates the layer with all defaults.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -79,7 +80,7 @@ impl Default for ClientLayer {
     }
 }
 
-/// Configures a [`ClientLayer`]. A setting that cannot work is an error of [`build`](Self::build).
+/// Configures a [`ClientLayer`]. [`build`](Self::build) returns an error if a setting cannot work.
 #[must_use]
 pub struct ClientLayerBuilder<C> {
     limits: Limits<C>,
@@ -93,15 +94,15 @@ impl<C> ClientLayerBuilder<C> {
         self
     }
 
-    /// Sets how long one attempt may take, to the last byte of its response. Default: 20 s. Zero is an error.
-    /// The rest of the policy's total time also bounds an attempt.
+    /// Sets how long one attempt can take, up to the last byte of its response. Default: 20 s. Zero
+    /// is an error. An attempt is also limited by the rest of the policy's total time.
     pub fn attempt_time(mut self, attempt_time: Duration) -> Self {
         self.limits.attempt_time = attempt_time;
         self
     }
 
-    /// Sets the largest response body, in bytes. Default: 2 MiB. A larger body is an error at once, because it
-    /// would be as large the next time.
+    /// Sets the maximum size of a response body, in bytes. Default: 2 MiB. A larger body is an
+    /// error at once, because it would be just as large the next time.
     pub fn max_response_body(mut self, bytes: usize) -> Self {
         self.limits.max_response_body = bytes;
         self
@@ -111,7 +112,7 @@ impl<C> ClientLayerBuilder<C> {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] names the setting that cannot work.
+    /// Returns a [`ConfigError`] that names the setting that cannot work.
     pub fn build(self) -> Result<ClientLayer<C>, ConfigError> {
         Ok(ClientLayer {
             limits: Arc::new(self.limits.validated()?),
@@ -204,7 +205,7 @@ where
             .repeatable(&parts.method, &parts.headers, &parts.extensions);
         let request = Request::from_parts(parts, body);
 
-        // The service that is ready is for the first attempt.
+        // The first attempt uses the service that is ready.
         let clone = self.inner.clone();
         let mut ready = Some(mem::replace(&mut self.inner, clone.clone()));
         let limits = Arc::clone(&self.limits);

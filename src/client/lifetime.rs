@@ -1,4 +1,4 @@
-//! How long a key may be sent: until its server may have forgotten it.
+//! The time for which a key can be sent, until the server may have forgotten it.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,25 +6,27 @@ use http::header::DATE;
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-/// An hour less than servers keep keys, by the default of this crate and the documentation of most
-/// providers. The hour is for the network, and for a server that counts from another moment.
+/// The default lifetime. It is an hour less than servers keep keys, according to this crate's
+/// default and the documentation of most providers. The hour allows for the network, and for a
+/// server that counts from another moment.
 pub(super) const DEFAULT: Duration = Duration::from_secs(23 * 3600);
 
-/// The part of a server's time that is not used, as in the default: dates are whole seconds, and an attempt
-/// takes a while to arrive.
+/// The part of a server's time that is not used: one part in 24, as in the default. Dates are whole
+/// seconds, and an attempt takes a while to arrive.
 const SPARED: u32 = 24;
 
 const EXPIRES: &str = "idempotency-expires";
 
-/// How long an operation may be sent, by the monotonic clock: setting the system's clock changes nothing.
+/// The time for which an operation can be sent. It is measured by the monotonic clock, so setting
+/// the system's clock does not change it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lifetime {
     begun: Instant,
-    /// How old the operation was when this process met it.
+    /// The age of the operation when this process first saw it.
     before: Duration,
-    /// The operation's own lifetime; `None` means the policy's.
+    /// The operation's own lifetime. `None` means the policy's lifetime.
     pub(super) own: Option<Duration>,
-    /// When the server forgets the key, if it has said so.
+    /// The time when the server forgets the key, if the server has reported it.
     told: Option<Instant>,
 }
 
@@ -40,15 +42,17 @@ impl Default for Lifetime {
 }
 
 impl Lifetime {
-    /// The operation had begun that long ago when this process met it, which is now.
+    /// Records that this process first sees the operation now, and that the operation began
+    /// `before` ago.
     pub(super) fn begun_before(&mut self, before: Duration) {
         self.begun = Instant::now();
         self.before = before;
     }
 
-    /// The server forgets the key within that time. Of several such times the soonest counts.
+    /// Records that the server forgets the key when the time `left` is over. If there are several
+    /// such times, the earliest applies.
     pub(super) fn ends_within(&mut self, left: Duration, now: Instant) {
-        // A moment that no clock holds is no bound.
+        // A time that the clock cannot represent is no limit.
         if let Some(end) = now.checked_add(left - left / SPARED) {
             self.told = Some(self.told.map_or(end, |told| told.min(end)));
         }
@@ -64,11 +68,11 @@ impl Lifetime {
     }
 }
 
-/// How long the server keeps the key from its response on, if it tells so by an HTTP date (RFC 9110,
-/// section 5.6.7) in `Idempotency-Expires`. What cannot be read is ignored.
+/// Returns how long the server keeps the key after its response, if the response has an HTTP date
+/// (RFC 9110, section 5.6.7) in `Idempotency-Expires`. Values that cannot be read are ignored.
 ///
-/// The date is compared with the server's own `Date` if there is one, so that the difference of the two
-/// clocks does not matter.
+/// The date is compared with the server's own `Date` if that header is present, so that a
+/// difference between the two clocks does not matter.
 pub(super) fn told_by(headers: &HeaderMap) -> Option<Duration> {
     let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?.trim()).ok();
     let expires = headers.get_all(EXPIRES).iter().filter_map(date).min()?;
@@ -99,7 +103,7 @@ mod tests {
         let seconds = Duration::from_secs;
         for (values, expected) in [
             (&["Tue, 24 Nov 2026 12:00:07 GMT"][..], Some(seconds(7))),
-            // The two older forms that RFC 9110, section 5.6.7, has recipients accept.
+            // The two older forms that RFC 9110, section 5.6.7, requires recipients to accept.
             (&["Tuesday, 24-Nov-26 12:00:07 GMT"], Some(seconds(7))),
             (&["Tue Nov 24 12:00:07 2026"], Some(seconds(7))),
             (&["Wed, 25 Nov 2026 12:00:00 GMT"], Some(24 * HOUR)),

@@ -1,7 +1,8 @@
 //! Clients that retry correctly.
 //!
-//! A key protects an operation only if it is made once for the operation and sent with every attempt.
-//! [`ClientLayer`] does this, and retries, around any Tower HTTP client:
+//! A key protects an operation only if it is made once for the operation and sent with every
+//! attempt. [`ClientLayer`] wraps any Tower HTTP client. It makes and sends the key in this way,
+//! and retries:
 //!
 //! ```
 //! use bytes::Bytes;
@@ -37,15 +38,15 @@
 //! |---|---|
 //! | [`Operation`] | one logical operation: its key, and how it went |
 //! | [`IdempotencyKeyLayer`] | gives each unsafe request a key, once for all its attempts |
-//! | [`RetryPolicy`] | decides what is retried, and when; also for [`tower::retry`] |
+//! | [`RetryPolicy`] | decides what is retried, and when; also works with [`tower::retry`] |
 //! | [`ClientLayer`] | does both, and bounds each attempt and the whole call |
-//! | `client::reqwest` | the same for `reqwest`, as a middleware of `reqwest-middleware` (feature `reqwest`) |
+//! | `client::reqwest` | the same for `reqwest`, as middleware for `reqwest-middleware` (feature `reqwest`) |
 //!
 //! # What is retried
 //!
 //! | the attempt ended with | retried? |
 //! |---|---|
-//! | a lost connection, a time-out, a body that broke off | yes |
+//! | a lost connection, a timeout, a body that broke off | yes |
 //! | `408`, `425`, `429`, `5xx` | yes, after `Retry-After` or a pause |
 //! | `409` with `Retry-After` or `x-should-retry: true` (the operation is in flight) | yes |
 //! | `501`, `505`, `506`, `507`, `508`, `510`, `511` | no: the server cannot handle the request, or a person has to act first |
@@ -54,14 +55,18 @@
 //! | any other response | no |
 //!
 //! A server can overrule the table with `x-should-retry` or `stripe-should-retry`. Your own
-//! [`RetryPolicyBuilder::retry_response_if`] overrules both. Three kinds of requests are never retried: one
-//! without a key, unless its method is idempotent (RFC 9110, section 9.2.2); one whose body cannot be sent
-//! again; and one whose key's [lifetime](Operation#lifetime) is over.
+//! [`RetryPolicyBuilder::retry_response_if`] overrules both.
+//!
+//! Three kinds of requests are never retried:
+//!
+//! - a request without a key, unless its method is idempotent (RFC 9110, section 9.2.2);
+//! - a request whose body cannot be sent again;
+//! - a request whose key's [lifetime](Operation#lifetime) is over.
 //!
 //! # Building the stack yourself
 //!
-//! The parts fit any Tower stack. The key belongs outside the retries, so that every attempt has the same
-//! key. A time-out for each attempt belongs inside:
+//! The parts fit into any Tower stack. Put the key layer outside the retries, so that every attempt
+//! has the same key. Put a timeout for each attempt inside:
 //!
 //! ```
 //! use std::time::Duration;
@@ -82,9 +87,9 @@
 //! # }
 //! ```
 //!
-//! [`ClientLayer`] does more. It reads the complete response within the attempt, so that a body that breaks
-//! off or never ends is retried. It ends an attempt that runs into the total time. Its error keeps the last
-//! response.
+//! [`ClientLayer`] does more. It reads the complete response within the attempt, so that a body
+//! that breaks off or never ends is retried. It ends an attempt when the total time is over. Its
+//! error contains the last response.
 
 mod attempt;
 mod call;

@@ -15,18 +15,20 @@ use crate::digest::Digest;
 use crate::error::ConfigError;
 use crate::request::key::{self, InvalidKey};
 
-/// The longest key that servers accept, by the default of this crate and the documentation of most providers.
+/// The longest key that servers accept, according to this crate's default and the documentation of
+/// most providers.
 const MAX_KEY_LENGTH: usize = 255;
 
 /// One logical operation: its key, and how it went.
 ///
-/// To choose the key, put an operation into the request's extensions. Clones are the same operation: keep
-/// one to see how many attempts there were, even if the call failed. If a request has no operation,
-/// [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) makes one. The response has the operation in its
-/// extensions in both cases.
+/// To choose the key, put an operation into the request's extensions. Clones are the same
+/// operation. Keep a clone to see how many attempts there were, even if the call failed. If a
+/// request has no operation, [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) makes one. In both
+/// cases, the response has the operation in its extensions.
 ///
-/// A new intent is a new operation. A second try of the same intent is the same operation, even after a
-/// restart of the program: store the key with the order, or derive the key from the order's number.
+/// A new intent is a new operation. A second try of the same intent is the same operation, even
+/// after the program restarts. Store the key with the order, or derive the key from the order
+/// number.
 ///
 /// ```
 /// use tower_idempotency::client::Operation;
@@ -43,17 +45,20 @@ const MAX_KEY_LENGTH: usize = 255;
 ///
 /// # Lifetime
 ///
-/// A server forgets a key after a while (24 hours by this crate's default), and an attempt after that
-/// runs the operation again. So an operation has a lifetime, of 23 hours by default
-/// ([`RetryPolicyBuilder::key_lifetime`](super::RetryPolicyBuilder::key_lifetime)). When it is over,
-/// [`ClientLayer`](super::ClientLayer) and the middleware send nothing more and say
-/// [`Stopped::KeyExpired`]. The lifetime begins when this value is made, or at
-/// [`begun_at`](Self::begun_at). It is measured by the monotonic clock: setting the system's clock does not
-/// change it. On Linux, time in which the machine is suspended does not count.
+/// A server forgets a key after a while (24 hours by this crate's default), and an attempt after
+/// that runs the operation again. An operation therefore has a lifetime, which is 23 hours by
+/// default ([`RetryPolicyBuilder::key_lifetime`](super::RetryPolicyBuilder::key_lifetime)). When
+/// the lifetime is over, [`ClientLayer`](super::ClientLayer) and the middleware send nothing more
+/// and report [`Stopped::KeyExpired`].
 ///
-/// A server can say when it forgets the key, in the response header `Idempotency-Expires` (an HTTP date,
-/// RFC 9110, section 5.6.7). This shortens the lifetime and never extends it. One twenty-fourth of the
-/// remaining time is not used, because dates are whole seconds and an attempt takes a while to arrive.
+/// The lifetime begins when this value is made, or at [`begun_at`](Self::begun_at). It is measured
+/// by the monotonic clock, so setting the system's clock does not change it. On Linux, the time
+/// during which the machine is suspended is not included.
+///
+/// A server can say when it forgets the key, in the response header `Idempotency-Expires` (an HTTP
+/// date, RFC 9110, section 5.6.7). This can shorten the lifetime, but never extends it. One
+/// twenty-fourth of the remaining time is not used, because dates are whole seconds and an attempt
+/// takes a while to arrive.
 #[derive(Clone, Default)]
 pub struct Operation(Arc<State>);
 
@@ -66,39 +71,41 @@ struct State {
     lifetime: Mutex<Lifetime>,
 }
 
-/// A key, and how the caller wrote it in the header, if the caller did.
+/// A key and, if the caller wrote it into the header, the form in which the caller wrote it.
 #[derive(Clone)]
 pub(super) struct Key {
     pub(super) text: String,
-    /// The header value that the caller wrote. A server may take the quoted and the bare form for two keys, so
-    /// retries send the same form.
+    /// The header value that the caller wrote. A server may treat the quoted and the bare form as
+    /// two keys, so retries send the same form.
     pub(super) as_written: Option<HeaderValue>,
 }
 
 impl Operation {
-    /// An operation whose key is made when its first request is sent. Use the same operation, or clones of it,
-    /// for all requests of this intent.
+    /// Creates an operation whose key is made when its first request is sent. Use the same
+    /// operation, or clones of it, for all requests with this intent.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An operation with this key: 1 to 255 bytes of visible ASCII and spaces.
+    /// Creates an operation with this key, which must have 1 to 255 bytes of visible ASCII and
+    /// spaces.
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`] says which rule the key breaks.
+    /// Returns an [`InvalidKey`] that says which rule the key breaks.
     pub fn with_key(key: impl Into<String>) -> Result<Self, InvalidKey> {
         let key = key.into();
         key::check_text(&key, MAX_KEY_LENGTH)?;
         Ok(Self::keyed(key))
     }
 
-    /// An operation whose key is a UUID (version 8, RFC 9562) made from these parts. The same parts in the same
-    /// order give the same key, in every process and release.
+    /// Creates an operation whose key is a UUID (version 8, RFC 9562) made from these parts. The
+    /// same parts in the same order give the same key, in every process and release.
     ///
-    /// The parts must separate this intent from every other: for example the order's number and the step. The
-    /// content of the request is not enough, because two orders of the same goods are two operations.
+    /// The parts must separate this intent from every other intent. For example, use the order
+    /// number and the step. The content of the request is not enough, because two orders for the
+    /// same goods are two operations.
     #[must_use]
     pub fn derived<I>(parts: I) -> Self
     where
@@ -119,13 +126,14 @@ impl Operation {
         operation
     }
 
-    /// Sets the [lifetime](Self#lifetime) of this operation and its clones, from its beginning. Default: the
-    /// policy's [`key_lifetime`](super::RetryPolicyBuilder::key_lifetime). Set it shorter than the server
-    /// keeps keys.
+    /// Sets the [lifetime](Self#lifetime) of this operation and its clones, counted from the
+    /// beginning of the operation. Default: the policy's
+    /// [`key_lifetime`](super::RetryPolicyBuilder::key_lifetime). Use a shorter time than the
+    /// server keeps keys.
     ///
     /// # Errors
     ///
-    /// The lifetime is zero.
+    /// Returns an error if the lifetime is zero.
     ///
     /// ```
     /// use std::time::Duration;
@@ -145,9 +153,10 @@ impl Operation {
         Ok(self)
     }
 
-    /// Sets when the operation began, if it began in another process: the time that you stored with its key.
-    /// The [lifetime](Self#lifetime) counts from then. The age is read once, here, from the system's clock. A
-    /// time in the future counts as now.
+    /// Sets when the operation began, if it began in another process. Pass the time that you stored
+    /// with its key. The [lifetime](Self#lifetime) is counted from that time. The operation's age
+    /// is read from the system's clock only once, in this call. A time in the future is treated as
+    /// now.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -165,8 +174,9 @@ impl Operation {
         self
     }
 
-    /// The operation of a request with this header: this operation, if it has that key or no key yet; otherwise
-    /// a new one, because the header is what the server sees.
+    /// Returns the operation of a request with this header. It is this operation, if this operation
+    /// has the header's key or no key yet. Otherwise it is a new operation, because the server sees
+    /// the header.
     pub(super) fn written(self, line: &HeaderValue) -> Self {
         let Some(text) = key::text_of_line(line) else {
             return Self::new();
@@ -187,29 +197,30 @@ impl Operation {
         self.0.key.get().map(|key| key.text.as_str())
     }
 
-    /// How often the operation was sent, over all calls with it or a clone of it.
-    /// [`ClientLayer`](super::ClientLayer), the middleware and [`RetryPolicy`](super::RetryPolicy) count it.
+    /// The number of times that the operation was sent, over all calls with it or a clone of it.
+    /// [`ClientLayer`](super::ClientLayer), the middleware and [`RetryPolicy`](super::RetryPolicy)
+    /// count the attempts.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts.load(Ordering::Relaxed)
     }
 
-    /// Whether the response was a replay: an earlier attempt ran, and its response got lost. The server says so
-    /// with `Idempotency-Replayed: true`, or Stripe's `Idempotent-Replayed`.
+    /// Whether the response was a replay: an earlier attempt ran, and its response got lost. The
+    /// server marks a replay with `Idempotency-Replayed: true`, or Stripe's `Idempotent-Replayed`.
     #[must_use]
     pub fn replayed(&self) -> bool {
         self.0.replayed.load(Ordering::Relaxed)
     }
 
-    /// Why the last call ended, although its result could have been retried. `None` if its response was
-    /// final.
+    /// The reason why the last call ended, although its result could have been retried. `None` if
+    /// its response was final.
     #[must_use]
     pub fn stopped(&self) -> Option<Stopped> {
         *self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The key, which is made now if there is none. If two requests of one operation are sent at once, one of
-    /// them makes it.
+    /// Returns the key, and makes it first if there is none. If two requests of one operation are
+    /// sent at once, only one of them makes the key.
     pub(super) fn key_or_else(&self, make: impl FnOnce() -> Key) -> &Key {
         self.0.key.get_or_init(make)
     }
@@ -223,15 +234,15 @@ impl Operation {
         self.told_lifetime(headers);
     }
 
-    /// Notes what a response says about the key's lifetime.
+    /// Records what a response says about the key's lifetime.
     pub(super) fn told_lifetime(&self, headers: &HeaderMap) {
         if let Some(left) = told_by(headers) {
             self.lifetime().ends_within(left, Instant::now());
         }
     }
 
-    /// How long the key may still be sent. `by_default` is the lifetime of operations that have none of
-    /// their own.
+    /// Returns how long the key can still be sent. `by_default` is the lifetime of operations that
+    /// do not have their own.
     pub(super) fn lifetime_left(&self, by_default: Duration) -> Duration {
         self.lifetime().left(by_default, Instant::now())
     }
@@ -245,7 +256,8 @@ impl Operation {
     }
 }
 
-/// By the marker of this crate's default, or Stripe's.
+/// Returns whether a response is a replay, according to this crate's default marker or Stripe's
+/// marker.
 pub(super) fn is_replay(headers: &HeaderMap) -> bool {
     let marked = |name| headers.get(name).is_some_and(|value| value == "true");
     marked("idempotency-replayed") || marked("idempotent-replayed")
@@ -253,7 +265,7 @@ pub(super) fn is_replay(headers: &HeaderMap) -> bool {
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the key: whoever knows it and the credentials can read the response.
+        // Not the key: whoever knows the key and the credentials can read the response.
         f.debug_struct("Operation")
             .field("has_key", &self.key().is_some())
             .field("attempts", &self.attempts())

@@ -1,4 +1,4 @@
-//! Request bodies that can be sent again, and those that cannot.
+//! Request bodies that can be sent again, and bodies that cannot.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,11 +11,12 @@ use pin_project_lite::pin_project;
 
 /// A request body that may be able to make an identical copy of itself before it is sent.
 ///
-/// `None` means that this body can be sent only once. Its request is then not retried, and the error (or
-/// [`Operation::stopped`](super::Operation::stopped)) says so. [`Full`], [`Empty`] and `String` can be sent
-/// again, [`Once`] cannot, and [`Either`] is like the side that it holds.
+/// If [`replay`](Self::replay) returns `None`, the body can be sent only once. Its request is then
+/// not retried, and the error (or [`Operation::stopped`](super::Operation::stopped)) says so.
+/// [`Full`], [`Empty`] and `String` can be sent again. [`Once`] cannot be sent again. [`Either`]
+/// behaves like the body inside it.
 pub trait ReplayableBody: Sized {
-    /// The same body once more.
+    /// Returns a copy of the body, or `None` if the body can be sent only once.
     fn replay(&self) -> Option<Self>;
 }
 
@@ -46,7 +47,7 @@ impl<L: ReplayableBody, R: ReplayableBody> ReplayableBody for Either<L, R> {
     }
 }
 
-/// The same request again; `None` if its body can be sent only once.
+/// Returns a copy of the request, or `None` if its body can be sent only once.
 pub(super) fn replay<B: ReplayableBody>(request: &Request<B>) -> Option<Request<B>> {
     let mut again = Request::new(request.body().replay()?);
     *again.method_mut() = request.method().clone();

@@ -1,4 +1,4 @@
-//! The client side for `reqwest`, as a middleware of
+//! The client side for `reqwest`, as middleware for
 //! [`reqwest-middleware`](https://docs.rs/reqwest-middleware).
 //!
 //! ```
@@ -35,18 +35,18 @@ use super::layer::ClientLayer;
 use super::operation::Operation;
 use super::retry::{EveryError, Transient};
 
-/// Does for `reqwest` what a [`ClientLayer`] does: the same keys, retries and bounds.
+/// Adds the keys, retries and bounds of a [`ClientLayer`] to `reqwest`.
 ///
-/// Middlewares after this one see each attempt, so put one that signs or authenticates there. Set the
-/// operation with `RequestBuilder::with_extension`; the response has it in its extensions. A request whose
-/// body is a stream cannot be sent again, so it is not retried.
+/// Middleware after this one sees each attempt, so put middleware that signs or authenticates
+/// there. Set the operation with `RequestBuilder::with_extension`. The response has the operation
+/// in its extensions. A request whose body is a stream cannot be sent again, so it is not retried.
 ///
-/// A call without a final answer is an [`Error::Middleware`] with a [`CallError`](super::CallError) inside:
-/// `error.downcast_ref::<CallError>()`.
+/// A call without a final answer returns an [`Error::Middleware`] that contains a
+/// [`CallError`](super::CallError). To get it, call `error.downcast_ref::<CallError>()`.
 ///
-/// `reqwest` follows redirects itself, within each attempt and with the key. `307` and `308` repeat the
-/// request; `301`, `302` and `303` turn a `POST` into a `GET`. Too many redirects are an error that is not
-/// retried. A request that `reqwest` cannot build is not retried either.
+/// `reqwest` follows redirects itself, within each attempt and with the key. `307` and `308` repeat
+/// the request; `301`, `302` and `303` turn a `POST` into a `GET`. Too many redirects are an error
+/// that is not retried. A request that `reqwest` cannot build is not retried either.
 ///
 /// ```
 /// use std::time::Duration;
@@ -64,14 +64,14 @@ use super::retry::{EveryError, Transient};
 pub struct IdempotencyMiddleware<C = EveryError>(ClientLayer<C>);
 
 impl<C> IdempotencyMiddleware<C> {
-    /// A middleware with these settings.
+    /// Creates the middleware with these settings.
     #[must_use]
     pub fn new(settings: ClientLayer<C>) -> Self {
         Self(settings)
     }
 }
 
-/// The middleware with all defaults.
+/// Creates the middleware with all defaults.
 impl Default for IdempotencyMiddleware {
     fn default() -> Self {
         Self::new(ClientLayer::new())
@@ -101,18 +101,18 @@ where
         let operation = keys.begin(&method, request.headers_mut(), extensions);
         let repeatable = limits.policy.repeatable(&method, request.headers(), extensions);
 
-        // One attempt after the other; the lock is never waited for.
+        // Attempts run one after the other, so nothing ever waits for the lock.
         let extensions = Mutex::new(extensions);
         let send = |request| {
             let next = next.clone();
             let extensions = &extensions;
             async move {
-                // Its query may hold what must not be in an error.
+                // The query of the URL may contain data that must not be in an error.
                 let response = next.run(request, *extensions.lock().await).await;
                 Ok(with_url(response.map_err(Error::without_url)?))
             }
         };
-        // An error in the request itself would be the same the next time.
+        // An error in the request itself would occur again the next time.
         let is_transient =
             |error: &Error| !error.is_builder() && !error.is_redirect() && limits.policy.is_transient(error);
         let called = call::call(
@@ -134,7 +134,7 @@ where
     }
 }
 
-/// The response with its URL as the extension that `reqwest` takes it from again.
+/// Converts a response, and keeps its URL in the extension from which `reqwest` reads it again.
 fn with_url(response: Response) -> http::Response<Body> {
     let url = http::Response::builder().url(response.url().clone()).body(());
     let mut response = http::Response::from(response);

@@ -1,49 +1,52 @@
-//! Why a call ended, although its result could have been retried.
+//! The reason why a call ended, although its result could have been retried.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Why there was no other attempt, although the result of the last one could have been retried.
+/// The reason why there was no further attempt, although the result of the last attempt could have
+/// been retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stopped {
-    /// The attempts of [`RetryPolicyBuilder::attempts`](super::RetryPolicyBuilder::attempts) are used up.
+    /// All attempts that [`RetryPolicyBuilder::attempts`](super::RetryPolicyBuilder::attempts)
+    /// allows are used up.
     Attempts,
     /// The next attempt would have begun after
-    /// [`RetryPolicyBuilder::total_time`](super::RetryPolicyBuilder::total_time), or the last attempt took until
-    /// then.
+    /// [`RetryPolicyBuilder::total_time`](super::RetryPolicyBuilder::total_time), or the last
+    /// attempt lasted until then.
     TotalTime,
     /// The server's `Retry-After` is longer than the rest of the total time.
     RetryAfter(Duration),
-    /// The retry budget is used up: too many of this client's requests are retries already.
+    /// The retry budget is used up: too many of this client's requests are already retries.
     Budget,
-    /// The operation's lifetime is over. The server may have forgotten the key, and would then run another
-    /// attempt as a new operation. Find out whether the operation was done before you begin a new one.
+    /// The operation's lifetime is over. The server may have forgotten the key, and would then run
+    /// another attempt as a new operation. Find out whether the operation was done before you begin
+    /// a new one.
     KeyExpired,
     /// The request has no key, and its method is not idempotent.
     NoKey,
-    /// The request's body can be sent only once. With [`tower::retry`] itself this is set from the start,
-    /// whatever the result.
+    /// The request body can be sent only once. If you use [`tower::retry`] directly, this reason is
+    /// set from the start, whatever the result.
     BodyNotReplayable,
 }
 
 impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Attempts => f.write_str("the attempts are used up"),
+            Self::Attempts => f.write_str("all attempts are used up"),
             Self::TotalTime => f.write_str("the total time is used up"),
             Self::RetryAfter(wait) => write!(
                 f,
-                "the server asks to wait {} s, longer than what is left of the total time",
+                "the server asked the client to wait {} s, which is longer than the rest of the total time",
                 wait.as_secs()
             ),
             Self::Budget => f.write_str("the retry budget is used up"),
             Self::KeyExpired => f.write_str(
-                "the lifetime of the key is over, and another attempt could run the operation a second time; \
-                 find out whether it was done before you begin a new operation",
+                "the key's lifetime is over, and another attempt could run the operation a second time; \
+                 find out whether the operation was done before you begin a new one",
             ),
-            Self::NoKey => f.write_str("without a key this method must not be repeated"),
-            Self::BodyNotReplayable => f.write_str("the request's body can be sent only once"),
+            Self::NoKey => f.write_str("a request with this method must not be repeated without a key"),
+            Self::BodyNotReplayable => f.write_str("the request body can be sent only once"),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The work that goes on without its client.
+//! Work that continues without its client.
 
-/// Work that goes on without its client: handlers whose client has left, and outcomes that are
-/// being stored again after the store failed.
+/// Work that continues without its client: handlers whose client has disconnected, and outcomes
+/// that the layer tries to store again after the store failed.
 ///
 /// ```
 /// use std::time::Duration;
@@ -22,19 +22,19 @@
 pub struct Background(pub(super) tokio_util::task::TaskTracker);
 
 impl Background {
-    /// How many pieces of work there are.
+    /// Returns the number of running tasks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns `true` if no task is running.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns when there is none. Stop taking requests first.
+    /// Waits until no task is running. Stop accepting requests first.
     pub async fn wait(&self) {
         self.0.close();
         self.0.wait().await;

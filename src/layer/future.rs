@@ -1,4 +1,4 @@
-//! The future of [`IdempotencyService`](crate::IdempotencyService): it only polls.
+//! The response future of [`IdempotencyService`](crate::IdempotencyService). It only polls.
 
 use std::fmt;
 use std::future::Future;
@@ -14,15 +14,15 @@ use crate::run::stage::{Stage, StageProj};
 use crate::store::Store;
 
 pin_project! {
-    /// The future of a response of [`IdempotencyService`](crate::IdempotencyService).
+    /// The response future of [`IdempotencyService`](crate::IdempotencyService).
     ///
-    /// Dropping it while the handler runs does not cancel the handler: the rest is handed to the
-    /// runtime, unless `cancel_on_disconnect` says otherwise.
+    /// Dropping the future while the handler runs does not cancel the handler: the runtime
+    /// continues the work, unless `cancel_on_disconnect` is set.
     ///
     /// # Panics
     ///
-    /// If it is polled again after it was ready, as futures may. A panic of the inner service goes
-    /// through.
+    /// Panics if it is polled again after it has completed. A panic in the inner service is passed
+    /// on.
     pub struct ResponseFuture<S, B, St>
     where
         S: GuardedService<B>,
@@ -54,7 +54,7 @@ where
     type Output = Result<Response<ResponseBody<S::ResponseBody>>, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        const TWICE: &str = "`ResponseFuture` polled after it was ready";
+        const TWICE: &str = "`ResponseFuture` polled after completion";
         let mut stage = self.project().stage;
         loop {
             let next = match stage.as_mut().project() {

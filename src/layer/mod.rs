@@ -1,4 +1,4 @@
-//! The layer.
+//! The layer and its service.
 
 mod background;
 mod builder;
@@ -22,7 +22,7 @@ pub use service::IdempotencyService;
 
 /// Makes the requests of an HTTP service safe to retry.
 ///
-/// Clones share the store, the counts and the work that goes on without its client.
+/// Clones share the store, the counts and the work that continues without its client.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -34,16 +34,16 @@ pub use service::IdempotencyService;
 /// # let _ = app;
 /// ```
 ///
-/// **Order of layers.** Authentication and authorisation belong outside this layer, so that a
-/// replay is authorised afresh; compression, CORS and request ids too, so that they are applied to
-/// replays anew. A time-out outside it answers the client while the handler runs on; one inside it
-/// cancels the handler.
+/// **Order of layers.** Authentication and authorization belong outside this layer, so that each
+/// replay is authorized again. Compression, CORS and request ids also belong outside, so that they
+/// are applied to each replay. A timeout outside this layer answers the client while the handler
+/// continues to run; a timeout inside it cancels the handler.
 pub struct IdempotencyLayer<St = MemoryStore> {
     pub(crate) guard: Arc<Guard<St>>,
 }
 
 impl<St: Store> IdempotencyLayer<St> {
-    /// The layer with the default configuration.
+    /// Creates a layer with the default configuration.
     #[must_use]
     pub fn new(store: St) -> Self {
         Self {
@@ -51,9 +51,9 @@ impl<St: Store> IdempotencyLayer<St> {
         }
     }
 
-    /// How many requests had which outcome since the layer was built: the name of each
-    /// [`Outcome`](crate::Outcome) and its count, then `unguarded`, the requests that passed
-    /// through. The `metrics` feature counts the same for its recorder.
+    /// Returns the number of requests per outcome since the layer was built: the name and count of
+    /// each [`Outcome`](crate::Outcome), then `unguarded`, the requests that passed through. With
+    /// the `metrics` feature, the layer also reports these counts to the metrics recorder.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -67,22 +67,23 @@ impl<St: Store> IdempotencyLayer<St> {
         self.guard.tally.counts()
     }
 
-    /// The slot of a key, to look it up in the store ([`Inspect`](crate::store::Inspect)).
+    /// Returns the slot of a key, for looking up the key in the store
+    /// ([`Inspect`](crate::store::Inspect)).
     ///
-    /// `scope` is what the layer's [`ScopeSource`](crate::ScopeSource) finds in the caller's
-    /// requests: by default the whole value of `Authorization`, or `None` if the caller sends none.
-    /// Where all requests share one scope, it does not count. A combined scope takes an array with
-    /// a value for each of its sources ([`ScopeValues`]).
+    /// `scope` is the value that the layer's [`ScopeSource`](crate::ScopeSource) finds in the
+    /// caller's requests: by default the whole value of `Authorization`, or `None` if the caller
+    /// does not send this header. If all requests share one scope, the value is ignored. For a
+    /// combined scope, pass an array with one value for each of its sources ([`ScopeValues`]).
     ///
     /// `key` is the key as the client sends it, or as
-    /// [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str) shows it. The rules are those for
-    /// a request's key: quotes around a header's key are removed, and with
-    /// [`KeyFormat::Uuid`](crate::KeyFormat::Uuid) the case of the digits does not count.
+    /// [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str) returns it. The rules for a key in
+    /// a request apply: quotes around a key from a header are removed, and with
+    /// [`KeyFormat::Uuid`](crate::KeyFormat::Uuid), the case of the digits is ignored.
     ///
     /// # Errors
     ///
-    /// [`SlotError`] says that the layer would refuse the key, or that the scope has another number
-    /// of values.
+    /// Returns a [`SlotError`] if the layer would refuse the key, or if the scope has a different
+    /// number of values.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -99,13 +100,13 @@ impl<St: Store> IdempotencyLayer<St> {
         config.scope.slot_of(&scope.into(), key.as_bytes())
     }
 
-    /// The tag of a scope, to forget all finished operations of a caller
-    /// ([`Inspect::forget_scope`](crate::store::Inspect::forget_scope)). `scope` is as for
-    /// [`slot`](Self::slot).
+    /// Returns the tag of a scope, for forgetting all finished operations of a caller
+    /// ([`Inspect::forget_scope`](crate::store::Inspect::forget_scope)). `scope` is the same value
+    /// as for [`slot`](Self::slot).
     ///
     /// # Errors
     ///
-    /// [`SlotError::ScopeValues`]: the scope has another number of values.
+    /// Returns [`SlotError::ScopeValues`] if the scope has a different number of values.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -119,7 +120,7 @@ impl<St: Store> IdempotencyLayer<St> {
         self.guard.config.scope.tag_of(&scope.into())
     }
 
-    /// The work that goes on without its client, to await it at shutdown.
+    /// Returns the work that continues without its client, so that you can wait for it at shutdown.
     #[must_use]
     pub fn background(&self) -> Background {
         Background(self.guard.tasks.clone())

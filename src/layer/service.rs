@@ -1,4 +1,4 @@
-//! The service that the layer makes.
+//! The service that the layer creates.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::run::called;
 use crate::run::guard::Guard;
 use crate::store::{MemoryStore, Store};
 
-/// Makes an HTTP service's requests safe to retry; made by
+/// Makes the requests of an HTTP service safe to retry. Created by
 /// [`IdempotencyLayer`](crate::IdempotencyLayer).
 ///
-/// It is as ready as its inner service. Errors of the inner service go through unchanged; refusals
-/// are responses.
+/// It is ready when its inner service is ready. Errors from the inner service are passed on
+/// unchanged; refusals are responses.
 pub struct IdempotencyService<S, St = MemoryStore> {
     inner: S,
     guard: Arc<Guard<St>>,

@@ -1,9 +1,9 @@
-//! The `Authorization` header (RFC 9110, section 11.6.2), as far as it says who calls.
+//! The `Authorization` header (RFC 9110, section 11.6.2), as far as it identifies the caller.
 
 use std::borrow::Cow;
 
-/// Schemes whose credentials change with every request: they hold a signature, a nonce or a date, or are a
-/// step of a handshake.
+/// Schemes whose credentials change with every request. The credentials contain a signature, a
+/// nonce or a date, or are a step in a handshake.
 const CHANGING: [&str; 8] = [
     "AWS4-HMAC-SHA256",
     "Digest",
@@ -15,12 +15,13 @@ const CHANGING: [&str; 8] = [
     "Hawk",
 ];
 
-/// What nearly every client sends, in the spelling of the RFCs.
+/// Returns whether the value has a scheme that nearly every client sends, in the spelling of the
+/// RFCs.
 fn is_usual(value: &[u8]) -> bool {
     value.starts_with(b"Bearer ") || value.starts_with(b"Basic ")
 }
 
-/// The scheme of this value, if its credentials change with every request.
+/// Returns the scheme of this value, if its credentials change with every request.
 pub(crate) fn changing_scheme(value: &[u8]) -> Option<&'static str> {
     if is_usual(value) {
         return None;
@@ -34,10 +35,10 @@ pub(crate) fn changing_scheme(value: &[u8]) -> Option<&'static str> {
         .find(|changing| scheme.eq_ignore_ascii_case(changing.as_bytes()))
 }
 
-/// The value with its scheme capitalised, as in `Bearer`: schemes are case-insensitive (RFC 9110,
-/// section 11.1).
+/// Returns the value with its scheme capitalized, as in `Bearer`. Schemes are case-insensitive (RFC
+/// 9110, section 11.1).
 ///
-/// The common spelling stays as it is, without an allocation.
+/// The common spelling is returned unchanged, without an allocation.
 pub(crate) fn with_scheme_in_one_case(value: &[u8]) -> Cow<'_, [u8]> {
     if is_usual(value) {
         return Cow::Borrowed(value);
@@ -56,8 +57,8 @@ pub(crate) fn with_scheme_in_one_case(value: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(value)
 }
 
-/// The scheme before the first space. A value of one word has none: it may be a bare token, whose
-/// case counts.
+/// Returns the scheme before the first space. A value of one word has no scheme. It may be a bare
+/// token, which is case-sensitive.
 fn scheme_of(value: &[u8]) -> Option<&[u8]> {
     let end = value.iter().position(|byte| *byte == b' ')?;
     let scheme = &value[..end];

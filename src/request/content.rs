@@ -1,11 +1,12 @@
-//! What a request says about its body.
+//! The headers that describe a request's body.
 
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
 use super::lines::lines;
 
-/// Whether the body's bytes are not the content itself (RFC 9110, section 8.4).
+/// Returns whether the body is encoded, so that its bytes are not the content itself (RFC 9110,
+/// section 8.4).
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     let is_coding = |coding: &[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
     headers
@@ -15,7 +16,8 @@ pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
         .any(|coding| is_coding(coding.trim_ascii()))
 }
 
-/// The `Content-Type`, with its parameters. `None` if there is none, or more than one.
+/// Returns the `Content-Type` with its parameters, or `None` if the header is missing or appears
+/// more than once.
 pub(crate) fn content_type(headers: &HeaderMap) -> Option<&str> {
     let mut lines = lines(headers, &CONTENT_TYPE);
     let line = lines.next()?;
@@ -25,7 +27,7 @@ pub(crate) fn content_type(headers: &HeaderMap) -> Option<&str> {
     }
 }
 
-/// The media type of a `Content-Type`, without parameters.
+/// Returns the media type of a `Content-Type`, without parameters.
 pub(crate) fn media_type(content_type: &str) -> &str {
     content_type.split(';').next().unwrap_or_default().trim()
 }
@@ -35,8 +37,8 @@ pub(crate) fn is_form(headers: &HeaderMap) -> bool {
         .is_some_and(|value| media_type(value).eq_ignore_ascii_case("application/x-www-form-urlencoded"))
 }
 
-/// Whether the request says that its body is JSON (`application/json`, or the suffix `+json` of RFC 6839), or
-/// does not say what it is.
+/// Returns whether the request declares its body as JSON (`application/json`, or the suffix `+json`
+/// of RFC 6839), or declares no type at all.
 pub(crate) fn may_be_json(headers: &HeaderMap) -> bool {
     if !headers.contains_key(CONTENT_TYPE) {
         return true;

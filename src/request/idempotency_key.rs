@@ -1,4 +1,4 @@
-//! What a handler learns about the operation that it runs.
+//! The information that a handler gets about the operation that it runs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use super::key::KeyText;
 use super::slot::Slot;
 use crate::digest::Digest;
 
-/// The idempotency key of the request that a handler runs for, and which attempt it is.
+/// The idempotency key of the request that a handler runs for, and the number of the attempt.
 ///
-/// It is in the request's extensions whenever the layer runs a handler for a key. In Axum it is an
-/// extractor. Take `IdempotencyKey` if the handler needs a key, and `Option<IdempotencyKey>` if requests
-/// without a key pass through.
+/// The layer puts this value into the request's extensions whenever it runs a handler for a key. In
+/// Axum, it is an extractor. Use `IdempotencyKey` if the handler needs a key, and
+/// `Option<IdempotencyKey>` if requests without a key pass through.
 ///
 /// ```
 /// use tower_idempotency::IdempotencyKey;
@@ -36,8 +36,9 @@ pub struct IdempotencyKey {
     claims: Claims,
 }
 
-/// The claims under which a request runs: the claim of the innermost idempotency layer, then those of the
-/// layers around it. Tokens are numbers here, because stores are a floor above.
+/// The claims under which a request runs: the claim of the innermost idempotency layer, followed by
+/// the claims of the layers around it. Tokens are plain numbers here, because the store modules are
+/// on a floor above.
 #[derive(Clone, Default)]
 pub(crate) struct Claims {
     token: Option<u64>,
@@ -63,13 +64,13 @@ impl IdempotencyKey {
         }
     }
 
-    /// The key of a request that runs under a claim with this token.
+    /// Adds the token of the claim under which the request runs.
     pub(crate) fn claimed(mut self, token: u64) -> Self {
         self.claims.token = Some(token);
         self
     }
 
-    /// Whether a layer holds a claim for the request. If not, the request runs unprotected.
+    /// Returns whether a layer has a claim for the request. If not, the request runs unprotected.
     #[cfg_attr(
         not(all(feature = "axum", any(feature = "postgres", feature = "_sqlite"))),
         allow(dead_code, reason = "only a missing transaction asks")
@@ -78,12 +79,13 @@ impl IdempotencyKey {
         self.claims.token.is_some()
     }
 
-    /// The key that an outer layer gave the request.
+    /// Sets the key that an outer layer gave the request.
     pub(crate) fn set_outer(&mut self, outer: Self) {
         self.claims.outer = Some(Arc::new((outer.slot, outer.claims)));
     }
 
-    /// The tokens of the claims on that slot which this layer and those around it hold, each in its store.
+    /// Returns the tokens of the claims that this layer and the layers around it have on the given
+    /// slot, each in its own store.
     pub(crate) fn tokens_for(&self, slot: &Slot) -> impl Iterator<Item = u64> {
         let claims = std::iter::successors(Some((&self.slot, &self.claims)), |(_, claims)| {
             claims.outer.as_deref().map(|(slot, claims)| (slot, claims))
@@ -93,7 +95,8 @@ impl IdempotencyKey {
             .filter_map(|(_, claims)| claims.token)
     }
 
-    /// A key as a handler gets it, to test a handler with. Its slot is made from the key alone.
+    /// Creates a key as a handler receives it, for testing handlers. The slot is derived from the
+    /// key alone.
     ///
     /// ```
     /// use tower_idempotency::IdempotencyKey;
@@ -114,25 +117,26 @@ impl IdempotencyKey {
         self.key.as_str()
     }
 
-    /// The number of this attempt: 1 for the first, and one more each time a lapsed or reopened claim was taken
-    /// over.
+    /// The number of this attempt: 1 for the first attempt, and one more for each takeover of a
+    /// lapsed or reopened claim.
     ///
-    /// From 2 on, an earlier attempt ended in doubt: its process died, or its outcome was
-    /// [reopened](crate::Verdict::Reopen). If its process was only frozen, that attempt may still run. After an
-    /// attempt that released the key, the next one is 1 again.
+    /// If the number is 2 or more, an earlier attempt ended in doubt: its process died, or its
+    /// outcome was [reopened](crate::Verdict::Reopen). If its process was only frozen, the earlier
+    /// attempt may still be running. After an attempt that released the key, the next attempt is
+    /// number 1 again.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// The name of the operation in the store: a digest of scope and key.
+    /// The name of the operation in the store: a digest of the scope and the key.
     #[must_use]
     pub fn slot(&self) -> &Slot {
         &self.slot
     }
 
-    /// A UUID (version 8, RFC 9562) for a provider that takes idempotency keys itself. It is the same for each
-    /// attempt of this operation, and different for each label, scope and key.
+    /// Derives a UUID (version 8, RFC 9562) for a provider that accepts idempotency keys. The UUID
+    /// is the same for each attempt of this operation, and different for each label, scope and key.
     ///
     /// ```
     /// # use tower_idempotency::IdempotencyKey;
@@ -154,7 +158,7 @@ impl IdempotencyKey {
 
 impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the key: who knows it, and the scope, can read the answer.
+        // Not the key: whoever knows the key and the scope can read the response.
         f.debug_struct("IdempotencyKey")
             .field("slot", &self.slot)
             .field("attempt", &self.attempt)

@@ -1,4 +1,4 @@
-//! The digests that a client declares of its body: `Content-Digest` and `Repr-Digest` (RFC 9530).
+//! The digests that a client declares for its body: `Content-Digest` and `Repr-Digest` (RFC 9530).
 
 use std::fmt;
 
@@ -10,19 +10,19 @@ use smallvec::SmallVec;
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
-/// The name under which a record keeps a declared digest that was found right.
+/// The name under which a record keeps a declared digest that was found to be correct.
 pub(crate) type Vouch = [u8; 16];
 
-/// A digest header that cannot be right, whatever the body is.
+/// A digest header that cannot be correct, whatever the body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InvalidDigest {
-    /// It is not a structured field of digests.
+    /// The header is not a structured field of digests.
     Malformed(&'static str),
-    /// Two headers declare different digests of one body.
+    /// Two headers declare different digests for the same body.
     Contradictory,
 }
 
-/// The digests of a body that can be checked. Other algorithms are passed over.
+/// The declared digests of a body that can be checked. Other algorithms are ignored.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct DeclaredDigests {
     sha256: Option<[u8; 32]>,
@@ -36,9 +36,9 @@ impl fmt::Debug for DeclaredDigests {
 }
 
 impl DeclaredDigests {
-    /// What the headers declare. `None`: nothing that can be checked.
+    /// Returns the digests that the headers declare, or `None` if none of them can be checked.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Option<Self>, InvalidDigest> {
-        // Requests have few headers, and names compare faster than they hash.
+        // Requests have few headers, and comparing names is faster than hashing them.
         if !headers
             .keys()
             .any(|name| *name == CONTENT_DIGEST || *name == REPR_DIGEST)
@@ -50,7 +50,7 @@ impl DeclaredDigests {
             sha512: None,
         };
         declared.read(headers, &CONTENT_DIGEST, "Content-Digest")?;
-        // Of a part of a representation, the representation's digest says nothing.
+        // The digest of a representation says nothing about a part of it.
         if !headers.contains_key(CONTENT_RANGE) {
             declared.read(headers, &REPR_DIGEST, "Repr-Digest")?;
         }
@@ -81,14 +81,14 @@ impl DeclaredDigests {
         Ok(())
     }
 
-    /// Whether the body has these digests.
+    /// Returns whether the body has these digests.
     pub(crate) fn match_body(&self, body: &[u8]) -> bool {
         let mut check = self.check();
         check.data(body);
         check.finish()
     }
 
-    /// Checks a body while it is streamed.
+    /// Starts a check of a body that is streamed.
     pub(crate) fn check(&self) -> DigestCheck {
         DigestCheck {
             sha256: self.sha256.map(|declared| (Sha256::new(), declared)),
@@ -96,7 +96,8 @@ impl DeclaredDigests {
         }
     }
 
-    /// The names of the declared digests, with what else of the head says how the body is read.
+    /// Returns the names of the declared digests. Each name also covers the headers that say how to
+    /// read the body.
     pub(crate) fn vouches(&self, headers: &HeaderMap) -> SmallVec<[Vouch; 2]> {
         let of = |algorithm: &[u8], digest: &[u8]| {
             let mut vouch = blake3::Hasher::new();
@@ -151,7 +152,7 @@ impl DigestCheck {
         }
     }
 
-    /// Whether every declared digest is right. The body has ended.
+    /// Returns whether every declared digest is correct. Call it when the body has ended.
     pub(crate) fn finish(self) -> bool {
         self.sha256
             .is_none_or(|(digest, declared)| <[u8; 32]>::from(digest.finalize()) == declared)

@@ -2,9 +2,10 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// The lines of a header, in their order.
+/// Returns the lines of a header, in order.
 ///
-/// Looked for by walking: messages have few headers, and names compare faster than they hash.
+/// This walks over all headers instead of looking the name up. Messages have few headers, and
+/// comparing names is faster than hashing them.
 pub(crate) fn lines<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h HeaderValue> {
     headers
         .iter()

@@ -1,5 +1,5 @@
-//! What a request says: its key, whose key it is, and what makes it the same as another request. All of it is
-//! pure.
+//! The parts of a request that the layer reads: its key, the scope of the key, and what makes it
+//! the same as another request. All the code here is pure.
 
 mod authorization;
 mod content;

@@ -1,26 +1,26 @@
-//! The slot: all that a store sees of scope and key.
+//! The slot: the only form in which a store sees the scope and the key.
 
 use std::fmt;
 
 use super::key::InvalidKey;
 use crate::digest::hex;
 
-/// The name under which a store keeps an operation: a SHA-256 of scope and key, each with its length before
-/// it. Neither the key nor the credentials can be read from it.
+/// The name under which a store keeps an operation: a SHA-256 digest of the scope and the key, each
+/// prefixed with its length. Neither the key nor the credentials can be read from it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot([u8; Slot::LEN]);
 
 impl Slot {
-    /// Bytes of a slot.
+    /// The length of a slot, in bytes.
     pub const LEN: usize = 32;
 
-    /// A slot from its bytes, for example in the tests of a store.
+    /// Creates a slot from its bytes, for example in a store's tests.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
     }
 
-    /// The complete slot in hexadecimal, as the stores show it.
+    /// Returns the complete slot in hexadecimal, as the stores show it.
     #[must_use]
     pub fn to_hex(&self) -> String {
         hex(&self.0)
@@ -33,8 +33,8 @@ impl Slot {
     }
 }
 
-/// The first four bytes in hexadecimal: enough to find an operation in a log, but too few to test guesses of a
-/// weak credential.
+/// Shows the first four bytes in hexadecimal. This is enough to find an operation in a log, but too
+/// little to test guesses of a weak credential.
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -47,18 +47,18 @@ impl fmt::Debug for Slot {
     }
 }
 
-/// Why [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot) cannot name a slot.
+/// The reason why [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot) cannot name a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SlotError {
-    /// The layer refuses requests with this key, so no operation has it.
+    /// The layer refuses requests with this key, so no operation has this key.
     InvalidKey(InvalidKey),
-    /// The number of values is not the number of sources that the layer's scope combines.
+    /// The number of values differs from the number of sources that the layer's scope combines.
     #[non_exhaustive]
     ScopeValues {
-        /// How many sources the layer's [`ScopeSource`](crate::ScopeSource) combines.
+        /// The number of sources that the layer's [`ScopeSource`](crate::ScopeSource) combines.
         expected: usize,
-        /// How many values were given.
+        /// The number of values that were given.
         given: usize,
     },
 }
@@ -69,7 +69,7 @@ impl fmt::Display for SlotError {
             Self::InvalidKey(invalid) => write!(f, "the key is invalid: {invalid}"),
             Self::ScopeValues { expected, given } => write!(
                 f,
-                "the scope has {given} values, but the layer combines {expected} sources; give one value for each, in their order"
+                "the scope has {given} values, but the layer combines {expected} sources; pass one value for each source, in order"
             ),
         }
     }
@@ -90,21 +90,22 @@ impl From<InvalidKey> for SlotError {
     }
 }
 
-/// Names a scope: all slots of one scope have the same tag. A store keeps it with each record, shares
-/// out its room by it, and can [forget](crate::store::Inspect::forget_scope) a whole scope.
+/// The name of a scope: all slots in a scope have the same tag. A store keeps the tag with each
+/// record, uses it to divide its space among scopes, and can
+/// [forget](crate::store::Inspect::forget_scope) a whole scope.
 ///
-/// It is a SipHash-2-4 of 128 bits, keyed by
-/// [`scope_tag_secret`](crate::IdempotencyLayerBuilder::scope_tag_secret). Processes with the same secret
-/// make the same tags. [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag) names the tag of
-/// a caller.
+/// The tag is a 128-bit SipHash-2-4, keyed with
+/// [`scope_tag_secret`](crate::IdempotencyLayerBuilder::scope_tag_secret). Processes with the same
+/// secret make the same tags. [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag)
+/// returns a caller's tag.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ScopeTag([u8; ScopeTag::LEN]);
 
 impl ScopeTag {
-    /// Bytes of a tag.
+    /// The length of a tag, in bytes.
     pub const LEN: usize = 16;
 
-    /// A tag made elsewhere, such as one that a store kept.
+    /// Creates a tag from its bytes, such as those that a store kept.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
@@ -117,7 +118,7 @@ impl ScopeTag {
     }
 }
 
-/// The first four bytes: enough to tell scopes from each other in logs.
+/// Shows the first four bytes, which are enough to tell scopes apart in logs.
 impl fmt::Debug for ScopeTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ScopeTag({}..)", hex(&self.0[..4]))

@@ -1,4 +1,5 @@
-//! The target of a request: in a nested Axum router the original one, not the stripped one.
+//! The target of a request. In a nested Axum router, this is the original target, not the stripped
+//! target.
 
 use http::request::Parts;
 

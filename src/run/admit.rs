@@ -1,4 +1,5 @@
-//! Asks the store for a claim, waits for another's outcome, and takes back a claim whose answer was lost.
+//! Requests a claim from the store, waits for the outcome of another request, and takes back a
+//! claim if the store's answer was lost.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -20,18 +21,18 @@ use crate::store::{ClaimOutcome, ClaimRequest, Held, Store, StoreError, StoreErr
 
 /// What the store decided.
 pub(crate) enum Admission<St: Store> {
-    /// The handler is to run.
+    /// The handler must run.
     Started(Claim<St>),
-    /// It is not.
+    /// The handler must not run.
     Found(ClaimOutcome),
-    /// The slot is claimed for this very request, by a layer further out on the same store.
+    /// An outer layer on the same store has claimed the slot for this same request.
     HeldOutside,
 }
 
-/// Tokens of layers further out that may hold this very claim; none or one in nearly every request.
+/// Tokens of outer layers that may hold this same claim. Nearly every request has at most one.
 pub(crate) type OuterTokens = SmallVec<[Token; 1]>;
 
-/// A question to the store.
+/// A pending request to the store.
 pub(crate) type Question<St> = Pin<Box<dyn Future<Output = Result<Admission<St>, StoreError>> + Send>>;
 
 fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &ClaimRequest, begun: ClaimOutcome) -> Admission<St> {
@@ -41,7 +42,7 @@ fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &ClaimRequest, begun: Cla
     }
 }
 
-/// Asks a store that answers at once, without a box for the wait.
+/// Requests a claim from a store that answers at once. This needs no boxed future.
 pub(crate) fn admit_now<St: Store>(
     guard: &Arc<Guard<St>>,
     begin: &ClaimRequest,
@@ -64,7 +65,7 @@ pub(crate) fn admit_now<St: Store>(
         return Some(Ok(Admission::HeldOutside));
     }
     match answer {
-        // The wait needs its box.
+        // Waiting needs the boxed future.
         Ok(ClaimOutcome::InFlight { .. }) if !guard.config.wait.is_zero() => None,
         answer => Some(
             answer
@@ -74,7 +75,8 @@ pub(crate) fn admit_now<St: Store>(
     }
 }
 
-/// Asks the store; if it is told to wait, until the other's outcome is there or the wait is over.
+/// Requests a claim from the store. If `wait` is set, repeats the request until the outcome of the
+/// other request is available or the wait is over.
 pub(crate) async fn admit<St: Store>(
     guard: Arc<Guard<St>>,
     begin: ClaimRequest,
@@ -91,7 +93,8 @@ pub(crate) async fn admit<St: Store>(
         let begun = begun.inspect_err(|error| take_back(&guard, begin, error))?;
         if may_be_held_outside(&begun) {
             for token in &outer {
-                // A claim that can be renewed under an outer layer's token is the outer layer's.
+                // A claim that can be renewed with an outer layer's token belongs to the outer
+                // layer.
                 let renewal = pin!(guard.store.renew(&begin.slot, *token, begin.lease));
                 if bounded("renew", config.claim_timeout(), renewal).await? == Held::Yes {
                     return Ok(Admission::HeldOutside);
@@ -116,7 +119,8 @@ pub(crate) async fn admit<St: Store>(
         let nap = left.min(lease_left).max(Duration::from_millis(1));
         let mut changed = pin!(tokio::time::timeout(nap, guard.store.changed(&begin.slot, round)));
         poll_fn(|cx| match disconnected.load(Ordering::Relaxed) {
-            // Nobody waits any more; the last look is for a claim that must be given back.
+            // The client has disconnected. The last round finds out whether a claim must be given
+            // back.
             true => Poll::Ready(()),
             false => changed.as_mut().poll(cx).map(drop),
         })
@@ -125,7 +129,7 @@ pub(crate) async fn admit<St: Store>(
     unreachable!("the rounds do not end")
 }
 
-/// Whether the claim that was found may be the one of a layer further out.
+/// Whether the claim that was found may belong to an outer layer.
 fn may_be_held_outside(begun: &ClaimOutcome) -> bool {
     matches!(
         begun,
@@ -133,15 +137,15 @@ fn may_be_held_outside(begun: &ClaimOutcome) -> bool {
     )
 }
 
-/// After a `begin` whose answer was lost: finds out in the background whether it took effect, and
-/// gives the claim back, which would otherwise block the key for its lease.
+/// Called after a `begin` whose answer was lost. Finds out in the background whether the call took
+/// effect, and if so, gives the claim back. Otherwise the claim would block the key for its lease.
 ///
-/// Asking again under the same token is safe, whatever became of the first question. It is not
-/// waited for at shutdown: a claim that stays behind lapses.
+/// It is safe to call `begin` again with the same token, whether or not the first call took effect.
+/// Shutdown does not wait for this work: a claim that is not given back lapses.
 fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: ClaimRequest, error: &StoreError) {
     let lost = matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable);
     let config = &guard.config;
-    // An outage must not pile up work; the claims of those beyond the bound lapse.
+    // An outage must not pile up work. Claims beyond the limit lapse.
     if !lost || guard.taking_back.load(Ordering::Relaxed) >= config.max_detached {
         return;
     }
@@ -163,7 +167,8 @@ fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: ClaimRequest, error: &Sto
             }
         }
     };
-    // Longer than the lease: also one that has lapsed would be taken for an operation that died.
+    // At least as long as the lease: a lapsed claim would also be mistaken for an operation that
+    // died.
     let long = config.settle_within.max(config.lease);
     let guard = Arc::clone(guard);
     runtime.spawn(async move {

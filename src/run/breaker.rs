@@ -1,4 +1,4 @@
-//! Refuses quickly while the store is away: a circuit breaker around `begin`.
+//! A circuit breaker around `begin`, which refuses quickly while the store is unavailable.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use super::config::BreakerConfig;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Closed: every request asks the store. Open: none does, for a while. Then one request at a time asks,
-/// until the store answers.
+/// While the breaker is closed, every request calls the store. When it opens, no request calls the
+/// store for a while. Then one request at a time calls the store, until the store answers.
 pub(crate) struct Breaker {
     config: Option<BreakerConfig>,
     state: Mutex<State>,
@@ -17,15 +17,15 @@ pub(crate) struct Breaker {
 
 #[derive(Default)]
 struct State {
-    /// Failures in a row.
+    /// The number of failures in a row.
     failures: u32,
-    /// Open until then, and beyond it until a probe succeeds.
+    /// The breaker is open until this time, and after that until a probe succeeds.
     open_until: Option<Instant>,
-    /// A request asks the store while the breaker is open.
+    /// Whether a request is calling the store while the breaker is open.
     probing: bool,
 }
 
-/// The source of the error that a request gets without the store having been asked.
+/// The source of the error that a request gets if the store was not called.
 #[derive(Debug)]
 struct Open;
 
@@ -45,7 +45,7 @@ impl Breaker {
         }
     }
 
-    /// Permission to ask the store; or the error to refuse with.
+    /// Returns the permission to call the store, or the error for the refusal.
     pub(crate) fn enter(&self) -> Result<Permit<'_>, StoreError> {
         let mut is_probe = false;
         if let Some(config) = self.config {
@@ -53,7 +53,7 @@ impl Breaker {
             if let Some(until) = state.open_until {
                 if state.probing || Instant::now() < until {
                     let message = format!(
-                        "the store failed {} times in a row and is not asked; it is tried again every {:?}",
+                        "the store failed {} times in a row and is not called; it is tried again every {:?}",
                         state.failures, config.pause
                     );
                     return Err(StoreError::new(StoreErrorKind::Unavailable, message).with_source(Open));
@@ -73,20 +73,21 @@ impl Breaker {
     }
 }
 
-/// Whether the store was not even asked.
+/// Whether the error was returned without calling the store.
 pub(crate) fn was_not_asked(error: &StoreError) -> bool {
     std::error::Error::source(error).is_some_and(|source| source.is::<Open>())
 }
 
-/// Permission to ask the store once. One that is dropped lets the next request ask.
+/// Permission to call the store once. If it is dropped, the next request can call the store.
 pub(crate) struct Permit<'b> {
     breaker: &'b Breaker,
-    /// Whether the breaker is open, and this is the request that looks for the store.
+    /// Whether the breaker is open and this request probes the store.
     is_probe: bool,
 }
 
 impl Permit<'_> {
-    /// Says what came of it. An error that the store itself answered with is an answer.
+    /// Reports the result of the call. An error that the store itself returned is an answer, not a
+    /// failure.
     pub(crate) fn report<T>(self, answer: &Result<T, StoreError>) {
         let Some(config) = self.breaker.config else { return };
         let failed = answer
@@ -95,7 +96,7 @@ impl Permit<'_> {
         let mut state = self.breaker.state();
         let was_open = state.open_until.is_some();
         if failed && was_open && !self.is_probe {
-            // It was asked before the breaker opened, and says nothing new.
+            // This call began before the breaker opened, so its failure says nothing new.
             return;
         }
         if failed {
@@ -128,11 +129,11 @@ fn tell(is_open: bool, failures: u32) {
         tracing::error!(
             target: "tower_idempotency",
             failures,
-            "the store fails: requests are refused without asking it until it answers again; see the warnings before \
-             this for the cause"
+            "the store is failing: requests are refused without calling it until it responds again; see the earlier \
+             warnings for the cause"
         );
     } else {
-        tracing::info!(target: "tower_idempotency", "the store answers again");
+        tracing::info!(target: "tower_idempotency", "the store responds again");
     }
     #[cfg(feature = "metrics")]
     metrics::gauge!("idempotency_store_breaker_open").set(f64::from(u8::from(is_open)));

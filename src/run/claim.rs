@@ -1,4 +1,4 @@
-//! A claim that is held: its lease is renewed while the work runs, and it ends exactly once.
+//! An active claim. Its lease is renewed while the work runs, and the claim ends exactly once.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,15 +17,16 @@ use crate::answer::{Fate, Outcome};
 use crate::request::{Fingerprint, Slot};
 use crate::store::{ClaimRequest, Held, Record, RollBack, Store, StoreError, Token, UnitOfWork};
 
-/// A claim on a slot. It must be settled; one that is dropped unsettled lapses, and that is logged.
+/// A claim on a slot. It must be settled. A claim that is dropped unsettled lapses, and the lapse
+/// is logged.
 pub(crate) struct Claim<St: Store> {
     pub(crate) guard: Arc<Guard<St>>,
     pub(crate) slot: Slot,
     pub(crate) attempt: u32,
     pub(crate) fingerprint: Fingerprint,
-    /// The transaction that the handler may work in, if the store has such.
+    /// The transaction that the handler can use, if the store supports transactions.
     pub(crate) unit: Option<Box<dyn UnitOfWork>>,
-    /// The body of the request, if it is streamed.
+    /// The request body, if it is streamed.
     pub(crate) upload: Option<Arc<dyn Upload>>,
     token: Token,
     pub(super) settled: bool,
@@ -51,19 +52,19 @@ impl<St: Store> Claim<St> {
         self.token
     }
 
-    /// Renews the lease from now on, counted from when the store was asked.
+    /// Starts to renew the lease. The lease began at `since`, when the store was called.
     pub(crate) async fn hold(&mut self, since: Instant) {
         if St::IN_PROCESS {
             return;
         }
         self.renewal = Renewal::start(&self.guard, self.slot, self.token, since);
-        // A task that was just spawned cannot be taken by another worker: it gets its turn before
-        // the handler, which may block this one.
+        // Another worker cannot take a task that was just spawned. Yielding lets the task run
+        // before the handler, which may block this worker.
         tokio::task::yield_now().await;
     }
 
-    /// Ends the claim of an operation that was not begun: the slot is as it was before. Tried once,
-    /// since little is lost: the claim then lapses.
+    /// Ends the claim of an operation that was not begun, and restores the slot to its earlier
+    /// state. This is tried only once, because little is lost if it fails: the claim then lapses.
     pub(crate) async fn give_back(&mut self) {
         let settlement = if self.attempt == 1 {
             Settlement::Release
@@ -71,7 +72,7 @@ impl<St: Store> Claim<St> {
             Settlement::Lapse
         };
         self.settled = true;
-        // A reconciler may have begun to work.
+        // A reconciler may have begun a transaction.
         if let Err(error) = self.roll_back().await {
             Box::pin(self.seal_broken(error)).await;
             return;
@@ -81,7 +82,7 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// What a fate means for this claim, and the outcome it is counted as.
+    /// Returns the settlement of this claim for a fate, and the outcome to report.
     pub(crate) fn settlement_of(
         &self,
         fate: Fate,
@@ -98,27 +99,28 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// The record, with what is known of a streamed body that has ended.
+    /// Returns the record with the digest of the streamed body, if the body has ended.
     pub(crate) fn knowing_body(&self, record: Record) -> Record {
         let print = self.upload.as_ref().and_then(|upload| upload.print());
         print.map_or_else(|| record.clone(), |print| record.with_body(&print))
     }
 
-    /// Whether the handler has begun a transaction that is to be committed with the record.
+    /// Whether the handler has begun a transaction that must be committed with the record.
     pub(crate) fn has_begun_work(&self) -> bool {
         let unit = self.unit.as_ref();
         unit.is_some_and(|unit| unit.is_begun() && !unit.is_aborted())
     }
 
-    /// Undoes what the handler did in the transaction. An error: the handler had committed it.
+    /// Rolls back the handler's transaction. Returns an error if the handler itself had committed
+    /// the transaction.
     async fn roll_back(&mut self) -> Result<(), StoreError> {
         let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) else {
             return Ok(());
         };
         let within_time = self.guard.config.store_timeout;
-        // Boxed, as the commit is.
+        // Boxed, like the commit.
         Box::pin(async move {
-            // In time or not: dropped, it is rolled back as well.
+            // If this takes too long, the transaction is dropped, which also rolls it back.
             match within(within_time, pin!(unit.roll_back())).await {
                 Ok(RollBack::Broken(error)) => Err(error),
                 _ => Ok(()),
@@ -137,13 +139,13 @@ impl<St: Store> Claim<St> {
         tracing::warn!(
             target: "tower_idempotency",
             slot = %self.slot,
-            "the claim was lost before its outcome was stored: its lease lapsed and another took over"
+            "the claim was lost before its outcome was stored: its lease lapsed and another attempt took over"
         );
     }
 
-    /// Ends the claim in the background, or at once in a store that answers at once.
+    /// Ends the claim in the background, or immediately if the store answers at once.
     ///
-    /// `home` is the runtime of the request, for callers that may be outside one.
+    /// `home` is the request's runtime, for callers that may be outside a runtime.
     pub(crate) fn settle_detached(mut self, settlement: Settlement, home: Option<&Handle>) {
         let guard = Arc::clone(&self.guard);
         let mut settled = Box::pin(async move {
@@ -154,8 +156,8 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// A panic has passed by the places that settle: one in a destructor, say, or in a `Clone` of the
-    /// application's.
+    /// Settles the claim after a panic that was not caught where claims are settled, for example in
+    /// a destructor or in one of the application's `Clone` implementations.
     fn settle_after_panic(&mut self) {
         let fate = self.guard.config.policy.on_panic;
         let (settlement, outcome) = self.settlement_of(fate, Record::outcome_unknown);
@@ -164,7 +166,7 @@ impl<St: Store> Claim<St> {
         self.hand_on().settle_detached(settlement, None);
     }
 
-    /// The same claim for the background; this one counts as settled.
+    /// Moves the claim to a new value for the background, and marks this value as settled.
     pub(crate) fn hand_on(&mut self) -> Self {
         self.settled = true;
         Self {
@@ -180,9 +182,9 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// Ends the claim; what the handler did in the transaction is rolled back. If the store fails
-    /// it is tried again in the background, within `settle_within`; meanwhile the lease keeps a
-    /// retry from running.
+    /// Ends the claim and rolls back the handler's transaction. If the store fails, the layer tries
+    /// again in the background, within `settle_within`. Meanwhile, the lease prevents a retry from
+    /// running.
     pub(crate) async fn settle(&mut self, settlement: &Settlement) -> Settled {
         self.is_being_settled();
         if let Err(error) = self.roll_back().await {
@@ -191,8 +193,8 @@ impl<St: Store> Claim<St> {
         self.store(settlement).await
     }
 
-    /// Seals the key of an operation whose handler ended the transaction by itself: what is there of
-    /// the effect is not known, and a retry might add to it.
+    /// Seals the key of an operation whose handler itself ended the transaction. It is not known
+    /// which part of the effect exists, and a retry might add to it.
     pub(super) async fn seal_broken(&mut self, error: StoreError) -> Settled {
         tracing::error!(
             target: "tower_idempotency",
@@ -205,7 +207,7 @@ impl<St: Store> Claim<St> {
         Settled::Undone(Undone::Broken)
     }
 
-    /// Ends the claim in the store, and nothing else.
+    /// Ends the claim in the store. Does not touch the transaction.
     async fn store(&mut self, settlement: &Settlement) -> Settled {
         let applied = apply(&self.guard, &self.slot, self.token, settlement).await;
         self.settled = true;
@@ -241,7 +243,8 @@ impl<St: Store> Drop for Claim<St> {
             target: "tower_idempotency",
             slot = %self.slot,
             attempt = self.attempt,
-            "a claim was dropped before its outcome was known, as when the runtime shuts down; it lapses"
+            "a claim was dropped before its outcome was known, for example because the runtime shut down; the claim \
+             lapses"
         );
         if St::IN_PROCESS {
             let _ = at_once(self.guard.store.renew(&self.slot, self.token, Duration::ZERO));
@@ -249,7 +252,7 @@ impl<St: Store> Drop for Claim<St> {
     }
 }
 
-/// Settles a claim in the background, and holds its lease meanwhile, so that no retry runs.
+/// Settles a claim in the background. The lease is kept meanwhile, so that no retry runs.
 pub(super) async fn settle_later<St: Store>(mut claim: Claim<St>, settlement: Settlement) {
     try_to_settle(&claim, settlement).await;
     claim.settled = true;
@@ -264,8 +267,9 @@ async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
             match apply(guard, slot, claim.token, &settlement).await {
                 Ok(Held::Yes) => return,
                 Ok(Held::Lost) => {
-                    // Also the answer when an earlier attempt was applied and its answer was lost.
-                    tracing::warn!(target: "tower_idempotency", %slot, "the claim has ended before its outcome was stored");
+                    // The store also answers this if an earlier attempt took effect but its answer
+                    // was lost.
+                    tracing::warn!(target: "tower_idempotency", %slot, "the claim ended before its outcome was stored");
                     return;
                 }
                 Err(error) => warn_of(&error, slot, "the outcome could not be stored; trying again"),
@@ -279,7 +283,8 @@ async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
         tracing::error!(
             target: "tower_idempotency",
             %slot,
-            "gave up storing an outcome; when its lease has lapsed, a retry runs again as the next attempt"
+            "gave up storing an outcome; after its lease has lapsed, a retry runs the operation again as the next \
+             attempt"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Atomic mode: the effect of an operation and its record are committed together, or rolled back.
+//! Atomic mode: an operation's effect and its record are committed together, or rolled back.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use super::store_call::{Watch, bounded, warn_of, within};
 use crate::store::{Commit, Record, Store, StoreError, StoreErrorKind, UnitOfWork};
 
 impl<St: Store> Claim<St> {
-    /// Ends the claim. In atomic mode, if the operation succeeded and the handler worked in the transaction,
-    /// effect and record are committed together.
+    /// Ends the claim. In atomic mode, if the operation succeeded and the handler used the
+    /// transaction, the effect and the record are committed together.
     pub(crate) async fn end(&mut self, settlement: &Settlement, has_succeeded: bool) -> Settled {
         if let Settlement::Complete { record, ttl } = settlement
             && has_succeeded
             && self.has_begun_work()
             && let Some(unit) = self.unit.take()
         {
-            // Boxed, so that a commit takes no space in the futures of requests that need none.
+            // Boxed, so that the commit takes no space in the futures of requests without a commit.
             return Box::pin(self.commit(unit, record, *ttl)).await;
         }
         self.settle(settlement).await
@@ -46,7 +46,7 @@ impl<St: Store> Claim<St> {
                 warn_of(
                     &error,
                     &self.slot,
-                    "the operation could not be committed and is rolled back",
+                    "the operation could not be committed and was rolled back",
                 );
                 self.settle(&Settlement::Release).await;
                 return Settled::Undone(Undone::Failed);
@@ -79,7 +79,7 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// Effect and record are there.
+    /// Called when the effect and the record are committed.
     fn is_committed(&mut self, unit: &dyn UnitOfWork) -> Settled {
         self.settled = true;
         for work in unit.after_commit() {
@@ -89,8 +89,8 @@ impl<St: Store> Claim<St> {
     }
 }
 
-/// Finds out in the background what became of a commit. The lease is held meanwhile, so that no
-/// retry runs before it is known.
+/// Finds out in the background whether a commit succeeded. The lease is kept meanwhile, so that no
+/// retry runs before the result is known.
 async fn read_back_later<St: Store>(mut claim: Claim<St>, unit: Box<dyn UnitOfWork>) {
     let Config {
         settle_within,
@@ -119,7 +119,7 @@ async fn read_back_later<St: Store>(mut claim: Claim<St>, unit: Box<dyn UnitOfWo
         Err(_elapsed) => tracing::error!(
             target: "tower_idempotency",
             slot = %claim.slot,
-            "gave up finding out what became of a commit; if it failed, a retry runs when the lease has lapsed"
+            "gave up finding out whether a commit succeeded; if it failed, a retry runs after the lease has lapsed"
         ),
     }
     claim.settled = true;

@@ -1,5 +1,5 @@
-//! Duplicates of an operation that is done, where the store cannot compare the whole of two requests: the first
-//! one's body was streamed, or this one's is.
+//! Duplicates of a finished operation whose requests the store cannot compare completely, because
+//! the body of the first request was streamed or the body of the duplicate is.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -17,24 +17,24 @@ use crate::request::Fingerprint;
 use crate::request::fingerprint::{BodyPrint, HeadPrint};
 use crate::store::{ClaimOutcome, Record, Store, StoreError};
 
-/// What a record says to a duplicate, before its body is read.
+/// The result of comparing a duplicate with a record, before the duplicate's body is read.
 pub(crate) enum Known {
     Same,
     Other,
-    /// That is for the body to say.
+    /// The body must be compared.
     Asks(First),
 }
 
-/// What is known of the first request.
+/// What is known about the first request's body.
 pub(crate) enum First {
-    /// Its body was streamed.
+    /// The body was streamed.
     Streamed(BodyPrint),
-    /// Its body was held.
+    /// The body was held in memory.
     Held(Fingerprint),
 }
 
 impl<S, St: Store> Exchange<S, St> {
-    /// What a record says to this request, whose claim was asked for under that fingerprint.
+    /// Compares this request, whose claim was requested with the given fingerprint, with a record.
     pub(crate) fn compare<B: GuardedBody>(
         &self,
         record: &Record,
@@ -43,7 +43,7 @@ impl<S, St: Store> Exchange<S, St> {
     ) -> Result<Known, StoreError> {
         let first = record.fingerprint();
         match received {
-            // Nothing of the body counts.
+            // The fingerprint does not cover the body.
             Received::Unread { arrival: None, .. } => Ok(Known::Same),
             Received::Whole(body) if first.is_streamed() && first.differs_in_streaming(fingerprint) => {
                 Ok(match self.is_as_streamed(&first, record.body_print()?, body) {
@@ -60,7 +60,7 @@ impl<S, St: Store> Exchange<S, St> {
                     return Ok(Known::Asks(First::Held(first)));
                 }
                 let body = record.body_print()?;
-                // What another rule covered cannot be compared.
+                // A fingerprint that was made by another rule cannot be compared.
                 let same_rule = first.is_same_rule(fingerprint);
                 let asks = body.filter(|first| same_rule && !arrival.is_vouched_for(first));
                 Ok(asks.map_or(Known::Same, |first| Known::Asks(First::Streamed(first))))
@@ -68,7 +68,8 @@ impl<S, St: Store> Exchange<S, St> {
         }
     }
 
-    /// Whether this request, whose body is held, is the first one, whose body was streamed.
+    /// Whether this request, whose body is held in memory, is the same as the first request, whose
+    /// body was streamed.
     fn is_as_streamed(&self, first: &Fingerprint, first_body: Option<BodyPrint>, body: &Bytes) -> bool {
         let config = &self.guard.config;
         let HeadPrint {
@@ -95,7 +96,8 @@ pub(crate) struct Comparing<S, St> {
 }
 
 impl<S, St: Store> Comparing<S, St> {
-    /// Reads the body of a request that is streamed. An error gives back the exchange of one that is not.
+    /// Starts to read the body of a request that is streamed. Returns the exchange as the error if
+    /// the request is not streamed.
     pub(crate) fn new<B: GuardedBody>(
         exchange: Box<Exchange<S, St>>,
         received: Received<B>,
@@ -110,7 +112,7 @@ impl<S, St: Store> Comparing<S, St> {
             return Err(exchange);
         };
         if let First::Held(_) = first {
-            // A body with more bytes than the layer holds was not held the first time.
+            // If the first body was held in memory, it was not longer than the layer's limit.
             arrival.hold(exchange.guard.config.max_request_body);
         }
         Ok(Self {

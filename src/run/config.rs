@@ -1,4 +1,4 @@
-//! The layer's configuration, whole and checked.
+//! The layer's complete, validated configuration.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,13 +14,14 @@ use crate::request::FingerprintSource;
 use crate::request::key::{KeyFormat, KeyRules, KeySource};
 use crate::request::scope::ScopeRules;
 
-/// A crash blocks a key for as long as its lease; because leases are renewed, none needs to be longer.
+/// A crash blocks a key for the duration of its lease. Because leases are renewed, no lease needs
+/// to be longer than this.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
-/// Longer than any process, database or API lives unchanged, and far from overflow.
+/// Longer than any process, database or API stays unchanged, and far from overflow.
 const MAX_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
-/// Waits and time-outs beyond this are mistakes.
+/// Longer waits and timeouts are mistakes.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
-/// The clocks of the stores count milliseconds.
+/// The stores measure time in milliseconds.
 const MIN: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Clone)]
@@ -38,19 +39,20 @@ pub(crate) struct Config {
     pub(crate) settle_within: Duration,
     pub(crate) fail_open: bool,
     pub(crate) max_request_body: usize,
-    /// Bytes of a streamed request body at most. `None`: bodies are held.
+    /// The maximum size of a streamed request body in bytes. `None`: bodies are held in memory.
     pub(crate) stream_request_bodies: Option<usize>,
     pub(crate) max_response_body: usize,
     pub(crate) response_body_within: Duration,
-    /// How long the request of a gRPC call may go on after its first message. `None`: no request is one.
+    /// How long the request of a gRPC call can continue after its first message. `None`: requests
+    /// are not treated as gRPC calls.
     pub(crate) grpc_request_within: Option<Duration>,
     pub(crate) max_detached: usize,
-    /// `None`: the handler runs to its end.
+    /// `None`: the handler runs to completion.
     pub(crate) cancel_on_disconnect: Option<Fate>,
     pub(crate) replay_header: HeaderName,
-    /// The header that tells until when a retry gets the response, if any.
+    /// The response header that says until when a retry gets the response, if any.
     pub(crate) lifetime_header: Option<HeaderName>,
-    /// Whether a stream is read to its end although its client disconnected.
+    /// Whether a stream is read to its end even if its client disconnects.
     pub(crate) drain_streams: bool,
     pub(crate) unreplayed: Vec<HeaderName>,
     pub(crate) rendering: Rendering,
@@ -58,7 +60,7 @@ pub(crate) struct Config {
     pub(crate) enabled: bool,
     pub(crate) pass_when: Option<Predicate>,
     pub(crate) on_replay: Option<ReplayHook>,
-    /// `None`: the store is asked however often it failed.
+    /// `None`: the store is called no matter how often it has failed.
     pub(crate) breaker: Option<BreakerConfig>,
 }
 
@@ -74,7 +76,7 @@ impl fmt::Debug for Predicate {
 
 type ReplayFn = dyn Fn(&Parts, &mut http::response::Parts) + Send + Sync;
 
-/// What is changed in a replay.
+/// Changes a replay before it is sent.
 #[derive(Clone)]
 pub(crate) struct ReplayHook(pub(crate) Arc<ReplayFn>);
 
@@ -84,12 +86,12 @@ impl fmt::Debug for ReplayHook {
     }
 }
 
-/// When the store is not asked.
+/// When the circuit breaker stops calling the store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BreakerConfig {
-    /// After so many failures in a row.
+    /// The number of failures in a row.
     pub(crate) failures: u32,
-    /// For so long.
+    /// How long the store is not called.
     pub(crate) pause: Duration,
 }
 
@@ -140,7 +142,7 @@ impl Config {
         if self.methods.is_empty() {
             return Err(ConfigError::new(
                 "methods",
-                "the set is empty, so that nothing would be guarded",
+                "the set is empty, so no request would be guarded",
             ));
         }
         if let Some(method) = self.methods.iter().find(|method| **method == Method::CONNECT) {
@@ -180,15 +182,16 @@ impl Config {
             return Err(ConfigError::new(
                 "circuit_breaker",
                 format!(
-                    "{failures} failures and a pause of {pause:?} cannot work; give at least 1 failure and a pause between \
-                     {MIN:?} and {MAX_WAIT:?}"
+                    "{failures} failures with a pause of {pause:?} cannot work; use at least 1 failure and a pause \
+                     between {MIN:?} and {MAX_WAIT:?}"
                 ),
             ));
         }
         if self.max_detached == 0 {
             return Err(ConfigError::new(
                 "max_detached",
-                "0 would refuse every first request; use `cancel_on_disconnect` to let no work go on without its client",
+                "0 would refuse every first request; to stop work when its client disconnects, use \
+                 `cancel_on_disconnect`",
             ));
         }
         Ok(())
@@ -198,18 +201,18 @@ impl Config {
         let refused = |reason| Err(ConfigError::new("stream_request_bodies", reason));
         match self.stream_request_bodies {
             None => Ok(()),
-            Some(0) => refused("0 would refuse every body; give the bytes of the largest upload"),
+            Some(0) => refused("0 would refuse every body; set the size of the largest upload in bytes"),
             Some(_) if self.key.source.needs_body() => {
-                refused("the key is in the body, which would have to be held; use a key of the head, such as a header")
+                refused("a key in the body needs the whole body in memory; use a key in the head, such as a header")
             }
             Some(_) if self.grpc_request_within.is_some() => {
-                refused("`grpc` reads each request whole before its method runs; leave one of the two out")
+                refused("`grpc` reads each whole request before its method runs; remove one of the two options")
             }
             Some(_) => self.fingerprint.validate_streamed(),
         }
     }
 
-    /// A TTL that a handler chose, brought into the range of the option.
+    /// Clamps a TTL that a handler chose to the range of the option.
     pub(crate) fn ttl_within_range(ttl: Duration) -> Duration {
         ttl.clamp(MIN, MAX_TTL)
     }
@@ -219,7 +222,7 @@ impl Config {
         (self.lease / 3).max(MIN)
     }
 
-    /// How long a claim may take to be made or renewed. An answer that took a large part of the
+    /// The time limit for making or renewing a claim. An answer that takes a large part of the
     /// lease would leave too little of it.
     pub(crate) fn claim_timeout(&self) -> Duration {
         self.store_timeout.min(self.third_of_lease())
@@ -229,9 +232,9 @@ impl Config {
         self.enabled && self.methods.contains(method)
     }
 
-    /// Which response headers are left out of the record: hop-by-hop ones (RFC 9110, section 7.6.1,
-    /// with what `Connection` names), and those on the list.
-    /// `Trailer` stays where there are trailers.
+    /// Returns which response headers are left out of the record: hop-by-hop headers (RFC 9110,
+    /// section 7.6.1, including the headers that `Connection` names) and those in `unreplayed`.
+    /// `Trailer` stays if the response has trailers.
     pub(crate) fn skips<'h>(&'h self, headers: &'h HeaderMap, trailers: bool) -> impl Fn(&HeaderName) -> bool + 'h {
         static HOP_BY_HOP: [HeaderName; 7] = [
             header::CONNECTION,
@@ -242,7 +245,8 @@ impl Config {
             header::TRANSFER_ENCODING,
             header::UPGRADE,
         ];
-        // Looked for by walking: responses have few headers, and names compare faster than they hash.
+        // A linear search: responses have few headers, and comparing names is faster than hashing
+        // them.
         let named = headers.keys().any(|name| name == header::CONNECTION);
         move |name| {
             HOP_BY_HOP.contains(name)

@@ -1,5 +1,5 @@
-//! What must not end with its client: a question to the store, and the inner service at work. Each
-//! is polled in place and handed to the runtime only when its owner drops it.
+//! Work that must not end when its client disconnects: a call to the store, and the running inner
+//! service. Each is polled in place, and moves to the runtime only when its owner drops it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use super::handler::Run;
 use crate::body::ResponseBody;
 use crate::store::{ClaimRequest, Store, StoreError};
 
-/// A question to a store that does not answer at once.
+/// A call to a store that does not answer at once.
 pub(crate) struct Admitting<St: Store> {
     answer: Option<Question<St>>,
     disconnected: Disconnected,
@@ -50,8 +50,8 @@ impl<St: Store> Admitting<St> {
     }
 }
 
-/// Polls a boxed future and lets go of it when it is ready or panics, so that it is then not handed
-/// to the runtime.
+/// Polls a boxed future, and drops it when it completes or panics, so that it does not move to the
+/// runtime afterwards.
 fn poll_in_place<T>(
     place: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     home: &mut Option<Handle>,
@@ -71,8 +71,9 @@ fn poll_in_place<T>(
 }
 
 impl<St: Store> Drop for Admitting<St> {
-    /// The client disconnected before the store answered. The store may have granted the claim: its
-    /// answer is awaited, and a claim is given back at once instead of blocking the key for its lease.
+    /// The client disconnected before the store answered. The store may have granted the claim, so
+    /// the layer waits for the answer. It gives a granted claim back immediately, so that the claim
+    /// does not block the key for its lease.
     fn drop(&mut self) {
         let Some(answer) = self.answer.take() else { return };
         self.disconnected.store(true, Ordering::Relaxed);
@@ -84,10 +85,10 @@ impl<St: Store> Drop for Admitting<St> {
     }
 }
 
-/// The inner service at work.
+/// The running inner service.
 pub(crate) struct Running<RB: Body + 'static, E: 'static, St: Store> {
     run: Option<Run<RB, E>>,
-    /// With `cancel_on_disconnect`: stops the run when it is raised.
+    /// With `cancel_on_disconnect`, raising this flag stops the run.
     cancel: Option<Disconnected>,
     guard: Arc<Guard<St>>,
     span: Span,
@@ -108,7 +109,7 @@ impl<RB: Body + 'static, E: 'static, St: Store> Running<RB, E, St> {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<ResponseBody<RB>>, E>> {
         match ready!(poll_in_place(&mut self.run, &mut self.home, cx)) {
             Some(result) => Poll::Ready(result),
-            // Cancelled, which only dropping this can ask for.
+            // The run was cancelled, which happens only after this value is dropped.
             None => Poll::Pending,
         }
     }
@@ -120,14 +121,18 @@ impl<RB: Body + 'static, E: 'static, St: Store> Drop for Running<RB, E, St> {
         if let Some(cancel) = &self.cancel {
             cancel.store(true, Ordering::Relaxed);
         } else {
-            tracing::debug!(target: "tower_idempotency", parent: &self.span, "the client disconnected; its operation goes on");
+            tracing::debug!(
+                target: "tower_idempotency",
+                parent: &self.span,
+                "the client disconnected; its operation continues"
+            );
         }
         let rest = Rest(run).instrument(std::mem::replace(&mut self.span, Span::none()));
         self.guard.adopt(self.home.as_ref(), rest);
     }
 }
 
-/// A run whose response nobody waits for.
+/// A run whose client has disconnected.
 struct Rest<RB: Body + 'static, E: 'static>(Run<RB, E>);
 
 impl<RB: Body + 'static, E: 'static> Future for Rest<RB, E> {

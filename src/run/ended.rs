@@ -1,4 +1,4 @@
-//! How work ends: it returns, it panics, or it is cancelled.
+//! How work ends: it returns, panics or is cancelled.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +10,7 @@ use std::task::Poll;
 /// A flag that is raised when the client disconnects.
 pub(crate) type Disconnected = Arc<AtomicBool>;
 
-/// What a panic carries.
+/// The payload of a panic.
 pub(crate) type Panic = Box<dyn std::any::Any + Send>;
 
 /// How the inner service ended.
@@ -20,7 +20,7 @@ pub(crate) enum Ended<T> {
     Cancelled,
 }
 
-/// Polls the inner service; a panic is caught, and a raised flag stops it.
+/// Polls the inner service. Catches a panic, and stops when the flag is raised.
 pub(crate) async fn to_its_end<F: Future + ?Sized>(
     mut work: Pin<&mut F>,
     cancelled: Option<&Disconnected>,
@@ -29,7 +29,7 @@ pub(crate) async fn to_its_end<F: Future + ?Sized>(
         if cancelled.is_some_and(|client| client.load(Ordering::Relaxed)) {
             return Poll::Ready(Ended::Cancelled);
         }
-        // The future is not polled again after a panic, and what it shares is the handler's own.
+        // The future is not polled again after a panic, and all shared state is the handler's own.
         match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
             Ok(poll) => poll.map(Ended::Returned),
             Err(panic) => Poll::Ready(Ended::Panicked(panic)),

@@ -1,4 +1,5 @@
-//! A guarded request on its way to a decision, and the answers that need no run.
+//! A guarded request before the decision, and the answers that are sent without running the
+//! handler.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,16 +26,16 @@ use crate::request::{Fingerprint, IdempotencyKey, ScopeTag, Slot};
 use crate::store::record::Opened;
 use crate::store::{ClaimOutcome, ClaimRequest, Store, StoreError, Token};
 
-/// A guarded request on its way to a decision.
+/// A guarded request before the decision.
 pub(crate) struct Exchange<S, St> {
     pub(crate) guard: Arc<Guard<St>>,
-    /// It has said that it is ready, or is asked before it is called.
+    /// The inner service. It is ready, or its readiness is checked before it is called.
     pub(crate) inner: S,
     pub(crate) parts: Parts,
     pub(crate) identity: Option<Identity>,
 }
 
-/// Whose key it is, and which.
+/// The key, and who sent it.
 pub(crate) struct Identity {
     pub(crate) key: KeyText,
     pub(crate) slot: Slot,
@@ -42,8 +43,8 @@ pub(crate) struct Identity {
 }
 
 impl<S, St: Store> Exchange<S, St> {
-    /// Finds the key in the body, if that is where keys are. `None`: the request has none, and may
-    /// pass.
+    /// Finds the key in the body, if that is where keys are. Returns `None` if the request has no
+    /// key and can pass.
     pub(crate) fn key_in(&self, body: &Bytes) -> Result<Option<KeyText>, Problem> {
         let config = &self.guard.config;
         match config.key.in_body(&self.parts, body).map_err(Problem::invalid_key)? {
@@ -53,7 +54,7 @@ impl<S, St: Store> Exchange<S, St> {
         }
     }
 
-    /// Says whose key it is.
+    /// Finds out who sent the key.
     pub(crate) fn identify(&mut self, key: KeyText) -> Result<(), Problem> {
         let scoped = self.guard.config.scope.slot(&self.parts, key.as_bytes());
         let Scoped { slot, tag, doubts } = scoped.map_err(|unavailable| {
@@ -67,8 +68,8 @@ impl<S, St: Store> Exchange<S, St> {
         if doubts.overlooks_cookie && !self.guard.warned_of_cookie.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 target: "tower_idempotency",
-                "a request has a Cookie and no Authorization: under the default scope such requests share their \
-                 keys; set a scope that tells your sessions apart"
+                "a request has a Cookie header but no Authorization header: under the default scope, such requests \
+                 share their keys; set a scope that separates your sessions"
             );
         }
         if let Some(scheme) = doubts.changing_scheme
@@ -77,22 +78,23 @@ impl<S, St: Store> Exchange<S, St> {
             tracing::warn!(
                 target: "tower_idempotency",
                 scheme,
-                "the scope has `Authorization` credentials that change with every request, so that no retry is \
-                 recognised; set a scope that stays the same, such as `ScopeSource::extension` with the user or tenant"
+                "the scope has `Authorization` credentials that change with every request, so no retry is recognized; \
+                 set a scope that stays the same, such as `ScopeSource::extension` with the user or tenant"
             );
         }
         self.identity = Some(Identity { key, slot, scope: tag });
         Ok(())
     }
 
-    /// Whether a layer further out runs this request, for which the response is a first one. Once this
-    /// layer has told the handler, the key there is its own.
+    /// Whether an outer layer runs this request. For the outer layer, the response is a first
+    /// response. Once this layer has passed its key to the handler, the key in the extensions is
+    /// its own.
     fn is_inside_another_layer(&self) -> bool {
         self.identity.is_some() && self.parts.extensions.get::<IdempotencyKey>().is_some()
     }
 
-    /// The tokens under which other idempotency layers, further out, have claimed a slot of the same name.
-    /// If one did so in the same store, this layer would find its own request in flight.
+    /// The tokens with which outer idempotency layers have claimed the same slot. If an outer layer
+    /// did so in the same store, this layer would find its own request in flight.
     pub(crate) fn tokens_of_outer_layers(&self) -> OuterTokens {
         match (self.parts.extensions.get::<IdempotencyKey>(), &self.identity) {
             (Some(outer), Some(identity)) => outer.tokens_for(&identity.slot).map(Token).collect(),
@@ -100,7 +102,7 @@ impl<S, St: Store> Exchange<S, St> {
         }
     }
 
-    /// Puts the key where the handler finds it.
+    /// Inserts the key into the extensions for the handler.
     pub(crate) fn tell_handler(&mut self, claim: &Claim<St>) {
         if let Some(Identity { key, slot, .. }) = self.identity.take() {
             let key = IdempotencyKey::new(key, slot, claim.attempt).claimed(claim.token().0);
@@ -113,14 +115,14 @@ impl<S, St: Store> Exchange<S, St> {
         }
     }
 
-    /// The same where nothing is claimed.
+    /// Like `tell_handler`, for a request without a claim.
     pub(crate) fn tell_handler_unprotected(&mut self) {
         if let Some(Identity { key, slot, .. }) = self.identity.take() {
             self.parts.extensions.insert(IdempotencyKey::new(key, slot, 1));
         }
     }
 
-    /// The claim to ask for. `None` if the request was not identified.
+    /// Returns the claim to request, or `None` if the request was not identified.
     pub(crate) fn claim_request(&self, fingerprint: Fingerprint) -> Option<ClaimRequest> {
         let config = &self.guard.config;
         let identity = self.identity.as_ref()?;
@@ -129,8 +131,8 @@ impl<S, St: Store> Exchange<S, St> {
             scope: identity.scope,
             fingerprint,
             token: self.guard.token(),
-            // The holder of a claim in this process's memory cannot die without it: such a claim
-            // lapses when it is dropped, not by time.
+            // The holder of a claim in this process's memory cannot die without the claim. Such a
+            // claim lapses when it is dropped, not after a time.
             lease: if St::IN_PROCESS { Duration::MAX } else { config.lease },
             ttl: config.ttl,
             on_lapse: config.policy.on_lapse,
@@ -138,7 +140,7 @@ impl<S, St: Store> Exchange<S, St> {
         })
     }
 
-    /// Answers without running: from what the store found.
+    /// Answers from the store's result, without running the handler.
     pub(crate) fn answer<RB>(&self, begun: ClaimOutcome) -> Result<Response<ResponseBody<RB>>, StoreError>
     where
         RB: Body<Data = Bytes>,
@@ -198,12 +200,12 @@ impl<S, St: Store> Exchange<S, St> {
         response
     }
 
-    /// The request as it goes on.
+    /// Returns the inner service and the request to pass to it.
     pub(crate) fn into_request<B: GuardedBody>(self, body: Received<B>) -> (S, Request<B>) {
         (self.inner, Request::from_parts(self.parts, body.into_body()))
     }
 
-    /// Calls the inner service, which has said that it is ready.
+    /// Calls the inner service, which is ready.
     pub(crate) fn call<B>(self, body: Received<B>) -> S::Future
     where
         S: GuardedService<B>,
@@ -213,12 +215,13 @@ impl<S, St: Store> Exchange<S, St> {
         inner.call(request)
     }
 
-    /// The store failed before the handler ran, and the layer fails closed.
+    /// Refuses the request because the store failed before the handler ran and the layer fails
+    /// closed.
     pub(crate) fn refuse_for_store<RB>(&self, error: &StoreError) -> Response<ResponseBody<RB>>
     where
         RB: Body<Data = Bytes>,
     {
-        // The breaker has said so once.
+        // The circuit breaker has already logged this failure.
         if !was_not_asked(error) {
             self.warn_of(error, "the store failed; the request is refused");
         }

@@ -1,7 +1,8 @@
-//! Which requests of gRPC are unary: one message, and then the end.
+//! Detects unary gRPC requests, which end after one message.
 //!
-//! HTTP does not tell the kinds of calls apart. A unary request ends with its first message; a request that
-//! goes on is a stream, and may wait for a response that a guarded method would give only after its end.
+//! HTTP does not show the kind of a call. A unary request ends with its first message. A request
+//! that continues is a stream, and its client may wait for a response that a guarded method would
+//! send only after the request has ended.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,10 +16,10 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::exchange::Exchange;
 use crate::store::Store;
 
-/// A byte of flags and four of length stand before each message.
+/// Each message has a prefix of one byte of flags and four bytes of length.
 const PREFIX: usize = 5;
 
-/// Bounds how long a request may go on after its first message.
+/// Limits how long a request can continue after its first message.
 pub(crate) struct UnaryRequest {
     within: Duration,
     late: Pin<Box<Sleep>>,
@@ -39,8 +40,8 @@ impl UnaryRequest {
             self.has_message = true;
             self.late.as_mut().reset(Instant::now() + self.within);
         }
-        // A client that sends nothing may wait for a greeting. One that has begun its first message takes the
-        // time that its network takes.
+        // A client that sends nothing may be waiting for the server to send first. A client that
+        // has begun its first message may need time because of its network.
         if self.has_message || read.is_empty() {
             self.late.as_mut().poll(cx)
         } else {
@@ -50,8 +51,8 @@ impl UnaryRequest {
 }
 
 impl<S, St: Store> Exchange<S, St> {
-    /// Ready if the request is a gRPC stream, of which this much was read. To be asked each time that nothing
-    /// more is there to read.
+    /// Returns `Ready` if the request is a gRPC stream. `read` is the part that was read so far.
+    /// Call this method whenever no more data is available.
     pub(crate) fn poll_streams(
         &self,
         cx: &mut Context<'_>,
@@ -68,7 +69,7 @@ impl<S, St: Store> Exchange<S, St> {
     }
 }
 
-/// Whether the first message is there whole.
+/// Whether the first message has arrived completely.
 fn starts_with_a_message(read: &[u8]) -> bool {
     let Some((&[_, a, b, c, d], message)) = read.split_first_chunk::<PREFIX>() else {
         return false;
@@ -76,7 +77,7 @@ fn starts_with_a_message(read: &[u8]) -> bool {
     usize::try_from(u32::from_be_bytes([a, b, c, d])).is_ok_and(|length| message.len() >= length)
 }
 
-/// Whether the body is framed as gRPC frames it. A body of grpc-web may be base64, and no browser streams one.
+/// Whether the body has gRPC framing. A grpc-web body may be base64, and no browser streams one.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(CONTENT_TYPE).map(|value| value.as_bytes()) else {
         return false;

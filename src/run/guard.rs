@@ -1,4 +1,4 @@
-//! What all clones of one layer and its services have in common.
+//! The state that all clones of one layer and its services share.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,11 +15,12 @@ use crate::store::Token;
 
 /// The store, the configuration and the counts of one layer.
 pub(crate) struct Guard<St> {
-    // What every request reads, what every request writes, and the count of references each have
-    // cache lines of their own: workers would otherwise wait for each other's.
+    // The fields that every request reads, the fields that every request writes, and the reference
+    // count are on separate cache lines. Otherwise, workers would wait for each other.
     pub(crate) store: CachePadded<St>,
     pub(crate) config: CachePadded<Config>,
-    /// Work without a client: handlers whose client disconnected, and outcomes that are stored later.
+    /// Work without a client: handlers whose clients have disconnected, and outcomes that are
+    /// stored later.
     pub(crate) tasks: TaskTracker,
     pub(crate) tally: CachePadded<Tally>,
     pub(crate) breaker: Breaker,
@@ -27,14 +28,15 @@ pub(crate) struct Guard<St> {
     pub(crate) warned_of_cookie: AtomicBool,
     pub(crate) warned_of_scheme: AtomicBool,
     warned_of_body: AtomicBool,
-    /// How many claims are being taken back because the store's answer was lost.
+    /// The number of claims that are being taken back because the store's answer was lost.
     pub(crate) taking_back: AtomicUsize,
     next_token: CachePadded<AtomicU64>,
 }
 
 impl<St> Guard<St> {
     pub(crate) fn new(store: St, config: Config) -> Self {
-        // A random start makes tokens unique among processes; counting, within this one.
+        // The random start makes tokens unique across processes, and the counter makes them unique
+        // within this process.
         let (start, _) = uuid::Uuid::new_v4().as_u64_pair();
         Self {
             store: CachePadded::new(store),
@@ -55,35 +57,35 @@ impl<St> Guard<St> {
         Token(self.next_token.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Whether so much work goes on without its client that no first request is admitted.
+    /// Whether so much work is running without clients that no first request is admitted.
     pub(crate) fn is_overloaded(&self) -> bool {
         self.tasks.len() >= self.config.max_detached
     }
 
-    /// Logs, once, that the service's body type cannot be streamed to it.
+    /// Logs once that the service's body type cannot be made from a stream.
     pub(crate) fn report_unstreamable(&self) {
         if !self.warned_of_body.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 target: "tower_idempotency",
                 "`stream_request_bodies` is set, but the service's request body cannot be made from a stream: requests \
-                 with a key are refused; implement `GuardedBody::from_streamed`, or use axum's or tonic's body or \
-                 `RequestBody`"
+                 with a key are refused; implement `GuardedBody::from_streamed`, or use `RequestBody` or the body type \
+                 of axum or tonic"
             );
         }
     }
 
-    /// Runs a future to its end although its owner is being dropped.
+    /// Runs a future to completion after its owner is dropped.
     ///
-    /// `home` is the runtime that the future was polled on, for owners that are dropped outside one.
+    /// `home` is the runtime that polled the future, for owners that are dropped outside a runtime.
     pub(crate) fn adopt(&self, home: Option<&Handle>, future: impl Future<Output = ()> + Send + 'static) {
         let current = Handle::try_current().ok();
         match home.or(current.as_ref()) {
             Some(handle) => drop(self.tasks.spawn_on(future, handle)),
-            // Dropping the future logs each claim that it held.
+            // Dropping the future logs each claim in it.
             None => tracing::error!(
                 target: "tower_idempotency",
-                "a request was dropped outside a Tokio runtime, so its handler cannot run to its end; \
-                 drop requests only inside the runtime"
+                "a request was dropped outside a Tokio runtime, so its handler cannot run to completion; drop requests \
+                 only inside the runtime"
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! Runs the inner service, under a claim or unprotected, and says how it ended.
+//! Runs the inner service, under a claim or unprotected, and reports how it ended.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -25,13 +25,14 @@ use crate::body::ResponseBody;
 use crate::bounds::{GuardedBody, GuardedService};
 use crate::store::{ClaimRequest, Record, Store, StoreError};
 
-/// What a run ends with. `None` if it was cancelled, when nobody waits for it.
+/// The result of a run. `None` if the run was cancelled, because no client waits for it then.
 type Ending<RB, E> = Option<Result<Response<ResponseBody<RB>>, E>>;
 
-/// What the run of a service ends with.
+/// The result of a run of a service.
 type EndingOf<S, B> = Ending<<S as GuardedService<B>>::ResponseBody, <S as Service<Request<B>>>::Error>;
 
-/// The inner service at work, or a claim being given back: what must not end with its client.
+/// The running inner service, or a claim being given back. Either must continue after its client
+/// has disconnected.
 pub(crate) type Run<RB, E> = Pin<Box<dyn Future<Output = Ending<RB, E>> + Send>>;
 
 /// Runs the inner service under a claim, and settles the claim before the response goes out.
@@ -66,7 +67,7 @@ where
             body.refuse(&exchange.parts.headers);
             return Some(Ok(answer));
         }
-        // Separate from the call: what ends here has not begun the operation.
+        // Separate from the call: a request that ends here has not begun the operation.
         match until_ready(&mut exchange.inner, cancelled.as_ref()).await {
             Ended::Returned(Ok(())) => {}
             ended => {
@@ -81,7 +82,8 @@ where
             }
         }
         let policy = &claim.guard.config.policy;
-        // The response is kept after this: what is matched on takes space as long as an arm is awaited.
+        // `keep` is called after this match, because the matched value takes space while an arm is
+        // awaited.
         let (verdict, response) = match call(exchange, body, &claim.guard.config, cancelled.as_ref()).await {
             Ended::Returned(Ok(judged)) => judged,
             ended => {
@@ -123,7 +125,7 @@ where
     B: GuardedBody,
     St: Store,
 {
-    // Pinned where it is made: as a local it would have two places in this future.
+    // Pinned where it is created: a local variable would take its space in this future twice.
     let mut call = pin!(match catch_unwind(AssertUnwindSafe(|| exchange.call(body))) {
         Ok(call) => Some(call),
         Err(panic) => return Ended::Panicked(panic),
@@ -133,14 +135,15 @@ where
             return Poll::Pending;
         };
         let response = ready!(polled.poll(cx));
-        // The future's destructor and the policy's closure are part of the work: they may panic as well.
+        // The future's destructor and the policy's closure are part of the work, because they may
+        // panic as well.
         call.set(None);
         Poll::Ready(response.map(|response| (judge(config, &response), response)))
     });
     to_its_end(pin!(work), cancelled).await
 }
 
-/// Settles the claim of a handler that gave no response.
+/// Settles the claim of a handler that returned no response.
 async fn end_without_response<St: Store>(claim: &mut Claim<St>, fate: Fate) {
     let (settlement, outcome) = claim.settlement_of(fate, Record::outcome_unknown);
     let outcome = match claim.settle(&settlement).await {
@@ -151,7 +154,7 @@ async fn end_without_response<St: Store>(claim: &mut Claim<St>, fate: Fate) {
     tally.report(outcome, Some(&claim.slot), Some(claim.attempt), None);
 }
 
-/// Refuses what was not begun, and gives the claim back.
+/// Refuses an operation that was not begun, and gives its claim back.
 pub(crate) async fn refuse<S, RB, E, St>(
     exchange: Box<Exchange<S, St>>,
     claim: Option<Claim<St>>,
@@ -167,7 +170,7 @@ where
     Some(Ok(exchange.refuse(problem)))
 }
 
-/// Runs the inner service although the store failed, as the layer was told to.
+/// Runs the inner service although the store failed, because the layer fails open.
 pub(crate) async fn run_unprotected<S, B, St>(
     mut exchange: Box<Exchange<S, St>>,
     body: Received<B>,

@@ -1,4 +1,5 @@
-//! What is kept of a response: its body is read, the claim is settled, and the response goes out.
+//! Handles the response: reads its body as far as it is to be stored, settles the claim, and
+//! returns the response.
 
 use std::future::Future;
 use std::panic::resume_unwind;
@@ -19,22 +20,22 @@ use crate::answer::{Fate, Outcome, Problem, Verdict};
 use crate::body::ResponseBody;
 use crate::store::Store;
 
-/// What is known of the request when its response comes.
+/// What the layer knows about the request when its response arrives.
 pub(crate) struct Asked {
     pub(crate) is_head: bool,
-    /// In atomic mode, or if the body is streamed: what a problem is rendered from, if it takes the place of the
-    /// answer.
+    /// The head of the request, in atomic mode or if the body is streamed. If a problem replaces
+    /// the response, it is rendered from this head.
     pub(crate) head: Option<Box<Parts>>,
 }
 
-/// Judges a response by its head. `None`: the policy asks for the whole.
+/// Judges a response by its head. Returns `None` if the policy needs the complete response.
 pub(crate) fn judge<B>(config: &Config, response: &Response<B>) -> Option<Verdict> {
     let extensions = response.extensions();
-    // An interim response, as of a protocol switch, is a connection and no answer.
+    // An interim response, for example to a protocol switch, is a connection rather than an answer.
     if response.status().is_informational() {
         return Some(Verdict::Release);
     }
-    // What an inner layer refused did not run; the refusal is not the operation's outcome.
+    // An operation that an inner layer refused did not run, so the refusal is not its outcome.
     if let Some(Outcome::Refused(_) | Outcome::NotRetained) = extensions.get::<Outcome>() {
         return Some(Verdict::Release);
     }
@@ -44,7 +45,7 @@ pub(crate) fn judge<B>(config: &Config, response: &Response<B>) -> Option<Verdic
     config.policy.verdict_on_head(response.status(), response.headers())
 }
 
-/// Keeps of a response what the verdict says, and settles the claim.
+/// Stores the response as the verdict says, and settles the claim.
 pub(crate) fn keep<RB, St>(
     claim: &mut Claim<St>,
     asked: Asked,
@@ -57,18 +58,18 @@ where
     St: Store,
 {
     let (mut head, body) = response.into_parts();
-    // A handler may have copied it from its own upstream; this response is not a replay.
+    // A handler may have copied the marker from its own upstream. This response is not a replay.
     remove_marker(&mut head.headers, &claim.guard.config);
     async move {
         let tally = |claim: &Claim<St>, outcome, status| {
             let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
             claim.guard.tally.report(outcome, slot, attempt, Some(status));
         };
-        // A scope of its own: what something is moved out of takes space to the end of its scope.
+        // A separate scope: a value that is moved out of still takes space until its scope ends.
         let (settlement, outcome, body, panicked) = {
             let mut read = read_to_keep(claim, asked.is_head, verdict, &mut head, body, cancelled.as_ref()).await;
             if let Some(upload) = claim.upload.clone() {
-                // Boxed, so that uploads take no space in the futures of other requests.
+                // Boxed, so that uploads do not take space in the futures of other requests.
                 let ended = Box::pin(end_or_abandon(claim, &*upload, &head, &mut read, cancelled.as_ref())).await;
                 if let Err(problem) = ended {
                     return refuse_instead(claim, &problem, asked.head);
@@ -85,7 +86,8 @@ where
                     panicked,
                 } => (settlement, outcome, body, panicked),
                 Read::Stream { read, rest, ttl, .. } if claim.has_begun_work() => {
-                    // A transaction cannot wait for a stream: it is committed with the tombstone now.
+                    // A transaction cannot wait for a stream, so it is committed with the tombstone
+                    // now.
                     let (settlement, outcome) = claim.settlement_of(Fate::Seal, not_retained(&head));
                     (
                         settlement.kept_for(ttl),
@@ -112,8 +114,8 @@ where
                 }
             }
         };
-        // A failure has no effect to commit, whether its answer is stored or not. A sealed refusal is one
-        // that the application calls done.
+        // A failure has no effect to commit, whether or not its response is stored. The application
+        // treats a sealed client error as done.
         let stored = outcome == Outcome::Executed;
         let has_failed = head.status.is_server_error() || stored && head.status.is_client_error();
         let settled = claim.end(&settlement, !has_failed).await;
@@ -131,14 +133,15 @@ where
     }
 }
 
-/// Removes the marker of a replay. Responses have few headers, and names compare faster than they hash.
+/// Removes the header that marks a replay. Responses have few headers, and comparing names is
+/// faster than hashing them.
 pub(crate) fn remove_marker(headers: &mut HeaderMap, config: &Config) {
     if headers.keys().any(|name| *name == config.replay_header) {
         headers.remove(&config.replay_header);
     }
 }
 
-/// Lets a streamed body end. If it fails, the claim is released or reopened.
+/// Waits for a streamed body to end. If the body fails, the claim is released or reopened.
 async fn end_or_abandon<RB, St>(
     claim: &mut Claim<St>,
     upload: &dyn Upload,
@@ -165,8 +168,8 @@ where
     ended
 }
 
-/// Lets a streamed body end, and changes what is kept accordingly. If it fails, nothing is to be kept: the
-/// handler answered to a body that was incomplete.
+/// Waits for a streamed body to end, and adapts the settlement to its end. If the body fails,
+/// nothing is stored, because the handler answered an incomplete request.
 async fn end_upload<RB, St>(
     claim: &Claim<St>,
     upload: &dyn Upload,
@@ -190,7 +193,8 @@ where
         Read::Stream { .. } => (true, false),
     };
     let uploaded = if stores {
-        // The body of the response may be made of the request's; only a response that was read is waited for.
+        // The response body may be made from the request body. The layer waits for the handler to
+        // finish reading only if it has already read the whole response.
         rest_of(upload, was_read, config.response_body_within, cancelled).await
     } else {
         so_far(upload)
@@ -199,7 +203,7 @@ where
         settlement, outcome, ..
     } = read
     else {
-        // What is kept of a stream is made when it ends.
+        // The tombstone of a stream is created when the stream ends.
         return uploaded.into_problem().map_or(Ok(()), Err);
     };
     match (uploaded, &mut *settlement) {
@@ -218,7 +222,7 @@ where
     Ok(())
 }
 
-/// Why the answer would be a lie: what it speaks of is not there.
+/// The problem that replaces a response that would report an effect that does not exist.
 fn problem_of(why: Undone) -> Problem {
     match why {
         Undone::Lost => Problem::taken_over(),
@@ -228,7 +232,7 @@ fn problem_of(why: Undone) -> Problem {
     }
 }
 
-/// Takes the place of the handler's response.
+/// Returns a refusal in place of the handler's response.
 fn refuse_instead<RB, St>(
     claim: &Claim<St>,
     problem: &Problem,

@@ -1,4 +1,4 @@
-//! One operation, from its claim until the claim is settled.
+//! Runs one operation, from its claim until the claim is settled.
 //!
 //! ```text
 //! called          key in the head (400), scope (500)                      Exchange::identify
@@ -10,7 +10,7 @@
 //! handler::run    reconcile → inner service → policy → read the body → settle the claim → respond
 //! ```
 //!
-//! Decisions are pure functions of the floors below; what has an effect is here.
+//! Decisions are pure functions on the floors below. Effects happen only here.
 
 mod admit;
 mod breaker;
@@ -59,7 +59,7 @@ use crate::request::Fingerprint;
 use crate::request::key::KeyText;
 use crate::store::Store;
 
-/// A request has arrived; `inner` is ready for it.
+/// Called when a request has arrived. `inner` is ready for it.
 pub(crate) fn called<S, B, St>(guard: &Arc<Guard<St>>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
 where
     S: GuardedService<B>,
@@ -83,7 +83,7 @@ where
     guarded(guard, inner, request)
 }
 
-/// Sends a request on untouched.
+/// Passes on a request untouched.
 fn through<S, B, St>(guard: &Guard<St>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
 where
     S: GuardedService<B>,
@@ -96,7 +96,7 @@ where
     }
 }
 
-/// A request of a guarded method has arrived.
+/// Called when a request with a guarded method has arrived.
 fn guarded<S, B, St>(guard: &Arc<Guard<St>>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
 where
     S: GuardedService<B>,
@@ -125,7 +125,7 @@ where
     } else {
         Err(Problem::misconfigured())
     };
-    // The service that was found ready goes along; its clone is for the next call.
+    // The request takes the service that is ready. The clone stays for the next call.
     let clone = inner.clone();
     let ready = std::mem::replace(inner, clone);
     let (parts, body) = request.into_parts();
@@ -148,7 +148,7 @@ where
         Ok(Some(unread)) => exchange.claim_unread(unread, body),
         Ok(None) => Stage::reading(exchange, body),
         Err(problem) => {
-            // Draining takes a timer, as all work in the background does.
+            // Draining needs a timer, like all work in the background.
             if problem.kind() != ProblemKind::Misconfigured {
                 let_go(&exchange.parts.headers, body);
             }
@@ -158,8 +158,8 @@ where
 }
 
 impl<S, St: Store> Exchange<S, St> {
-    /// The body is there, or why it is not. `rest` is what is left of a body that was not read to its
-    /// end.
+    /// Continues with the body, or with the reason why it could not be read. `rest` is the rest of
+    /// a body that was not read to its end.
     pub(crate) fn body_read<B>(
         mut self: Box<Self>,
         collected: Collected<B::Error>,
@@ -204,7 +204,7 @@ impl<S, St: Store> Exchange<S, St> {
         self.claim(fingerprint, Received::Whole(body))
     }
 
-    /// Asks the store for the claim.
+    /// Requests the claim from the store.
     fn claim<B>(mut self: Box<Self>, fingerprint: Fingerprint, body: Received<B>) -> Stage<S, B, St>
     where
         S: GuardedService<B>,
@@ -218,8 +218,9 @@ impl<S, St: Store> Exchange<S, St> {
             return self.store_answered(&begin, answer, body);
         }
         if !self.guard.config.wait.is_zero() && outer.is_empty() {
-            // Waiting must not hold the place that readiness reserved, as under a concurrency limit. A
-            // request that an outer layer has claimed may go on without waiting, and then needs it.
+            // A waiting request must not hold the slot that readiness reserved, for example under a
+            // concurrency limit. A request that an outer layer has claimed may continue without
+            // waiting, and then needs that slot.
             self.inner = self.inner.clone();
         }
         Stage::Admitting {
@@ -229,7 +230,7 @@ impl<S, St: Store> Exchange<S, St> {
         }
     }
 
-    /// The request is a gRPC stream, of which this is left.
+    /// Refuses a gRPC stream. `rest` is the rest of its body.
     pub(crate) fn refuse_stream<B>(&self, rest: Option<Pin<Box<B>>>) -> Stage<S, B, St>
     where
         S: GuardedService<B>,

@@ -1,4 +1,4 @@
-//! The pauses between tries of a failing store in the background.
+//! The pauses between background attempts to call a failing store.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Reads a response's body as far as it is to be kept, and says how the claim ends.
+//! Reads a response body as far as it is to be stored, and decides how the claim ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -18,7 +18,7 @@ use crate::body::{Collect, Collected, ResponseBody};
 use crate::request::Fingerprint;
 use crate::store::{Record, Store};
 
-/// What came of reading a response's body.
+/// The result of reading a response body.
 pub(crate) enum Read<RB: Body> {
     Settle {
         settlement: Settlement,
@@ -26,18 +26,19 @@ pub(crate) enum Read<RB: Body> {
         body: ResponseBody<RB>,
         panicked: Option<Panic>,
     },
-    /// The response is a stream: what was read of it, and the rest.
+    /// The response is a stream: the part that was read, and the rest.
     Stream {
         read: [Bytes; 2],
         rest: Pin<Box<RB>>,
-        /// How long its tombstone is kept.
+        /// How long the stream's tombstone is kept.
         ttl: Duration,
-        /// Whether it is still to be judged, by its trailers.
+        /// Whether the trailers still decide the verdict.
         by_trailers: bool,
     },
 }
 
-/// The tombstone of a response that was not stored. What failed leaves in doubt what was done.
+/// The tombstone of a response that was not stored. After a server error, it is not known what was
+/// done.
 pub(crate) fn not_retained(head: &response::Parts) -> impl FnOnce(Fingerprint) -> Record {
     move |fingerprint| {
         if head.status.is_server_error() {
@@ -48,7 +49,7 @@ pub(crate) fn not_retained(head: &response::Parts) -> impl FnOnce(Fingerprint) -
     }
 }
 
-/// Reads a response's body as far as it is to be kept.
+/// Reads a response body as far as it is to be stored.
 pub(crate) async fn read_to_keep<RB, St>(
     claim: &Claim<St>,
     is_head: bool,
@@ -100,7 +101,7 @@ where
             by_trailers,
         };
     }
-    // The bodies of applications may panic wherever they are asked.
+    // The application's bodies may panic in any of their methods.
     let declared = match catch_unwind(AssertUnwindSafe(|| body.size_hint().lower())) {
         Ok(declared) if declared <= config.max_response_body as u64 => declared,
         Ok(_) => {
@@ -109,7 +110,7 @@ where
         }
         Err(panic) => return end_by_panic(panic),
     };
-    // Boxed, so that the rest can be handed on after it was polled.
+    // Boxed, so that the rest can be passed on after the body was polled.
     let mut collect = Collect::new(Box::pin(body), config.max_response_body).expecting(declared);
     let collected = {
         let work = pin!(to_its_end(Pin::new(&mut collect), cancelled));
@@ -181,7 +182,8 @@ where
     announce_lifetime(config, ttl, head);
     let skip = config.skips(&head.headers, trailers.is_some());
     let (print, status, headers) = (claim.fingerprint, head.status, &head.headers);
-    // What `HEAD` declares is the length of a body that is not there (RFC 9110, section 8.6).
+    // A response to `HEAD` declares the length of a body that it does not have (RFC 9110, section
+    // 8.6).
     let record = if is_head && data.is_empty() {
         Record::of_head(print, status, headers, skip)
     } else {
@@ -195,7 +197,8 @@ where
     }
 }
 
-/// Copies a large body whose buffer has much room to spare: the record shares that buffer.
+/// Copies a large body if its buffer has much unused capacity, because the record shares that
+/// buffer.
 fn fitted(data: Bytes) -> Bytes {
     if !Record::shares_body(data.len()) {
         return data;
@@ -203,7 +206,7 @@ fn fitted(data: Bytes) -> Bytes {
     match data.try_into_mut() {
         Ok(buffer) if buffer.capacity() - buffer.len() > buffer.len() / 16 => Bytes::copy_from_slice(&buffer),
         Ok(buffer) => buffer.freeze(),
-        // Others have it too.
+        // The buffer has other owners.
         Err(data) => data,
     }
 }

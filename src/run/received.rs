@@ -1,4 +1,4 @@
-//! The body of a guarded request, on its way to the handler.
+//! The body of a guarded request, before the handler gets it.
 
 use std::sync::Arc;
 
@@ -9,11 +9,12 @@ use super::upload::{Arrival, Upload};
 use crate::body::{Tee, let_go};
 use crate::bounds::GuardedBody;
 
-/// The body of a request that is guarded.
+/// The body of a guarded request.
 pub(crate) enum Received<B> {
-    /// It is held.
+    /// The complete body, in memory.
     Whole(Bytes),
-    /// It is not read yet, and is not to be held. If it is streamed, that is what looks on.
+    /// The body has not been read yet and will not be held in memory. If it is streamed, `arrival`
+    /// observes it.
     Unread { body: B, arrival: Option<Box<Arrival>> },
 }
 
@@ -21,7 +22,7 @@ pub(crate) enum Received<B> {
 pub(crate) struct Unstreamable;
 
 impl<B: GuardedBody> Received<B> {
-    /// The body, if it is held.
+    /// Returns the body, if it is held in memory.
     pub(crate) fn held(&self) -> Option<&Bytes> {
         match self {
             Self::Whole(data) => Some(data),
@@ -29,7 +30,7 @@ impl<B: GuardedBody> Received<B> {
         }
     }
 
-    /// As the service takes it.
+    /// Returns the body as the type that the service takes.
     pub(crate) fn into_body(self) -> B {
         match self {
             Self::Whole(data) => B::from_buffered(data),
@@ -37,7 +38,8 @@ impl<B: GuardedBody> Received<B> {
         }
     }
 
-    /// The body for a handler that runs under a claim, and what the claim's outcome asks about it.
+    /// Returns the body for a handler that runs under a claim, and the handle with which the
+    /// claim's outcome inspects a streamed body.
     pub(crate) fn start(self) -> Result<(Self, Option<Arc<dyn Upload>>), Unstreamable> {
         let Self::Unread {
             body,
@@ -51,7 +53,7 @@ impl<B: GuardedBody> Received<B> {
         Ok((Self::Unread { body, arrival: None }, Some(tee)))
     }
 
-    /// The request is refused.
+    /// Disposes of the body of a refused request.
     pub(crate) fn refuse(self, headers: &HeaderMap) {
         if let Self::Unread { body, .. } = self {
             let_go(headers, body);

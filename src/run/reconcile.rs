@@ -1,4 +1,5 @@
-//! Asks the application about an operation whose earlier attempt died, before anything runs.
+//! Asks the application what happened to an operation whose earlier attempt died, before anything
+//! runs.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
@@ -16,10 +17,10 @@ use crate::body::ResponseBody;
 use crate::request::IdempotencyKey;
 use crate::store::{ClaimOutcome, Record, Store};
 
-/// Asks the application what became of an operation whose earlier attempt died. `None`: it is to
-/// run.
+/// Asks the application what happened to an operation whose earlier attempt died. Returns `None` if
+/// the operation must run.
 pub(crate) async fn reconcile<S, RB, St>(
-    // Mutable, since a guard borrow across an await would ask for a `Sync` service.
+    // Mutable, because a shared borrow across an await would require a `Sync` service.
     exchange: &mut Exchange<S, St>,
     claim: &mut Claim<St>,
     body: Option<&Bytes>,
@@ -37,7 +38,7 @@ where
         has_body: body.is_some(),
     };
     let asked = match catch_unwind(AssertUnwindSafe(|| reconciler.ask(lapsed))) {
-        // It goes on without its client, as a handler does.
+        // Like a handler, it continues after its client has disconnected.
         Ok(mut asking) => to_its_end(Pin::new(&mut asking), None).await,
         Err(panic) => Ended::Panicked(panic),
     };
@@ -49,7 +50,7 @@ where
                 target: "tower_idempotency",
                 slot = %claim.slot,
                 error = &*error as &(dyn std::error::Error + 'static),
-                "the reconciler could not find out what became of an operation; the next retry will try again"
+                "the reconciler could not find out what happened to an operation; the next retry will try again"
             );
             claim.give_back().await;
             return Some(exchange.refuse(Problem::outcome_unknown()));

@@ -15,22 +15,23 @@ use crate::store::{Held, Store, Token};
 
 /// The task that renews a claim's lease.
 ///
-/// A task of its own, so that a handler which blocks its thread does not stop it. A store in this
-/// process needs none: its claims hold until they are dropped.
+/// It is a separate task, so that a handler that blocks its thread does not stop the renewal. A
+/// store in this process does not need renewals: its claims last until they are dropped.
 pub(crate) struct Renewal {
     task: AbortHandle,
-    /// Raised when the claim is being settled: that it is gone then is no surprise.
+    /// Set when the claim is being settled. It is then expected that the claim is gone.
     settling: Arc<AtomicBool>,
 }
 
 impl Renewal {
-    /// Renews from now on. `since` is when the lease began. `None` where there is no runtime.
+    /// Starts to renew the lease. `since` is when the lease began. Returns `None` if there is no
+    /// runtime.
     pub(crate) fn start<St: Store>(guard: &Arc<Guard<St>>, slot: Slot, token: Token, since: Instant) -> Option<Self> {
         let Ok(runtime) = Handle::try_current() else {
             tracing::error!(
                 target: "tower_idempotency",
                 %slot,
-                "there is no Tokio runtime to renew the lease on; a handler that takes longer than its lease may run twice"
+                "there is no Tokio runtime to renew the lease; a handler that takes longer than its lease may run twice"
             );
             return None;
         };
@@ -42,7 +43,7 @@ impl Renewal {
         })
     }
 
-    /// Says that the claim is being settled.
+    /// Marks the claim as being settled.
     pub(crate) fn expect_the_end(&self) {
         self.settling.store(true, Ordering::Relaxed);
     }
@@ -54,7 +55,7 @@ impl Drop for Renewal {
     }
 }
 
-/// Renews a lease until it is lost, every third of it.
+/// Renews a lease after every third of its duration, until the claim is lost.
 async fn renew<St: Store>(guard: Arc<Guard<St>>, slot: Slot, token: Token, since: Instant, settling: Arc<AtomicBool>) {
     let lease = guard.config.lease;
     let third = guard.config.third_of_lease();
@@ -70,7 +71,7 @@ async fn renew<St: Store>(guard: Arc<Guard<St>>, slot: Slot, token: Token, since
                     tracing::warn!(
                         target: "tower_idempotency",
                         %slot,
-                        "the claim was lost while its handler runs; its outcome will not be stored"
+                        "the claim was lost while its handler was running; its outcome will not be stored"
                     );
                 }
                 return;

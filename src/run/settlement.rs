@@ -1,4 +1,4 @@
-//! How a claim ends, and what came of ending it.
+//! How a claim ends, and the result of ending it.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -16,13 +16,13 @@ pub(crate) enum Settlement {
         ttl: Duration,
     },
     Release,
-    /// Back to what it was before it was taken over from a holder that died: lapsed, and remembered
-    /// with its fingerprint and attempts.
+    /// Returns to the state before it was taken over from a holder that died: lapsed, with its
+    /// fingerprint and number of attempts kept.
     Lapse,
 }
 
 impl Settlement {
-    /// The same, with another TTL if something is kept.
+    /// Returns the same settlement, with a different TTL if a record is stored.
     pub(crate) fn kept_for(self, ttl: Duration) -> Self {
         match self {
             Self::Complete { record, .. } => Self::Complete { record, ttl },
@@ -31,32 +31,32 @@ impl Settlement {
     }
 }
 
-/// What came of ending a claim.
+/// The result of ending a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settled {
     Yes,
-    /// The lease lapsed and another attempt took over: fenced off.
+    /// The lease lapsed and another attempt took over, so this attempt is fenced off.
     Lost,
-    /// The store failed; it is tried again in the background.
+    /// The store failed. The layer tries again in the background.
     Later,
-    /// The operation's transaction is rolled back, or may be.
+    /// The operation's transaction was rolled back, or may have been.
     Undone(Undone),
 }
 
 /// Why an operation in atomic mode has no effect, although its handler answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Undone {
-    /// Another attempt took the claim over.
+    /// Another attempt took over the claim.
     Lost,
     /// The store refused the commit, or failed before it.
     Failed,
-    /// Whether it is committed is found out in the background.
+    /// The layer finds out in the background whether the transaction was committed.
     Unknown,
-    /// The handler ended the transaction by itself; the key is sealed.
+    /// The handler itself ended the transaction. The key is sealed.
     Broken,
 }
 
-/// Tells the store once how the claim ends.
+/// Ends the claim in the store. Calls the store once.
 pub(crate) async fn apply<St: Store>(
     guard: &Guard<St>,
     slot: &Slot,

@@ -1,4 +1,4 @@
-//! How far a request is: the states of its future, named.
+//! The stages of a request: the named states of its future.
 
 use http::Response;
 use pin_project_lite::pin_project;
@@ -20,23 +20,23 @@ pin_project! {
         B: GuardedBody,
         St: Store,
     {
-        // Not guarded, or buffered to look for the key and not guarded after all: the inner
-        // service's own future.
+        // The inner service's own future, for a request that is not guarded. Its body may have been
+        // buffered to look for the key.
         Through { #[pin] future: S::Future },
-        // Reading the request's body. Dropped here, nothing has happened yet.
+        // Reads the request body. If the future is dropped here, nothing has happened yet.
         Reading {
             #[pin] body: Collect<Unread<B>>,
             exchange: Option<Box<Exchange<S, St>>>,
-            // For a gRPC call whose request did not come at once.
+            // For a gRPC call whose request did not arrive at once.
             unary: Option<Box<UnaryRequest>>,
         },
-        // The store is asked, or the outcome of another request is awaited. Dropped here, a claim is
-        // given back.
+        // Calls the store, or waits for the outcome of another request. If the future is dropped
+        // here, a claim is given back.
         Admitting { asked: Admitting<St>, exchange: Option<Box<Exchange<S, St>>>, body: Option<Received<B>> },
-        // The operation is done, and the body of this request is read and compared. Dropped here, nothing
-        // has happened.
+        // The operation is done, and the body of this request is read and compared. If the future
+        // is dropped here, nothing has happened.
         Comparing { comparing: Comparing<S, St> },
-        // The handler runs. Dropped here, it goes on.
+        // The handler runs. If the future is dropped here, the handler continues.
         Running { running: Running<S::ResponseBody, S::Error, St> },
         // Answered without running.
         Answered { response: Option<Response<ResponseBody<S::ResponseBody>>> },

@@ -1,4 +1,4 @@
-//! How the store is asked: within a time limit, measured, and its failures logged.
+//! Store calls with a time limit. Their latency is measured and their failures are logged.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -10,10 +10,10 @@ use tokio::time::error::Elapsed;
 use crate::request::Slot;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// The output of work that may take at most `limit`. Work that is ready at once needs no timer.
+/// Runs work that can take at most `limit`. Work that is ready at once needs no timer.
 ///
-/// Here and below, futures are passed pinned in place: passed by value they would have two places in
-/// the future of the whole request, which is allocated and moved.
+/// Here and below, futures are passed pinned in place. If they were passed by value, they would
+/// take space twice in the future of the whole request, which is allocated and moved.
 #[allow(
     clippy::manual_async_fn,
     reason = "the arguments of an `async fn` take their space twice"
@@ -25,18 +25,18 @@ pub(crate) fn within<F: Future>(
     async move {
         match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
             Poll::Ready(output) => Ok(output),
-            // Boxed, so that the timer takes no space in the futures of work that needs none.
+            // Boxed, so that the timer takes no space in the futures of work that does not need it.
             Poll::Pending => Box::pin(tokio::time::timeout(limit, work)).await,
         }
     }
 }
 
-/// The output of a future of a store in this process, which is ready at its first poll.
+/// Polls a future of a store in this process once. Such a future is ready at its first poll.
 pub(crate) fn at_once<F: Future>(future: F) -> Poll<F::Output> {
     pin!(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// The answer of a store call that may take at most `limit`.
+/// Runs a store call that can take at most `limit`.
 #[allow(
     clippy::manual_async_fn,
     reason = "the arguments of an `async fn` take their space twice"
@@ -57,7 +57,7 @@ pub(crate) fn bounded<T>(
     }
 }
 
-/// Measures the latency of a store call, with the feature `metrics`.
+/// Measures the latency of a store call, with the `metrics` feature.
 pub(crate) struct Watch {
     #[cfg(feature = "metrics")]
     started: (&'static str, std::time::Instant),

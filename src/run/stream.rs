@@ -1,4 +1,5 @@
-//! A response that is a stream: its claim is held until the stream ends, and then sealed.
+//! Responses that are streams. The claim of a stream is held until the stream ends, and is then
+//! sealed.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,16 +21,16 @@ use crate::answer::{Fate, Verdict, WholeResponse};
 use crate::body::{ResponseBody, StreamEnd};
 use crate::store::{Record, Store};
 
-/// What is kept of a stream that is read to its end.
+/// The tombstone to store when a stream has been read to its end.
 pub(crate) struct AtEnd {
     /// The tombstone.
     pub(crate) done: Record,
     pub(crate) ttl: Duration,
-    /// The head, if the trailers decide whether the tombstone is kept.
+    /// The head, if the trailers decide whether the tombstone is stored.
     pub(crate) head: Option<Box<(StatusCode, HeaderMap)>>,
 }
 
-/// The body of a stream. If it is not read to its end, the outcome is unknown.
+/// Returns the body of a stream. If the body is not read to its end, the outcome is unknown.
 pub(crate) fn held_by_stream<RB, St>(
     claim: Claim<St>,
     at_end: AtEnd,
@@ -40,7 +41,7 @@ where
     RB: Body<Data = Bytes> + Send + 'static,
     St: Store,
 {
-    // Behind a lock only so that a body that is `Sync` stays so.
+    // The lock only serves to keep a `Sync` body `Sync`.
     let held = Mutex::new((claim, at_end));
     let home = Handle::try_current().ok();
     let settle = move |end: StreamEnd<RB>| {
@@ -64,7 +65,7 @@ where
     ResponseBody::stream(read, rest, Box::new(settle))
 }
 
-/// Reads a stream to its end in the place of the client that left.
+/// Reads a stream to its end in place of the client that disconnected.
 async fn drain_and_settle<RB, St>(claim: Claim<St>, at_end: AtEnd, mut rest: Pin<Box<RB>>)
 where
     RB: Body<Data = Bytes>,
@@ -116,7 +117,8 @@ fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&Header
             return unknown(claim, fate, home);
         }
     };
-    // A handler that went on reading while it answered may have met the end of an incomplete body.
+    // A handler that continued to read while it answered may have reached the end of an incomplete
+    // body.
     let failed = claim
         .upload
         .as_deref()

@@ -1,4 +1,4 @@
-//! Whether the runtime has the timer that leases and time-outs need.
+//! Checks whether the runtime has the timer that leases and timeouts need.
 
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-/// Looks until it has found a timer once.
+/// Checks for a timer until it has found one.
 #[derive(Debug, Default)]
 pub(crate) struct Timer {
     found: AtomicBool,
@@ -14,19 +14,20 @@ pub(crate) struct Timer {
 }
 
 impl Timer {
-    /// Whether the runtime has a timer. The first time that it has none is logged.
+    /// Returns whether the runtime has a timer. The first time that it has none is logged as an
+    /// error.
     pub(crate) fn is_there(&self) -> bool {
         if self.found.load(Ordering::Relaxed) {
             return true;
         }
-        // Tokio says so in no other way.
+        // Tokio has no other way to check for a timer.
         let there = Handle::try_current().is_ok() && catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok();
         if there {
             self.found.store(true, Ordering::Relaxed);
         } else if !self.reported.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 target: "tower_idempotency",
-                "the idempotency layer needs a Tokio runtime with a timer, and there is none: requests with a key are \
+                "the idempotency layer needs a Tokio runtime with a timer, but there is none: requests with a key are \
                  refused; build the runtime with `enable_all` or `enable_time`"
             );
         }

@@ -1,4 +1,5 @@
-//! Requests whose body is not to be held: their key is claimed on the head alone.
+//! Requests whose body is not held in memory. Their key is claimed when only the head has been
+//! read.
 
 use http_body::Body;
 
@@ -13,15 +14,15 @@ use crate::request::Fingerprint;
 use crate::request::integrity::DeclaredDigests;
 use crate::store::Store;
 
-/// What the head says of a request whose body is not to be held.
+/// What the head says about a request whose body is not held in memory.
 pub(crate) struct Unread {
     fingerprint: Fingerprint,
-    /// What looks on while the body arrives, if it is streamed.
+    /// Observes the body as it arrives, if it is streamed.
     arrival: Option<Box<Arrival>>,
 }
 
 impl<S, St: Store> Exchange<S, St> {
-    /// What to claim before the body is read. `None`: the body is to be held.
+    /// Returns what to claim before the body is read, or `None` if the body is held in memory.
     pub(crate) fn to_claim_unread(&self, body: &impl Body) -> Result<Option<Unread>, Problem> {
         let config = &self.guard.config;
         let identified = self.identity.is_some();
@@ -48,7 +49,7 @@ impl<S, St: Store> Exchange<S, St> {
         }
     }
 
-    /// Claims the key, and leaves the body as it is.
+    /// Claims the key without reading the body.
     pub(crate) fn claim_unread<B>(self: Box<Self>, unread: Unread, body: B) -> Stage<S, B, St>
     where
         S: GuardedService<B>,
@@ -58,7 +59,7 @@ impl<S, St: Store> Exchange<S, St> {
         self.claim(fingerprint, Received::Unread { body, arrival })
     }
 
-    /// Whether a body that is held has the digest that its headers declare.
+    /// Checks that a body in memory matches the digest that its headers declare.
     pub(crate) fn check_digest(&self, body: &[u8]) -> Result<(), Problem> {
         match DeclaredDigests::of(&self.parts.headers).map_err(Problem::invalid_digest)? {
             Some(declared) if !declared.match_body(body) => Err(Problem::digest_mismatch()),

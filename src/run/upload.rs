@@ -1,4 +1,5 @@
-//! A request body that is streamed: what looks on while the handler reads it, and what it says of the outcome.
+//! Streamed request bodies: they are observed while the handler reads them, and they affect the
+//! outcome.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -21,31 +22,33 @@ use crate::request::Fingerprint;
 use crate::request::fingerprint::{BodyDigest, BodyPrint, HeadPrint};
 use crate::request::integrity::{DeclaredDigests, DigestCheck, InvalidDigest, Vouch};
 
-/// What is seen of a body while it arrives.
+/// Observes a body while it arrives.
 pub(crate) struct Arrival {
     limit: usize,
-    /// What counts of it. `None`: nothing, or it has ended.
+    /// Digests the parts of the body that the fingerprint covers. `None` if it covers nothing, or
+    /// after the body has ended.
     digest: Option<BodyDigest>,
     check: Option<DigestCheck>,
-    /// What the client declares of it.
+    /// The digests that the client declares for the body.
     vouched: SmallVec<[Vouch; 2]>,
-    /// Once it has ended whole.
+    /// Set when the complete body has arrived.
     print: Option<BodyPrint>,
     held: Held,
     expects_continue: bool,
 }
 
-/// What is held of a body, to compare it with one that was.
+/// The part of a body that is held in memory, to compare it with a first body that was held in
+/// memory.
 enum Held {
     Nothing,
-    /// So much of it, and no more than the limit.
+    /// The limit, and the data so far.
     UpTo(usize, Vec<u8>),
-    /// It is longer than a body that is held may be.
+    /// The body is longer than the limit.
     TooLong,
 }
 
 impl Arrival {
-    /// What will be seen of the body of a request, and the fingerprint of its head.
+    /// Returns the observer for a request's body, and the fingerprint of its head.
     pub(crate) fn of(config: &Config, parts: &Parts, limit: usize) -> Result<(Fingerprint, Box<Self>), InvalidDigest> {
         let declared = DeclaredDigests::of(&parts.headers)?;
         let HeadPrint { fingerprint, body } = config.fingerprint.of_streamed(parts, config.max_request_body);
@@ -62,18 +65,18 @@ impl Arrival {
         Ok((fingerprint, Box::new(arrival)))
     }
 
-    /// Holds the body, if it has no more bytes.
+    /// Holds the body in memory, if it has at most `limit` bytes.
     pub(crate) fn hold(&mut self, limit: usize) {
         self.held = Held::UpTo(limit, Vec::new());
     }
 
-    /// Looks on from now on.
+    /// Starts to observe the body.
     pub(crate) fn meet<B: GuardedBody>(self, body: B) -> Arc<Tee<B, Self>> {
         let limit = self.limit;
         Tee::unread(body, self, limit)
     }
 
-    /// Whether the client declares a digest of the body that was found right for `first`.
+    /// Whether the client declares a digest of the body that was verified for `first`.
     pub(crate) fn is_vouched_for(&self, first: &BodyPrint) -> bool {
         self.vouched.iter().any(|vouch| first.vouched.contains(vouch))
     }
@@ -98,7 +101,7 @@ impl Witness for Arrival {
 
     fn end(&mut self) -> Result<(), BoxError> {
         if self.check.take().is_some_and(|check| !check.finish()) {
-            return Err("the request body does not have the digest that its header declares".into());
+            return Err("the request body does not match the digest that its header declares".into());
         }
         self.print = self.digest.take().map(|digest| BodyPrint {
             digest: digest.finish(),
@@ -108,18 +111,20 @@ impl Witness for Arrival {
     }
 }
 
-/// A body that is streamed, whatever its type.
+/// A streamed body of any type.
 pub(crate) trait Upload: Send + Sync {
-    /// Reads the rest, unless the handler still may. `Ready(None)`: it may, and is not waited for.
+    /// Reads the rest, unless the handler can still read it. Returns `Ready(None)` if the handler
+    /// can still read and `wait_for_reader` is `false`.
     fn poll_end(&self, cx: &mut Context<'_>, wait_for_reader: bool) -> Poll<Option<Ended>>;
-    /// How it ended, if it has.
+    /// Returns how the body ended, if it has ended.
     fn ended(&self) -> Option<Ended>;
-    /// What counts of it. `None`: nothing, or it has not ended whole.
+    /// Returns the digest of the parts that the fingerprint covers. `None` if it covers nothing, or
+    /// if the complete body has not arrived.
     fn print(&self) -> Option<BodyPrint>;
-    /// The body, if it was to be held and is not too long.
+    /// Returns the body, if it was to be held in memory and is not too long.
     fn held(&self) -> Option<Bytes>;
     fn limit(&self) -> usize;
-    /// Nobody wants the rest.
+    /// Disposes of the rest, which is not needed.
     fn abandon(&self);
 }
 
@@ -156,17 +161,17 @@ impl<B: GuardedBody> Upload for Tee<B, Arrival> {
     }
 }
 
-/// What the body says of an outcome that is about to be stored.
+/// What the body means for an outcome that is about to be stored.
 pub(crate) enum Uploaded {
-    /// It is whole.
+    /// The body is complete.
     Whole(Option<BodyPrint>),
-    /// The handler read on while the response is sent.
+    /// The handler continues to read while the response is sent.
     GoesOn,
-    /// It did not come whole, and the handler answered without it.
+    /// The body did not arrive completely, and the handler answered without the rest.
     RestMissing,
     /// The handler read an incomplete body. Nothing is stored, and this is the response.
     Failed(Problem),
-    /// The client left, and its operation is to be cancelled.
+    /// The client disconnected, and its operation must be cancelled.
     Cancelled,
 }
 
@@ -179,7 +184,7 @@ impl Uploaded {
     }
 }
 
-/// Reads the rest of a body whose handler has answered.
+/// Reads the rest of a body after the handler has answered.
 pub(crate) async fn rest_of(
     upload: &dyn Upload,
     wait_for_reader: bool,
@@ -197,7 +202,7 @@ pub(crate) async fn rest_of(
     }
 }
 
-/// What a body says as far as it was read.
+/// Returns what a body means for the outcome, as far as it was read.
 pub(crate) fn so_far(upload: &dyn Upload) -> Uploaded {
     match upload.ended() {
         Some(ended) => what_it_says(upload, ended),
@@ -213,7 +218,7 @@ fn what_it_says(upload: &dyn Upload, ended: Ended) -> Uploaded {
     }
 }
 
-/// What is wrong with a body that ended so.
+/// Returns the problem for a body that ended this way, if any.
 pub(crate) fn problem_of(end: BodyEnd, limit: usize) -> Option<Problem> {
     match end {
         BodyEnd::Whole => None,

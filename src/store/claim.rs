@@ -1,19 +1,19 @@
-//! What a store is asked for, and what it answers.
+//! Requests to a store, and its answers.
 
 use std::time::Duration;
 
 use super::record::Record;
 use crate::request::{Fingerprint, ScopeTag, Slot};
 
-/// Milliseconds on a store's own clock, from an origin of the store's choice.
+/// Milliseconds on a store's own clock, counted from an origin that the store chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Millis(pub u64);
 
 impl Millis {
-    /// That much later; the end of time at the latest.
+    /// Returns this time plus `duration`, or the latest possible time if the sum overflows.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
-        // Rounded up, so that nothing lapses before its time.
+        // Rounded up, so that no lease lapses too early.
         let millis = duration.as_secs().saturating_mul(1000);
         let millis = millis.saturating_add(u64::from(duration.subsec_nanos().div_ceil(1_000_000)));
         Self(self.0.saturating_add(millis))
@@ -24,36 +24,38 @@ impl Millis {
     }
 }
 
-/// A fencing token: names one claim of one slot. A call with another token is answered `Lost`.
+/// A fencing token, which names one claim of one slot. A call with another token gets `Lost`.
 ///
-/// The layer draws it before it asks the store, so that `begin` can be repeated, or undone by
-/// `release`, when its answer was lost on the way.
+/// The layer draws the token before it calls the store. If the answer to `begin` is lost, the layer
+/// can repeat the call, or undo it with `release`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
 
 impl Token {
-    /// A token that nobody else has drawn.
+    /// Creates a random token that nobody else has drawn.
     #[must_use]
     pub fn random() -> Self {
-        // The two halves of a UUID have fixed bits at different places.
+        // The fixed bits of a UUID are at different positions in its two halves.
         let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
         Self(high ^ low)
     }
 }
 
-/// What to do with a claim whose lease has lapsed: its holder died, and whether the operation was
-/// done is not known.
+/// What to do with a claim whose lease has lapsed. Its holder died, and it is unknown whether the
+/// operation was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnLapse {
-    /// Run again as the next attempt, which the handler can see: at least once.
+    /// Run the operation again, as the next attempt, which the handler can see. The operation runs
+    /// at least once.
     #[default]
     RunAgain,
-    /// Refuse with `409` problem `outcome-unknown` until the claim's memory ends: at most once.
+    /// Refuse with `409` problem `outcome-unknown` until the store forgets the claim. The operation
+    /// runs at most once.
     Refuse,
 }
 
-/// The request to claim a slot.
+/// A request to claim a slot.
 ///
 /// ```
 /// use std::time::Duration;
@@ -68,24 +70,25 @@ pub enum OnLapse {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct ClaimRequest {
-    /// Which operation.
+    /// The operation's slot.
     pub slot: Slot,
-    /// Whose it is. All slots of one scope have the same tag. A store may divide its room among the tags.
+    /// The tag of the operation's scope. All slots of one scope have the same tag. A store may
+    /// divide its space among the tags.
     pub scope: ScopeTag,
-    /// What the request is. A slot that runs or is done under another fingerprint of the same rule is a
-    /// mismatch. A fingerprint of another rule counts as the same request, because the two cannot be
-    /// compared.
+    /// The request's fingerprint. If the slot is running or done under another fingerprint of the
+    /// same rule, the result is a mismatch. A fingerprint of another rule is treated as the same
+    /// request, because the two cannot be compared.
     pub fingerprint: Fingerprint,
-    /// The claim's name if it is granted.
+    /// The token that names the claim if it is granted.
     pub token: Token,
-    /// How long the claim holds without being renewed.
+    /// How long the claim is held without a renewal.
     pub lease: Duration,
-    /// How long a claim that lapsed is remembered after it lapsed.
+    /// How long a lapsed claim is remembered after its lease ended.
     pub ttl: Duration,
     /// What to do with a lapsed claim of the same request.
     pub on_lapse: OnLapse,
-    /// The operation will not run: a person says how it ended. So the claim also takes over one whose
-    /// operation is known to be done.
+    /// The operation will not run, because a person is recording how it ended. The claim can
+    /// therefore also take over a claim whose operation is known to be done.
     #[cfg_attr(
         not(feature = "redis"),
         allow(dead_code, reason = "only Redis knows such claims: its memory may be full")
@@ -94,7 +97,7 @@ pub struct ClaimRequest {
 }
 
 impl ClaimRequest {
-    /// A claim with a random token, a lease of 30 seconds, a TTL of 24 hours,
+    /// Creates a request with a random token, a lease of 30 seconds, a TTL of 24 hours,
     /// [`OnLapse::RunAgain`] and the default scope tag.
     #[must_use]
     pub fn new(slot: Slot, fingerprint: Fingerprint) -> Self {
@@ -110,7 +113,7 @@ impl ClaimRequest {
         }
     }
 
-    /// A claim of an operation whose outcome a person knows.
+    /// Creates a claim for an operation whose outcome a person knows.
     pub(crate) fn to_settle(slot: Slot, fingerprint: Fingerprint) -> Self {
         Self {
             is_to_settle: true,
@@ -125,7 +128,7 @@ impl ClaimRequest {
         self
     }
 
-    /// Sets the tag of the scope.
+    /// Sets the scope's tag.
     #[must_use]
     pub fn with_scope(mut self, scope: ScopeTag) -> Self {
         self.scope = scope;
@@ -139,7 +142,7 @@ impl ClaimRequest {
         self
     }
 
-    /// Sets how long the claim is remembered after it lapsed.
+    /// Sets how long the claim is remembered after it lapses.
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
@@ -154,50 +157,50 @@ impl ClaimRequest {
     }
 }
 
-/// What `begin` found.
+/// The outcome of `begin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClaimOutcome {
-    /// The slot was free (or its claim lapsed) and is now claimed under the token.
+    /// The slot was free, or its claim had lapsed, and it is now claimed with the given token.
     #[non_exhaustive]
     Started {
-        /// 1, and one more for each lapsed claim that was taken over.
+        /// The attempt's number: 1, plus one for each lapsed claim that was taken over.
         attempt: u32,
     },
-    /// Another claim of the same request runs.
+    /// Another claim for the same request is running.
     #[non_exhaustive]
     InFlight {
-        /// How long its lease still holds; it may be renewed.
+        /// How much of the running claim's lease is left. The claim may still be renewed.
         lease_left: Duration,
     },
-    /// The slot runs or is done under another fingerprint of the same rule.
+    /// The slot is running or done under another fingerprint of the same rule.
     Mismatch,
-    /// Done: the outcome.
+    /// The operation is done, and this is its outcome.
     Done(Record),
-    /// The claim lapsed, and [`OnLapse::Refuse`] was asked for.
+    /// The claim lapsed, and the request has [`OnLapse::Refuse`].
     OutcomeUnknown,
 }
 
 impl ClaimOutcome {
-    /// The answer [`Started`](Self::Started), for a store.
+    /// Returns [`Started`](Self::Started). A store implementation uses it.
     #[must_use]
     pub const fn started(attempt: u32) -> Self {
         Self::Started { attempt }
     }
 
-    /// The answer [`InFlight`](Self::InFlight), for a store.
+    /// Returns [`InFlight`](Self::InFlight). A store implementation uses it.
     #[must_use]
     pub const fn in_flight(lease_left: Duration) -> Self {
         Self::InFlight { lease_left }
     }
 }
 
-/// Whether a claim was still held when its holder spoke.
+/// Whether a claim was still held when its holder called the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Held {
-    /// It was; what was asked is done.
+    /// The claim was held, and the call took effect.
     Yes,
-    /// It was not: another took it over, or it has ended. Nothing was changed.
+    /// The claim was not held: another claim took it over, or it has ended. Nothing was changed.
     Lost,
 }

@@ -13,7 +13,7 @@ use super::{
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// [`Inspect`] and [`Store`] with boxed futures, so that it can be a trait object.
+/// [`Inspect`] and [`Store`] with boxed futures, so that they can be used as a trait object.
 trait Erased: Send + Sync {
     fn begin<'a>(&'a self, begin: &'a ClaimRequest) -> Answer<'a, Result<ClaimOutcome, StoreError>>;
     fn renew<'a>(&'a self, slot: &'a Slot, token: Token, lease: Duration) -> Answer<'a, Result<Held, StoreError>>;
@@ -72,8 +72,8 @@ impl<S: Inspect> Erased for S {
     }
 }
 
-/// A store whose type is chosen at run time, as from a URL in the configuration. Each call costs
-/// one allocation; where the type is known when compiling, use it directly.
+/// A store whose type is chosen at run time, for example from a URL in the configuration. Each call
+/// costs one allocation. If you know the type at compile time, use it directly.
 ///
 /// ```
 /// use tower_idempotency::{IdempotencyLayer, store::{DynStore, MemoryStore}};

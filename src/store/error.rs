@@ -1,4 +1,4 @@
-//! The error of a store.
+//! Store errors.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::error::BoxError;
 
-/// Why a store could not do what it was asked.
+/// Why a store call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
@@ -16,15 +16,16 @@ pub enum StoreErrorKind {
     Timeout,
     /// The store has no room for a new key, and its policy is to refuse.
     Full,
-    /// The store answered, but what it holds cannot be decoded: a newer version wrote it, or it is
+    /// The store answered, but its data cannot be decoded: a newer version wrote it, or it is
     /// corrupt.
     Corrupt,
 }
 
-/// A store failed. Clients see it as contract rows 6.3 to 6.5.
+/// The error that a store returns. Clients see it as contract rows 6.3 to 6.5.
 ///
-/// Messages say which store, what it tried and what to do; they never hold keys, credentials,
-/// bodies or connection URLs with credentials. An author of a store keeps to that too.
+/// A message says which store failed, what it tried and what to do. It never contains keys,
+/// credentials, bodies or connection URLs with credentials. If you write a store, follow the same
+/// rule.
 ///
 /// ```
 /// use tower_idempotency::store::{StoreError, StoreErrorKind};
@@ -42,7 +43,8 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// An error of that kind; `message` says which store, what it tried, and what to do.
+    /// Creates an error of the given kind. `message` says which store failed, what it tried, and
+    /// what to do.
     #[must_use]
     pub fn new(kind: StoreErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
@@ -52,14 +54,14 @@ impl StoreError {
         }
     }
 
-    /// Keeps the error that caused this one.
+    /// Sets the error that caused this one.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// What sort of failure it is.
+    /// Returns the kind of failure.
     #[must_use]
     pub fn kind(&self) -> StoreErrorKind {
         self.kind

@@ -1,4 +1,4 @@
-//! Looking into a store: for the person on call, and for settling what nobody knows.
+//! Inspecting a store, for the person on call, and settling operations whose outcome is unknown.
 
 use std::fmt;
 use std::future::Future;
@@ -11,39 +11,39 @@ use http::Response;
 use super::{ClaimOutcome, ClaimRequest, Held, Record, ScopeTag, Slot, Store, StoreError};
 use crate::request::Fingerprint;
 
-/// What a slot holds. No body, no header, no key.
+/// The entry in a slot. It contains no body, no header and no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entry {
-    /// What the request was.
+    /// The request's fingerprint.
     pub fingerprint: Fingerprint,
-    /// How far the operation is.
+    /// The operation's progress.
     pub phase: Phase,
-    /// When the store forgets the entry, from now, unless something happens before.
+    /// How long until the store forgets the entry, unless it changes before then.
     pub forgotten_in: Duration,
 }
 
-/// How far an operation is.
+/// An operation's progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
-    /// Claimed.
+    /// The operation is claimed.
     Running {
-        /// 1, and one more for each lapsed claim that was taken over.
+        /// The attempt's number: 1, plus one for each lapsed claim that was taken over.
         attempt: u32,
-        /// How long the lease still holds. Zero: it lapsed, its holder died, and whether the
-        /// operation was done is not known.
+        /// How much of the lease is left. Zero means that the lease lapsed: the holder died, and it
+        /// is unknown whether the operation was done.
         lease_left: Duration,
     },
-    /// Ended with an outcome that is kept.
+    /// The operation ended, and its outcome is stored.
     Done {
-        /// Bytes of the record.
+        /// The record's size in bytes.
         bytes: usize,
     },
 }
 
 impl Entry {
-    /// An entry, as a store that implements [`Inspect`] makes it.
+    /// Creates an entry. A store that implements [`Inspect`] uses it.
     #[must_use]
     pub fn new(fingerprint: Fingerprint, phase: Phase, forgotten_in: Duration) -> Self {
         Self {
@@ -54,7 +54,8 @@ impl Entry {
     }
 }
 
-/// `running, attempt 1, lease 12s` or `done, 512 bytes`, and when it is forgotten.
+/// Writes `running, attempt 1, lease 12s` or `done, 512 bytes`, and when the store forgets the
+/// entry.
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.phase {
@@ -70,30 +71,30 @@ impl fmt::Display for Entry {
     }
 }
 
-/// How many entries a store has, those left out that are forgotten and not swept yet.
+/// How many entries a store has, without the forgotten entries that are not swept yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Census {
-    /// Claims whose lease holds.
+    /// Claims whose lease has not lapsed.
     pub running: u64,
-    /// Claims whose lease lapsed: operations whose outcome is not known.
+    /// Claims whose lease lapsed. It is unknown whether their operations were done.
     pub lapsed: u64,
     /// Records.
     pub done: u64,
 }
 
 impl Census {
-    /// A count, as a store that implements [`Inspect`] makes it.
+    /// Creates a count. A store that implements [`Inspect`] uses it.
     #[must_use]
     pub fn new(running: u64, lapsed: u64, done: u64) -> Self {
         Self { running, lapsed, done }
     }
 }
 
-/// Looking into a store, and settling by hand what nobody knows. All stores of this crate have it;
-/// the layer itself never asks.
+/// Inspects a store, and settles by hand the operations whose outcome is unknown. All stores of
+/// this crate implement it. The layer itself never calls it.
 ///
-/// The slot of a key is [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot).
+/// To get a key's slot, call [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot).
 ///
 /// ```
 /// use tower_idempotency::store::{Inspect, Phase};
@@ -114,25 +115,29 @@ impl Census {
 /// # }
 /// ```
 pub trait Inspect: Store {
-    /// What the slot holds; `None` if it is vacant.
+    /// Returns the slot's entry, or `None` if the slot is vacant.
     fn look_up(&self, slot: &Slot) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send;
 
-    /// Empties the slot, whatever it holds, and says whether it held something: **the next request
-    /// runs, with any fingerprint, as attempt 1.** A holder that still runs is fenced off.
+    /// Empties the slot, whatever its state, and returns whether it had an entry. **The next
+    /// request runs, with any fingerprint, as attempt 1.** A holder that is still running is fenced
+    /// off.
     fn forget(&self, slot: &Slot) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Forgets every finished operation of a scope, and says how many there were: records and tombstones go,
-    /// claims stay, those whose lease lapsed too. **A retry of a forgotten operation runs again.**
+    /// Forgets every finished operation of a scope, and returns how many there were. Records and
+    /// tombstones are removed. Claims stay, including lapsed claims. **A retry of a forgotten
+    /// operation runs again.**
     ///
-    /// Use it when a tenant leaves, or when a person asks you to erase their data: you need neither the keys
-    /// nor a list of them. What finishes while the call runs may stay. Call it again after you have stopped
-    /// the caller's requests.
+    /// Use it when a tenant leaves, or when a person asks you to erase their data. You need neither
+    /// the keys nor a list of them. Operations that finish during the call may stay, so call it
+    /// again after you have stopped the caller's requests.
     ///
-    /// The tag is [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag).
+    /// To get a scope's tag, call
+    /// [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag).
     ///
     /// # Errors
     ///
-    /// The store failed. Some of the scope's operations may be forgotten and others not: call it again.
+    /// The store failed. Some of the scope's operations may be forgotten and others not, so call it
+    /// again.
     ///
     /// ```
     /// use tower_idempotency::store::Inspect;
@@ -151,14 +156,14 @@ pub trait Inspect: Store {
     /// ```
     fn forget_scope(&self, scope: &ScopeTag) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Counts. A store may have to look at every entry: not for a dashboard that refreshes each
-    /// second.
+    /// Counts the entries. A store may have to read every entry, so do not use it for a dashboard
+    /// that refreshes each second.
     fn count(&self) -> impl Future<Output = Result<Census, StoreError>> + Send;
 
-    /// Settles an operation whose lease lapsed, as after `409` problem `outcome-unknown`, with the
-    /// answer that its retries shall get. `false`: there is no lapsed claim in the slot, and
-    /// nothing was changed. An operation that is done, and for whose record a full Redis had no room,
-    /// counts as lapsed.
+    /// Settles an operation whose lease lapsed, for example after a `409` problem
+    /// `outcome-unknown`. Its retries then get the given answer. Returns `false` if the slot has no
+    /// lapsed claim; the store is then unchanged. If a full Redis had no room for the record of an
+    /// operation that is done, the operation is treated as lapsed.
     ///
     /// ```
     /// use std::time::Duration;

@@ -1,19 +1,19 @@
-//! Where claims and records are kept: the [`Store`] trait, and the [`MemoryStore`].
+//! Claims and records: the [`Store`] trait, and the [`MemoryStore`].
 //!
-//! A store keeps one small state for each [`Slot`]: vacant, running under a [`Token`] and a lease,
-//! or done with a [`Record`]. The rules are those of [`Machine`], which is the reference; the
+//! A store keeps a small state for each [`Slot`]. A slot is vacant, running under a [`Token`] and a
+//! lease, or done with a [`Record`]. [`Machine`] defines the rules and is the reference. The
 //! conformance suite (feature `conformance`) checks a store against it.
 //!
 //! # Atomic mode
 //!
-//! A store in the application's own database can do more: what the handler writes and the record of
-//! its response become one transaction, so that the operation happens exactly once even if the
-//! process is killed between the two. The stores of the module `sql` do (features `postgres` and
-//! `sqlite`); [`UnitOfWork`] is how, for stores of your own.
+//! A store in the application's own database can do more: it commits the handler's writes and the
+//! record of the response in one transaction. The operation then happens exactly once, even if the
+//! process is killed between the two writes. The stores in the module `sql` do this (features
+//! `postgres` and `sqlite`). To add it to your own store, implement [`UnitOfWork`].
 //!
 //! # Looking into a store
 //!
-//! [`Inspect`]: look a key up, forget it, settle it, count.
+//! With [`Inspect`], you can look up a key, forget it, settle it, or count all entries.
 
 mod claim;
 mod erased;
@@ -62,11 +62,11 @@ pub use unit_of_work::{Commit, RollBack, UnitOfWork, Working};
 
 pub use crate::request::{ScopeTag, Slot};
 
-/// Keeps claims and records. Implementers write `async fn`.
+/// Keeps claims and records. Implementers can write `async fn`.
 ///
-/// Each method decides and writes in one atomic step, as [`Machine`] says. The layer bounds each
-/// call by `store_timeout` and may drop its future at any await; a call that was dropped may or may
-/// not have taken effect.
+/// Each method decides and writes in one atomic step, as [`Machine`] defines it. The layer limits
+/// each call to `store_timeout` and may drop its future at any await. A dropped call may or may not
+/// have taken effect.
 ///
 /// ```
 /// use std::time::Duration;
@@ -102,24 +102,25 @@ pub use crate::request::{ScopeTag, Slot};
 /// # let _ = Counting { inner: MemoryStore::new(), claims: Default::default() };
 /// ```
 pub trait Store: Send + Sync + 'static {
-    /// Whether the store lives and dies with this process, as its memory does. Two things follow.
+    /// Whether the store exists only in this process's memory. This has two consequences.
     ///
-    /// The holder of a claim cannot die without the store: the layer claims without a lease, renews
-    /// nothing, and lets a claim lapse when its holder is dropped. And every future of
-    /// [`begin`](Self::begin) and [`renew`](Self::renew) must be ready when it is first polled: the
-    /// layer asks without allocating. A `begin` that is not is asked again the ordinary way; the
-    /// token makes that safe.
+    /// First, the holder of a claim cannot die without the store. The layer therefore claims
+    /// without a lease, never renews, and lets a claim lapse when its holder is dropped. Second,
+    /// every future of [`begin`](Self::begin) and [`renew`](Self::renew) must be ready when it is
+    /// first polled, because the layer calls them without allocating. If a `begin` is not ready,
+    /// the layer calls it again in the ordinary way; the token makes that safe.
     const IN_PROCESS: bool = false;
 
-    /// Claims the slot, or says why not.
+    /// Claims the slot, or returns why it cannot be claimed.
     ///
-    /// Asked twice with the same token it answers `Started` twice. Compare fingerprints with
-    /// [`Fingerprint::conflicts_with`](crate::Fingerprint::conflicts_with), not with `==`: a fingerprint
-    /// of another rule counts as the same request. A takeover keeps the new fingerprint.
+    /// If it is called twice with the same token, it returns `Started` twice. Compare fingerprints
+    /// with [`Fingerprint::conflicts_with`](crate::Fingerprint::conflicts_with), not with `==`: a
+    /// fingerprint of another rule is treated as the same request. A takeover stores the new
+    /// fingerprint.
     fn begin(&self, begin: &ClaimRequest) -> impl Future<Output = Result<ClaimOutcome, StoreError>> + Send;
 
-    /// Moves the end of the claim's lease to `lease` from now. A lease of zero makes it lapse at
-    /// once, its fingerprint and attempts being remembered.
+    /// Sets the claim's lease to end `lease` from now. With a lease of zero, the claim lapses at
+    /// once, but its fingerprint and attempts are remembered.
     fn renew(
         &self,
         slot: &Slot,
@@ -127,7 +128,7 @@ pub trait Store: Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<Held, StoreError>> + Send;
 
-    /// Ends the claim with an outcome, which is kept for `ttl` from now.
+    /// Ends the claim with an outcome, which is stored for `ttl` from now.
     fn complete(
         &self,
         slot: &Slot,
@@ -139,17 +140,18 @@ pub trait Store: Send + Sync + 'static {
     /// Ends the claim and frees the slot.
     fn release(&self, slot: &Slot, token: Token) -> impl Future<Output = Result<Held, StoreError>> + Send;
 
-    /// Returns when the slot's claim may have ended, sooner rather than later; returning too early
-    /// costs one more `begin`. `round` counts the calls of one waiter from 0.
+    /// Returns when the slot's claim may have ended. Returning too early is better than too late:
+    /// it only costs one more `begin`. `round` counts one waiter's calls, starting from 0.
     ///
-    /// By default it sleeps: 10 ms at first, twice as long each round, half a second at most.
+    /// By default, it sleeps for 10 ms at first, then twice as long in each round, up to half a
+    /// second.
     fn changed(&self, slot: &Slot, round: u32) -> impl Future<Output = ()> + Send {
         let _ = slot;
         tokio::time::sleep(Duration::from_millis(10 << round.min(6)).min(Duration::from_millis(500)))
     }
 
-    /// The transaction in which the handler of a claim that started can write together with the
-    /// record: the atomic mode. By default there is none.
+    /// Returns the transaction for the atomic mode: the handler of a started claim can write in it,
+    /// together with the record. By default, there is none.
     fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         let _ = begin;
         None

@@ -1,7 +1,7 @@
-//! The state of a slot, and every transition of it. Pure: time is passed in.
+//! A slot's state, and all of its transitions. They are pure: time is an argument.
 //!
-//! This is the single definition. The memory store runs it; every other store is checked against
-//! it, through [`Machine`].
+//! This is the only definition of the rules. The memory store uses it directly, and every other
+//! store is checked against it through [`Machine`].
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::claim::{ClaimOutcome, ClaimRequest, Held, Millis, OnLapse, Token};
 use super::record::Record;
 use crate::request::Fingerprint;
 
-/// What is in a slot that is not vacant. `X` is what a store hangs on a claim.
+/// The content of a slot that is not vacant. `X` is extra data that a store attaches to a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Occupant<X = ()> {
     Running(Box<Running<X>>),
@@ -22,7 +22,7 @@ pub(crate) struct Running<X> {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) attempt: u32,
     pub(crate) lease_until: Millis,
-    /// How long the claim is remembered once lapsed.
+    /// How long the claim is remembered after it lapses.
     pub(crate) memory: Duration,
     pub(crate) extra: X,
 }
@@ -45,7 +45,7 @@ impl<X> Occupant<X> {
         Self::Running(Box::new(Running::claim(begin, attempt, now, extra)))
     }
 
-    /// When the slot is vacant again, unless something happens before.
+    /// When the slot becomes vacant again, unless it changes before then.
     pub(crate) fn forgotten_at(&self) -> Millis {
         match self {
             Self::Running(running) => running.lease_until.after(running.memory),
@@ -57,7 +57,8 @@ impl<X> Occupant<X> {
         self.forgotten_at() <= now
     }
 
-    /// Decides a `begin`, and takes a lapsed claim over. `None` means vacant: the caller claims.
+    /// Decides a `begin`, and takes over a lapsed claim. `None` means that the slot is vacant and
+    /// the caller must claim it.
     pub(crate) fn begin(&mut self, begin: &ClaimRequest, now: Millis) -> Option<ClaimOutcome> {
         if self.is_forgotten(now) {
             return None;
@@ -70,7 +71,7 @@ impl<X> Occupant<X> {
             Self::Running(running) => running,
         };
         Some(if running.token == begin.token {
-            // The same `begin` again, its first answer having been lost.
+            // A repetition of the same `begin`, because its first answer was lost.
             ClaimOutcome::Started {
                 attempt: running.attempt,
             }
@@ -85,7 +86,7 @@ impl<X> Occupant<X> {
         } else {
             let attempt = running.attempt.saturating_add(1);
             running.token = begin.token;
-            // It may be of another rule, and the next request is of the new rule.
+            // The fingerprint may be of another rule, and the next requests use the new rule.
             running.fingerprint = begin.fingerprint;
             running.attempt = attempt;
             running.lease_until = now.after(begin.lease);
@@ -94,7 +95,8 @@ impl<X> Occupant<X> {
         })
     }
 
-    /// The claim, if that token still holds it. A lapsed claim that nobody took over still counts.
+    /// Returns the claim if the given token still holds it. A lapsed claim is still held until
+    /// another claim takes it over.
     pub(crate) fn held_by(&mut self, token: Token, now: Millis) -> Option<&mut Running<X>> {
         if self.is_forgotten(now) {
             return None;
@@ -106,7 +108,7 @@ impl<X> Occupant<X> {
     }
 }
 
-/// One slot by the book: the reference that stores are checked against.
+/// The reference model of one slot, against which stores are checked.
 ///
 /// ```
 /// use tower_idempotency::store::{ClaimRequest, ClaimOutcome, Held, Machine, Millis, Record, Token};
@@ -129,7 +131,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Claims the slot, or says why not.
+    /// Claims the slot, or returns why it cannot be claimed.
     pub fn begin(&mut self, begin: &ClaimRequest, now: Millis) -> ClaimOutcome {
         if let Some(begun) = self.occupant.as_mut().and_then(|occupant| occupant.begin(begin, now)) {
             return begun;
@@ -138,7 +140,7 @@ impl Machine {
         ClaimOutcome::Started { attempt: 1 }
     }
 
-    /// Moves the end of the lease to `lease` from now.
+    /// Sets the lease to end `lease` from now.
     pub fn renew(&mut self, token: Token, lease: Duration, now: Millis) -> Held {
         match self.occupant.as_mut().and_then(|occupant| occupant.held_by(token, now)) {
             Some(running) => {
@@ -149,7 +151,7 @@ impl Machine {
         }
     }
 
-    /// Ends the claim with an outcome that is kept for `ttl` from now.
+    /// Ends the claim with an outcome, which is stored for `ttl` from now.
     pub fn complete(&mut self, token: Token, record: &Record, ttl: Duration, now: Millis) -> Held {
         match self.occupant.as_mut().and_then(|occupant| occupant.held_by(token, now)) {
             Some(_) => {
@@ -192,7 +194,7 @@ mod tests {
             .with_ttl(TTL)
     }
 
-    /// As [`begin`], after a deploy that changed the rule.
+    /// Like [`begin`], but after a deploy that changed the rule.
     fn under_another_rule(token: u64, print: u8) -> ClaimRequest {
         ClaimRequest {
             fingerprint: fingerprint(OTHER_RULE, print),

@@ -1,4 +1,4 @@
-//! The atomic mode: a store in which the handler's own writes and the record are one transaction.
+//! The atomic mode: the handler's own writes and the record are one transaction.
 
 use std::fmt;
 use std::future::Future;
@@ -9,74 +9,79 @@ use http::Extensions;
 
 use super::{Record, StoreError};
 
-/// What [`UnitOfWork`] returns: its methods are called through a trait object.
+/// The boxed future that [`UnitOfWork`] methods return, because they are called through a trait
+/// object.
 pub type Working<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The transaction of one claim, which the handler may take part in.
+/// The transaction of one claim, which the handler can join.
 ///
-/// A store in atomic mode hands one out for each claim that started. The layer puts it into the
-/// request ([`offer`](Self::offer)), runs the handler, and if the handler began to work in it
-/// ([`is_begun`](Self::is_begun)), commits it together with the record instead of calling
-/// [`complete`](super::Store::complete). One that is dropped is rolled back.
+/// A store in atomic mode returns a unit of work for each claim that it starts. The layer puts it
+/// into the request ([`offer`](Self::offer)) and runs the handler. If the handler has begun to work
+/// in it ([`is_begun`](Self::is_begun)), the layer commits it together with the record instead of
+/// calling [`complete`](super::Store::complete). If a unit of work is dropped, it is rolled back.
 pub trait UnitOfWork: Send + Sync + 'static {
-    /// Puts what the handler works with into the request's extensions.
+    /// Puts the handler's access to the transaction into the request's extensions.
     fn offer(&self, extensions: &mut Extensions);
 
-    /// Whether the handler has begun to work in it. The transaction begins only then.
+    /// Returns whether the handler has begun to work in the transaction. The transaction begins
+    /// only then.
     fn is_begun(&self) -> bool;
 
-    /// Whether the handler wants no effect, whatever its answer is. Such work is rolled back, and the record
-    /// is stored by [`complete`](super::Store::complete). `false` by default.
+    /// Returns whether the handler wants no effect, whatever its answer is. Such work is rolled
+    /// back, and the record is stored with [`complete`](super::Store::complete). The default is
+    /// `false`.
     fn is_aborted(&self) -> bool {
         false
     }
 
-    /// Writes the record in the transaction, if the claim is still held, and commits both. Called
-    /// at most once, and only if the work has begun. Whoever still holds the transaction loses it.
+    /// Writes the record in the transaction if the claim is still held, and commits both. It is
+    /// called at most once, and only if the work has begun. Anyone who still has the transaction
+    /// loses it.
     ///
-    /// It must not commit a transaction that the handler, or its driver, has ended in the meantime: then
-    /// the record would say that there is an effect, and there is none.
+    /// It must not commit a transaction that the handler, or its driver, has already ended. The
+    /// record would then report an effect that does not exist.
     fn commit<'a>(&'a self, record: &'a Record, ttl: Duration) -> Working<'a, Commit>;
 
-    /// Finds out what became of a commit whose outcome was [`Commit::Unknown`], for certain:
-    /// `true`, it is committed; `false`, it is not and never will be.
+    /// Finds out for certain whether a commit with the outcome [`Commit::Unknown`] succeeded.
+    /// `true` means that it is committed. `false` means that it is not, and never will be.
     fn was_committed(&self) -> Working<'_, Result<bool, StoreError>>;
 
-    /// What the handler wants to be done after the commit. Called once it is certain that the work is
-    /// committed; the layer runs what it gets in the background. Nothing by default.
+    /// Returns the work that the handler wants to run after the commit. It is called once the
+    /// commit is certain. The layer runs the returned futures in the background. By default, there
+    /// are none.
     fn after_commit(&self) -> Vec<Working<'static, ()>> {
         Vec::new()
     }
 
-    /// Rolls the work back. The claim stays.
+    /// Rolls the work back. The claim is kept.
     fn roll_back(&self) -> Working<'_, RollBack>;
 }
 
-/// What came of a commit.
+/// The outcome of a commit.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Commit {
-    /// Effect and record are there.
+    /// The handler's effect and the record are both committed.
     Done,
-    /// The claim was lost, so everything is rolled back.
+    /// The claim was lost, so everything was rolled back.
     Lost,
-    /// Everything is rolled back for another reason.
+    /// Everything was rolled back for another reason.
     Failed(StoreError),
     /// The connection was lost during the commit: see [`UnitOfWork::was_committed`].
     Unknown(StoreError),
-    /// The handler had ended the transaction by itself, so that its answer may speak of another effect than the
-    /// one that is there. Nothing is committed now. The layer seals the key.
+    /// The handler had ended the transaction itself, so its answer may describe an effect that
+    /// differs from the actual one. This call committed nothing. The layer seals the key.
     Broken(StoreError),
 }
 
-/// What came of a roll-back.
+/// The outcome of a rollback.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RollBack {
-    /// Nothing of the work is kept, as far as the store can tell.
+    /// No part of the work is kept, as far as the store can tell.
     Done,
-    /// The handler had committed the work by itself, so it is kept. The layer seals the key: a retry would
-    /// do the work again.
+    /// The handler had committed the work itself, so the work is kept. The layer seals the key,
+    /// because a retry would do the work again.
     Broken(StoreError),
 }
 

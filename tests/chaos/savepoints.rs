@@ -1,5 +1,5 @@
 //! A guarded service in this process, on the database of the servers, whose handler works in a savepoint that
-//! is kept, rolled back, dropped or cut off by a time-out.
+//! is kept, rolled back, dropped or cut off by a timeout.
 
 use std::collections::BTreeSet;
 use std::future::Future;

@@ -73,7 +73,7 @@ impl Engines {
     }
 }
 
-/// Without a password. To derive what proves it takes an unoptimised server longer on a busy machine
+/// Without a password. To derive what proves it takes an unoptimized server longer on a busy machine
 /// than the patience that goes with a short lease: it would not get a connection, however often it tried.
 fn trusting(postgres: Postgres) -> Postgres {
     let rules = postgres.directory().join("data/pg_hba.conf");

@@ -102,8 +102,8 @@ async fn an_operation_that_is_too_old_is_not_sent_at_all() {
     assert_eq!(operation.stopped(), Some(Stopped::KeyExpired));
     assert_eq!(
         error.to_string(),
-        "no final answer after 0 attempts in 0.0 s: the lifetime of the key is over, and another attempt could run \
-         the operation a second time; find out whether it was done before you begin a new operation"
+        "no final answer after 0 attempts in 0.0 s: the key's lifetime is over, and another attempt could run \
+         the operation a second time; find out whether the operation was done before you begin a new one"
     );
     assert!(!format!("{error:?} {operation:?}").contains("s3cret"));
 }

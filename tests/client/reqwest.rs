@@ -131,7 +131,7 @@ async fn a_response_without_an_end_is_bounded_and_a_bad_request_is_told_at_once(
     let server = Server::start([Fate::Endless]).await;
     let error = client().post(server.url()).body(BODY).send().await.unwrap_err();
     let text = call_error(&error).to_string();
-    assert!(text.contains("larger than the 65536 bytes"), "{text}");
+    assert!(text.contains("larger than `max_response_body` (65536 bytes)"), "{text}");
 
     let error = client()
         .post("ftp://127.0.0.1/charges")

@@ -78,7 +78,12 @@ async fn a_response_without_an_end_is_bounded_by_its_size() {
     let server = Server::start([Fate::Endless]).await;
     let (answer, operation) = charge(&server, false).await;
     let error = answer.unwrap_err();
-    assert!(error.to_string().contains("larger than the 65536 bytes"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("larger than `max_response_body` (65536 bytes)"),
+        "{error}"
+    );
     assert_eq!(operation.attempts(), 1);
 }
 

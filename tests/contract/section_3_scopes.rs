@@ -236,7 +236,7 @@ async fn contract_3_4_an_authentication_layer_outside_authorises_replays_afresh(
 fn contract_3_4_the_documentation_of_the_layer_says_so() {
     let documentation = include_str!("../../src/layer/mod.rs");
     let text = documentation.replace("\n///", "");
-    assert!(text.contains("Authentication and authorisation belong outside this layer"));
+    assert!(text.contains("Authentication and authorization belong outside this layer"));
 }
 
 #[tokio::test(start_paused = true)]

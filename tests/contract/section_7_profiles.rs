@@ -146,7 +146,7 @@ async fn contract_7_2_an_event_that_is_sent_to_two_endpoints_is_processed_by_bot
     let billing = send(&service, event("/hooks/billing", "evt_1", r#"{"sent":1}"#)).await;
     let search = send(&service, event("/hooks/search", "evt_1", r#"{"sent":1}"#)).await;
     assert_eq!((billing.text(), search.text()), ("run 1", "run 2"));
-    // Delivered again with another time stamp, and to a URL with another query.
+    // Delivered again with another timestamp, and to a URL with another query.
     send(&service, event("/hooks/billing?try=2", "evt_1", r#"{"sent":2}"#))
         .await
         .assert_replay_of(&billing);

@@ -641,7 +641,7 @@ async fn contract_8_1_a_slow_body_has_all_the_time_it_needs() {
     let body = scripted([data("one"), Step::Stop(gate.clone()), data(" two")]);
     let first = spawn(&uploads.service, upload("/files", &[], body));
     gate.arrival().await;
-    // Hours beyond every time-out and the lease: the claim is still held.
+    // Hours beyond every timeout and the lease: the claim is still held.
     tokio::time::sleep(Duration::from_secs(4 * 3600)).await;
     uploads.send(Body::empty()).await.assert_problem(409, "in-flight");
     gate.open();
@@ -998,11 +998,8 @@ async fn contract_8_what_cannot_be_streamed_is_told_when_the_layer_is_built() {
     let builder = || IdempotencyLayer::builder(MemoryStore::new()).stream_request_bodies(MIB);
     for (builder, why) in [
         (builder().stream_request_bodies(0), "0 would refuse"),
-        (builder().key(KeySource::json_pointer("/id")), "the key is in the body"),
-        (
-            builder().key(KeySource::from_fn(|_, _| Ok(None))),
-            "the key is in the body",
-        ),
+        (builder().key(KeySource::json_pointer("/id")), "a key in the body"),
+        (builder().key(KeySource::from_fn(|_, _| Ok(None))), "a key in the body"),
         (
             builder().fingerprint(FingerprintSource::from_fn(|_, _| Ok(Vec::new()))),
             "the whole body",

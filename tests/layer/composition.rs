@@ -692,7 +692,7 @@ async fn over_timeout_limit_buffer_and_load_shed_inside() {
                     ok(format!("run {run}"))
                 }
             }));
-        // Both the time-out and the shed load are errors of the inner service: the key is free.
+        // Both the timeout and the shed load are errors of the inner service: the key is free.
         let slow = tokio::spawn(service.clone().oneshot(post("/", "a", "x")));
         gate.arrival().await;
         let shed = service.clone().oneshot(post("/", "b", "x")).await.unwrap_err();

@@ -401,7 +401,7 @@ async fn contract_7_3_another_message_or_method_under_the_key_is_a_failed_precon
     client.call(PAY, "k", "10").await.unwrap();
     let other = client.call(PAY, "k", "11").await;
     assert!(
-        other.as_ref().unwrap_err().message().contains("another request"),
+        other.as_ref().unwrap_err().message().contains("a different request"),
         "{other:?}"
     );
     assert_refused(other, Code::FailedPrecondition, "key-reused", "-1");

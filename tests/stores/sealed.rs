@@ -137,13 +137,13 @@ async fn contract_6_5_a_record_does_not_open_in_another_slot_or_for_another_requ
     assert!(error.contains("moved from another slot"), "{error}");
     // An older request's record of the same slot.
     let error = corrupt(&store, 1, 2).await;
-    assert!(error.contains("another request's"), "{error}");
+    assert!(error.contains("belongs to another request"), "{error}");
     // With the fingerprint changed to fit.
     let mut changed = stored[..stored.len() - 8].to_vec();
     changed[4..20].copy_from_slice(print(2).as_bytes());
     shelf.plant(slot(1), with_checksum(&changed));
     let error = corrupt(&store, 1, 2).await;
-    assert!(error.contains("does not open"), "{error}");
+    assert!(error.contains("cannot be opened"), "{error}");
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn contract_5_9_a_record_sealed_under_another_rule_opens() {
     changed[4..20].copy_from_slice(print_under_another_rule(1).as_bytes());
     shelf.plant(slot(1), with_checksum(&changed));
     let error = store.begin(&claim_of(1, 1)).await.unwrap_err();
-    assert!(error.to_string().contains("does not open"), "{error}");
+    assert!(error.to_string().contains("cannot be opened"), "{error}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Bodies that do what a test tells them.
+//! Bodies that follow a test's script.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -28,7 +28,7 @@ pub(crate) enum Step {
 }
 
 pin_project_lite::pin_project! {
-    /// A body that does what it is told; `!Unpin`, and without a declared length.
+    /// A body that follows a script. It is `!Unpin`, and has no declared length.
     pub(crate) struct ScriptedBody {
         steps: VecDeque<Step>,
         waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
@@ -39,7 +39,7 @@ pin_project_lite::pin_project! {
     }
 }
 
-/// What a [`ScriptedBody`] fails with.
+/// The error of a [`ScriptedBody`].
 #[derive(Debug)]
 pub(crate) struct BrokenBody;
 
@@ -62,7 +62,7 @@ impl ScriptedBody {
         }
     }
 
-    /// Declares a length, true or not.
+    /// Declares a length, whether it is true or not.
     pub(crate) fn declaring(mut self, bytes: u64) -> Self {
         self.hint = SizeHint::with_exact(bytes);
         self

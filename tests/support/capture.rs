@@ -1,4 +1,4 @@
-//! Captures what is logged on the test's own thread, at every level.
+//! Captures the events that are logged on the test's own thread, at every level.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,13 +10,13 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-/// One event, its fields as text.
+/// One event, with its fields as text.
 #[derive(Debug, Clone)]
 pub(crate) struct Captured {
     pub(crate) target: String,
     pub(crate) level: Level,
     pub(crate) fields: BTreeMap<String, String>,
-    /// The names of the spans that it happened in, the outermost first.
+    /// The names of the spans in which it happened, the outermost first.
     pub(crate) spans: Vec<String>,
 }
 
@@ -43,12 +43,12 @@ pub(crate) fn install() {
     });
 }
 
-/// What this thread logged since it last asked.
+/// Returns the events that this thread has logged since the last call.
 pub(crate) fn take() -> Vec<Captured> {
     EVENTS.take()
 }
 
-/// The events of this crate, since the thread last asked, that report an outcome.
+/// Returns this crate's events since the last call that report an outcome.
 pub(crate) fn take_outcomes() -> Vec<Captured> {
     let mut events = take();
     events.retain(|event| event.target == "tower_idempotency" && event.fields.contains_key("outcome"));

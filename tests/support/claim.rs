@@ -1,4 +1,4 @@
-//! Slots, fingerprints, and what [`Store::begin`](tower_idempotency::Store::begin) is asked with.
+//! Slots, fingerprints, and the requests for [`Store::begin`](tower_idempotency::Store::begin).
 
 use std::time::Duration;
 
@@ -11,12 +11,13 @@ pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 /// The fingerprint of a [`claim`].
 pub(crate) const PRINT: Fingerprint = print(0xAB);
 
-/// A fingerprint of the same rule as [`PRINT`]. Its digest is another, for each byte but `0xAB`.
+/// A fingerprint of the same rule as [`PRINT`]. Its digest is different for each byte except
+/// `0xAB`.
 pub(crate) const fn print(byte: u8) -> Fingerprint {
     print_under(0xAB, byte)
 }
 
-/// A fingerprint of another rule than [`PRINT`], as after a deploy that changed the rule.
+/// A fingerprint of a different rule than [`PRINT`], as after a deployment that changed the rule.
 pub(crate) const fn print_under_another_rule(byte: u8) -> Fingerprint {
     print_under(0xCD, byte)
 }
@@ -28,7 +29,7 @@ const fn print_under(rule: u8, byte: u8) -> Fingerprint {
     Fingerprint::from_bytes(bytes)
 }
 
-/// A slot for each number, spread as digests are.
+/// Returns a slot for each number. The slots are spread as digests are.
 pub(crate) fn slot(number: u64) -> Slot {
     let mut bytes = [0; Slot::LEN];
     bytes[..8].copy_from_slice(&mix(number).to_le_bytes());
@@ -36,14 +37,14 @@ pub(crate) fn slot(number: u64) -> Slot {
     Slot::from_bytes(bytes)
 }
 
-/// One-to-one, and as good as random.
+/// Returns a different number for each number, as good as random.
 pub(crate) fn mix(number: u64) -> u64 {
     let z = number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z ^ (z >> 27)
 }
 
-/// Where a claim is made: in a slot, or in the [`slot`] of a number.
+/// The place of a claim: a slot, or the [`slot`] of a number.
 pub(crate) trait Place {
     fn slot(self) -> Slot;
 }
@@ -60,7 +61,8 @@ impl Place for u64 {
     }
 }
 
-/// A claim with a token of its own, for [`PRINT`] and [`HOUR`]s; [`Claim`] changes what a test cares about.
+/// Returns a claim with a token of its own, for [`PRINT`] and [`HOUR`]s. [`Claim`] changes what a
+/// test cares about.
 pub(crate) fn claim(at: impl Place) -> ClaimRequest {
     ClaimRequest::new(at.slot(), PRINT).with_lease(HOUR).with_ttl(HOUR)
 }

@@ -1,4 +1,4 @@
-//! The conformance suite on any store.
+//! The conformance suite for any store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use tower_idempotency::Store;
 use tower_idempotency::store::Inspect;
 use tower_idempotency::store::conformance::{self, Check, Harness};
 
-/// Handles to the same data, in turn: one, or as many as there are hosts.
+/// Handles to the same data, in turn: a single one, or as many as there are hosts.
 pub(crate) struct Handles<S> {
     handles: Vec<S>,
     next: AtomicUsize,
@@ -17,7 +17,7 @@ pub(crate) struct Handles<S> {
 }
 
 impl<S> Handles<S> {
-    /// On paused time, in which no call takes long.
+    /// With paused time, in which no call takes long.
     pub(crate) fn to(store: S) -> Self {
         Self::new([store], Duration::from_millis(300))
     }
@@ -44,14 +44,14 @@ impl<S: Store + Clone> Harness for Handles<S> {
     }
 }
 
-/// The checks of the store, and those of looking into it.
+/// The checks of the store, and the checks of inspecting it.
 pub(crate) fn all_checks<H: Harness<Store: Inspect>>() -> Vec<Check<H>> {
     let mut checks = conformance::checks();
     checks.extend(conformance::inspection_checks());
     checks
 }
 
-/// Runs checks, and histories of those seeds, all at once.
+/// Runs checks, and histories with these seeds, all at once.
 pub(crate) async fn conforms<H>(harness: H, checks: Vec<Check<H>>, seeds: impl IntoIterator<Item = u64>)
 where
     H: Harness + Send + 'static,

@@ -1,4 +1,4 @@
-//! A directory of a test's own, removed at its end.
+//! A test's own directory, which is removed at the end of the test.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! What the test binaries share. It is the only home of helpers that more than one area needs.
+//! The code that the test binaries share. It is the only home of helpers that more than one area
+//! needs.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
 pub(crate) mod body;

@@ -1,4 +1,4 @@
-//! Requests, answers read to their end, and inner services.
+//! Requests, responses that are read to their end, and inner services.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -30,7 +30,7 @@ pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: 
     request.body(body.into()).expect("a valid request")
 }
 
-/// A response read to its end.
+/// A response that was read to its end.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -57,12 +57,12 @@ impl Answer {
         self.header("idempotency-replayed") == Some("true")
     }
 
-    /// The outcome's name, as it is counted.
+    /// The outcome's name, as in the counters.
     pub(crate) fn outcome(&self) -> &'static str {
         self.outcome.map_or("none", Outcome::as_str)
     }
 
-    /// Panics unless this is the problem of that slug, complete and with its status.
+    /// Panics unless this is the problem with this slug, complete and with its status.
     #[track_caller]
     pub(crate) fn assert_problem(&self, status: u16, slug: &str) {
         assert_eq!(self.status.as_u16(), status, "{self:?}");
@@ -102,7 +102,7 @@ impl Answer {
     }
 }
 
-/// Reads a response to its end; panics if its body fails.
+/// Reads a response to its end. Panics if its body fails.
 pub(crate) async fn read<B>(response: Response<B>) -> Answer
 where
     B: http_body::Body<Data = Bytes>,
@@ -120,7 +120,7 @@ where
     }
 }
 
-/// Sends one request through a clone of the service and reads the answer to its end.
+/// Sends one request through a clone of the service, and reads the response to its end.
 pub(crate) async fn send<S, Q, B>(service: &S, request: Request<Q>) -> Answer
 where
     S: Service<Request<Q>, Response = Response<B>> + Clone,
@@ -131,7 +131,7 @@ where
     read(respond(service, request).await).await
 }
 
-/// As [`send`], and leaves the body to the test.
+/// Like [`send`], but leaves the body to the test.
 pub(crate) async fn respond<S, Q, B>(service: &S, request: Request<Q>) -> Response<B>
 where
     S: Service<Request<Q>, Response = Response<B>> + Clone,
@@ -141,7 +141,7 @@ where
     response.expect("no error")
 }
 
-/// As [`send`], in a task of its own.
+/// Like [`send`], but in a task of its own.
 pub(crate) fn spawn<S, Q, B>(service: &S, request: Request<Q>) -> JoinHandle<Answer>
 where
     S: Service<Request<Q>, Response = Response<B>> + Clone + Send + 'static,
@@ -155,7 +155,7 @@ where
     tokio::spawn(async move { read(request.await.expect("no error")).await })
 }
 
-/// Waits until no work goes on without its client.
+/// Waits until no work without a client is running.
 pub(crate) async fn drain<St: Store>(layer: &IdempotencyLayer<St>) {
     let background = layer.background();
     watched(Duration::from_secs(3600), background.wait()).await;
@@ -178,12 +178,12 @@ where
     }))
 }
 
-/// `200` with that body.
+/// Responds with `200` and this body.
 pub(crate) fn ok(body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     Response::new(Full::new(body.into()))
 }
 
-/// How often that outcome was counted.
+/// How often this outcome was counted.
 #[track_caller]
 pub(crate) fn counted<St: Store>(layer: &IdempotencyLayer<St>, outcome: &str) -> u64 {
     let found = layer.counts().find(|(name, _)| *name == outcome);

@@ -1,5 +1,5 @@
-//! A store by script: a `MemoryStore` whose answers can be made to fail, to hang, to come late or to
-//! get lost, and which remembers what it was asked.
+//! A scripted store: a `MemoryStore` whose answers can be made to fail, to hang, to come late or to
+//! get lost, and which remembers its calls.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, pending};
@@ -27,37 +27,37 @@ pub(crate) enum Op {
     Count,
 }
 
-/// What becomes of a call.
+/// What happens to a call.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Act {
     /// It goes through.
     #[default]
     Pass,
-    /// It has its effect after so many polls, and answers after as many more.
+    /// It takes effect after this many polls, and answers after as many more.
     Late(usize),
     /// It stops at the gate, then goes through.
     Stop(Gate),
-    /// It has its effect, and its answer stops at the gate.
+    /// It takes effect, and its answer stops at the gate.
     StopAfterEffect(Gate),
-    /// The same, and what passes the gate is an error.
+    /// It takes effect and stops at the gate, and then fails.
     StopAfterEffectAndFail(Gate),
-    /// It has its effect, and its answer takes that long.
+    /// It takes effect, and its answer takes this long.
     SlowAnswer(Duration),
     /// It fails and has no effect.
     Fail,
-    /// It has its effect, and fails.
+    /// It takes effect, and fails.
     FailAfterEffect,
     /// It never answers and has no effect.
     Hang,
-    /// It has its effect and never answers.
+    /// It takes effect, and never answers.
     HangAfterEffect,
-    /// What is held cannot be decoded: as a store answers that reads damaged bytes.
+    /// The stored data cannot be decoded, as when a store reads damaged bytes.
     Corrupt,
-    /// The claim is gone. For calls under a token.
+    /// The claim is gone. Only for calls with a token.
     Lost,
 }
 
-/// The store; clones share everything.
+/// The store. Clones share everything.
 #[derive(Clone, Default)]
 pub(crate) struct Scripted {
     memory: MemoryStore,
@@ -71,54 +71,54 @@ struct Script {
     calls: HashMap<Op, Count>,
     begins: Vec<ClaimRequest>,
     records: Vec<Record>,
-    /// All calls fail, whatever the script says of them.
+    /// All calls fail, whatever the script says about them.
     down: bool,
     planted: HashMap<Slot, Vec<u8>>,
     works: VecDeque<Box<dyn UnitOfWork>>,
 }
 
 impl Scripted {
-    /// The next call of that kind acts so; several are taken in turn.
+    /// The next call of this kind acts like this. Several acts are used in turn.
     pub(crate) fn once(&self, op: Op, act: Act) {
         self.script().once.entry(op).or_default().push_back(act);
     }
 
-    /// All calls of that kind that no `once` speaks of act so.
+    /// All calls of this kind without a `once` act like this.
     pub(crate) fn always(&self, op: Op, act: Act) {
         self.script().always.insert(op, act);
     }
 
-    /// From now on, or no longer, all calls fail and have no effect.
+    /// Makes all calls fail without an effect from now on, or no longer.
     pub(crate) fn down(&self, down: bool) {
         self.script().down = down;
     }
 
-    /// Every claim of the slot finds a record of these bytes.
+    /// Makes every claim of the slot find a record with these bytes.
     pub(crate) fn plant(&self, slot: Slot, bytes: Vec<u8>) {
         self.script().planted.insert(slot, bytes);
     }
 
-    /// Takes away what was planted.
+    /// Removes everything that was planted.
     pub(crate) fn unplant(&self) {
         self.script().planted.clear();
     }
 
-    /// The next claim is offered this unit of work; several are offered in turn.
+    /// Offers this unit of work to the next claim. Several units are offered in turn.
     pub(crate) fn offer(&self, work: impl UnitOfWork) {
         self.script().works.push_back(Box::new(work));
     }
 
-    /// How many calls of that kind there were.
+    /// How many calls of this kind there were.
     pub(crate) fn calls(&self, op: Op) -> usize {
         self.script().calls.entry(op).or_default().get()
     }
 
-    /// Every claim that was asked for, in order.
+    /// Every claim that was requested, in order.
     pub(crate) fn begins(&self) -> Vec<ClaimRequest> {
         self.script().begins.clone()
     }
 
-    /// Every record that was to be kept, in order.
+    /// Every record that was to be stored, in order.
     pub(crate) fn records(&self) -> Vec<Record> {
         self.script().records.clone()
     }
@@ -128,7 +128,7 @@ impl Scripted {
         &self.memory
     }
 
-    /// Claims what the last `begin` asked for, as a process does that dies thereafter.
+    /// Makes the claim of the last `begin`, like a process that dies afterwards.
     pub(crate) async fn claim_and_die(&self) {
         let last = *self.script().begins.last().expect("a request was sent before");
         let begin = last.token(last.token.0 ^ u64::MAX);
@@ -269,8 +269,8 @@ impl Inspect for Scripted {
     }
 }
 
-/// Another store under a type that is neither `Clone` nor `Debug` nor `Default`, and that says of itself
-/// whether it is in this process, true or not.
+/// Another store, under a type that is neither `Clone` nor `Debug` nor `Default`. It says whether
+/// it is in this process, and that can be true or not.
 pub(crate) struct Through<S, const IN_PROCESS: bool>(pub(crate) S);
 
 impl<S: Store, const IN_PROCESS: bool> Store for Through<S, IN_PROCESS> {

@@ -1,4 +1,4 @@
-//! Waiting for facts: gates, counts, polls by hand, and [`eventually`].
+//! Waiting for conditions: gates, counts, polls by hand, and [`eventually`].
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-/// What is waited for comes within this time, on however busy a machine.
+/// Whatever a test waits for happens within this time, however busy the machine is.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What [`eventually`] can ask for: that something is so, or a value.
+/// The answer that [`eventually`] waits for: a condition that is true, or a value.
 pub(crate) trait Awaited {
     type Found;
 
@@ -35,8 +35,8 @@ impl<T> Awaited for Option<T> {
     }
 }
 
-/// Asks until the answer is `true` or `Some`, and returns what was found. Panics after [`PATIENCE`] by
-/// the clock of the machine.
+/// Asks until the answer is `true` or `Some`, and returns the value. Panics after [`PATIENCE`] on
+/// the machine's clock.
 pub(crate) async fn eventually<A: Awaited>(what: &str, mut ask: impl AsyncFnMut() -> A) -> A::Found {
     let began = Instant::now();
     loop {
@@ -48,11 +48,11 @@ pub(crate) async fn eventually<A: Awaited>(what: &str, mut ask: impl AsyncFnMut(
     }
 }
 
-/// What never comes fails a test instead of hanging it. The bound is far beyond what any test needs, on
-/// a clock that is paused or not.
+/// Fails a test that waits for something that never comes, instead of letting it hang. The bound is
+/// far beyond the needs of any test, whether the clock is paused or not.
 pub(crate) async fn watched<T>(bound: Duration, wait: impl Future<Output = T>) -> T {
     let output = tokio::time::timeout(bound, wait).await;
-    output.unwrap_or_else(|_| panic!("what was waited for did not come in {bound:?}"))
+    output.unwrap_or_else(|_| panic!("the awaited result did not come within {bound:?}"))
 }
 
 /// Lets every task of a current-thread runtime go as far as it can without time passing.
@@ -67,7 +67,7 @@ pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Po
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// Polls that many times; `None` if it is not ready by then.
+/// Polls this many times. Returns `None` if the future is not ready by then.
 pub(crate) async fn poll_times<F: Future + ?Sized>(mut future: Pin<&mut F>, times: usize) -> Option<F::Output> {
     for _ in 0..times {
         if let Poll::Ready(output) = poll_once(future.as_mut()).await {
@@ -77,7 +77,7 @@ pub(crate) async fn poll_times<F: Future + ?Sized>(mut future: Pin<&mut F>, time
     None
 }
 
-/// Pending that many times, woken at once each time.
+/// Stays pending this many times, and is woken at once each time.
 pub(crate) async fn yields(times: usize) {
     let mut left = times;
     poll_fn(|cx| {
@@ -91,12 +91,12 @@ pub(crate) async fn yields(times: usize) {
     .await;
 }
 
-/// Counts.
+/// A counter.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Count(Arc<AtomicUsize>);
 
 impl Count {
-    /// Counts one more and returns how many there are now.
+    /// Adds one, and returns the new count.
     pub(crate) fn up(&self) -> usize {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
@@ -106,7 +106,7 @@ impl Count {
     }
 }
 
-/// A place where handlers stop until a test lets them go on.
+/// A place where handlers stop until a test lets them continue.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate {
     arrived: Arc<Semaphore>,
@@ -123,24 +123,24 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// For the handler: says that it is here, and waits.
+    /// For the handler: reports its arrival, and waits.
     pub(crate) async fn pass(&self) {
         self.arrived.add_permits(1);
         self.open.acquire().await.expect("never closed").forget();
     }
 
-    /// For the test: waits until one more is here.
+    /// For the test: waits until one more handler has arrived.
     pub(crate) async fn arrival(&self) {
         let arrival = watched(Duration::from_secs(120), self.arrived.acquire()).await;
         arrival.expect("never closed").forget();
     }
 
-    /// Lets one go on.
+    /// Lets one handler continue.
     pub(crate) fn open_once(&self) {
         self.open.add_permits(1);
     }
 
-    /// Lets all go on, now and later.
+    /// Lets all handlers continue, now and later.
     pub(crate) fn open(&self) {
         self.open.add_permits(1 << 20);
     }

@@ -1,9 +1,10 @@
-//! Instructions of the paths that every request takes, counted by Valgrind: the same on every run but
-//! for the seeds of hash maps, so that a change of one per cent shows. `scripts/instructions` compares
-//! them with the committed ones.
+//! The instructions of the paths that every request takes, counted by Valgrind. They are the same
+//! on every run except for the seeds of hash maps, so that a change of one percent shows.
+//! `scripts/instructions` compares them with the committed ones.
 //!
-//! Only the public interface is used. What is private shows as the difference of two requests, such as
-//! a replay whose fingerprint covers the request and one whose covers nothing.
+//! Only the public interface is used. Private functions are measured as the difference of two
+//! requests, such as a replay whose fingerprint covers the request and one whose fingerprint covers
+//! nothing.
 
 #[path = "../../support/mod.rs"]
 mod support;
@@ -23,9 +24,10 @@ use tower::{Layer, Service};
 use tower_idempotency::store::Record;
 use tower_idempotency::{Fingerprint, FingerprintSource, IdempotencyLayer, MemoryStore, Slot};
 
-/// How often each is done; `scripts/instructions` divides by it.
+/// How often each operation is done. `scripts/instructions` divides by this number.
 const TIMES: u64 = 100;
-/// Keys that are in the store before, so that hardly any part of its map grows meanwhile.
+/// The number of keys that are already in the store, so that hardly any part of its map grows
+/// meanwhile.
 const HELD: u64 = 10_000;
 
 type Layered = IdempotencyLayer<MemoryStore>;
@@ -56,7 +58,7 @@ where
         prepared
     }
 
-    /// Nothing here waits for anything, so that one poll is enough and no scheduler is counted.
+    /// Nothing here waits, so one poll is enough and no scheduler is counted.
     fn send_all(&mut self) {
         let _within = self.runtime.enter();
         for request in self.requests.drain(..) {
@@ -68,7 +70,7 @@ where
         }
     }
 
-    /// Gives itself back, so that what it frees is not counted.
+    /// Returns itself, so that freeing its memory is not counted.
     fn counted(mut self) -> Self {
         self.send_all();
         self
@@ -101,7 +103,7 @@ fn without_key(_: u64) -> Request<Body> {
     post_session(None)
 }
 
-/// The first has another body than the others.
+/// The first request has a different body from the others.
 fn another_body(n: u64) -> Request<Body> {
     let mut request = again(n);
     if n == 0 {
@@ -141,7 +143,7 @@ fn around_the_router(prepared: Prepared<Around>) -> Prepared<Around> {
 
 const FINGERPRINT: Fingerprint = Fingerprint::from_bytes([7; Fingerprint::LEN]);
 
-/// An answer of 200 bytes with the headers that Axum gives it.
+/// A response of 200 bytes with the headers that Axum gives it.
 fn answer() -> Response<Bytes> {
     Response::builder()
         .header(header::CONTENT_TYPE, "application/json")
@@ -151,7 +153,7 @@ fn answer() -> Response<Bytes> {
 }
 
 fn record() -> Record {
-    // What the thread keeps for its next record is made now.
+    // Whatever the thread keeps for its next record is made now.
     Record::of_response(FINGERPRINT, &answer())
 }
 

@@ -1,4 +1,4 @@
-//! What each peer does in the cases that idempotency keys are for. Each answer is observed, not
+//! What each peer does in the cases for which idempotency keys exist. Each result is observed, not
 //! looked up.
 
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::support::{request, send};
 
 /// How long the slow handler takes.
 const SLOW: Duration = Duration::from_millis(100);
-/// Longer than it takes for what goes on without a client to end.
+/// Longer than it takes for work without a client to end.
 const LATER: Duration = Duration::from_millis(1500);
 
 /// One case: its name, and what happens behind a guard.
 pub struct Case {
     pub name: &'static str,
     pub with_defaults: bool,
-    /// What this crate must be seen to do.
+    /// The result that this crate must have.
     pub ours: &'static str,
     run: fn(Service) -> Observing,
 }
@@ -98,7 +98,7 @@ impl Service {
             )
             .route(
                 "/slow",
-                // The effect comes first, as a charge does that is then waited for.
+                // The effect comes first, like a charge that the handler then waits for.
                 post(async move || {
                     let run = slow();
                     sleep(SLOW).await;
@@ -148,7 +148,7 @@ impl Service {
         }
     }
 
-    /// As a connection does it: a panic ends the task alone.
+    /// Sends as a connection does: a panic ends only the task.
     async fn send_in_a_task(&self, request: Request<Body>) -> Option<Answer> {
         let service = self.clone();
         tokio::spawn(async move { service.send(request).await }).await.ok()
@@ -182,7 +182,7 @@ async fn distinct_keys(service: Service) -> String {
     }
 }
 
-/// How many of 200 requests at once succeed.
+/// How many of 200 concurrent requests succeed.
 async fn at_once(service: &Service, key: impl Fn(usize) -> String) -> usize {
     let requests: Vec<_> = (0..200)
         .map(|n| {
@@ -198,7 +198,7 @@ async fn at_once(service: &Service, key: impl Fn(usize) -> String) -> usize {
 }
 
 async fn hangs_up(service: Service) -> String {
-    // Dropped in the middle, as the server does when a connection is lost.
+    // Dropped halfway, as the server does when a connection is lost.
     let dropped = timeout(SLOW / 2, service.send(post_to("/slow", "key", "{}"))).await;
     assert!(dropped.is_err(), "dropped before it was answered");
     sleep(LATER).await;
@@ -265,7 +265,7 @@ async fn large(service: Service) -> String {
     format!("{first}, then {second}, {}", service.runs())
 }
 
-/// Of the headers that the handler set, which does a replay have?
+/// Which of the handler's headers does a replay have?
 async fn headers(service: Service) -> String {
     let first = service.send(post_to("/fast", "key", "{}")).await;
     let replay = service.send(post_to("/fast", "key", "{}")).await;

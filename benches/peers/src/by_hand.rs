@@ -1,5 +1,5 @@
-//! The middleware that is written by hand, as found in many code bases: it remembers answers by key.
-//! Nothing claims a key before the handler runs, and nothing is ever forgotten.
+//! A hand-written middleware, as found in many code bases: it remembers responses by key. Nothing
+//! claims a key before the handler runs, and nothing is ever forgotten.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! Allocations and bytes, by a counting allocator.
+//! Allocations and bytes, measured by a counting allocator.
 
 use std::alloc::System;
 use std::time::Duration;
@@ -14,8 +14,9 @@ use crate::support::{router, send};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Allocations of one request, a reallocation counted as one; the smallest of many, since maps grow
-/// now and then. On one thread, so that what a peer spawns is counted too.
+/// Counts the allocations of one request. A reallocation is one allocation. The result is the
+/// smallest of many, because maps grow now and then. It runs on one thread, so that tasks that a
+/// peer spawns are included.
 pub async fn allocations(service: Router, make: fn(u64) -> Request<Body>) -> usize {
     let mut least = usize::MAX;
     for n in 0..3_000 {
@@ -34,7 +35,7 @@ pub fn a_replay(_: u64) -> Request<Body> {
     numbered(7)
 }
 
-/// Bytes that are still there for each key, of so many.
+/// The bytes that remain for each key, with this many keys.
 pub async fn bytes_kept(guard: fn(Router) -> Router, keys: u64) -> f64 {
     let service = guard(router());
     let (_, answer) = send(&service, numbered(u64::MAX)).await;
@@ -49,7 +50,7 @@ pub async fn bytes_kept(guard: fn(Router) -> Router, keys: u64) -> f64 {
     (change.bytes_allocated as f64 - change.bytes_deallocated as f64) / keys as f64
 }
 
-/// Lets the tasks of the stores come to rest.
+/// Lets the stores' tasks come to rest.
 async fn settle() {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }

@@ -1,5 +1,5 @@
-//! A store in memory for `cratestack-axum`, which has a trait for stores and one on SQL, but none in
-//! memory. One map behind one lock, that does what the trait asks for and no more.
+//! An in-memory store for `cratestack-axum`, which has a trait for stores and an SQL store, but no
+//! in-memory store. It is one map behind one lock, and does what the trait requires and no more.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -1,5 +1,5 @@
-//! The peers, each set up as its documentation says, so that it keeps answers for a day and does not
-//! give one caller's answer to another.
+//! The peers. Each is set up as its documentation says, so that it keeps responses for a day and
+//! does not give one caller's response to another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +15,16 @@ use crate::{by_hand, memory_store};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// One way to guard a router. Called inside a runtime, since a peer's store may spawn a task.
+/// One way to guard a router. It is called inside a runtime, because a peer's store may spawn a
+/// task.
 pub struct Peer {
     pub name: String,
     pub guard: fn(Router) -> Router,
-    /// As it is before one has set anything that it can do without.
+    /// The peer with only the settings that it cannot do without.
     pub with_defaults: fn(Router) -> Router,
 }
 
-/// This crate is the first.
+/// All peers. This crate is the first.
 pub fn all() -> Vec<Peer> {
     let peer = |name, guard, with_defaults| Peer {
         name,
@@ -63,7 +64,7 @@ fn idempotent_scoped(router: Router) -> Router {
     }))
 }
 
-/// In the mode that takes the client's key, within the sessions that it needs.
+/// The mode that takes the client's key, within the sessions that it needs.
 fn axum_idempotent(router: Router) -> Router {
     let options = IdempotentOptions::default()
         .use_idempotency_key_header(Some("Idempotency-Key"), false)

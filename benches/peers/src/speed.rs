@@ -1,4 +1,4 @@
-//! Multiples of the bare router, medians of interleaved rounds.
+//! Multiples of the bare router, as medians of interleaved rounds.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,15 +12,15 @@ use crate::peers::Peer;
 use crate::requests::numbered;
 use crate::support::{router, send};
 
-/// Requests of each worker in a round.
+/// The number of requests that each worker sends in a round.
 const REQUESTS: u64 = 1_000;
-/// Keys that a store holds before its first requests are timed, so that its map does not grow from
-/// nothing meanwhile.
+/// The number of keys in a store before its first requests are timed, so that its map does not grow
+/// from nothing meanwhile.
 const HELD: u64 = 10_000;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A request with a key that no other has: the same work for bare and guarded.
+/// A request with a key that no other request has, so that bare and guarded do the same work.
 fn first(_: u64) -> Request<Body> {
     numbered(NEXT.fetch_add(1, Ordering::Relaxed))
 }
@@ -33,7 +33,7 @@ fn again(_: u64) -> Request<Body> {
 pub struct Line {
     pub name: String,
     pub bare: Duration,
-    /// As multiples of it.
+    /// The peers' times, as multiples of the bare time.
     pub peers: Vec<f64>,
 }
 
@@ -59,7 +59,7 @@ pub fn measure(runtime: &Runtime, workers: u64, rounds: usize, peers: &[Peer]) -
             times.push(timed(runtime, workers, &service, first));
             runtime.block_on(async {
                 drop(service);
-                // A store's task ends now, and not in the time of the next.
+                // A store's task ends now, not in the time of the next store.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             });
         }
@@ -79,8 +79,8 @@ pub fn measure(runtime: &Runtime, workers: u64, rounds: usize, peers: &[Peer]) -
     [line("first request", firsts), line("replay", replays)]
 }
 
-/// What a first request costs as a session, or whatever else a peer keeps keys in, fills up: with
-/// that many keys of one caller in the store.
+/// What a first request costs as a session, or another place where a peer keeps keys, fills up:
+/// with this many keys of one caller in the store.
 pub fn of_one_caller(runtime: &Runtime, held: u64, rounds: usize, peers: &[Peer]) -> Line {
     let one_session = |n: u64| {
         let mut request = numbered(n);
@@ -106,7 +106,7 @@ pub fn of_one_caller(runtime: &Runtime, held: u64, rounds: usize, peers: &[Peer]
     for _ in 0..rounds {
         for (service, times) in std::iter::once(&bare).chain(&services).zip(&mut times) {
             let time = runtime.block_on(async {
-                // Few, since they add to what is there.
+                // Only a few, because they add to the keys in the store.
                 const FEW: u32 = 20;
                 let start = Instant::now();
                 for _ in 0..FEW {
@@ -134,7 +134,7 @@ async fn used(peer: &Peer) -> Router {
     service
 }
 
-/// The time of a request, all workers sending at once.
+/// The time of a request, with all workers sending at once.
 fn timed(runtime: &Runtime, workers: u64, service: &Router, make: fn(u64) -> Request<Body>) -> Duration {
     let start = Instant::now();
     runtime.block_on(async {

@@ -24,7 +24,7 @@ pub(super) struct Tables {
     pub(super) outbox: Outbox,
 }
 
-/// What belongs to one account. Nothing is looked up across accounts.
+/// The data of one account. Lookups never cross accounts.
 #[derive(Default)]
 struct AccountTables {
     sessions: Vec<Session>,
@@ -32,11 +32,11 @@ struct AccountTables {
     documents: Vec<Document>,
     /// Each user's status and its version.
     users: HashMap<String, (UserStatus, u64)>,
-    /// The workflows that a user has been through once, for those that fail the first time.
+    /// The workflows that a user has been through once. Some workflows fail the first time.
     been_through: HashSet<(&'static str, String)>,
 }
 
-/// Asynchronous only because the other data is.
+/// These methods are asynchronous only because the methods of the other stores are.
 impl MemoryData {
     pub(super) async fn add_session(&self, account: Account, session: &Session, charge: &Charge) {
         let mut tables = self.lock();
@@ -126,8 +126,8 @@ impl MemoryData {
         self.lock().events.clone()
     }
 
-    /// The lock is never held across an await. Should its holder ever panic, the tables are whole:
-    /// nothing in the methods above can panic halfway.
+    /// Locks the tables. The lock is never held across an await. If a holder of the lock panics,
+    /// the tables are still consistent, because none of the methods above can panic halfway.
     pub(super) fn lock(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }

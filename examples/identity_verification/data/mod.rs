@@ -1,5 +1,5 @@
-//! The application's own data: sessions, charges, users and events. They are kept where the
-//! idempotency keys are, one file for each kind of store.
+//! The application's own data: sessions, charges, users and events. The data is in the same store
+//! as the idempotency keys. Each kind of store has its own file here.
 
 mod memory;
 mod outbox;
@@ -39,9 +39,9 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// The application's data. Clones share it.
 ///
-/// Each method is one transaction; but as an extractor in a handler, on a database that has the
-/// atomic mode, what it writes is in the transaction of the handler's operation: it is committed
-/// together with the record of the response, or not at all.
+/// Each method is one transaction, with one exception. If a handler extracts `Data` on a database
+/// with atomic mode, its writes are in the transaction of the handler's operation. They are
+/// committed together with the record of the response, or not at all.
 #[derive(Clone)]
 pub(crate) enum Data {
     Memory(MemoryData),
@@ -54,7 +54,7 @@ impl FromRequestParts<AppState> for Data {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
-        // A request without an idempotency key is no operation and has no transaction.
+        // A request without an idempotency key is not an operation and has no transaction.
         let operation = &parts.extensions;
         Ok(match state.data.clone() {
             Self::Sqlite(data) => Self::Sqlite(data.within(operation.get().cloned())),
@@ -64,7 +64,7 @@ impl FromRequestParts<AppState> for Data {
     }
 }
 
-/// Does the same with whichever data it is.
+/// Does the same for each kind of data.
 macro_rules! each {
     ($data:expr, $name:ident => $does:expr) => {
         match $data {
@@ -93,7 +93,7 @@ impl Data {
         Ok(each!(self, data => data.session(account, id).await))
     }
 
-    /// The account's sessions, oldest first.
+    /// Returns the account's sessions, oldest first.
     pub(crate) async fn sessions(&self, account: Account) -> Result<Vec<Session>, DataError> {
         Ok(each!(self, data => data.sessions(account).await))
     }
@@ -103,13 +103,13 @@ impl Data {
         Ok(())
     }
 
-    /// The account's charges, oldest first.
+    /// Returns the account's charges, oldest first.
     pub(crate) async fn charges(&self, account: Account) -> Result<Vec<Charge>, DataError> {
         Ok(each!(self, data => data.charges(account).await))
     }
 
-    /// Adds a document together with its charge, and runs `committed` once both are there. It is dropped if
-    /// they are not, or if that is not known.
+    /// Adds a document together with its charge, and runs `committed` once both are committed.
+    /// `committed` is dropped if they are not committed, or if the result is unknown.
     pub(crate) async fn add_document(
         &self,
         account: Account,
@@ -121,18 +121,18 @@ impl Data {
         Ok(())
     }
 
-    /// The documents of a session, oldest first.
+    /// Returns the documents of a session, oldest first.
     pub(crate) async fn documents(&self, account: Account, session_id: &str) -> Result<Vec<Document>, DataError> {
         Ok(each!(self, data => data.documents(account, session_id).await))
     }
 
-    /// Whether there is a document of that id, whoever's it is.
+    /// Returns whether a document with this id exists, in any account.
     pub(crate) async fn has_document(&self, document_id: &str) -> Result<bool, DataError> {
         Ok(each!(self, data => data.has_document(document_id).await))
     }
 
-    /// Sets a user's status; each call makes a new version. The event, if there is one, is in the
-    /// outbox with the same write.
+    /// Sets a user's status. Each call creates a new version. The same write adds the event, if
+    /// there is one, to the outbox.
     pub(crate) async fn set_user_status(
         &self,
         account: Account,
@@ -149,8 +149,8 @@ impl Data {
         })
     }
 
-    /// Whether the user has not been through the workflow yet. From now on, it has, whatever
-    /// becomes of the operation: this is never in its transaction.
+    /// Returns whether this is the user's first time in the workflow, and records it. The record
+    /// stays whatever happens to the operation, because it is never in the operation's transaction.
     pub(crate) async fn is_first_time(
         &self,
         account: Account,
@@ -165,18 +165,18 @@ impl Data {
         Ok(())
     }
 
-    /// The events in the order in which they were processed.
+    /// Returns the events in the order in which they were processed.
     pub(crate) async fn events(&self) -> Result<Vec<Event>, DataError> {
         Ok(each!(self, data => data.events().await))
     }
 
-    /// Closes the database's connections, which the idempotency layers use as well.
+    /// Closes the database's connections, which the idempotency layers also use.
     pub(crate) async fn close(&self) {
         let closed = timeout(CLOSE_WITHIN, async {
             match self {
                 Self::Sqlite(data) => data.close().await,
                 Self::Postgres(data) => data.close().await,
-                // Nothing to close, and nothing that a lost connection would leave behind.
+                // There is nothing to close, and a lost connection would leave nothing behind.
                 Self::Memory(_) | Self::Redis(_) => {}
             }
         });
@@ -186,7 +186,7 @@ impl Data {
     }
 }
 
-/// The data could not be read or written. The client gets a `503`, the log the cause.
+/// The data could not be read or written. The client gets a `503`, and the cause is logged.
 #[derive(Debug)]
 pub(crate) struct DataError(Box<dyn Error + Send + Sync>);
 
@@ -196,7 +196,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for DataError {
     }
 }
 
-/// All its causes, for the log.
+/// Shows all causes, for the log.
 impl fmt::Display for DataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Causes(&*self.0).fmt(f)

@@ -15,7 +15,7 @@ use super::outbox::postgres as outbox;
 use super::sql::{self, Writing, signed};
 
 const BEGIN: &str = "BEGIN";
-/// What those who make the tables at once take turns by: "idv_data" in ASCII.
+/// The advisory lock for processes that create the tables at the same time: "idv_data" in ASCII.
 const LAYOUT_LOCK: i64 = 0x6964_765f_6461_7461;
 
 const LAYOUT: &str = "
@@ -76,7 +76,7 @@ pub(crate) struct PostgresData {
 }
 
 impl PostgresData {
-    /// Makes the tables that are missing. Safe from many processes at once.
+    /// Creates the tables that are missing. Many processes can call this at the same time.
     pub(crate) async fn open(pool: PgPool) -> Result<Self, sqlx::Error> {
         let mut transaction = pool.begin_with(BEGIN).await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
@@ -89,7 +89,7 @@ impl PostgresData {
         Ok(Self { pool, operation: None })
     }
 
-    /// The same data, its writes in the operation's transaction if there is one.
+    /// Returns the same data, with its writes in the operation's transaction if there is one.
     pub(super) fn within(self, operation: Option<Transaction<Postgres>>) -> Self {
         Self { operation, ..self }
     }

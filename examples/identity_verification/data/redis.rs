@@ -1,7 +1,8 @@
 //! The data in the Redis server that has the keys.
 //!
-//! There is no atomic mode: what an operation writes and the record of its response are two steps,
-//! and a process that dies in between leaves the first. Each write is one `MULTI` or one script.
+//! There is no atomic mode. An operation's writes and the record of its response are two separate
+//! steps. A process that dies between them leaves only the writes. Each write is one `MULTI` or one
+//! script.
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, Client, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisError};
@@ -23,11 +24,11 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Clone)]
 pub(crate) struct RedisData {
-    /// One connection, which all requests share and which comes back when it broke.
+    /// One connection that all requests share, and that reconnects when it breaks.
     pub(super) connection: ConnectionManager,
 }
 
-/// Of the account's, so that nothing is looked up across accounts.
+/// Returns a key of the account, so that lookups never cross accounts.
 pub(super) fn key(account: Account, what: &str) -> String {
     format!("idv:{}:{what}", account.id())
 }
@@ -37,9 +38,9 @@ impl RedisData {
         let config = ConnectionManagerConfig::new()
             .set_response_timeout(Some(ANSWER_WITHIN))
             .set_connection_timeout(Some(ANSWER_WITHIN));
-        // On RESP3 the connection notices that it was closed while it was idle, as by the server's `timeout`,
-        // and comes back before it is needed. Writes are not repeated: whether they were done is not known.
-        // Needs Redis 6 or later.
+        // With RESP3, the connection notices if it is closed while it is idle, for example by the
+        // server's `timeout`. It then reconnects before it is needed. Failed writes are not
+        // repeated, because it is unknown whether they were done. This needs Redis 6 or later.
         let info = url.into_connection_info()?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let client = Client::open(info.set_redis_settings(settings))?;

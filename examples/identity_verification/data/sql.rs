@@ -1,4 +1,4 @@
-//! What the databases have in common: their rows, and whose transaction a write is in.
+//! Code that the databases share: their rows, and the choice of the transaction for a write.
 
 use std::ops::{Deref, DerefMut};
 
@@ -14,14 +14,15 @@ use super::DataError;
 
 /// A transaction to write in.
 pub(super) enum Writing<DB: AtomicDatabase> {
-    /// The operation's, which the idempotency layer commits with the record of the response.
+    /// The operation's transaction, which the idempotency layer commits together with the record of
+    /// the response.
     Operation(Work<DB>, Transaction<DB>),
-    /// One of its own, since the request has no key.
+    /// A separate transaction, because the request has no key.
     Own(sqlx::Transaction<'static, DB>),
 }
 
 impl<DB: AtomicDatabase> Writing<DB> {
-    /// `begin` is the statement that begins one of its own.
+    /// `begin` is the statement that begins a separate transaction.
     pub(super) async fn begin(
         pool: &Pool<DB>,
         begin: &'static str,
@@ -29,9 +30,10 @@ impl<DB: AtomicDatabase> Writing<DB> {
     ) -> Result<Self, DataError> {
         Ok(match operation {
             Some(operation) => Self::Operation(operation.begin().await?, operation.clone()),
-            // In a task: a client that hangs up drops its handler, and `sqlx` 0.9 leaves the transaction
-            // open on a pooled connection if it is dropped while it begins one. What the pool's next
-            // user writes, a claim perhaps, would then be in a transaction that nobody commits.
+            // Begin the transaction in a separate task. If the client disconnects, its handler is
+            // dropped. If `sqlx` 0.9 is dropped while it begins a transaction, it leaves that
+            // transaction open on a pooled connection. The writes of the connection's next user,
+            // perhaps a claim, would then be in a transaction that nobody commits.
             None => {
                 let pool = pool.clone();
                 Self::Own(tokio::spawn(async move { pool.begin_with(begin).await }).await??)
@@ -39,17 +41,17 @@ impl<DB: AtomicDatabase> Writing<DB> {
         })
     }
 
-    /// Everything is written. Without this, or when it fails, nothing is.
+    /// Finishes the writes. Without this call, or if it fails, nothing is written.
     pub(super) async fn done(self) -> Result<(), DataError> {
         match self {
-            // Not yet: it is for the layer to commit.
+            // Do not commit here. The layer commits.
             Self::Operation(..) => Ok(()),
             Self::Own(transaction) => Ok(transaction.commit().await?),
         }
     }
 
-    /// As [`done`](Self::done), and runs `committed` after the commit. It is dropped if nothing is
-    /// committed, or if that is not known.
+    /// Like [`done`](Self::done), but also runs `committed` after the commit. `committed` is
+    /// dropped if nothing is committed, or if the result is unknown.
     pub(super) async fn done_and_then(
         self,
         committed: impl Future<Output = ()> + Send + 'static,
@@ -137,7 +139,7 @@ pub(super) fn event((event_id, r#type): EventRow) -> Result<Event, DataError> {
     })
 }
 
-/// A number for a column, which has a sign.
+/// Converts a number for a database column, because columns are signed.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -14,7 +14,7 @@ use super::DataError;
 use super::outbox::sqlite as outbox;
 use super::sql::{self, Writing, signed};
 
-/// Whoever writes takes the writer's lock from the start, and waits for it.
+/// Every transaction that writes takes the writer's lock from the start, and waits for it.
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
 const LAYOUT: &str = "
@@ -74,7 +74,7 @@ pub(crate) struct SqliteData {
 }
 
 impl SqliteData {
-    /// Makes the tables that are missing. Safe from many processes at once.
+    /// Creates the tables that are missing. Many processes can call this at the same time.
     pub(crate) async fn open(pool: SqlitePool) -> Result<Self, sqlx::Error> {
         let mut transaction = pool.begin_with(BEGIN).await?;
         sqlx::raw_sql(LAYOUT).execute(&mut *transaction).await?;
@@ -83,7 +83,7 @@ impl SqliteData {
         Ok(Self { pool, operation: None })
     }
 
-    /// The same data, its writes in the operation's transaction if there is one.
+    /// Returns the same data, with its writes in the operation's transaction if there is one.
     pub(super) fn within(self, operation: Option<Transaction<Sqlite>>) -> Self {
         Self { operation, ..self }
     }

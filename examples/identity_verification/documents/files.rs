@@ -1,12 +1,14 @@
-//! The files of documents: written aside, and given their place when their row is committed.
+//! The files of documents. A file is first written to a separate folder, and moved to its place
+//! when its row is committed.
 //!
 //! ```text
-//! DIR/incoming/doc_…     being received, or waiting for the commit; locked by the process that does
-//! DIR/documents/doc_…    of a document whose row is there
+//! DIR/incoming/doc_…     being received, or waiting for the commit; locked by its process
+//! DIR/documents/doc_…    the file of a document whose row is committed
 //! ```
 //!
-//! A process that dies leaves files in `incoming/`, and no lock. The next start asks the data which of
-//! them have a row: those get their place, the others go.
+//! A process that dies leaves unlocked files in `incoming/`. At the next start, the server asks the
+//! data which of these files have a row. Files with a row are moved to their place, and the others
+//! are removed.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -22,7 +24,8 @@ use uuid::Uuid;
 
 use super::super::data::{Data, DataError};
 
-/// How long the data may take to say whether a row is there, when its commit is in doubt.
+/// If a commit is in doubt, the server asks the data at this interval whether the row exists, up to
+/// [`ASK_FOR`] times.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_FOR: u32 = 60;
 
@@ -32,7 +35,7 @@ pub(crate) struct Files(Arc<Directory>);
 
 struct Directory {
     path: PathBuf,
-    /// It was made for this process, and goes with it.
+    /// Whether the directory was created for this process, and is removed with it.
     is_temporary: bool,
 }
 
@@ -48,8 +51,9 @@ impl Drop for Directory {
 }
 
 impl Files {
-    /// Opens the directory, and makes it if it is missing. Puts in order what processes that died have left.
-    /// Without a directory, a new temporary one is made for the first document.
+    /// Opens the directory, or creates it if it is missing. Moves or removes the files that dead
+    /// processes left behind. Without a directory, a new temporary directory is created for the
+    /// first document.
     pub(crate) async fn open(directory: Option<&Path>, data: &Data) -> io::Result<Self> {
         let (path, is_temporary) = match directory {
             Some(path) => (path.to_owned(), false),
@@ -87,7 +91,7 @@ impl Files {
         };
         for name in names_in(&self.incoming())? {
             let path = self.incoming().join(&name);
-            // Another server is at work on it.
+            // Another server is still writing this file.
             let Some(_locked) = lock(&path)? else { continue };
             if has_row(&name).await? {
                 std::fs::rename(&path, self.documents().join(&name))?;
@@ -95,7 +99,8 @@ impl Files {
                 std::fs::remove_file(&path)?;
             }
         }
-        // A file gets here when its row is there, so this one's row is gone, as with a store in memory.
+        // A file is moved here only when its row exists. If the row is missing now, it was lost,
+        // for example with an in-memory store.
         for name in names_in(&self.documents())? {
             if !has_row(&name).await? {
                 std::fs::remove_file(self.documents().join(&name))?;
@@ -104,10 +109,10 @@ impl Files {
         Ok(())
     }
 
-    /// A new file, for a document that is being received.
+    /// Creates a file for a document that is being received.
     pub(super) async fn receive(&self) -> Result<Incoming, DataError> {
         let files = self.clone();
-        // If the client leaves meanwhile, the task drops what it made, and the file goes.
+        // If the client disconnects in the meantime, the task drops the file, which removes it.
         let (aside, file) = spawn_blocking(move || files.make()).await??;
         Ok(Incoming {
             file: file.into(),
@@ -117,7 +122,7 @@ impl Files {
         })
     }
 
-    /// An empty file in `incoming/`, locked.
+    /// Creates an empty, locked file in `incoming/`.
     fn make(&self) -> io::Result<(Aside, File)> {
         self.make_folders()?;
         loop {
@@ -130,7 +135,8 @@ impl Files {
     }
 }
 
-/// The files of this example in a folder, and no others: the directory may be somebody's own.
+/// Returns only this example's files in a folder, because the directory may also contain other
+/// files.
 fn names_in(folder: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -144,7 +150,8 @@ fn names_in(folder: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The lock of a file, if no process has it. `None` also for one that is gone.
+/// Locks a file. Returns `None` if another process has locked the file, or if the file no longer
+/// exists.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -174,8 +181,8 @@ impl Aside {
         }
     }
 
-    /// Locks the file, which was just made. `None`: before that, a server that started took it for one that
-    /// was left behind, and removed it.
+    /// Locks the file that was just created. Returns `None` if a starting server removed the file
+    /// before it was locked, because it looked like a file that was left behind.
     fn lock(self, file: File) -> io::Result<Option<(Self, File)>> {
         file.lock()?;
         Ok(self.path().try_exists()?.then_some((self, file)))
@@ -185,13 +192,13 @@ impl Aside {
         self.files.incoming().join(&self.name)
     }
 
-    /// Gives the file its place.
+    /// Moves the file to its place.
     fn keep(mut self) {
         self.is_kept = true;
         let place = self.files.documents().join(&self.name);
         if let Err(error) = std::fs::rename(self.path(), place).and_then(|()| sync(&self.files.documents())) {
-            // The next start does it.
-            tracing::error!(%error, document = %self.name, "a document's file could not be given its place");
+            // The next start moves the file.
+            tracing::error!(%error, document = %self.name, "a document's file could not be moved to its place");
         }
     }
 }
@@ -204,18 +211,18 @@ impl Drop for Aside {
         if let Err(error) = std::fs::remove_file(self.path())
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, document = %self.name, "a file that is not needed could not be removed");
+            tracing::warn!(%error, document = %self.name, "a file that is no longer needed could not be removed");
         }
     }
 }
 
-/// Makes what was renamed in a folder last.
+/// Makes renames in a folder durable.
 #[cfg(unix)]
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Directories are no files there.
+/// On other systems, a directory cannot be opened as a file.
 #[cfg(not(unix))]
 fn sync(_: &Path) -> io::Result<()> {
     Ok(())
@@ -240,7 +247,7 @@ impl Incoming {
         self.bytes
     }
 
-    /// All of it is there; a crash does not take it any more.
+    /// Completes the file, and makes it durable: a crash can no longer lose it.
     pub(super) async fn finish(mut self) -> Result<Whole, DataError> {
         self.file.flush().await?;
         self.file.sync_all().await?;
@@ -248,14 +255,14 @@ impl Incoming {
         Ok(Whole {
             sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
             bytes: self.bytes,
-            // Its lock is held for as long as the commit is awaited.
+            // The lock on the file is held until the result of the commit is known.
             file: self.file.into_std().await,
             aside: self.aside,
         })
     }
 }
 
-/// A file that is complete, and has no row yet.
+/// A complete file that has no row yet.
 pub(super) struct Whole {
     aside: Aside,
     file: File,
@@ -276,13 +283,15 @@ impl Whole {
         &self.sha256
     }
 
-    /// `data` says whether the row is there, if nobody else does.
+    /// Returns the file as pending. `data` is asked whether the row exists, if the commit does not
+    /// report it.
     pub(super) fn pending(self, data: Data) -> Pending {
         Pending(Some(Waiting { whole: self, data }))
     }
 }
 
-/// A file whose row is being written. Dropped before it is kept, it asks the data what became of the row.
+/// A file whose row is being written. If it is dropped before the file is kept, it asks the data
+/// whether the row exists.
 pub(super) struct Pending(Option<Waiting>);
 
 struct Waiting {
@@ -291,16 +300,16 @@ struct Waiting {
 }
 
 impl Pending {
-    /// Gives the file its place: the row is committed.
+    /// Moves the file to its place, because its row is committed.
     pub(super) async fn keep(mut self) {
         if let Some(Waiting { whole, .. }) = self.0.take() {
-            // Blocks for a rename.
+            // A rename blocks the thread.
             let kept = spawn_blocking(move || {
                 let Whole { aside, file, .. } = whole;
                 aside.keep();
                 drop(file);
             });
-            // If it panicked, the next start gives the file its place.
+            // If this panicked, the next start moves the file to its place.
             let _ = kept.await;
         }
     }
@@ -311,7 +320,7 @@ impl Drop for Pending {
         let Some(Waiting { whole, data }) = self.0.take() else {
             return;
         };
-        // Without a runtime the process ends, and the next start asks.
+        // Without a runtime, the process is ending, and the next start asks.
         let Ok(runtime) = Handle::try_current() else {
             return whole.leave();
         };
@@ -321,7 +330,7 @@ impl Drop for Pending {
                     Ok(true) => return whole.aside.keep(),
                     Ok(false) => return,
                     Err(error) => {
-                        tracing::warn!(%error, document = whole.name(), "it is not known whether a document is there; asking again");
+                        tracing::warn!(%error, document = whole.name(), "cannot determine whether a document was stored; asking again");
                         tokio::time::sleep(ASK_AGAIN).await;
                     }
                 }

@@ -1,7 +1,7 @@
-//! Documents: pictures of passports and faces, streamed to files and never held in memory.
+//! Documents: pictures of passports and faces that are streamed to files and never held in memory.
 //!
-//! The idempotency layer claims the key when the head of the request is there, and digests the body on
-//! its way to the file. `receive.rs` reads it, `files.rs` keeps the files.
+//! The idempotency layer claims the key when the head of the request has arrived, and digests the
+//! body on its way to the file. `receive.rs` reads the body, and `files.rs` stores the files.
 
 pub(crate) mod files;
 mod receive;
@@ -23,7 +23,7 @@ use receive::receive;
 
 const PRICE_CENTS: u64 = 20;
 
-/// What a document shows.
+/// The kind of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
@@ -53,7 +53,7 @@ pub(crate) struct Document {
     pub(crate) document_id: String,
     pub(crate) session_id: String,
     pub(crate) kind: Kind,
-    /// As the client named it. `None` for a body that is the document itself.
+    /// The file name that the client sent. `None` if the body is the document itself.
     pub(crate) file_name: Option<String>,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
@@ -70,8 +70,8 @@ pub(crate) async fn create(
         return Err(no_such_session());
     }
     let received = receive(request, &state.files).await?;
-    // From here on it is an operation that the server does not stop under. Before, a client was sending,
-    // which it may do forever.
+    // From here on, this is an operation, and the server does not stop while it is running. Until
+    // now, the client was sending, which can take forever.
     let _running = state.operations.token();
     let file = received.file.finish().await?;
     let document = Document {
@@ -87,7 +87,8 @@ pub(crate) async fn create(
         reference: document.document_id.clone(),
         amount_cents: PRICE_CENTS,
     };
-    // The file gets its place when the row is committed. If it is not committed, the file goes.
+    // The file is moved to its place when the row is committed. If the row is not committed, the
+    // file is removed.
     let kept = file.pending(state.data.clone());
     data.add_document(account, &document, &charge, kept.keep()).await?;
     let location = format!(
@@ -119,7 +120,7 @@ pub(crate) async fn show(
         .ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "there is no such document"))
 }
 
-/// The documents of one of the account's sessions, oldest first.
+/// Returns the documents of one of the account's sessions, oldest first.
 async fn documents_of(data: &Data, account: Account, session_id: &str) -> Result<Vec<Document>, ApiError> {
     if data.session(account, session_id).await?.is_none() {
         return Err(no_such_session());

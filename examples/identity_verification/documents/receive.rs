@@ -18,19 +18,19 @@ use super::super::error::ApiError;
 use super::Kind;
 use super::files::{Files, Incoming};
 
-/// The types of bodies that are the document itself.
+/// The media types of bodies that are the document itself.
 const RAW: [&str; 3] = ["image/jpeg", "image/png", "application/pdf"];
-/// Bytes of the part `kind` at most, and of a file's name.
+/// The maximum size of the part `kind` and of a file's name, in bytes.
 const MAX_TEXT: usize = 255;
 
-/// A document whose bytes are in a file that nobody else sees yet.
+/// A document whose bytes are in a file that is not visible to others yet.
 pub(super) struct Received {
     pub(super) kind: Kind,
     pub(super) file_name: Option<String>,
     pub(super) file: Incoming,
 }
 
-/// A body that somebody else reads on when its first reader has enough.
+/// A body that another reader can continue to read when its first reader has finished.
 #[derive(Clone)]
 struct Unended(Arc<Mutex<BodyDataStream>>);
 
@@ -54,7 +54,8 @@ struct Named {
     kind: Option<String>,
 }
 
-/// `multipart/form-data` with the parts `kind` and `file`, or the document itself with `?kind=`.
+/// Receives `multipart/form-data` with the parts `kind` and `file`, or the document itself with
+/// `?kind=`.
 pub(super) async fn receive(request: Request, files: &Files) -> Result<Received, ApiError> {
     let content_type = request
         .headers()
@@ -70,7 +71,7 @@ pub(super) async fn receive(request: Request, files: &Files) -> Result<Received,
             .await
             .map_err(|rejection| ApiError::new(rejection.status(), rejection.body_text()))?;
         let received = of_form(form, files).await?;
-        // The form ends before the body does: it may still break off.
+        // The form ends before the body does, so the body can still break off.
         while let Some(data) = body.next().await {
             data.map_err(|error| unreadable(&error))?;
         }
@@ -111,7 +112,7 @@ async fn of_form(mut form: Multipart, files: &Files) -> Result<Received, ApiErro
                 let file_name = part.file_name().unwrap_or_default().to_owned();
                 if file_name.len() > MAX_TEXT || file_name.contains('\0') {
                     return Err(invalid(format!(
-                        "the file's name must have at most {MAX_TEXT} bytes, and no NUL character"
+                        "the file name must have at most {MAX_TEXT} bytes and no NUL character"
                     )));
                 }
                 let mut file = files.receive().await?;
@@ -123,7 +124,7 @@ async fn of_form(mut form: Multipart, files: &Files) -> Result<Received, ApiErro
             Some(name @ ("kind" | "file")) => {
                 return Err(invalid(format!("the part `{name}` appears more than once")));
             }
-            // What this version does not know.
+            // Ignore parts that this version does not know.
             _ => {}
         }
     }
@@ -138,7 +139,7 @@ async fn of_form(mut form: Multipart, files: &Files) -> Result<Received, ApiErro
     })
 }
 
-/// The text of a short part.
+/// Returns the text of a short part.
 async fn text_of(part: &mut Field<'_>) -> Result<String, ApiError> {
     let mut text = Vec::new();
     while let Some(data) = part.chunk().await.map_err(of_multipart)? {
@@ -151,7 +152,7 @@ async fn text_of(part: &mut Field<'_>) -> Result<String, ApiError> {
 }
 
 fn kind_of(name: Option<&str>) -> Result<Kind, ApiError> {
-    let name = name.ok_or_else(|| invalid("`kind` is missing: `passport`, `id_card` or `selfie`"))?;
+    let name = name.ok_or_else(|| invalid("`kind` is missing; send `passport`, `id_card` or `selfie`"))?;
     Kind::parse(name).ok_or_else(unknown_kind)
 }
 
@@ -171,14 +172,14 @@ fn invalid(message: impl Into<String>) -> ApiError {
 }
 
 fn of_multipart(error: MultipartError) -> ApiError {
-    // The body failed, and not what is in it.
+    // Reading the body failed. Its content is not the cause.
     if error.status().is_server_error() {
         return unreadable(&error);
     }
     ApiError::new(error.status(), error.body_text())
 }
 
-/// The body broke off, or is longer than the limit.
+/// Returns the error for a body that broke off, or that is longer than the limit.
 fn unreadable(error: &(dyn std::error::Error + 'static)) -> ApiError {
     let mut next = Some(error);
     while let Some(error) = next {

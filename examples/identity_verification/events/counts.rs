@@ -1,4 +1,4 @@
-//! What this process has delivered.
+//! Counts the events that this process has delivered.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,7 +26,7 @@ impl Counts {
         self.delivered.load(Ordering::Relaxed)
     }
 
-    /// Attempts that failed.
+    /// The number of failed attempts.
     pub(crate) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }

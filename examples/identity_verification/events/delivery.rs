@@ -14,14 +14,15 @@ use super::event::Claimed;
 use super::schedule::{Next, next, part_of};
 use super::send::Sender;
 
-/// Events that this server sends at the same time.
+/// The maximum number of events that this server sends at the same time.
 const AT_ONCE: usize = 8;
-/// How often to look into the outbox for events that other servers left, and events that are due again.
+/// How often to check the outbox for events that other servers left behind, and for events that are
+/// due again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often to look if the outbox cannot be reached.
+/// The longest interval between checks while the outbox cannot be reached.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 
-/// The deliveries, not yet started. Clones are the same deliveries.
+/// The deliveries, not yet started. Clones share the same deliveries.
 #[derive(Clone)]
 pub(crate) struct Deliveries {
     data: Data,
@@ -47,12 +48,12 @@ impl Deliveries {
         }
     }
 
-    /// Events that are still to be delivered, by any server.
+    /// Returns the number of events that are still to be delivered, by any server.
     pub(crate) async fn pending(&self) -> Option<u64> {
         self.data.pending_events().await.ok()
     }
 
-    /// Starts the task. Needs a runtime.
+    /// Starts the task. This must be called in a runtime.
     pub(crate) fn start(self) -> Running {
         let stop = CancellationToken::new();
         let data = self.data.clone();
@@ -62,13 +63,15 @@ impl Deliveries {
     }
 
     async fn run(self, stop: CancellationToken) {
-        // A server that dies or hangs while it sends loses its claim after this time, and the event is sent again.
-        // It is twice as long as sending takes, so that no other server loses a claim.
+        // A server that dies or hangs while it is sending loses its claim after this time, and the
+        // event is sent again. The time is twice as long as sending can take, so that no other
+        // server loses its claim.
         let claim_for = self.sender.timeout().saturating_mul(2);
         let mut sending = JoinSet::new();
         let mut look_again_in = LOOK_EVERY;
         while !stop.is_cancelled() {
-            // Claim no more than can be sent now: a claim that waits would lapse.
+            // Claim only as many events as can be sent now. The claims of waiting events would
+            // lapse.
             let free = AT_ONCE - sending.len();
             if free > 0 {
                 match self.data.claim_events(free, claim_for).await {
@@ -79,12 +82,13 @@ impl Deliveries {
                         }
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "the outbox cannot be looked at");
+                        tracing::warn!(%error, "the outbox cannot be read");
                         look_again_in = (look_again_in * 2).min(LOOK_AT_LEAST_EVERY);
                     }
                 }
             }
-            // Jittered, so that servers on one store do not all look at once.
+            // The interval is jittered, so that servers on one store do not all check at the same
+            // time.
             let look_again = look_again_in / 2 + part_of(look_again_in);
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -103,7 +107,7 @@ impl Deliveries {
         let settled = match self.sender.send(&claimed.event).await {
             Ok(()) => {
                 self.counts.count_delivered();
-                tracing::debug!(event_id, attempt, "an event is delivered");
+                tracing::debug!(event_id, attempt, "an event was delivered");
                 self.data.event_delivered(event_id).await
             }
             Err(failure) => {
@@ -116,14 +120,14 @@ impl Deliveries {
                     }
                     Next::GiveUp => {
                         self.counts.count_given_up();
-                        tracing::error!(event_id, attempt, cause = %failure, "an event is given up; it stays in the outbox, marked as failed");
+                        tracing::error!(event_id, attempt, cause = %failure, "gave up on an event; it stays in the outbox, marked as failed");
                         self.data.give_up_event(&claimed).await
                     }
                 }
             }
         };
         if let Err(error) = settled {
-            // Its claim lapses.
+            // The event's claim will lapse.
             tracing::warn!(event_id, attempt, %error, "the outbox cannot be written to; the event will be sent again");
         }
     }
@@ -136,25 +140,25 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 }
 
 impl Running {
-    /// From now on no event is taken from the outbox. Events that are being sent go on.
+    /// Stops taking events from the outbox. Events that are already being sent continue.
     pub(crate) fn take_no_more(&self) {
         self.stop.cancel();
     }
 
-    /// Waits until the deadline for events that are being sent. An event that is not delivered stays in the outbox,
-    /// and is sent again after its claim has lapsed.
+    /// Waits until the deadline for events that are being sent. An event that is not delivered by
+    /// then stays in the outbox, and is sent again after its claim has lapsed.
     pub(crate) async fn end(mut self, deadline: Instant) {
         self.take_no_more();
         if timeout_at(deadline, &mut self.task).await.is_err() {
             self.task.abort();
-            tracing::warn!("events that were being sent are left to be sent again");
+            tracing::warn!("events that were being sent did not finish in time and will be sent again");
         }
         match self.data.pending_events().await {
             Ok(0) => {}
             Ok(events) if matches!(self.data, Data::Memory(_)) => {
                 tracing::warn!(
                     events,
-                    "events that were not delivered are lost with the memory of this process"
+                    "events that were not delivered are lost, because they were in the memory of this process"
                 );
             }
             Ok(events) => tracing::info!(events, "events stay in the outbox"),

@@ -1,4 +1,4 @@
-//! The event that is sent.
+//! The events that this server sends.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,11 +9,12 @@ use uuid::Uuid;
 use super::super::accounts::Account;
 use super::super::users::UserStatus;
 
-/// The event of a decision, without the user's new version, which is known only when the decision is
-/// written.
+/// The event of a decision, without the user's new version. The version is known only when the
+/// decision is written.
 pub(crate) struct Draft {
     pub(crate) id: String,
-    /// The body up to the version, and the rest: a script in the database can put the version between them.
+    /// The part of the body before the version. The body is split so that a script in the database
+    /// can insert the version.
     pub(crate) head: String,
     pub(crate) tail: &'static str,
 }
@@ -23,7 +24,7 @@ impl Draft {
         let id = format!("evt_{}", Uuid::new_v4().simple());
         let (account, status) = (account.id(), status.as_str());
         let timestamp = humantime::format_rfc3339_millis(SystemTime::now());
-        // The only text here that comes from outside.
+        // This is the only text here that comes from a client.
         let user_id = Value::from(user_id);
         let head = format!(
             r#"{{"event_id":"{id}","type":"user.{status}","timestamp":"{timestamp}","data":{{"account":"{account}","user_id":{user_id},"status":"{status}","version":"#
@@ -39,7 +40,7 @@ impl Draft {
     }
 }
 
-/// An event as it is sent: the same bytes for each attempt.
+/// An event as it is sent. Each attempt sends the same bytes.
 #[derive(Clone)]
 pub(crate) struct Outgoing {
     pub(crate) id: String,
@@ -49,8 +50,9 @@ pub(crate) struct Outgoing {
 /// An event that this server delivers until its claim lapses.
 pub(crate) struct Claimed {
     pub(crate) event: Outgoing,
-    /// The number of this attempt, from 1 on. It also separates this claim from later ones.
+    /// The number of this attempt, starting at 1. It also distinguishes this claim from later
+    /// claims.
     pub(crate) attempt: u64,
-    /// For how long the subscriber has refused the event, in every attempt.
+    /// How long the subscriber has refused the event, in every attempt.
     pub(crate) refused_for: Option<Duration>,
 }

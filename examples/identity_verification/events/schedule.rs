@@ -1,4 +1,4 @@
-//! When an event that could not be delivered is retried.
+//! Decides when an event that could not be delivered is retried.
 
 use std::time::Duration;
 
@@ -6,34 +6,35 @@ use uuid::Uuid;
 
 use super::send::NotDelivered;
 
-/// The pause between the first two attempts. It doubles each time.
+/// The pause between the first two attempts. Each further pause is twice as long.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(60 * 60);
-/// For how long an event that the subscriber refuses is retried: Standard Webhooks recommends days. While the
-/// subscriber is down or broken, an event is retried forever.
+/// How long an event that the subscriber refuses is retried. Standard Webhooks recommends several
+/// days. While the subscriber is down or broken, an event is retried forever.
 pub(crate) const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
-/// What happens to the event.
+/// What to do with the event next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     RetryIn(Duration),
     GiveUp,
 }
 
-/// After this attempt, if the subscriber had refused the event for this long before.
+/// Returns what to do after this attempt, if the subscriber had already refused the event for
+/// `refused_for`.
 pub(super) fn next(attempt: u64, refused_for: Option<Duration>, failure: &NotDelivered) -> Next {
     if failure.is_refusal() && refused_for.is_some_and(|refused| refused >= GIVE_UP_AFTER) {
         return Next::GiveUp;
     }
     let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
     let delay = FIRST_DELAY.saturating_mul(1 << doublings).min(LONGEST_DELAY);
-    // Jittered, so that events that failed together are not retried together.
+    // The delay is jittered, so that events that failed together are not retried together.
     let delay = delay / 2 + part_of(delay / 2);
     let asked = failure.retry_after.unwrap_or_default().min(LONGEST_DELAY);
     Next::RetryIn(delay.max(asked))
 }
 
-/// A random part of it, from nothing to all.
+/// Returns a random part of `whole`, from zero to all of it.
 pub(super) fn part_of(whole: Duration) -> Duration {
     // The first four bytes of a version 4 UUID are random.
     let [a, b, c, d, ..] = *Uuid::new_v4().as_bytes();

@@ -1,4 +1,4 @@
-//! Sending one event once.
+//! Sends one event once.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -17,13 +17,13 @@ use super::super::data::Causes;
 use super::event::Outgoing;
 use super::sign::Secret;
 
-/// How much of a response's body is read, so that the connection can be used again. Its content does not
-/// matter.
+/// How much of a response's body is read, so that the connection can be reused. The content of the
+/// body does not matter.
 const READ_AT_MOST: usize = 64 * 1024;
 const READ_WITHIN: Duration = Duration::from_secs(1);
 
-/// The client that sends requests to the subscriber. It must not follow redirects: only the configured
-/// subscriber may see the event.
+/// The client that sends requests to the subscriber. It must not follow redirects, because only the
+/// configured subscriber may see the event.
 pub(crate) type HttpClient = BoxCloneSyncService<Request<Full<Bytes>>, Response<Body>, BoxError>;
 
 /// Sends events to the subscriber.
@@ -35,11 +35,11 @@ pub(crate) struct Sender {
     client: HttpClient,
 }
 
-/// Why an event counts as not delivered, though the subscriber may have taken it.
+/// Why an event is treated as not delivered, although the subscriber may have accepted it.
 #[derive(Debug)]
 pub(crate) struct NotDelivered {
     cause: Cause,
-    /// The subscriber asks to wait for this long.
+    /// How long the subscriber asks to wait.
     pub(crate) retry_after: Option<Duration>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn http_client() -> HttpClient {
 }
 
 impl Sender {
-    /// `timeout` is for the whole answer.
+    /// Creates a sender. `timeout` applies to the whole response.
     pub(super) fn new(url: Uri, secret: Secret, timeout: Duration, client: HttpClient) -> Self {
         Self {
             url,
@@ -70,17 +70,18 @@ impl Sender {
         }
     }
 
-    /// How long [`send`](Self::send) takes at most.
+    /// Returns the longest time that [`send`](Self::send) can take.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// For the log: without the path and the query, which may have a token.
+    /// Returns the subscriber for the log, without the path and the query, because they may contain
+    /// a token.
     pub(crate) fn subscriber(&self) -> &str {
         self.url.authority().map_or("", |authority| authority.as_str())
     }
 
-    /// Posts the event. If the future is dropped, the event may have been sent or not.
+    /// Posts the event. If the future is dropped, the event may or may not have been sent.
     pub(crate) async fn send(&self, event: &Outgoing) -> Result<(), NotDelivered> {
         let request = self.request(event)?;
         let deadline = Instant::now() + self.timeout;
@@ -117,7 +118,7 @@ impl Sender {
     }
 }
 
-/// The status counts, whether the body ends or not.
+/// Reads the rest of the body. Only the status decides, whether or not the body ends.
 async fn drain(mut body: Body, deadline: Instant) {
     let mut left = READ_AT_MOST;
     let end = async {
@@ -132,14 +133,15 @@ async fn drain(mut body: Body, deadline: Instant) {
     let _ = timeout_at(deadline, end).await;
 }
 
-/// In seconds, the only form that needs no clock.
+/// Reads the form in seconds, which is the only form that does not need a clock.
 fn retry_after(headers: &HeaderMap<HeaderValue>) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
 impl NotDelivered {
-    /// The subscriber has answered, and it does not look as if it only needs time.
+    /// Returns whether the subscriber refused the event: it responded, and the response does not
+    /// mean that it only needs more time.
     pub(crate) fn is_refusal(&self) -> bool {
         match &self.cause {
             Cause::Answer(status) => {
@@ -167,8 +169,8 @@ impl From<Cause> for NotDelivered {
 impl fmt::Display for NotDelivered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
-            Cause::Answer(status) => write!(f, "the subscriber answers {status}"),
-            Cause::NoAnswer(within) => write!(f, "no answer within {within:?}"),
+            Cause::Answer(status) => write!(f, "the subscriber responded with {status}"),
+            Cause::NoAnswer(within) => write!(f, "no response within {within:?}"),
             Cause::Connection(error) => f.write_str(error),
         }
     }

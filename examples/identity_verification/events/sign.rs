@@ -1,4 +1,4 @@
-//! Signatures as Standard Webhooks defines them: <https://www.standardwebhooks.com>.
+//! Creates signatures as defined by Standard Webhooks: <https://www.standardwebhooks.com>.
 
 use std::fmt;
 
@@ -12,9 +12,9 @@ use sha2::Sha256;
 pub(crate) struct Secret(Hmac<Sha256>);
 
 impl Secret {
-    /// From its text form. The error does not show it.
+    /// Parses a secret from its text form. The error does not show the secret.
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
-        const EXPECTED: &str = "not a Standard Webhooks secret, which is `whsec_` and 24 to 64 bytes as base64";
+        const EXPECTED: &str = "not a Standard Webhooks secret; expected `whsec_` followed by 24 to 64 bytes in base64";
         let base64 = text.strip_prefix("whsec_").ok_or(EXPECTED)?;
         let key = STANDARD.decode(base64).map_err(|_| EXPECTED)?;
         if !(24..=64).contains(&key.len()) {
@@ -23,8 +23,8 @@ impl Secret {
         Hmac::new_from_slice(&key).map(Self).map_err(|_| EXPECTED)
     }
 
-    /// The value of `webhook-signature`. The id must have no `.`, or one message could be taken for
-    /// another.
+    /// Returns the value of `webhook-signature`. The id must not contain a `.`, or one message
+    /// could be mistaken for another message.
     pub(crate) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
         let mut mac = self.0.clone();
         mac.update(format!("{id}.{timestamp}.").as_bytes());

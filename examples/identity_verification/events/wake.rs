@@ -1,4 +1,4 @@
-//! Telling the deliveries that there may be a new event.
+//! Wakes the deliveries when there may be a new event.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tokio::sync::Notify;
 
-/// It is outside the idempotency layer, because that layer commits what the handler wrote. If the client has
-/// disconnected by then, the deliveries find the event when they look the next time.
+/// Wakes the deliveries after a decision. This layer is outside the idempotency layer, because the
+/// idempotency layer commits the handler's writes. If the client has disconnected by then, the
+/// deliveries find the event at their next check.
 pub(crate) async fn wake_after(State(wake): State<Arc<Notify>>, request: Request, next: Next) -> Response {
     let decides = request.method() == Method::PATCH;
     let response = next.run(request).await;

@@ -1,4 +1,5 @@
-//! Traces to an OpenTelemetry collector, metrics to Prometheus, and a stop that loses no work.
+//! Sends traces to an OpenTelemetry collector, serves metrics to Prometheus, and shuts down without
+//! losing work.
 //!
 //! ```text
 //! cargo run --manifest-path examples/opentelemetry/Cargo.toml     # serves http://127.0.0.1:3000
@@ -6,7 +7,8 @@
 //! curl http://127.0.0.1:3000/metrics
 //! ```
 //!
-//! Spans go to the collector at `OTEL_EXPORTER_OTLP_ENDPOINT`, `http://localhost:4318` by default.
+//! Spans are sent to the collector at `OTEL_EXPORTER_OTLP_ENDPOINT`. The default is
+//! `http://localhost:4318`.
 
 use std::time::Duration;
 
@@ -22,20 +24,21 @@ use tracing::Level;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 
-/// Bounds of the buckets, in seconds: the rules in docs/operating need a histogram, not a summary.
+/// The bounds of the buckets, in seconds. The alert rules in docs/operating need a histogram, not a
+/// summary.
 const BUCKETS: [f64; 9] = [0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0];
 
 fn prometheus() -> Result<PrometheusBuilder, BuildError> {
     PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)
 }
 
-/// What is logged to standard error and what becomes part of a span.
+/// Selects the events that are logged to standard error and added to spans.
 fn targets() -> Targets {
     Targets::new()
         .with_default(LevelFilter::INFO)
-        // The span of each request.
+        // This target has the span of each request.
         .with_target("tower_http", LevelFilter::DEBUG)
-        // Its outcome is an event at `DEBUG`.
+        // The outcome of a request is a `DEBUG` event.
         .with_target("tower_idempotency", LevelFilter::DEBUG)
 }
 
@@ -53,7 +56,8 @@ fn app() -> (Router, Background) {
     let router = Router::new()
         .route("/payments", post(|| async { "paid" }))
         .layer(idempotency)
-        // Outside, so that the outcome of a request is in its span.
+        // This layer is outside the idempotency layer, so that the outcome of a request is in its
+        // span.
         .layer(TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO)));
     (router, background)
 }
@@ -69,7 +73,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let render = metrics.clone();
     let app = app.route("/metrics", get(async move || render.render()));
     let upkeep = tokio::spawn(async move {
-        // Summarizes what was recorded since the last time.
+        // Summarizes the values that were recorded since the last run.
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
             metrics.run_upkeep();
@@ -77,15 +81,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-    // On Kubernetes the signal is SIGTERM.
+    // On Kubernetes, the signal is SIGTERM.
     let stop = async { drop(tokio::signal::ctrl_c().await) };
     axum::serve(listener, app).with_graceful_shutdown(stop).await?;
-    // Operations whose clients disconnected.
+    // Waits for operations whose clients disconnected.
     if tokio::time::timeout(Duration::from_secs(10), background.wait())
         .await
         .is_err()
     {
-        tracing::error!("{} operations are abandoned", background.len());
+        tracing::error!("{} operations were abandoned", background.len());
     }
     upkeep.abort();
     provider.shutdown()?;

@@ -1,8 +1,8 @@
-//! The problems: every refusal of the layer, its status and its text.
+//! The problems: all refusals of the layer, with their statuses and texts.
 //!
-//! They are sent as `application/problem+json` (RFC 9457). The `type` of each problem is a URL that
-//! ends in `#` and its slug; by default it leads to the list at [`ProblemKind`]. A client acts on the
-//! `code` member, which is the slug.
+//! Problems are sent as `application/problem+json` (RFC 9457). The `type` of each problem is a URL
+//! that ends in `#` and the problem's slug. By default, the URL leads to the list at
+//! [`ProblemKind`]. Clients should act on the `code` member, which contains the slug.
 
 mod instance;
 mod kind;
@@ -17,12 +17,12 @@ use uuid::fmt::Urn;
 
 pub use kind::ProblemKind;
 
-/// One refusal, before it is rendered.
+/// A refusal before it is rendered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     kind: ProblemKind,
     detail: Cow<'static, str>,
-    /// If it is another than the kind's.
+    /// The response status, if it differs from the kind's status.
     status: Option<StatusCode>,
     original_status: Option<StatusCode>,
     locations: Option<Box<HeaderMap>>,
@@ -36,28 +36,29 @@ impl Problem {
         self.kind
     }
 
-    /// The status of the response: that of its [kind](ProblemKind::status), but `500` in atomic mode where the
-    /// server itself made the outcome unknown.
+    /// The response status. It is the [kind's status](ProblemKind::status), except in atomic mode:
+    /// if the server itself made the outcome unknown, the status is `500`.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.status.unwrap_or_else(|| self.kind.status())
     }
 
-    /// What happened, for a person to read. It never has the key, the scope or a body.
+    /// A human-readable explanation of what happened. It never contains the key, the scope or a
+    /// body.
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    /// The status of the first response, for
+    /// The status of the first response. Only set for
     /// [`ResponseNotRetained`](ProblemKind::ResponseNotRetained).
     #[must_use]
     pub fn original_status(&self) -> Option<StatusCode> {
         self.original_status
     }
 
-    /// The `Location` of the first response, or its `Content-Location`, for
-    /// [`ResponseNotRetained`](ProblemKind::ResponseNotRetained): where the result can be read.
+    /// The `Location` of the first response, or else its `Content-Location`: the place where the
+    /// result can be read. Only set for [`ResponseNotRetained`](ProblemKind::ResponseNotRetained).
     #[must_use]
     pub fn original_location(&self) -> Option<&HeaderValue> {
         let locations = self.locations()?;
@@ -69,7 +70,7 @@ impl Problem {
         self.locations.as_deref()
     }
 
-    /// A URN that is different for each refusal (RFC 9562, section 4).
+    /// A URN that is unique to this refusal (RFC 9562, section 4).
     #[must_use]
     pub fn instance(&self) -> String {
         self.urn().to_string()

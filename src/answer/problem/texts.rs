@@ -1,4 +1,4 @@
-//! What each refusal says: the `detail` of its problem.
+//! The `detail` text of each problem.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,8 +13,8 @@ impl Problem {
     pub(crate) fn missing_key() -> Self {
         Self::new(
             ProblemKind::MissingKey,
-            "This operation requires an idempotency key. Send a key that names the operation, and send the same key with \
-             each retry.",
+            "This operation requires an idempotency key. Send a key that identifies the operation, and send the same \
+             key with each retry.",
         )
     }
 
@@ -22,7 +22,7 @@ impl Problem {
         Self::new(ProblemKind::InvalidKey, invalid.into_detail())
     }
 
-    /// A gRPC call whose request goes on after its first message.
+    /// A gRPC call whose request continues after its first message.
     pub(crate) fn key_on_a_stream(within: Duration) -> Self {
         Self::new(
             ProblemKind::InvalidKey,
@@ -48,7 +48,7 @@ impl Problem {
         )
     }
 
-    /// A limit outside this layer has cut the body off.
+    /// A limit outside this layer cut off the body.
     pub(crate) fn body_cut_off() -> Self {
         Self::new(
             ProblemKind::BodyTooLarge,
@@ -59,7 +59,8 @@ impl Problem {
     pub(crate) fn digest_mismatch() -> Self {
         Self::new(
             ProblemKind::DigestMismatch,
-            "The request body does not have the digest that its header declares. Nothing was stored; send the body again.",
+            "The request body does not match the digest that its header declares. Nothing was stored; send the body \
+             again.",
         )
     }
 
@@ -72,7 +73,7 @@ impl Problem {
                      base64 of 32 bytes for `sha-256` and of 64 bytes for `sha-512`."
                 )),
                 InvalidDigest::Contradictory => Cow::Borrowed(
-                    "The `Content-Digest` and `Repr-Digest` headers declare different digests of one body.",
+                    "The `Content-Digest` and `Repr-Digest` headers declare different digests for the same body.",
                 ),
             },
         )
@@ -88,7 +89,7 @@ impl Problem {
     pub(crate) fn key_reused() -> Self {
         Self::new(
             ProblemKind::KeyReused,
-            "This key was used with another request. A new operation needs a new key.",
+            "This key was used with a different request. Use a new key for a new operation.",
         )
     }
 
@@ -99,7 +100,8 @@ impl Problem {
         )
     }
 
-    /// The operation was done and answered with `original`; its result may be at `locations`.
+    /// The operation was done and returned the status `original`. Its result may be available at
+    /// `locations`.
     pub(crate) fn not_retained(original: StatusCode, locations: HeaderMap) -> Self {
         Self {
             original_status: Some(original),
@@ -122,7 +124,7 @@ impl Problem {
     pub(crate) fn store_unavailable() -> Self {
         Self::new(
             ProblemKind::StoreUnavailable,
-            "The server cannot look the key up now, so the operation did not run. Retry later.",
+            "The server cannot look up the key right now, so the operation did not run. Retry later.",
         )
     }
 
@@ -141,40 +143,41 @@ impl Problem {
         )
     }
 
-    /// Atomic mode: another attempt holds the claim, so this one's effect is rolled back.
+    /// Atomic mode: another attempt holds the claim, so this attempt's effect is rolled back.
     pub(crate) fn taken_over() -> Self {
         Self::new(
             ProblemKind::InFlight,
-            "Another attempt has taken over this operation, so the effect of this attempt is rolled back. Retry later.",
+            "Another attempt has taken over this operation, so the effect of this attempt was rolled back. Retry \
+             later.",
         )
     }
 
-    /// Atomic mode: effect and record are rolled back.
+    /// Atomic mode: the effect and the record are rolled back.
     pub(crate) fn rolled_back() -> Self {
         Self::new(
             ProblemKind::StoreUnavailable,
-            "The operation could not be committed and is rolled back. Retry with the same key.",
+            "The operation could not be committed and was rolled back. Retry with the same key.",
         )
     }
 
-    /// Atomic mode: the handler ended the transaction by itself.
+    /// Atomic mode: the handler itself ended the transaction.
     pub(crate) fn transaction_broken() -> Self {
         Self {
             status: Some(StatusCode::INTERNAL_SERVER_ERROR),
             ..Self::new(
                 ProblemKind::OutcomeUnknown,
-                "An error of the server left the outcome of the operation unknown. The operation does not run again under \
-                 this key; find out whether it was done.",
+                "A server error left the outcome of the operation unknown. The operation does not run again under this \
+                 key; find out whether it was done.",
             )
         }
     }
 
-    /// Atomic mode: the answer to the commit was lost.
+    /// Atomic mode: the database's response to the commit was lost.
     pub(crate) fn commit_unknown() -> Self {
         Self::new(
             ProblemKind::StoreUnavailable,
-            "The server lost the connection to its database while it committed the operation. Retry with the same key to \
-             learn the outcome.",
+            "The server lost the connection to its database while it was committing the operation. Retry with the same \
+             key to learn the outcome.",
         )
     }
 }

@@ -1,4 +1,4 @@
-//! How long to pause before the next attempt: exponential, with full jitter.
+//! The pause before the next attempt: exponential backoff with full jitter.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use uuid::Uuid;
 
 /// Pauses, each drawn evenly between zero and a bound that doubles with each attempt.
 ///
-/// This is the "full jitter" of the AWS Architecture Blog, *Exponential Backoff And Jitter* (2015). Of the
-/// methods compared there it made the fewest calls, because clients that failed together do not return
-/// together.
+/// This is the "full jitter" of the AWS Architecture Blog, *Exponential Backoff And Jitter* (2015).
+/// Of the methods compared there, it made the fewest calls, because clients that failed together do
+/// not return together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Backoff {
     /// The bound of the first pause.
@@ -18,7 +18,8 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The pause after this many failed attempts, at least one.
+    /// Returns the pause after this many failed attempts. There must be at least one failed
+    /// attempt.
     pub(super) fn pause(self, failed: u32) -> Duration {
         self.bound(failed).mul_f64(random())
     }
@@ -31,9 +32,10 @@ impl Backoff {
     }
 }
 
-/// From 0 up to but not including 1.
+/// Returns a random number from 0 up to, but not including, 1.
 fn random() -> f64 {
-    // The first 48 bits of such a UUID are random (RFC 9562, section 5.4), from the system's source.
+    // The first 48 bits of a version 4 UUID are random (RFC 9562, section 5.4). They come from the
+    // system's source of randomness.
     const BITS: i32 = 48;
     let (high, _) = Uuid::new_v4().as_u64_pair();
     (high >> (64 - BITS)) as f64 / 2_f64.powi(BITS)
@@ -70,9 +72,10 @@ mod tests {
             cap: 1000 * MS,
         };
         let pauses: Vec<_> = (0..2000).map(|_| backoff.pause(1)).collect();
-        // By rounding it may be all of it.
+        // Because of rounding, a pause can be as long as the bound.
         assert!(pauses.iter().all(|pause| *pause <= 100 * MS));
-        // Each tenth holds 200 of 2000 on average; fewer than 100 is 7 standard deviations away.
+        // Each tenth contains 200 of the 2000 pauses on average. Fewer than 100 is 7 standard
+        // deviations away.
         for tenth in 0..10 {
             let range = 10 * MS * tenth..10 * MS * (tenth + 1);
             let inside = pauses.iter().filter(|pause| range.contains(pause)).count();

@@ -16,7 +16,7 @@ use crate::error::ConfigError;
 use crate::request::key::IDEMPOTENCY_KEY;
 
 impl RetryPolicy {
-    /// The policy with all defaults.
+    /// Creates the policy with all defaults.
     #[must_use]
     pub fn new() -> Self {
         RetryPolicyBuilder::new().finish()
@@ -34,7 +34,7 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Configures a [`RetryPolicy`]. A setting that cannot work is an error of [`build`](Self::build).
+/// Configures a [`RetryPolicy`]. [`build`](Self::build) returns an error if a setting cannot work.
 #[must_use]
 pub struct RetryPolicyBuilder<C = EveryError> {
     rules: Rules,
@@ -51,7 +51,8 @@ impl RetryPolicyBuilder {
                     base: Duration::from_millis(200),
                     cap: Duration::from_secs(10),
                 },
-                // Ten retries a second, and one for each five calls, over the last ten seconds.
+                // Ten retries per second, and one retry for every five calls, over the last ten
+                // seconds.
                 budget: Some(Arc::new(TpsBudget::default())),
                 key_header: IDEMPOTENCY_KEY,
                 key_lifetime: lifetime::DEFAULT,
@@ -64,41 +65,45 @@ impl RetryPolicyBuilder {
 }
 
 impl<C> RetryPolicyBuilder<C> {
-    /// Sets how often a request is sent at most in one call, including the first time. Default: 16. With 1 there
-    /// is no retry; 0 is an error.
+    /// Sets the maximum number of times that a request is sent in one call, including the first
+    /// time. Default: 16. With 1, there are no retries. 0 is an error.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.rules.attempts = attempts;
         self
     }
 
-    /// Sets how long a call may take in total, including pauses. Default: 60 s. Zero is an error.
+    /// Sets how long a call can take in total, including pauses. Default: 60 s. Zero is an error.
     ///
-    /// Take more than the server's lease (30 s by this crate's default): after a crash of the server the key
-    /// is `409` until the lease has lapsed. [`ClientLayer`](crate::client::ClientLayer) also ends an attempt
-    /// that runs into the total time. With [`tower::retry`] itself, only no attempt begins after it.
+    /// Use more than the server's lease (30 s by this crate's default). After a server crash,
+    /// requests with the key get `409` until the lease has lapsed.
+    /// [`ClientLayer`](crate::client::ClientLayer) also ends a running attempt when the total time
+    /// is over. If you use [`tower::retry`] directly, no attempt begins after the total time, but a
+    /// running attempt is not ended.
     pub fn total_time(mut self, total_time: Duration) -> Self {
         self.rules.total_time = total_time;
         self
     }
 
-    /// Sets the upper bounds of the first pause (`base`) and of every pause (`cap`). The bound doubles with each
-    /// attempt until it reaches `cap`. The pause is drawn evenly between zero and the bound ("full jitter").
-    /// Default: 200 ms and 10 s. A `base` of zero, or above `cap`, is an error.
+    /// Sets the upper bounds of the first pause (`base`) and of every pause (`cap`). The bound
+    /// doubles with each attempt until it reaches `cap`. The pause is drawn evenly between zero and
+    /// the bound ("full jitter"). Default: 200 ms and 10 s. A `base` that is zero, or longer than
+    /// `cap`, is an error.
     pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
         self.rules.backoff = Backoff { base, cap };
         self
     }
 
-    /// Sets the budget for the retries of all calls together, so that retries do not make an outage worse. Each
-    /// call deposits, each retry withdraws. Default: [`TpsBudget::default`], which allows 20 % of the calls of
-    /// the last ten seconds, and ten retries a second on top. Several policies may share one budget.
+    /// Sets the budget for the retries of all calls together, so that retries do not make an outage
+    /// worse. Each call makes a deposit, and each retry makes a withdrawal. Default:
+    /// [`TpsBudget::default`], which allows retries for 20 % of the calls in the last ten seconds,
+    /// plus ten retries per second. Several policies can share one budget.
     pub fn budget<B: Budget + Send + Sync + 'static>(mut self, budget: Arc<B>) -> Self {
         self.rules.budget = Some(budget);
         self
     }
 
-    /// Removes the budget. **In an outage every call is then sent as often as [`attempts`](Self::attempts)
-    /// allows.** Use it for batch jobs and tests.
+    /// Removes the budget. **In an outage, every call is then sent as often as
+    /// [`attempts`](Self::attempts) allows.** Use this setting for batch jobs and tests.
     pub fn without_budget(mut self) -> Self {
         self.rules.budget = None;
         self
@@ -112,28 +117,31 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
-    /// Sets how long an operation's key is sent, from the operation's beginning. After that, calls end with
-    /// [`Stopped::KeyExpired`](crate::client::Stopped::KeyExpired). Default: 23 hours. Zero is an error.
+    /// Sets how long an operation's key is sent, counted from the beginning of the operation. After
+    /// that time, calls end with [`Stopped::KeyExpired`](crate::client::Stopped::KeyExpired).
+    /// Default: 23 hours. Zero is an error.
     ///
-    /// Set it shorter than the server keeps keys: an attempt after that would run the operation again. [`Operation::with_lifetime`](crate::client::Operation::with_lifetime) sets it for one
-    /// operation. With [`tower::retry`] itself, the first attempt of a call is sent in any case: only
-    /// [`ClientLayer`](crate::client::ClientLayer) and the middleware hold it back.
+    /// Use a shorter time than the server keeps keys, because a later attempt would run the
+    /// operation again. [`Operation::with_lifetime`](crate::client::Operation::with_lifetime) sets
+    /// the lifetime for one operation. If you use [`tower::retry`] directly, the first attempt of a
+    /// call is always sent. Only [`ClientLayer`](crate::client::ClientLayer) and the middleware
+    /// hold it back.
     pub fn key_lifetime(mut self, lifetime: Duration) -> Self {
         self.rules.key_lifetime = lifetime;
         self
     }
 
-    /// Retries every `409`, for servers that send neither `Retry-After` nor `x-should-retry` while an operation
-    /// is in flight. By default only a `409` with one of these headers is retried, because waiting does not
-    /// resolve an application's own conflicts.
+    /// Retries every `409`, for servers that send neither `Retry-After` nor `x-should-retry` while
+    /// an operation is in flight. By default, only a `409` with one of these headers is retried,
+    /// because waiting does not resolve an application's own conflicts.
     pub fn retry_every_conflict(mut self) -> Self {
         self.rules.every_conflict = true;
         self
     }
 
-    /// Decides which responses are retried, if you know better than their status, `Retry-After` and
-    /// `x-should-retry`. `None` leaves the decision to those. Successes, redirects, `422` and replays are final:
-    /// the closure is not called for them.
+    /// Sets a closure that decides which responses are retried, if you know better than the status,
+    /// `Retry-After` and `x-should-retry`. If the closure returns `None`, they decide. Successes,
+    /// redirects, `422` and replays are final, and the closure is not called for them.
     ///
     /// ```
     /// use http::StatusCode;
@@ -158,10 +166,10 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
-    /// Decides which errors are retried. Default: all of them. Exclude errors that do not go away, such as a
-    /// certificate that is not trusted.
+    /// Sets a closure that decides which errors are retried. Default: all errors. Exclude errors
+    /// that do not go away, such as an untrusted certificate.
     ///
-    /// The closure gets the error of the inner service, and names its type:
+    /// The closure receives the inner service's error, and names its type:
     ///
     /// ```
     /// use hyper_util::client::legacy::Error;
@@ -183,7 +191,7 @@ impl<C> RetryPolicyBuilder<C> {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] names the setting that cannot work.
+    /// Returns a [`ConfigError`] that names the setting that cannot work.
     pub fn build(self) -> Result<RetryPolicy<C>, ConfigError> {
         let Rules {
             attempts,
@@ -193,7 +201,7 @@ impl<C> RetryPolicyBuilder<C> {
             ..
         } = self.rules;
         if attempts == 0 {
-            return Err(ConfigError::new("attempts", "must be at least 1, which means no retry"));
+            return Err(ConfigError::new("attempts", "must be at least 1 (1 means no retry)"));
         }
         if total_time.is_zero() {
             return Err(ConfigError::new("total_time", "must be longer than zero"));
@@ -204,7 +212,7 @@ impl<C> RetryPolicyBuilder<C> {
         if base.is_zero() || base > cap {
             return Err(ConfigError::new(
                 "backoff",
-                format!("the base ({base:?}) must be longer than zero and at most the cap ({cap:?})"),
+                format!("the base ({base:?}) must be longer than zero and no longer than the cap ({cap:?})"),
             ));
         }
         Ok(self.finish())

@@ -1,4 +1,4 @@
-//! What a decision about an attempt is made from, and what it can be.
+//! The inputs and the results of a decision about an attempt.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use crate::client::operation::Operation;
 use crate::client::stopped::Stopped;
 
-/// How far a call is.
+/// The progress of a call.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::client) struct Call {
     started: Instant,
-    /// Attempts that have ended.
+    /// The number of attempts that have ended.
     ended: u32,
 }
 
@@ -37,7 +37,7 @@ impl Call {
     }
 }
 
-/// Whether a request may be repeated without asking what its first attempt did.
+/// Whether a request can be repeated without checking what its first attempt did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::client) enum Repeatable {
     ByKey,
@@ -45,7 +45,7 @@ pub(in crate::client) enum Repeatable {
     No(Stopped),
 }
 
-/// What is known of an attempt.
+/// The known result of an attempt.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::client) enum Seen<'a> {
     Response(StatusCode, &'a HeaderMap),
@@ -61,19 +61,19 @@ pub(in crate::client) enum Seen<'a> {
     },
 }
 
-/// What follows from an attempt.
+/// The next step after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::client) enum Next {
-    /// The result is the result of the call.
+    /// The result of the attempt is the result of the call.
     Final,
     /// Another attempt, after this pause.
     Retry(Duration),
-    /// No other attempt, although the result could be retried.
+    /// No further attempt, although the result could be retried.
     Stop(Stopped),
 }
 
 impl Next {
-    /// Logs the decision, and notes it in the operation.
+    /// Logs the decision, and records it in the operation.
     pub(in crate::client) fn observe(self, operation: Option<&Operation>, call: Call) {
         let stopped = match self {
             Self::Stop(reason) => Some(reason),

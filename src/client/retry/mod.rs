@@ -1,4 +1,4 @@
-//! What is retried, and when.
+//! The retry policy: which results are retried, and when.
 
 mod backoff;
 mod builder;

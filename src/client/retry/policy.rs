@@ -15,17 +15,19 @@ use crate::client::operation::Operation;
 use crate::client::replay::{ReplayableBody, replay};
 use crate::client::stopped::Stopped;
 
-/// Decides what is retried, and when: exponential backoff with full jitter, within bounds.
+/// Decides what is retried, and when. It uses exponential backoff with full jitter, within bounds.
 ///
-/// It is the policy of [`ClientLayer`](crate::client::ClientLayer). You can also give it to [`tower::retry`];
-/// then put [`IdempotencyKeyLayer`](crate::client::IdempotencyKeyLayer) outside the retries. The
-/// [module](crate::client) says which results are retried.
+/// It is the policy of [`ClientLayer`](crate::client::ClientLayer). You can also pass it to
+/// [`tower::retry`]. In that case, put [`IdempotencyKeyLayer`](crate::client::IdempotencyKeyLayer)
+/// outside the retries. The [module documentation](crate::client) lists the results that are
+/// retried.
 ///
-/// If the server sends `Retry-After` (seconds or a date), the policy waits for that time and then for the
-/// jittered pause, so that clients that were refused together do not return together. If `Retry-After` is
-/// longer than the rest of the total time, the call ends at once.
+/// If the server sends `Retry-After` (seconds or a date), the policy waits for that time and then
+/// for the jittered pause, so that clients that were refused together do not return together. If
+/// `Retry-After` is longer than the rest of the total time, the call ends at once.
 ///
-/// Clones share one budget. Clone the policy, or the client that has it, instead of building another.
+/// Clones share one budget. Clone the policy, or the client that has it, instead of building
+/// another policy.
 ///
 /// ```
 /// use std::time::Duration;
@@ -131,8 +133,9 @@ where
         }
     }
 
-    /// Called before each attempt: by the client's own policy before the first, which begins a call
-    /// of every clone that follows; by that clone from then on.
+    /// `tower::retry` calls this before each attempt. Before the first attempt, it is called on the
+    /// client's own policy, and begins the call of the clone that follows. After that, it is called
+    /// on that clone.
     fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
         if self.call.ended() == 0 {
             self.call = self.begin();

@@ -5,15 +5,15 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use http::header::{DATE, RETRY_AFTER};
 
-/// How long the server asks to wait. `None` if it does not say, or if the value is not valid: a negative or
-/// fractional number, or a date in no known form.
+/// Returns how long the server asks the client to wait. Returns `None` if the header is missing, or
+/// if its value is not valid: a negative or fractional number, or a date in an unknown form.
 ///
-/// A date is compared with the server's own `Date` if there is one, so the difference of the two clocks does
-/// not matter. A date in the past means no pause.
+/// A date is compared with the server's own `Date` if that header is present, so a difference
+/// between the two clocks does not matter. A date in the past means no pause.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a number can hold are still a long time, not an unreadable one.
+        // A number that is too large to parse is still a long time, and not an invalid value.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let until = httpdate::parse_http_date(text).ok()?;
@@ -48,7 +48,7 @@ mod tests {
             (b"31536000", None, Some(seconds(31_536_000))),
             (b"99999999999999999999999", None, Some(seconds(u64::MAX))),
             (b"Tue, 24 Nov 2026 12:00:07 GMT", Some(NOON), Some(seconds(7))),
-            // The two older forms that RFC 9110, section 5.6.7, has recipients accept.
+            // The two older forms that RFC 9110, section 5.6.7, requires recipients to accept.
             (b"Tuesday, 24-Nov-26 12:00:07 GMT", Some(NOON), Some(seconds(7))),
             (b"Tue Nov 24 12:00:07 2026", Some(NOON), Some(seconds(7))),
             (b"Tue, 24 Nov 2026 11:00:00 GMT", Some(NOON), Some(seconds(0))),

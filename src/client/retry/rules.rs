@@ -1,4 +1,4 @@
-//! The rules of a policy, and the decision that follows from them.
+//! The rules of a policy, and the decisions that follow from them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(super) struct Rules {
 type RetryResponse = dyn Fn(StatusCode, &HeaderMap) -> Option<bool> + Send + Sync;
 
 impl Rules {
-    /// Begins a call, and deposits its share in the budget.
+    /// Begins a call, and makes its deposit in the budget.
     pub(super) fn begin(&self) -> Call {
         if let Some(budget) = &self.budget {
             budget.deposit();
@@ -35,7 +35,7 @@ impl Rules {
         Call::new()
     }
 
-    /// Whether a request may be repeated: it has a key, or its method is idempotent.
+    /// Returns whether a request can be repeated: it has a key, or its method is idempotent.
     pub(super) fn repeatable(&self, method: &Method, headers: &HeaderMap, extensions: &Extensions) -> Repeatable {
         if self.has_key(headers, extensions) {
             Repeatable::ByKey
@@ -46,7 +46,8 @@ impl Rules {
         }
     }
 
-    /// What was sent counts, not what was meant to be.
+    /// Returns whether the request has a key. Only the headers that were sent matter, not the
+    /// intended key.
     fn has_key(&self, headers: &HeaderMap, extensions: &Extensions) -> bool {
         let has = |name: &HeaderName| {
             headers
@@ -57,8 +58,8 @@ impl Rules {
         has(&self.key_header) || layers.is_some_and(|KeyHeader(name)| has(name))
     }
 
-    /// How long the request's key may be sent, if it has one. Without an operation the key is as old as
-    /// the call.
+    /// Returns how long the request's key can still be sent, if the request has a key. Without an
+    /// operation, the key is as old as the call.
     pub(super) fn key_left(&self, call: Call, repeatable: Repeatable, operation: Option<&Operation>) -> Duration {
         let lifetime = self.key_lifetime;
         match (repeatable, operation) {
@@ -68,7 +69,8 @@ impl Rules {
         }
     }
 
-    /// The decision. Counts the attempt as ended, and takes a retry from the budget.
+    /// Decides what happens after an attempt. Counts the attempt as ended, and withdraws a retry
+    /// from the budget.
     pub(super) fn judge(
         &self,
         call: &mut Call,
@@ -85,7 +87,8 @@ impl Rules {
             {
                 retry_after(headers)
             }
-            // The operation was done, and its answer is missing. A refusal needs no answer.
+            // The operation was done, but the body of its response is missing. For a refusal, the
+            // head is enough.
             Seen::HeadAlone {
                 status,
                 transient: true,
@@ -116,7 +119,7 @@ impl Rules {
         if pause >= left {
             return Next::Stop(Stopped::TotalTime);
         }
-        // Last, so that nothing is withdrawn for a retry that does not happen.
+        // The budget comes last, so that nothing is withdrawn for a retry that does not happen.
         match &self.budget {
             Some(budget) if !budget.withdraw() => Next::Stop(Stopped::Budget),
             _ => Next::Retry(pause),
@@ -134,37 +137,40 @@ impl Rules {
         let own = self.response.as_ref().and_then(|retry| retry(status, headers));
         own.or_else(|| should_retry(headers)).unwrap_or(match status {
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => true,
-            // Waiting resolves neither an application's own conflict nor a tombstone. A server that says
-            // when to retry says that this conflict goes away.
+            // Waiting resolves neither an application's own conflict nor a tombstone. If a server
+            // says when to retry, this conflict goes away.
             StatusCode::CONFLICT => self.every_conflict || headers.contains_key(http::header::RETRY_AFTER),
             other => other.is_server_error() && !is_permanent(other),
         })
     }
 }
 
-/// Whether another attempt cannot help: the server cannot handle the request, or a person has to act
-/// first. Unknown statuses are as 500 (RFC 9110, section 15), which may pass.
+/// Returns whether another attempt cannot help: the server cannot handle the request, or a person
+/// has to act first. Unknown statuses are treated as 500 (RFC 9110, section 15), which may be
+/// temporary.
 fn is_permanent(status: StatusCode) -> bool {
     matches!(
         status,
-        // No resource of the server supports the method (RFC 9110, section 15.6.2).
+        // No resource on the server supports the method (RFC 9110, section 15.6.2).
         StatusCode::NOT_IMPLEMENTED
-            // The server does not support the version of HTTP (RFC 9110, section 15.6.6).
+            // The server does not support the HTTP version (RFC 9110, section 15.6.6).
             | StatusCode::HTTP_VERSION_NOT_SUPPORTED
             // The server's configuration is wrong (RFC 2295, section 8.1).
             | StatusCode::VARIANT_ALSO_NEGOTIATES
-            // "MUST NOT be repeated until it is requested by a separate user action" (RFC 4918, section 11.5).
+            // "MUST NOT be repeated until it is requested by a separate user action" (RFC 4918,
+            // section 11.5).
             | StatusCode::INSUFFICIENT_STORAGE
             // The resources refer to each other endlessly (RFC 5842, section 7.2).
             | StatusCode::LOOP_DETECTED
             // The request lacks an extension that the resource needs (RFC 2774, section 7).
             | StatusCode::NOT_EXTENDED
-            // The network answers, and wants a login (RFC 6585, section 6).
+            // The network answers, and requires a login (RFC 6585, section 6).
             | StatusCode::NETWORK_AUTHENTICATION_REQUIRED
     )
 }
 
-/// What the server says itself, in the header of SDKs made with Stainless or in Stripe's.
+/// Returns the server's own decision, from the header of SDKs made with Stainless or from Stripe's
+/// header.
 fn should_retry(headers: &HeaderMap) -> Option<bool> {
     let said = |name| match headers.get(name)?.as_bytes() {
         b"true" => Some(true),

@@ -1,12 +1,14 @@
-//! Which errors of a client are worth another attempt.
+//! The client errors that are worth another attempt.
 
-/// Which errors of a client are worth another attempt. See [`RetryPolicyBuilder::retry_if`](super::RetryPolicyBuilder::retry_if).
+/// Decides which client errors are worth another attempt. See
+/// [`RetryPolicyBuilder::retry_if`](super::RetryPolicyBuilder::retry_if).
 pub trait Transient<E> {
-    /// Whether another attempt may succeed.
+    /// Returns whether another attempt may succeed.
     fn is_transient(&self, error: &E) -> bool;
 }
 
-/// Every error is worth another attempt: with a key it is safe, and it is bounded.
+/// Treats every error as worth another attempt. With a key, another attempt is safe, and attempts
+/// are bounded.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EveryError;
 

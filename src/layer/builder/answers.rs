@@ -1,4 +1,4 @@
-//! Options about answers: what is kept of a response, for how long, and what clients see.
+//! Options for answers: which parts of a response are stored, for how long, and what clients see.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +14,22 @@ use crate::run::config::ReplayHook;
 use crate::store::Store;
 
 impl<St: Store> IdempotencyLayerBuilder<St> {
-    /// What is kept of what the handler did. Default: responses with a status of 2xx or 303.
+    /// Sets which responses are stored. Default: responses with a status of 2xx or 303.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.chosen.policy = Some(policy);
         self
     }
 
-    /// How long an outcome is kept, from its completion. Default: 24 hours. From 1 ms to 10 years. A
-    /// handler can choose another TTL for one response ([`Verdict::StoreFor`](crate::Verdict::StoreFor)).
+    /// Sets how long an outcome is kept after the operation completes. Default: 24 hours. Range: 1
+    /// ms to 10 years. A handler can choose a different TTL for one response
+    /// ([`Verdict::StoreFor`](crate::Verdict::StoreFor)).
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.config.ttl = ttl;
         self
     }
 
-    /// The header that marks a replay, with the value `true`. Default: `Idempotency-Replayed`.
+    /// Sets the name of the header that marks a replay. Its value is `true`. Default:
+    /// `Idempotency-Replayed`.
     pub fn replay_header(mut self, name: &str) -> Self {
         match header_name::parse("replay_header", name) {
             Ok(name) => self.chosen.replay_header = Some(name),
@@ -36,8 +38,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// The response headers that are not kept, beside those of the connection (RFC 9110, section
-    /// 7.6.1). Default: `Date` and `Set-Cookie`.
+    /// Sets the response headers that are not stored, in addition to the connection headers (RFC
+    /// 9110, section 7.6.1). Default: `Date` and `Set-Cookie`.
     pub fn unreplayed_headers<I>(mut self, names: I) -> Self
     where
         I: IntoIterator,
@@ -53,8 +55,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Tells the client in this header until when a retry gets the stored response, as an HTTP date (RFC
-    /// 9110, section 5.6.7), for example `Idempotency-Expires`. Default: none.
+    /// Sets a response header that says until when a retry gets the stored response, for example
+    /// `Idempotency-Expires`. The value is an HTTP date (RFC 9110, section 5.6.7). Default: none.
     pub fn lifetime_header(mut self, name: &str) -> Self {
         match header_name::parse("lifetime_header", name) {
             Ok(name) => self.config.lifetime_header = Some(name),
@@ -65,8 +67,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
 
     /// Changes each replay before it is sent. Default: nothing is changed.
     ///
-    /// A record keeps status, headers and body. The extensions of the first response, which outer layers
-    /// may look for, are not kept: the closure can put them back from the head of the retry.
+    /// A record contains the status, headers and body. It does not contain the extensions of the
+    /// first response, which outer layers may look for. The closure can restore them from the head
+    /// of the retry.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -90,20 +93,23 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Reads a stream to its end although its client disconnected, so that the operation is then known
-    /// to be done. Default: the stream is dropped, and a retry gets `409` problem `outcome-unknown`. A
-    /// stream that is read without its client counts towards [`max_detached`](Self::max_detached).
+    /// Reads a stream to its end even if its client disconnects, so that the operation is known to
+    /// be done. By default, the stream is dropped, and a retry gets `409` problem
+    /// `outcome-unknown`. A stream that is read without its client counts toward
+    /// [`max_detached`](Self::max_detached).
     pub fn drain_streams(mut self, drain: bool) -> Self {
         self.config.drain_streams = drain;
         self
     }
 
-    /// Where you publish your idempotency policy, as the draft's section 2.2 demands: the `type` of
-    /// each problem is under this URL, and refusals link it. An absolute http or https URL without
-    /// a fragment. Default: this crate's documentation.
+    /// Sets the URL at which you publish your idempotency policy, as section 2.2 of the draft
+    /// requires. The `type` of each problem is under this URL, and refusals link to it. The URL
+    /// must be an absolute http or https URL without a fragment. Default: this crate's
+    /// documentation.
     ///
-    /// It applies to the standard problems only: together with [`stripe`](Self::stripe),
-    /// [`grpc`](Self::grpc) or [`problem_response`](Self::problem_response) it is an error of `build`.
+    /// This option applies only to the standard problems. If you combine it with
+    /// [`stripe`](Self::stripe), [`grpc`](Self::grpc) or
+    /// [`problem_response`](Self::problem_response), `build` returns an error.
     pub fn problem_documentation(mut self, url: &str) -> Self {
         match Rendering::documented(url) {
             Ok(rendering) => self.chosen.documentation = Some(rendering),

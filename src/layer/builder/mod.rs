@@ -1,4 +1,4 @@
-//! The builder of a layer's configuration.
+//! The builder for a layer's configuration.
 
 mod answers;
 mod limits;
@@ -36,7 +36,7 @@ use crate::store::{MemoryStore, Store};
 pub struct IdempotencyLayerBuilder<St = MemoryStore> {
     store: St,
     config: Config,
-    /// What a profile would otherwise decide.
+    /// The profile, and the explicitly set options that override it.
     chosen: Chosen,
     /// The first value that could not be parsed.
     error: Option<ConfigError>,
@@ -51,7 +51,7 @@ impl<St> fmt::Debug for IdempotencyLayerBuilder<St> {
 }
 
 impl<St: Store> IdempotencyLayer<St> {
-    /// Starts the configuration of a layer over `store`.
+    /// Starts to configure a layer that uses `store`.
     pub fn builder(store: St) -> IdempotencyLayerBuilder<St> {
         IdempotencyLayerBuilder {
             store,
@@ -67,7 +67,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     ///
     /// # Errors
     ///
-    /// The first option whose value cannot work; [`ConfigError::option`] names it.
+    /// Returns an error for the first option whose value is invalid. [`ConfigError::option`] names
+    /// the option.
     pub fn build(self) -> Result<IdempotencyLayer<St>, ConfigError> {
         if let Some(error) = self.error {
             return Err(error);
@@ -79,7 +80,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         })
     }
 
-    /// Keeps the first error for `build`.
+    /// Remembers the first error for `build`.
     fn fail(&mut self, error: ConfigError) {
         self.error.get_or_insert(error);
     }

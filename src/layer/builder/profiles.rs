@@ -1,4 +1,4 @@
-//! Profiles: several options under one name.
+//! Profiles: sets of options under one name.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use crate::request::KeySource;
 use crate::store::Store;
 
 impl<St: Store> IdempotencyLayerBuilder<St> {
-    /// For inbound webhooks of one sender. The key is the event's id at this endpoint: method and path
-    /// count, the body does not, whatever the sender changes in it when it delivers the event again. An
-    /// event that is sent to two endpoints is processed by both. An event without an id is refused with
-    /// `400` problem `missing-key`.
+    /// Sets the options for inbound webhooks from one sender. The key is the event's id together
+    /// with the endpoint: its method and path. The body is not compared, because the sender may
+    /// change it when it delivers the event again. An event that is sent to two endpoints is
+    /// processed by both. An event without an id is refused with `400` problem `missing-key`.
     ///
-    /// `sender` must differ from that of every other sender on the same store: their ids may be the same.
-    /// [`fingerprint`](Self::fingerprint) and [`require_key`](Self::require_key) take precedence, before
-    /// or after this call; together with [`key`](Self::key) or [`scope`](Self::scope) it is an error of
-    /// `build`.
+    /// Each sender that shares a store needs a different `sender`, because different senders may
+    /// use the same ids. [`fingerprint`](Self::fingerprint) and [`require_key`](Self::require_key)
+    /// take precedence, whether you call them before or after this method. If you also call
+    /// [`key`](Self::key) or [`scope`](Self::scope), `build` returns an error.
     ///
-    /// Verify signatures in a layer outside this one. Otherwise anybody can block an event by sending its
-    /// id first.
+    /// Verify signatures in a layer outside this one. Otherwise, anyone can block an event by
+    /// sending its id first.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
@@ -38,49 +38,57 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Answers as Stripe does ("Idempotent requests" and "Errors" of its API reference):
+    /// Makes the layer answer as Stripe does ("Idempotent requests" and "Errors" in Stripe's API
+    /// reference):
     ///
-    /// - Stored are `2xx`, `402` and every `5xx` except `503`: a result is stored once the endpoint has
-    ///   begun to execute. A handler that panicked or failed is sealed. In atomic mode the effect of a
-    ///   failure is rolled back, and its record stored alone.
-    /// - `Stripe-Account` is a part of the scope, beside `Authorization`.
-    /// - The marker of a replay is `Idempotent-Replayed`. A reused key is `400` `idempotency_error`, a key
-    ///   in flight `409` `invalid_request_error` with the code `idempotency_key_in_use`, each in Stripe's
-    ///   error body.
+    /// - Responses with a status of `2xx`, `402` and every `5xx` except `503` are stored: a result
+    ///   is stored once the endpoint has begun to execute. If the handler panics or fails, the key
+    ///   is sealed. In atomic mode, the effect of a failure is rolled back, and its record is
+    ///   stored alone.
+    /// - `Stripe-Account` is a part of the scope, in addition to `Authorization`.
+    /// - The header that marks a replay is `Idempotent-Replayed`. A reused key gets `400` with the
+    ///   type `idempotency_error`. A key in flight gets `409` with the type `invalid_request_error`
+    ///   and the code `idempotency_key_in_use`. Both have Stripe's error body.
     ///
     /// [`policy`](Self::policy), [`scope`](Self::scope), [`replay_header`](Self::replay_header) and
-    /// [`problem_response`](Self::problem_response) take precedence, before or after this call.
+    /// [`problem_response`](Self::problem_response) take precedence, whether you call them before
+    /// or after this method.
     pub fn stripe(mut self) -> Self {
         self.chosen.profiles.push(Profile::Stripe);
         self
     }
 
-    /// For a gRPC server, such as tonic's (feature `tonic`).
+    /// Sets the options for a gRPC server, such as tonic's (feature `tonic`).
     ///
-    /// - The key is the metadata entry `idempotency-key`. A call without it passes through untouched.
-    /// - Only a call that ended with `grpc-status: 0` is stored, with its metadata and trailers.
-    /// - Refusals are gRPC statuses with `grpc-message`. `grpc-retry-pushback-ms` says when to retry; it is
-    ///   -1 where a retry makes no sense. `idempotency-problem` has the problem's slug.
+    /// - The key is the metadata entry `idempotency-key`. A call without it passes through
+    ///   untouched.
+    /// - Only calls that end with `grpc-status: 0` are stored, with their metadata and trailers.
+    /// - Refusals are gRPC statuses with a `grpc-message`. `grpc-retry-pushback-ms` says when to
+    ///   retry; it is -1 if a retry makes no sense. `idempotency-problem` contains the problem's
+    ///   slug.
     ///
     /// # Streaming calls
     ///
-    /// A server cannot see from a call whether its method streams. A streaming call *without* a key passes
-    /// through untouched. A call *with* a key is never run without protection, whatever its kind:
+    /// A server cannot tell from a call whether its method streams. A streaming call *without* a
+    /// key passes through untouched. A call *with* a key never runs without protection, whatever
+    /// its kind:
     ///
-    /// - Its request is read to the end before the method runs. A call that streams its request is guarded
-    ///   if the client ends the request within 5 seconds of its first message
-    ///   ([`grpc_request_within`](Self::grpc_request_within)). If not, for example because the client waits
-    ///   for a response first, the call is refused with `INVALID_ARGUMENT` and the method does not run.
-    /// - Its response is held until it has ended, for up to 5 seconds
-    ///   ([`response_body_within`](Self::response_body_within)). A response that ends in time is stored with
-    ///   all its messages. A longer one goes on live and leaves a tombstone when it ends with
-    ///   `grpc-status: 0`; a retry then gets `ALREADY_EXISTS`.
+    /// - The layer reads the request to its end before the method runs. A call that streams its
+    ///   request is guarded if the client ends the request within 5 seconds of its first message
+    ///   ([`grpc_request_within`](Self::grpc_request_within)). Otherwise, for example because the
+    ///   client waits for a response first, the call is refused with `INVALID_ARGUMENT` and the
+    ///   method does not run.
+    /// - The layer holds the response until it has ended, for up to 5 seconds
+    ///   ([`response_body_within`](Self::response_body_within)). A response that ends in time is
+    ///   stored with all its messages. A longer response continues live and leaves a tombstone if
+    ///   it ends with `grpc-status: 0`. A retry then gets `ALREADY_EXISTS`.
     ///
-    /// If your clients send a key with every call, name the streaming methods with
-    /// [`pass_when`](Self::pass_when). They then pass through untouched, and without protection.
+    /// If your clients send a key with every call, select the streaming methods with
+    /// [`pass_when`](Self::pass_when). Their calls then pass through untouched and without
+    /// protection.
     ///
-    /// [`policy`](Self::policy), [`problem_response`](Self::problem_response) and `response_body_within` take
-    /// precedence, before or after this call.
+    /// [`policy`](Self::policy), [`problem_response`](Self::problem_response) and
+    /// `response_body_within` take precedence, whether you call them before or after this method.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -96,12 +104,12 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// How long the request of a gRPC call with a key may go on after its first message. A call whose
-    /// request goes on for longer is a streaming call that cannot be guarded: it is refused with
-    /// `INVALID_ARGUMENT`, and its method does not run. The time that the first message takes does not
-    /// count. Default: 5 seconds. From 1 ms to 24 hours.
+    /// Sets how long the request of a gRPC call with a key can continue after its first message. A
+    /// call whose request continues for longer is a streaming call that cannot be guarded: it is
+    /// refused with `INVALID_ARGUMENT`, and its method does not run. The time that the first
+    /// message takes is not included. Default: 5 seconds. Range: 1 ms to 24 hours.
     ///
-    /// Together with any profile but [`grpc`](Self::grpc), or none, it is an error of `build`.
+    /// This option requires the [`grpc`](Self::grpc) profile. Without it, `build` returns an error.
     pub fn grpc_request_within(mut self, duration: Duration) -> Self {
         self.chosen.grpc_request_within = Some(duration);
         self

@@ -1,4 +1,5 @@
-//! Options about requests: which are guarded, whose they are, and which are the same.
+//! Options for requests: which requests are guarded, who sent them, and which requests are the
+//! same.
 
 use std::sync::Arc;
 
@@ -12,48 +13,51 @@ use crate::run::config::Predicate;
 use crate::store::Store;
 
 impl<St: Store> IdempotencyLayerBuilder<St> {
-    /// The guarded methods. Default: `POST` and `PATCH`. Requests of other methods pass through.
+    /// Sets the guarded methods. Default: `POST` and `PATCH`. Requests with other methods pass
+    /// through.
     pub fn methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.config.methods = methods.into_iter().collect();
         self
     }
 
-    /// Where the key comes from. Default: the header `Idempotency-Key`.
+    /// Sets where the key comes from. Default: the `Idempotency-Key` header.
     pub fn key(mut self, source: KeySource) -> Self {
         self.chosen.key = Some(source);
         self
     }
 
-    /// Which spellings of a key are accepted. Default: [`KeyFormat::Any`].
+    /// Sets which key formats are accepted. Default: [`KeyFormat::Any`].
     pub fn key_format(mut self, format: KeyFormat) -> Self {
         self.config.key.format = format;
         self
     }
 
-    /// Bytes of a key at most, after unquoting. Default: 255.
+    /// Sets the maximum length of a key in bytes, after unquoting. Default: 255.
     pub fn max_key_length(mut self, bytes: usize) -> Self {
         self.config.key.max_length = bytes;
         self
     }
 
-    /// Whether a request of a guarded method without a key is refused with `400` problem
-    /// `missing-key`. Default: no, it passes through. For [`webhooks`](Self::webhooks): yes.
+    /// Sets whether a request that has a guarded method but no key is refused with `400` problem
+    /// `missing-key`. Default: `false`, so the request passes through. With
+    /// [`webhooks`](Self::webhooks), the default is `true`.
     pub fn require_key(mut self, required: bool) -> Self {
         self.chosen.require_key = Some(required);
         self
     }
 
-    /// Whose key it is. Default: the value of `Authorization`.
+    /// Sets what separates the keys of different callers. Default: the value of `Authorization`.
     pub fn scope(mut self, scope: ScopeSource) -> Self {
         self.chosen.scope = Some(scope);
         self
     }
 
-    /// The application's name, as a part of every slot. Default: none.
+    /// Sets the application's name, which becomes a part of every slot. Default: none.
     ///
-    /// Two services, or a gateway and the service behind it, can then share one store and receive
-    /// the same key from the same caller without interfering. Changing the name makes the store's
-    /// operations unknown to the layer. An empty name is an error when the layer is built.
+    /// With different names, two services, or a gateway and the service behind it, can share one
+    /// store and receive the same key from the same caller without interfering. If you change the
+    /// name, the layer no longer finds the operations that are already in the store. An empty name
+    /// is an error when the layer is built.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -69,15 +73,17 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// The secret that keys the tags of scopes. Default: none.
+    /// Sets the secret that keys the scope tags. Default: none.
     ///
-    /// Stores keep a [tag](crate::store::ScopeTag) of its scope with each record, so that all records of
-    /// one caller can be [forgotten](crate::store::Inspect::forget_scope). Without a secret, whoever can
-    /// read the store can test guesses: whether it holds records of the caller they guess. With a secret
-    /// they cannot. Processes that share a store need the same secret. After a change of the secret, records that were
-    /// made before are not found by their scope; they are still replayed, and expire.
+    /// Stores keep a [tag](crate::store::ScopeTag) of the scope with each record, so that all
+    /// records of one caller can be [forgotten](crate::store::Inspect::forget_scope). Without a
+    /// secret, anyone who can read the store can guess a caller and test whether the store has
+    /// records of that caller. With a secret, they cannot. Processes that share a store need the
+    /// same secret. If you change the secret, older records can no longer be found by their scope.
+    /// They are still replayed, and they still expire.
     ///
-    /// A secret of less than 16 bytes is an error when the layer is built. Logs and `Debug` never show it.
+    /// A secret of less than 16 bytes is an error when the layer is built. Logs and `Debug` never
+    /// show the secret.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -93,22 +99,23 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// What makes two requests with one key the same. Default: method, path, query and body.
+    /// Sets what makes two requests with one key the same. Default: method, path, query and body.
     pub fn fingerprint(mut self, fingerprint: FingerprintSource) -> Self {
         self.chosen.fingerprint = Some(fingerprint);
         self
     }
 
-    /// Whether the layer guards anything. Default: yes. With `false` every request passes through: for a
-    /// switch in your configuration, where `tower::util::option_layer` does not fit because the type of
-    /// the response's body differs.
+    /// Sets whether the layer guards anything. Default: `true`. With `false`, every request passes
+    /// through. Use this option for a switch in your configuration if `tower::util::option_layer`
+    /// does not fit because the type of the response body differs.
     pub fn enabled(mut self, enabled: bool) -> Self {
         self.config.enabled = enabled;
         self
     }
 
-    /// Requests for which the closure returns `true` pass through untouched, as if they had no key. It
-    /// sees the head of the request. Default: none pass.
+    /// Sets a closure that selects requests to pass through. Requests for which it returns `true`
+    /// pass through untouched, as if they had no key. The closure sees the head of the request.
+    /// Default: no closure.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};

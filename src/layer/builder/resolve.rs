@@ -1,5 +1,5 @@
-//! The profiles, and how they and single options go together: an option that was given counts, before or
-//! after the profile.
+//! The profiles, and how they combine with single options: an option that was set explicitly takes
+//! precedence, whether it was set before or after the profile.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::request::scope::TagKey;
 use crate::request::{FingerprintSource, KeySource, ScopeSource};
 use crate::run::config::Config;
 
-/// A call's request ends with its first message, and so does a unary call's response. One that goes on for
-/// longer is a stream.
+/// The request of a unary call ends with its first message, and so does its response. A request or
+/// response that continues for longer is a stream.
 const GRPC_STREAM_AFTER: Duration = Duration::from_secs(5);
 
 /// A set of options under one name.
@@ -24,7 +24,7 @@ pub(super) enum Profile {
 }
 
 impl Profile {
-    /// The builder's method.
+    /// The name of the builder method.
     fn option(&self) -> &'static str {
         match self {
             Self::Stripe => "stripe",
@@ -34,7 +34,7 @@ impl Profile {
     }
 }
 
-/// The options that a profile would otherwise decide, as far as they were given.
+/// The options that were set explicitly, among those that a profile would otherwise set.
 #[derive(Debug, Default)]
 pub(super) struct Chosen {
     pub(super) profiles: Vec<Profile>,
@@ -52,24 +52,24 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// The whole configuration. Contradictions are errors.
+    /// Returns the complete configuration. Contradictory options are errors.
     pub(super) fn resolve(mut self, mut config: Config) -> Result<Config, ConfigError> {
         if self.documentation.is_some() && self.rendering.is_some() {
             return Err(ConfigError::new(
                 "problem_documentation",
-                "it applies to the standard problems only, and `problem_response` replaces them; use one of the two",
+                "applies only to the standard problems, which `problem_response` replaces; remove one of the two",
             ));
         }
         if let [first, .., second] = &self.profiles[..] {
             return Err(ConfigError::new(
                 second.option(),
-                format!("`{}` was given before; use one profile for a layer", first.option()),
+                format!("`{}` is already set; use only one profile per layer", first.option()),
             ));
         }
         if self.grpc_request_within.is_some() && !matches!(self.profiles[..], [Profile::Grpc]) {
             return Err(ConfigError::new(
                 "grpc_request_within",
-                "it applies to gRPC calls only; use it together with `grpc`",
+                "applies only to gRPC calls; use it together with `grpc`",
             ));
         }
         match self.profiles.pop() {
@@ -92,7 +92,7 @@ impl Chosen {
             }
             Some(Profile::Webhooks { sender, event_id }) => {
                 let twice = |option| {
-                    let reason = "`webhooks` decides it; leave one of the two out";
+                    let reason = "`webhooks` already sets this option; remove one of the two";
                     Err(ConfigError::new(option, reason))
                 };
                 if self.key.is_some() {
@@ -139,7 +139,7 @@ impl Chosen {
             None => Ok(()),
             Some(_) => Err(ConfigError::new(
                 "problem_documentation",
-                format!("it applies to the standard problems only, and `{profile}` replaces them; use one of the two"),
+                format!("applies only to the standard problems, which `{profile}` replaces; remove one of the two"),
             )),
         }
     }

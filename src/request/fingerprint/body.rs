@@ -1,4 +1,4 @@
-//! What counts of a body that is streamed and not held.
+//! The digest of a body that is streamed instead of buffered.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,17 +14,18 @@ use crate::request::content::{is_encoded, is_form, may_be_json};
 use crate::request::integrity::Vouch;
 use crate::request::json::Pointer;
 
-/// What a record knows of the body of its request.
+/// The information that a record keeps about its request's body.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct BodyPrint {
-    /// The digest of what counts.
+    /// The digest of the covered parts of the body.
     pub(crate) digest: [u8; BodyPrint::LEN],
-    /// The digests that the client declared and that were found right.
+    /// The digests that the client declared and that were found to be correct.
     pub(crate) vouched: SmallVec<[Vouch; 2]>,
 }
 
 impl BodyPrint {
-    /// Bytes of a digest: a client that found two bodies with one digest would get its own answer.
+    /// The length of a digest, in bytes. If a client found two bodies with one digest, it would
+    /// only get its own response.
     pub(crate) const LEN: usize = 16;
 }
 
@@ -39,7 +40,8 @@ impl fmt::Debug for BodyPrint {
     }
 }
 
-// The tags of the ways to read a body; part of what stored records mean, so never to be changed.
+// The tags of the ways to read a body. Stored records depend on these values, so they must never
+// change.
 const RAW: u8 = 1;
 const MULTIPART: u8 = 2;
 const FORM: u8 = 3;
@@ -47,7 +49,7 @@ const JSON: u8 = 4;
 
 /// Digests a body while it is streamed.
 pub(crate) struct BodyDigest {
-    /// Of the bytes; what counts of a body that cannot be read as it should be.
+    /// The digest of the raw bytes. It is used if the body cannot be read in the intended way.
     raw: StreamDigest,
     read_as: ReadAs,
 }
@@ -56,7 +58,7 @@ enum ReadAs {
     Bytes,
     Parts(Box<Parts>),
     Pairs(Box<Pairs>),
-    /// The text so far, and the source that says what counts of it.
+    /// The text received so far, and the source that selects the covered parts of it.
     Json {
         text: Vec<u8>,
         limit: usize,
@@ -93,7 +95,7 @@ impl BodyDigest {
 
     pub(crate) fn data(&mut self, data: &[u8]) {
         match &mut self.read_as {
-            // Every body has fields.
+            // Every body can be read as fields, so the raw digest is never needed.
             ReadAs::Pairs(pairs) => return pairs.data(data),
             ReadAs::Bytes => {}
             ReadAs::Parts(parts) => parts.data(data),
@@ -108,7 +110,7 @@ impl BodyDigest {
         self.raw.update(data);
     }
 
-    /// The digest of what counts. The body has ended.
+    /// Returns the digest of the covered parts of the body. Call it when the body has ended.
     pub(crate) fn finish(self) -> [u8; BodyPrint::LEN] {
         let raw = || self.raw.finish();
         let (tag, digest) = match self.read_as {
@@ -147,7 +149,7 @@ mod tests {
         digest.finish()
     }
 
-    /// Stores hold what it makes: that of a release must stay what it is.
+    /// Stores keep these digests, so the digests of a release must never change.
     #[test]
     fn golden_body_prints() {
         let json = r#"{"b":1,"a":[2]}"#;

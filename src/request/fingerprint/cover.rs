@@ -1,4 +1,4 @@
-//! The fingerprint of a request: the digest of what its source covers.
+//! The fingerprint of a request: a digest of the parts that its source covers.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -38,7 +38,7 @@ impl FingerprintSource {
         }
     }
 
-    /// Method, path, query, and the body without the fields that do not count.
+    /// Digests the method, path, query, and the body without the fields that are left out.
     fn request_of(&self, digest: &mut Digest, parts: &Parts, body: &Bytes, as_json: bool) {
         target(digest, parts);
         let without = self.fields();
@@ -52,7 +52,8 @@ impl FingerprintSource {
         }
     }
 
-    /// What counts of a body of JSON. `false` if it has no canonical form: nothing is digested then.
+    /// Digests the covered parts of a JSON body. If the body has no canonical form, digests nothing
+    /// and returns `false`.
     pub(super) fn json_of(&self, digest: &mut Digest, body: &[u8]) -> bool {
         let Some(text) = json::canonical(body, self.fields()) else {
             return false;
@@ -65,21 +66,21 @@ impl FingerprintSource {
             match pointer.find(&text) {
                 Ok(Some(value)) => digest.content(CANONICAL, value.get().as_bytes()),
                 Ok(None) => digest.field(ABSENT, b""),
-                // A canonical form can be read.
+                // A canonical form can always be read.
                 Err(_) => digest.content(RAW, body),
             }
         }
         true
     }
 
-    /// What does not count; none if that could not be parsed, which was reported when the layer was
-    /// built.
+    /// Returns the fields that are left out. There are none if the fields could not be parsed,
+    /// which was reported when the layer was built.
     pub(super) fn fields(&self) -> &[Pointer] {
         self.without.as_deref().unwrap_or_default()
     }
 }
 
-// The tags of the fields; part of what stored fingerprints mean, so never to be changed.
+// The tags of the fields. Stored fingerprints depend on these values, so they must never change.
 const METHOD: u8 = 1;
 const PATH: u8 = 2;
 const QUERY: u8 = 3;
@@ -90,7 +91,7 @@ const MULTIPART: u8 = 8;
 const FORM: u8 = 9;
 pub(super) const CLOSURE: u8 = 10;
 
-/// Method, path and query.
+/// Digests the method, path and query.
 pub(super) fn target(digest: &mut Digest, parts: &Parts) {
     let uri = original_uri(parts);
     digest.field(METHOD, parts.method.as_str().as_bytes());
@@ -100,8 +101,8 @@ pub(super) fn target(digest: &mut Digest, parts: &Parts) {
     }
 }
 
-/// The whole body: by its parts if it has any, otherwise by its bytes. The tags keep one from being
-/// taken for another.
+/// Digests the whole body: by its parts if it has any, otherwise by its bytes. The tags make sure
+/// that the two are never confused.
 fn whole(digest: &mut Digest, parts: &Parts, body: &Bytes) {
     match multipart::digest_of(&parts.headers, body, &[]) {
         Some(print) => digest.field(MULTIPART, &print),
@@ -272,7 +273,7 @@ mod tests {
         ];
         let distinct: std::collections::HashSet<_> = rests.iter().collect();
         assert_eq!(distinct.len(), rests.len(), "{rests:?}");
-        // Encoded, a form's fields cannot be told.
+        // The fields of an encoded form cannot be read.
         let encoded = |body: &str| {
             let request = http::Request::post("/").header("content-encoding", "x");
             let request = request.header("content-type", "application/x-www-form-urlencoded");
@@ -311,7 +312,7 @@ mod tests {
         assert_eq!(print(&again, "POST", "/", "{}"), print(&fields, "POST", "/", "{}"));
     }
 
-    /// Stores hold fingerprints: those of a release must stay what they are.
+    /// Stores keep fingerprints, so the fingerprints of a release must never change.
     #[test]
     fn golden_fingerprints() {
         let body = r#"{"b":1,"a":[2]}"#;
@@ -342,8 +343,9 @@ mod tests {
         }
     }
 
-    /// The digest is another from 4 KiB on, and so the rule is another than that of the releases before: what
-    /// they made is the same request for all that is known, and is replayed.
+    /// The digest differs from 4 KiB on, so the rule differs from the rule of earlier releases. A
+    /// request with a fingerprint from an earlier release is treated as the same request, and is
+    /// replayed.
     #[test]
     fn contract_5_9_fingerprints_of_the_older_rule_do_not_conflict() {
         let now = print(&FingerprintSource::request(), "POST", "/a?x=1", r#"{"b":1,"a":[2]}"#);
@@ -355,7 +357,7 @@ mod tests {
     #[test]
     fn golden_fingerprints_of_long_bodies() {
         let text = |length: usize| format!("\"{}\"", "x".repeat(length - 2));
-        // Computed with other implementations of SHA-256 and BLAKE3 as well.
+        // Also computed with other implementations of SHA-256 and BLAKE3.
         for (source, length, golden) in [
             (FingerprintSource::request(), 4095, "132c03b442592b937f2dd529f6210419"),
             (FingerprintSource::request(), 4096, "132c25d03a5b789fa159b791572e06e1"),

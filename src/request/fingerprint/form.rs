@@ -7,8 +7,8 @@ use crate::request::json::Pointer;
 
 const PAIR: u8 = 1;
 
-/// A digest of the fields in their order, each by its bytes, without those whose name is in
-/// `without`.
+/// Returns a digest of the bytes of the fields, in order. Fields whose name is in `without` are
+/// left out.
 pub(super) fn digest_of(body: &[u8], without: &[Pointer]) -> [u8; 32] {
     let mut digest = Digest::new(b"ti.pairs");
     for pair in body.split(|byte| *byte == b'&') {
@@ -21,9 +21,9 @@ pub(super) fn digest_of(body: &[u8], without: &[Pointer]) -> [u8; 32] {
     digest.finish()
 }
 
-/// The decoded name of a field, from the text before the `=`.
+/// Returns the decoded name of a field, from the text before the `=`.
 pub(super) fn name_of(encoded: &[u8]) -> Cow<'_, str> {
-    // Only a name without `&` and `=` is given, so that there is one pair, or none.
+    // The text has neither `&` nor `=`, so there is at most one pair.
     form_urlencoded::parse(encoded)
         .next()
         .map(|(name, _)| name)

@@ -1,4 +1,4 @@
-//! What the head of a request alone says of its fingerprint.
+//! The part of a fingerprint that comes from a request's head alone.
 
 use http::request::Parts;
 
@@ -9,15 +9,15 @@ use super::source::{Covers, FingerprintSource};
 use crate::digest::Digest;
 use crate::error::ConfigError;
 
-/// The fingerprint of a request whose body is not there yet.
+/// The fingerprint of a request whose body has not arrived yet.
 pub(crate) struct HeadPrint {
     pub(crate) fingerprint: Fingerprint,
-    /// What digests the body on its way. `None`: nothing of it counts.
+    /// Digests the body while it is streamed. `None` if the body is not covered.
     pub(crate) body: Option<BodyDigest>,
 }
 
 impl FingerprintSource {
-    /// The fingerprint, if the body does not count.
+    /// Returns the fingerprint, if the body is not covered.
     pub(crate) fn of_head(&self, parts: &Parts) -> Option<Fingerprint> {
         match &self.covers {
             Covers::Nothing => Some(Fingerprint::new(self.rule, &[0; 32])),
@@ -31,8 +31,8 @@ impl FingerprintSource {
         }
     }
 
-    /// The fingerprint of a request whose body is streamed. JSON is compared by its meaning if it has at most
-    /// `json_limit` bytes.
+    /// Returns the fingerprint of a request whose body is streamed. JSON is compared by its meaning
+    /// if it has at most `json_limit` bytes.
     pub(crate) fn of_streamed(&self, parts: &Parts, json_limit: usize) -> HeadPrint {
         if let Some(fingerprint) = self.of_head(parts) {
             return HeadPrint {
@@ -51,12 +51,12 @@ impl FingerprintSource {
         }
     }
 
-    /// Whether what it covers can be told of a body that is not held.
+    /// Checks that this source can cover a body that is not buffered.
     pub(crate) fn validate_streamed(&self) -> Result<(), ConfigError> {
         match self.covers {
             Covers::Closure(_) => Err(ConfigError::new(
                 "stream_request_bodies",
-                "the fingerprint is a closure over the whole body, which would have to be held; use another \
+                "the fingerprint is a closure over the whole body, which would have to be buffered; use another \
                  `FingerprintSource`, such as `request()` or `from_head(…)`",
             )),
             _ => Ok(()),
@@ -130,7 +130,7 @@ mod tests {
         }
     }
 
-    /// Stores hold fingerprints: those of a release must stay what they are.
+    /// Stores keep fingerprints, so the fingerprints of a release must never change.
     #[test]
     fn golden_heads() {
         let of = |source: FingerprintSource| source.of_streamed(&head("POST", "/a?x=1"), 100).fingerprint;

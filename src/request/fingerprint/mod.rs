@@ -1,4 +1,5 @@
-//! The fingerprint: what makes two requests with one key the same request (contract, section 5).
+//! The fingerprint, which decides whether two requests with one key are the same request (contract,
+//! section 5).
 
 mod body;
 mod cover;
@@ -15,34 +16,35 @@ pub(crate) use body::{BodyDigest, BodyPrint};
 pub(crate) use head::HeadPrint;
 pub use source::FingerprintSource;
 
-/// What makes two requests with one key the same: a digest of what counts, and the rule that says
-/// what counts.
+/// A digest of the parts of a request that decide whether two requests with one key are the same,
+/// and the rule that selects these parts.
 ///
-/// | bytes | hold |
+/// | bytes | content |
 /// |---|---|
-/// | 0 and 1 | the rule: which [`FingerprintSource`] with which parameters, in which version; the first bit says that the body is streamed |
-/// | 2 to 15 | 112 bits of a SHA-256 over what the rule covers; zeros if it covers nothing |
+/// | 0 and 1 | the rule: the [`FingerprintSource`], its parameters and its version; the first bit says that the body is streamed |
+/// | 2 to 15 | 112 bits of a SHA-256 digest of the parts that the rule covers; zeros if the rule covers nothing |
 ///
-/// The fingerprint of a request whose body is streamed covers the head. What the rule covers of the body
-/// is in the record, once the body has ended.
+/// If a request's body is streamed, its fingerprint covers the head. Once the body has ended, the
+/// record contains a digest of the parts of the body that the rule covers.
 ///
 /// Two fingerprints can be compared only if they were made by one rule
-/// ([`is_same_rule`](Self::is_same_rule)). After a deploy that changed the rule, the fingerprints
-/// in the store say nothing of the requests that arrive: a store must not answer that they differ.
+/// ([`is_same_rule`](Self::is_same_rule)). After a deploy that changed the rule, the stored
+/// fingerprints say nothing about new requests. A store must then not answer that they differ.
 ///
-/// A client that found two requests with one fingerprint would only get its own first answer for
-/// the second, so that half a SHA-256 is ample; slots, which separate tenants, keep the whole.
+/// If a client found two requests with one fingerprint, it would only get its own first response
+/// for the second request. Half a SHA-256 digest is therefore enough. Slots separate tenants, so
+/// they keep the whole digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; Fingerprint::LEN]);
 
 impl Fingerprint {
-    /// Bytes of a fingerprint.
+    /// The length of a fingerprint, in bytes.
     pub const LEN: usize = 16;
 
-    /// How many of them, at the front, say which rule made it.
+    /// The number of leading bytes that say which rule made the fingerprint.
     const RULE: usize = 2;
 
-    /// A fingerprint read back from a store.
+    /// Creates a fingerprint from the bytes that a store kept.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
@@ -54,8 +56,8 @@ impl Fingerprint {
         &self.0
     }
 
-    /// Whether both were made by one rule, so that they can be compared. If not, that they are
-    /// different says nothing.
+    /// Returns whether both fingerprints were made by one rule, so that they can be compared. If
+    /// not, a difference between them means nothing.
     ///
     /// ```
     /// use tower_idempotency::Fingerprint;
@@ -71,27 +73,29 @@ impl Fingerprint {
         self.0[..Self::RULE] == other.0[..Self::RULE]
     }
 
-    /// Whether the requests differ: both fingerprints are of one rule, and their digests are not equal.
+    /// Returns whether the requests differ: both fingerprints were made by one rule, and their
+    /// digests are not equal.
     #[must_use]
     pub fn conflicts_with(&self, other: &Self) -> bool {
         self.is_same_rule(other) && self != other
     }
 
-    /// Whether both are of one source, and one is of a request whose body is streamed and the other is not.
-    /// Each says of its request what the other does not.
+    /// Returns whether both fingerprints have the same source, but only one of the two requests has
+    /// a streamed body. Each fingerprint then covers something that the other fingerprint does not
+    /// cover.
     pub(crate) fn differs_in_streaming(&self, other: &Self) -> bool {
         self.0[0] ^ other.0[0] == Self::STREAMED && self.0[1] == other.0[1]
     }
 
-    /// The bit of the rule of a request whose body is streamed. The sources take seven of the sixteen numbers
-    /// that the first four bits of a rule have.
+    /// The bit in the rule that marks a request whose body is streamed. The sources use seven of
+    /// the sixteen numbers that fit into the first four bits of a rule.
     const STREAMED: u8 = 0x80;
 
     pub(crate) fn is_streamed(&self) -> bool {
         self.0[0] & Self::STREAMED != 0
     }
 
-    /// Of a rule and the digest of what it covers.
+    /// Creates a fingerprint from a rule and the digest of the parts that the rule covers.
     fn new(rule: [u8; Self::RULE], digest: &[u8; 32]) -> Self {
         let mut bytes = [0; Self::LEN];
         bytes[..Self::RULE].copy_from_slice(&rule);
@@ -102,8 +106,8 @@ impl Fingerprint {
 
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A digest of a short body could be found by trying; a few bytes are enough to compare by
-        // eye.
+        // Guesses of a short body could be tested against its whole digest. A few bytes are enough
+        // to compare by eye.
         let [source, rule, first, second, ..] = self.0;
         write!(f, "Fingerprint({source:02x}{rule:02x}:{first:02x}{second:02x}..)")
     }

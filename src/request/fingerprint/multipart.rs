@@ -1,5 +1,5 @@
-//! The parts of a `multipart/form-data` body (RFC 7578), which clients put between other boundaries
-//! with every attempt.
+//! The parts of a `multipart/form-data` body (RFC 7578). Clients separate them with a new boundary
+//! for every attempt.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -16,25 +16,26 @@ use crate::digest::Digest;
 use crate::request::content::{content_type, is_encoded};
 use crate::request::json::Pointer;
 
-/// A body of more parts counts by its bytes: it is not a form that somebody filled in.
+/// The maximum number of parts. A body with more parts is compared by its bytes, because it is not
+/// a form that somebody filled in.
 pub(super) const MAX_PARTS: usize = 10_000;
 pub(super) const CONTENT_TRANSFER_ENCODING: &str = "content-transfer-encoding";
-/// RFC 2046, section 5.1.1.
+/// The maximum length of a boundary (RFC 2046, section 5.1.1).
 const MAX_BOUNDARY: usize = 70;
 
-// The tags of the fields; part of what stored fingerprints mean, so never to be changed.
+// The tags of the fields. Stored fingerprints depend on these values, so they must never change.
 const DISPOSITION: u8 = 1;
 const TYPE: u8 = 2;
 const TRANSFER_ENCODING: u8 = 3;
 const CONTENT: u8 = 4;
 
-/// A digest of the parts in their order: `Content-Disposition` (which has the name and the file
-/// name), `Content-Type`, `Content-Transfer-Encoding` and content of each. Parts whose name is in
-/// `without` are left out.
+/// Returns a digest of the parts, in order. For each part, the digest covers `Content-Disposition`
+/// (which has the name and the file name), `Content-Type`, `Content-Transfer-Encoding` and the
+/// content. Parts whose name is in `without` are left out.
 ///
-/// `None` if the body is not `multipart/form-data`, or is malformed.
+/// Returns `None` if the body is not `multipart/form-data`, or is malformed.
 pub(super) fn digest_of(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) -> Option<[u8; 32]> {
-    // The first byte tells nearly every other body apart.
+    // The first byte rules out nearly every other body.
     match body.starts_with(b"--") {
         true => digest_of_form(headers, body, without),
         false => None,
@@ -45,14 +46,15 @@ pub(super) fn digest_of(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) 
 fn digest_of_form(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) -> Option<[u8; 32]> {
     let boundary = boundary_of(headers)?;
     let reading = pin!(read(body, &boundary, without));
-    // The body is in memory, so that nothing is waited for.
+    // The body is in memory, so the future never has to wait.
     match reading.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(digest) => digest,
         Poll::Pending => None,
     }
 }
 
-/// The boundary between the parts of a form. `None` if the body is not a form, or is encoded.
+/// Returns the boundary between the parts of a form, or `None` if the body is not a form or is
+/// encoded.
 pub(super) fn boundary_of(headers: &HeaderMap) -> Option<String> {
     if is_encoded(headers) {
         return None;
@@ -95,19 +97,19 @@ async fn read(body: &Bytes, boundary: &str, without: &[Pointer]) -> Option<[u8; 
     is_end(rest, boundary).then(|| digest.finish())
 }
 
-/// The whole content, which comes in one piece since the body does.
+/// Returns the whole content, which arrives in one piece because the body does.
 async fn content_of(part: &mut Field<'_>) -> Option<Bytes> {
     let content = part.chunk().await.ok()?.unwrap_or_default();
     part.chunk().await.ok()?.is_none().then_some(content)
 }
 
-/// What follows a part in the body. `None` if the parser has passed over something: what it does
-/// not show would not count.
+/// Returns the rest of the body after a part, or `None` if the parser has skipped something. The
+/// digest would not cover text that the parser skips.
 fn after_part<'b>(rest: &'b [u8], boundary: &str, headers: &HeaderMap, content: &[u8]) -> Option<&'b [u8]> {
     let rest = rest.strip_prefix(b"--")?.strip_prefix(boundary.as_bytes())?;
     let rest = rest.strip_prefix(b"\r\n")?;
     let end = rest.windows(4).position(|four| four == b"\r\n\r\n")?;
-    // Of a header that appears twice, the parser shows the last one.
+    // If a header appears twice, the parser shows only its last line.
     if rest[..end].split(|byte| *byte == b'\n').count() != headers.len() {
         return None;
     }
@@ -121,8 +123,8 @@ fn is_end(rest: &[u8], boundary: &str) -> bool {
     matches!(end, Some(b"--" | b"--\r\n"))
 }
 
-/// The name in a `Content-Disposition`, if it is where every client puts it. A part whose name is
-/// elsewhere counts.
+/// Returns the name in a `Content-Disposition`, if the name is where every client puts it. A part
+/// whose name is elsewhere is not left out.
 pub(super) fn name_in(disposition: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(disposition).ok()?;
     let text = text.trim_start().strip_prefix("form-data")?.trim_start();
@@ -152,7 +154,7 @@ mod tests {
         digest_of(&headers, &Bytes::copy_from_slice(body.as_bytes()), &without)
     }
 
-    /// A well-formed body of parts, each its header lines and its content.
+    /// Returns a well-formed body. Each part is a pair of its header lines and its content.
     fn form(boundary: &str, parts: &[(&[&str], &str)]) -> String {
         let mut body = String::new();
         for (lines, content) in parts {
@@ -173,7 +175,7 @@ mod tests {
             let quoted = format!("\"{boundary}\"");
             assert_eq!(digest(&quoted, &form(boundary, parts)), Some(first), "{boundary}");
         }
-        // Spellings of headers, and those that do not count.
+        // Other spellings of headers, and headers that are not covered.
         let name = NAME.replace("Content-Disposition: ", "content-disposition:");
         let other: &[(&[&str], &str)] = &[
             (&[&name, "Content-Length: 1"], "1"),
@@ -210,7 +212,7 @@ mod tests {
             .iter()
             .filter_map(|parts| digest("b", &form("b", parts)))
             .collect();
-        // A form without a part has no boundary line to begin with, but for the last.
+        // A form without parts has only the last boundary line.
         assert_eq!(digests.len(), forms.len());
         let distinct: std::collections::HashSet<_> = digests.iter().collect();
         assert_eq!(distinct.len(), digests.len());
@@ -278,7 +280,7 @@ mod tests {
         ] {
             assert_eq!(digest_without("b", &form("b", parts), &["/csrf", "/x/y"]), expected);
         }
-        // Names that only resemble it count.
+        // Parts with names that only resemble it are not left out.
         for name in ["csrf2", "CSRF", "csr", "\\\"csrf"] {
             let line = format!(r#"Content-Disposition: form-data; name="{name}""#);
             let body = form("b", &[(&[&line], "x"), (&[NAME], "1")]);
@@ -296,7 +298,7 @@ mod tests {
         assert_eq!(digest("b", &parts(MAX_PARTS + 1)), None);
         let huge = format!("X: {}", "y".repeat(1_000_000));
         assert!(digest("b", &form("b", &[(&[NAME, &huge], "1")])).is_some());
-        // What looks like the beginning of a delimiter, over and over, and never ends.
+        // Patterns that look like the beginning of a delimiter, repeated without an end.
         for pattern in [
             "--b",
             "\r\n--b",

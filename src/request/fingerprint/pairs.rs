@@ -1,5 +1,5 @@
-//! The fields of an `application/x-www-form-urlencoded` body that is streamed (WHATWG URL, section 5): read as
-//! they come, and not kept.
+//! The fields of a streamed `application/x-www-form-urlencoded` body (WHATWG URL, section 5). They
+//! are read as they arrive, and are not kept.
 
 use std::sync::Arc;
 
@@ -7,20 +7,21 @@ use super::form::name_of;
 use crate::digest::StreamDigest;
 use crate::request::json::Pointer;
 
-/// Digests the fields in their order, each by its bytes, without those whose name is in `without`.
+/// Digests the bytes of the fields, in order. Fields whose name is in `without` are left out.
 pub(super) struct Pairs {
     digest: StreamDigest,
     without: Arc<[Pointer]>,
-    /// A longer name, as it is sent, is never one of those that are left out.
+    /// The length of the longest encoded name that can be left out. A field with a longer name is
+    /// always covered.
     longest: usize,
     at: At,
 }
 
-/// What is read now.
+/// The position of the reader in a field.
 enum At {
-    /// The name of a field, so far.
+    /// In the name of a field. The bytes are the name read so far.
     Name(Vec<u8>),
-    /// A field that counts.
+    /// In a field that is covered.
     Counts,
     LeftOut,
 }
@@ -28,7 +29,7 @@ enum At {
 impl Pairs {
     pub(super) fn new(without: &Arc<[Pointer]>) -> Self {
         let names = without.iter().flat_map(|pointer| pointer.tokens());
-        // Encoded, a byte takes three at most.
+        // An encoded byte takes at most three bytes.
         let longest = 3 * names.map(|name| name.len()).max().unwrap_or_default();
         Self {
             digest: StreamDigest::new(),
@@ -90,7 +91,7 @@ impl Pairs {
         }
     }
 
-    /// An ampersand is in no field, so that it separates them.
+    /// Ends a field with an ampersand. No field contains an ampersand, so it separates the fields.
     fn end_pair(&mut self) {
         if matches!(self.at, At::Counts) {
             self.digest.update(b"&");

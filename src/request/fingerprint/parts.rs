@@ -1,4 +1,5 @@
-//! The parts of a `multipart/form-data` body that is streamed (RFC 7578): read as they come, and not kept.
+//! The parts of a streamed `multipart/form-data` body (RFC 7578). They are read as they arrive, and
+//! are not kept.
 
 use std::sync::Arc;
 
@@ -10,52 +11,53 @@ use super::multipart::{CONTENT_TRANSFER_ENCODING, MAX_PARTS, boundary_of, name_i
 use crate::digest::StreamDigest;
 use crate::request::json::Pointer;
 
-/// No client of a form sends a part with longer headers.
+/// The maximum size of a part's headers. No client sends a form with longer headers.
 const MAX_HEADERS: usize = 16 * 1024;
-/// As many as the parser of buffered forms reads.
+/// The maximum number of header lines. It is the same as in the parser of buffered forms.
 const MAX_HEADER_LINES: usize = 32;
 const END_OF_HEADERS: &[u8] = b"\r\n\r\n";
 
-// The tags of the fields; part of what stored records mean, so never to be changed.
+// The tags of the fields. Stored records depend on these values, so they must never change.
 const DISPOSITION: u8 = 1;
 const TYPE: u8 = 2;
 const TRANSFER_ENCODING: u8 = 3;
 const CONTENT: u8 = 4;
 
-/// Digests the parts in their order, without the boundary: of each the headers that name and
-/// describe it, and its content. Parts whose name is in `without` are left out.
+/// Digests the parts in order, without the boundary. For each part, the digest covers the content
+/// and the headers that name and describe the part. Parts whose name is in `without` are left out.
 ///
-/// It is strict: a body of which anything would not count is malformed.
+/// The reader is strict: a body is malformed if any of it would have to be skipped.
 pub(super) struct Parts {
     digest: StreamDigest,
-    /// A line break, two hyphens and the boundary. A carriage return is only at its front.
+    /// A line break, two hyphens and the boundary. The only carriage return is at the front.
     delimiter: Finder<'static>,
     without: Arc<[Pointer]>,
     at: At,
     parts: usize,
-    /// How much content of the current part was digested. `None`: it is left out.
+    /// The number of content bytes of the current part that were digested. `None` if the part is
+    /// left out.
     content: Option<u64>,
 }
 
-/// What is read now.
+/// The position of the reader in the body.
 enum At {
-    /// The first delimiter, of which so much was there.
+    /// In the first delimiter, of which `matched` bytes have been read.
     Opening {
         matched: usize,
     },
-    /// The content of a part. Its last bytes were so much of a delimiter.
+    /// In the content of a part. The last `matched` bytes may be the beginning of a delimiter.
     Content {
         matched: usize,
     },
-    /// What follows a delimiter: a line break, or the two hyphens of the last one.
+    /// After a delimiter. Next is a line break, or the two hyphens after the last delimiter.
     AfterDelimiter {
         first: Option<u8>,
     },
-    /// The headers of a part, so far.
+    /// In the headers of a part. `block` contains the headers read so far.
     Headers {
         block: Vec<u8>,
     },
-    /// What follows the last delimiter: nothing, or this much of a line break.
+    /// After the last delimiter, and after `matched` bytes of a line break.
     End {
         matched: usize,
     },
@@ -63,7 +65,7 @@ enum At {
 }
 
 impl Parts {
-    /// `None` if the headers name no boundary, or say that the body has no parts.
+    /// Returns `None` if the headers name no boundary, or say that the body has no parts.
     pub(super) fn of(headers: &HeaderMap, without: &Arc<[Pointer]>) -> Option<Self> {
         let boundary = boundary_of(headers)?;
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
@@ -84,7 +86,7 @@ impl Parts {
         }
     }
 
-    /// The digest, if the body was well-formed to its end.
+    /// Returns the digest, if the body was well-formed to its end.
     pub(super) fn finish(self) -> Option<[u8; 32]> {
         match self.at {
             At::End { matched: 0 | 2 } => Some(self.digest.finish()),
@@ -171,13 +173,13 @@ impl Parts {
         rest
     }
 
-    /// The headers of a part, whole. `None` if they are malformed.
+    /// Reads the complete headers of a part. Returns `None` if they are malformed.
     fn headers_are(&mut self, block: &[u8]) -> Option<()> {
         let mut lines = [httparse::EMPTY_HEADER; MAX_HEADER_LINES];
         let Ok(httparse::Status::Complete((length, headers))) = httparse::parse_headers(block, &mut lines) else {
             return None;
         };
-        // The parser takes a bare line feed for the end of a line.
+        // The parser accepts a bare line feed as the end of a line.
         let line_feeds = memchr::memchr_iter(b'\n', block).count();
         let line_breaks = memmem::find_iter(block, b"\r\n").count();
         if length != block.len() || line_feeds != headers.len() + 1 || line_breaks != line_feeds {
@@ -213,7 +215,7 @@ impl Parts {
         Some(())
     }
 
-    /// Reads content up to the next delimiter, or to what may be one.
+    /// Reads content up to the next delimiter, or up to the possible beginning of a delimiter.
     fn read_content<'d>(&mut self, data: &'d [u8]) -> &'d [u8] {
         if let Some(at) = self.delimiter.find(data) {
             let length = self.delimiter.needle().len();
@@ -234,7 +236,7 @@ impl Parts {
         &[]
     }
 
-    /// Goes on with what may be a delimiter.
+    /// Continues with a possible delimiter.
     fn read_delimiter<'d>(&mut self, matched: usize, data: &'d [u8]) -> &'d [u8] {
         let missing = &self.delimiter.needle()[matched..];
         let common = common_prefix(missing, data);
@@ -247,7 +249,8 @@ impl Parts {
             };
             &[]
         } else {
-            // It was content. None of it begins another delimiter, which would begin with a carriage return.
+            // The bytes were content. No other delimiter begins in them, because it would begin
+            // with a carriage return.
             if let Some(length) = &mut self.content {
                 *length += matched as u64;
                 self.digest.update(&self.delimiter.needle()[..matched]);
@@ -271,8 +274,9 @@ impl Parts {
         self.at = At::AfterDelimiter { first: None };
     }
 
-    /// Each field is followed by its tag and its length, which is not known before: read from the end, no
-    /// two lists of fields are the same bytes.
+    /// Writes the tag and the length of a field. They follow the field, because its length is not
+    /// known before. Read from the end, the bytes of two different lists of fields are never the
+    /// same.
     fn end_field(&mut self, tag: u8, length: u64) {
         self.digest.update(&[tag]);
         self.digest.update(&length.to_le_bytes());
@@ -283,7 +287,7 @@ fn common_prefix(one: &[u8], other: &[u8]) -> usize {
     one.iter().zip(other).take_while(|(one, other)| one == other).count()
 }
 
-/// Where in `data` the headers end of which `block` is the beginning.
+/// Returns the position in `data` where the headers end. Their beginning is in `block`.
 fn end_of_headers(block: &[u8], data: &[u8]) -> Option<usize> {
     let before = &block[block.len().saturating_sub(END_OF_HEADERS.len() - 1)..];
     let mut edge = [0; 2 * END_OF_HEADERS.len()];
@@ -311,7 +315,7 @@ mod tests {
         names.iter().map(|text| Pointer::parse("", text).unwrap()).collect()
     }
 
-    /// The digest of a body that comes in frames of that many bytes.
+    /// Returns the digest of a body that arrives in frames of `frames` bytes.
     fn digest(boundary: &str, body: &[u8], frames: usize, names: &[&str]) -> Option<[u8; 32]> {
         let mut parts = Parts::of(&headers(boundary), &without(names))?;
         body.chunks(frames).for_each(|frame| parts.data(frame));
@@ -321,7 +325,7 @@ mod tests {
     const NAME: &str = "Content-Disposition: form-data; name=\"a\"";
     const FILE: &str = "content-disposition:form-data; name=\"f\"; filename=\"x.png\"\r\nContent-Type: image/png";
 
-    /// Bodies that come close to each rule, and bodies that break it.
+    /// Bodies that come close to breaking each rule, and bodies that break it.
     fn bodies() -> Vec<String> {
         let part = |headers: &str, content: &str| format!("--b\r\n{headers}\r\n\r\n{content}\r\n");
         let one = part(NAME, "1");
@@ -389,7 +393,7 @@ mod tests {
         for body in bodies() {
             let buffered = multipart::digest_of(&headers("b"), &Bytes::from(body.clone()), &[]);
             let streamed = digest("b", body.as_bytes(), 3, &[]);
-            // The parser of buffered bodies takes a bare line feed for the end of a header.
+            // The parser of buffered bodies accepts a bare line feed as the end of a header.
             let is_lax = body.contains("\nX: y") && !body.contains("\r\nX: y");
             assert_eq!(streamed.is_some(), buffered.is_some() && !is_lax, "{body:.200}");
         }
@@ -442,7 +446,7 @@ mod tests {
         assert_eq!(distinct.len(), digests.len());
     }
 
-    /// Stores hold what it makes: it must stay what it is.
+    /// Stores keep these digests, so they must never change.
     #[test]
     fn golden_parts() {
         let golden = "93fcf960d8300d87c9725e39ea5dd127";

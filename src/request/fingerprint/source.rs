@@ -1,4 +1,4 @@
-//! What a fingerprint covers.
+//! The parts of a request that a fingerprint covers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,16 +14,18 @@ use crate::request::json::Pointer;
 pub(super) type HeadFn = dyn Fn(&Parts) -> Result<Vec<u8>, BoxError> + Send + Sync;
 pub(super) type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Vec<u8>, BoxError> + Send + Sync;
 
-/// What makes two requests with one key the same. The default is [`request`](Self::request).
+/// The parts of a request that must be equal for two requests with one key to be the same. The
+/// default is [`request`](Self::request).
 ///
-/// Headers never count: signatures and traces change with each attempt. A `multipart/form-data`
-/// body counts by its parts (name, file name, content type, content), not by its boundary, which
-/// clients make anew for each attempt. What cannot be read as its source needs it counts whole, by
-/// its bytes: nothing is taken as absent because it is malformed.
+/// Only a closure can cover headers, because signatures and traces change with each attempt. A
+/// `multipart/form-data` body is compared by its parts (name, file name, content type, content).
+/// Its boundary is not compared, because clients make a new boundary for each attempt. If a body
+/// cannot be read in the way that its source needs, the whole body is compared by its bytes. A
+/// malformed value is never treated as absent.
 ///
 /// After a deploy that changed the source, the stored fingerprints cannot be compared with those of
-/// new requests ([`Fingerprint::is_same_rule`]): a retry is replayed, and never reported as another
-/// request. Two closures count as one rule.
+/// new requests ([`Fingerprint::is_same_rule`]). A retry is then replayed, and never reported as
+/// another request. Two closures are treated as one rule.
 ///
 /// ```
 /// use tower_idempotency::FingerprintSource;
@@ -39,7 +41,7 @@ pub(super) type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Vec<u8>, BoxError> + S
 #[derive(Clone)]
 pub struct FingerprintSource {
     pub(super) covers: Covers,
-    /// What of the body does not count; sorted.
+    /// The fields of the body that are left out, sorted.
     pub(super) without: Result<Arc<[Pointer]>, ConfigError>,
     pub(super) rule: [u8; Fingerprint::RULE],
 }
@@ -62,28 +64,28 @@ impl Default for FingerprintSource {
 }
 
 impl FingerprintSource {
-    /// Method, path, query and body: the default. In a nested Axum router the path is the original
-    /// one, not the stripped one.
+    /// Covers the method, path, query and body. This is the default. In a nested Axum router, the
+    /// path is the original path, not the stripped path.
     #[must_use]
     pub fn request() -> Self {
         Self::new(Covers::Request)
     }
 
-    /// As [`request`](Self::request), with the body as canonical JSON: order of members, white
-    /// space and escapes do not count; `1` and `1.0` differ.
+    /// Like [`request`](Self::request), but compares the body as canonical JSON. The order of
+    /// members, white space and escapes are ignored. `1` and `1.0` differ.
     ///
-    /// A body without a canonical form (not JSON, text that is not Unicode, a member more than
-    /// once, nested deeper than 64) counts whole.
+    /// A body without a canonical form is compared as a whole: it is not JSON, has text that is not
+    /// Unicode, has a member more than once, or is nested deeper than 64 levels.
     #[must_use]
     pub fn canonical_json() -> Self {
         Self::new(Covers::CanonicalJson)
     }
 
-    /// As [`canonical_json`](Self::canonical_json), but of the body only the values at these JSON
-    /// pointers (RFC 6901) count.
+    /// Like [`canonical_json`](Self::canonical_json), but covers only the values in the body at
+    /// these JSON pointers (RFC 6901).
     ///
-    /// A body without a canonical form counts whole. A text that is not a JSON pointer, or no
-    /// pointer at all, is an error when the layer is built.
+    /// A body without a canonical form is compared as a whole. A text that is not a JSON pointer,
+    /// or an empty list, is an error when the layer is built.
     #[must_use]
     pub fn json_fields<I>(pointers: I) -> Self
     where
@@ -92,22 +94,23 @@ impl FingerprintSource {
     {
         let parsed = parse(
             pointers,
-            "json_fields needs at least one pointer; use none() to cover nothing",
+            "`json_fields` needs at least one JSON pointer; use `none()` to cover nothing",
         );
         Self::new(Covers::JsonFields(parsed.map(Into::into)))
     }
 
-    /// The body alone: the same key and body on another path is the same request.
+    /// Covers only the body. A request with the same key and body on another path is the same
+    /// request.
     #[must_use]
     pub fn body() -> Self {
         Self::new(Covers::Body)
     }
 
-    /// The bytes that the closure makes of the request's head; the body does not count.
+    /// Covers the bytes that the closure makes from the request's head. The body is not covered.
     ///
-    /// If it fails, the request counts as under [`request`](Self::request). The error is not
-    /// logged: it may quote the request. A panic goes on to the outer layers before anything is
-    /// claimed.
+    /// If the closure fails, the request is compared as with [`request`](Self::request). The error
+    /// is not logged, because it may quote the request. A panic propagates to the outer layers
+    /// before anything is claimed.
     ///
     /// ```
     /// use tower_idempotency::FingerprintSource;
@@ -127,11 +130,11 @@ impl FingerprintSource {
         Self::new(Covers::Head(Arc::new(cover)))
     }
 
-    /// The bytes that the closure makes of the head and the body.
+    /// Covers the bytes that the closure makes from the head and the body.
     ///
-    /// If it fails, the request counts as under [`request`](Self::request). The error is not
-    /// logged: it may quote the request. A panic goes on to the outer layers before anything is
-    /// claimed.
+    /// If the closure fails, the request is compared as with [`request`](Self::request). The error
+    /// is not logged, because it may quote the request. A panic propagates to the outer layers
+    /// before anything is claimed.
     ///
     /// ```
     /// use tower_idempotency::FingerprintSource;
@@ -155,29 +158,30 @@ impl FingerprintSource {
         Self::new(Covers::Closure(Arc::new(cover)))
     }
 
-    /// Nothing: the key alone counts, and `key-reused` is never answered. For webhooks, whose
-    /// sender may change a time stamp in the body of a later delivery.
+    /// Covers nothing. Only the key is compared, and the answer is never `key-reused`. Use this
+    /// source for webhooks, whose sender may change a timestamp in the body of a later delivery.
     #[must_use]
     pub fn none() -> Self {
         Self::new(Covers::Nothing)
     }
 
-    /// Leaves out fields of the body that do not count, such as a CSRF token or a time stamp. For
+    /// Leaves out fields of the body, such as a CSRF token or a timestamp. It works only with
     /// [`request`](Self::request) and [`canonical_json`](Self::canonical_json).
     ///
-    /// A field is a JSON pointer (RFC 6901), whatever the body is:
+    /// A field is named by a JSON pointer (RFC 6901), whatever the type of the body:
     ///
     /// | `Content-Type` | `/csrf` names | how the rest is compared |
     /// |---|---|---|
-    /// | JSON, a `+json` type, or none | the member `csrf`; `/items/0/at` an inner value | as canonical JSON |
-    /// | `application/x-www-form-urlencoded` | every field `csrf` | field by field, in order |
-    /// | `multipart/form-data` | every part `csrf` | part by part, in order |
+    /// | JSON, a `+json` type, or none | the member `csrf`; `/items/0/at` names an inner value | as canonical JSON |
+    /// | `application/x-www-form-urlencoded` | every field named `csrf` | field by field, in order |
+    /// | `multipart/form-data` | every part named `csrf` | part by part, in order |
     ///
-    /// [`canonical_json`](Self::canonical_json) reads JSON under any other type as well. Whether a
-    /// field is there does not count either. A pointer of several steps names nothing in a form.
-    /// Any other body, and one that cannot be read, counts whole.
+    /// [`canonical_json`](Self::canonical_json) also reads JSON under any other type. Whether a
+    /// field is present is ignored too. A pointer with several steps names nothing in a form. Any
+    /// other body, and any body that cannot be read, is compared as a whole.
     ///
-    /// No pointer, a text that is not one, or another source are errors when the layer is built.
+    /// An empty list, a text that is not a JSON pointer, or another source is an error when the
+    /// layer is built.
     ///
     /// ```
     /// use tower_idempotency::{FingerprintSource, IdempotencyLayer, MemoryStore};
@@ -195,10 +199,10 @@ impl FingerprintSource {
         I::Item: AsRef<str>,
     {
         let parsed = match self.covers {
-            Covers::Request | Covers::CanonicalJson => parse(fields, "without needs at least one field"),
+            Covers::Request | Covers::CanonicalJson => parse(fields, "`without` needs at least one field"),
             _ => Err(ConfigError::new(
                 "fingerprint",
-                "`without` works on `request()` and `canonical_json()`: the others name what counts",
+                "`without` works only with `request()` and `canonical_json()`; the other sources already define what they cover",
             )),
         };
         self.without = self.without.and_then(|before| {
@@ -260,9 +264,9 @@ impl fmt::Debug for FingerprintSource {
     }
 }
 
-/// The tag of a rule: four bits for the source, so that no two sources are confused, and twelve of
-/// a digest of its parameters. Part of what stored fingerprints mean: a source that comes to cover
-/// something else takes another domain, here and for the fingerprint.
+/// Returns the tag of a rule: four bits for the source, so that no two sources are confused, and
+/// twelve bits of a digest of its parameters. Stored fingerprints depend on this tag. If a source
+/// changes the parts that it covers, it needs another domain, here and for the fingerprint.
 fn rule(covers: &Covers, without: &Result<Arc<[Pointer]>, ConfigError>) -> [u8; Fingerprint::RULE] {
     let (source, counting) = match covers {
         Covers::Request => (1, None),

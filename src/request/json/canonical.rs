@@ -1,4 +1,4 @@
-//! One form for every spelling of the same JSON.
+//! A single form for all spellings of the same JSON.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -8,19 +8,22 @@ use smallvec::SmallVec;
 
 use super::Pointer;
 
-/// Deeper bodies have no canonical form: the writer below calls itself for each level.
+/// The maximum nesting depth. Deeper bodies have no canonical form, because the writer below calls
+/// itself for each level.
 const MAX_DEPTH: usize = 64;
 
-/// The same bytes for every spelling of the same JSON: no white space, members sorted by name,
-/// strings escaped one way; numbers as they are written. The values at `without` are left out.
+/// Returns the same bytes for every spelling of the same JSON. White space is removed, members are
+/// sorted by name, and strings are escaped in one way. Numbers stay as they are written. The values
+/// at the pointers in `without` are left out.
 ///
-/// `None` for what has no single canonical form: text that is not JSON, a string that is not
-/// Unicode, an object with a member more than once, nesting deeper than [`MAX_DEPTH`].
+/// Returns `None` if a body has no single canonical form: it is not JSON, has a string that is not
+/// Unicode, has an object with a member more than once, or is nested deeper than [`MAX_DEPTH`].
 ///
-/// Each byte is read twice, once to check the grammar and once to write it, and is moved at most
-/// once more, however deep it is.
+/// Each byte is read twice, once to check the grammar and once to write it. It is moved at most
+/// once more, however deeply it is nested.
 pub(crate) fn canonical(body: &[u8], without: &[Pointer]) -> Option<Vec<u8>> {
-    // This checks the grammar and UTF-8, without recursion. What follows reads a text that is JSON.
+    // This checks the grammar and UTF-8 without recursion. The code below reads a text that is
+    // JSON.
     let raw: &RawValue = serde_json::from_slice(body).ok()?;
     work::done(body.len());
     let mut writer = Writer {
@@ -36,34 +39,34 @@ pub(crate) fn canonical(body: &[u8], without: &[Pointer]) -> Option<Vec<u8>> {
     Some(writer.finish())
 }
 
-/// What is left of each pointer on the way to a value.
+/// The remaining tokens of each pointer on the path to a value.
 type Ways<'p> = SmallVec<[&'p [String]; 4]>;
 
-/// Writes every member where it was found, and notes the order in which it belongs. The bytes are
-/// put in order at the end, all at once: sorting each object by itself would move a byte once for
-/// each object that it is in.
+/// Writes every member where it was found, and records its place in the sorted order. All bytes are
+/// put in order at the end, in one step. Sorting each object separately would move a byte once for
+/// each object that contains it.
 struct Writer<'a> {
     text: &'a str,
     at: usize,
     out: Vec<u8>,
     /// The members of the objects that are not closed yet.
     open: Vec<Member<'a>>,
-    /// Where in `out` the members of the unsorted objects are, in the order of their names.
+    /// The ranges of the unsorted objects' members in `out`, in the order of the members' names.
     sorted: Vec<Range<usize>>,
     unsorted: Vec<Unsorted>,
 }
 
 struct Member<'a> {
     name: Cow<'a, str>,
-    /// Where in `out` name and value are. Nowhere, if it was left out.
+    /// The range of the name and the value in `out`. It is empty if the member was left out.
     range: Range<usize>,
 }
 
 /// An object whose members were not written in the order of their names.
 struct Unsorted {
-    /// Where in `out` it is, braces included.
+    /// The range of the object in `out`, including the braces.
     range: Range<usize>,
-    /// Which of `sorted` are its members.
+    /// The range of the object's members in `sorted`.
     members: Range<usize>,
 }
 
@@ -172,7 +175,7 @@ impl<'a> Writer<'a> {
         Some(())
     }
 
-    /// The next byte that is not white space.
+    /// Skips white space, and returns the next byte.
     fn next(&mut self) -> Option<u8> {
         let rest = &self.text.as_bytes()[self.at..];
         let space = rest
@@ -183,7 +186,8 @@ impl<'a> Writer<'a> {
         rest.get(space).copied()
     }
 
-    /// Whether something is in the object or array that opens here. If not, it is closed as well.
+    /// Returns whether the object or array that opens here has any content. If not, its end is read
+    /// as well.
     fn opens(&mut self, close: u8) -> bool {
         self.step(1);
         let empty = self.next() == Some(close);
@@ -193,14 +197,14 @@ impl<'a> Writer<'a> {
         !empty
     }
 
-    /// Whether a comma follows. If not, the object or array is closed.
+    /// Returns whether a comma follows. If not, the object or array is closed.
     fn goes_on(&mut self) -> Option<bool> {
         let byte = self.next()?;
         self.step(1);
         Some(byte == b',')
     }
 
-    /// The string at this place with its quotes, and whether it has escapes.
+    /// Reads the string at this position. Returns it with its quotes, and whether it has escapes.
     fn string(&mut self) -> Option<(&'a str, bool)> {
         let rest = &self.text[self.at..];
         let bytes = rest.as_bytes();
@@ -219,7 +223,7 @@ impl<'a> Writer<'a> {
         Some((&rest[..=end], escaped))
     }
 
-    /// Writes a string, and gives its text. `None` if its escapes are not Unicode.
+    /// Writes a string, and returns its text, or `None` if its escapes are not Unicode.
     fn write_string(&mut self, raw: &'a str, escaped: bool) -> Option<Cow<'a, str>> {
         if !escaped {
             self.write(raw.as_bytes());
@@ -245,7 +249,7 @@ impl<'a> Writer<'a> {
         if self.unsorted.is_empty() {
             return self.out;
         }
-        // An object is noted when it closes, after those inside it.
+        // An object is recorded when it closes, after the objects inside it.
         self.unsorted.sort_unstable_by_key(|object| object.range.start);
         let mut ordered = Vec::with_capacity(self.out.len());
         self.put_in_order(0..self.out.len(), &mut ordered);
@@ -279,7 +283,8 @@ fn copy(bytes: &[u8], ordered: &mut Vec<u8>) {
     work::done(bytes.len());
 }
 
-/// How many bytes were read, written or moved: what the tests compare instead of times.
+/// Counts the bytes that were read, written or moved. The tests compare this count instead of
+/// times.
 mod work {
     #[cfg(test)]
     std::thread_local! {
@@ -328,7 +333,7 @@ mod tests {
         assert_eq!(canon("{"), None);
     }
 
-    /// The form is a part of what stored fingerprints mean.
+    /// Stored fingerprints depend on this form.
     #[test]
     fn golden_canonical_forms() {
         for (text, expected) in [
@@ -375,7 +380,7 @@ mod tests {
             assert_eq!(canon(text), None, "{text}");
         }
         assert_eq!(canonical(b"\"\xff\"", &[]), None);
-        // What is left out must be readable as well.
+        // A value that is left out must be readable as well.
         assert_eq!(canon_without(&["/a"], r#"{"a":"\ud800"}"#), None);
         assert_eq!(canon_without(&["/a"], r#"{"a":1,"a":2}"#), None);
     }
@@ -419,7 +424,8 @@ mod tests {
         assert!(canonical(nested(100_000).as_bytes(), &[]).is_none());
     }
 
-    /// 2 MB, 62 deep, in the worst order: each level has its members the wrong way round.
+    /// The body has 2 MB and 62 levels, in the worst order: at each level, the members are in the
+    /// wrong order.
     #[test]
     fn contract_5_4_a_nested_body_costs_as_much_as_a_flat_one() {
         const SIZE: usize = 2_000_000;
@@ -449,7 +455,7 @@ mod tests {
         );
     }
 
-    /// Against a model that sorts by building the value.
+    /// Compares the form with a model that sorts by building the value.
     #[test]
     fn the_form_agrees_with_a_parsed_value() {
         let mut random = fastrand::Rng::with_seed(7);

@@ -1,6 +1,7 @@
-//! What the layer reads of JSON bodies: the value at a pointer (RFC 6901), and a canonical form.
+//! Reads JSON bodies: the value at a pointer (RFC 6901), and a canonical form.
 //!
-//! Values are taken as raw text, never as `f64`, so that two long numbers do not become one.
+//! Values are read as raw text, never as `f64`, so that two different long numbers do not become
+//! equal.
 
 mod canonical;
 mod pointer;

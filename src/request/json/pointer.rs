@@ -28,24 +28,24 @@ impl Pointer {
             .ok_or_else(|| {
                 ConfigError::new(
                     option,
-                    format!("in the JSON pointer {text:?}, `~` must be followed by 0 or 1 (RFC 6901)"),
+                    format!("in the JSON pointer {text:?}, each `~` must be followed by `0` or `1` (RFC 6901)"),
                 )
             })?;
         Ok(Self { tokens })
     }
 
-    /// The name or index at each step of the way.
+    /// Returns the name or index at each step of the path.
     pub(crate) fn tokens(&self) -> &[String] {
         &self.tokens
     }
 
-    /// Whether it is the name of a field: of a form, which has no nesting.
+    /// Returns whether this pointer is the given name of a form field. Forms have no nesting.
     pub(crate) fn is_name(&self, name: &str) -> bool {
         matches!(&self.tokens[..], [token] if token == name)
     }
 
-    /// The index that a token names in an array. RFC 6901, section 4: no leading zeros; `-` is the
-    /// element after the last, which is not there.
+    /// Returns the index that a token names in an array. According to RFC 6901, section 4, an index
+    /// has no leading zeros, and `-` is the element after the last element, which does not exist.
     pub(super) fn index(token: &str) -> Option<usize> {
         if token.starts_with(['0', '+']) && token != "0" {
             return None;
@@ -53,7 +53,7 @@ impl Pointer {
         token.parse().ok()
     }
 
-    /// The raw text of the value at this pointer; `None` if there is nothing.
+    /// Returns the raw text of the value at this pointer, or `None` if there is no value.
     pub(crate) fn find<'a>(&self, body: &'a [u8]) -> Result<Option<&'a RawValue>, Unreadable> {
         let mut ambiguous = false;
         let mut parser = serde_json::Deserializer::from_slice(body);
@@ -66,13 +66,14 @@ impl Pointer {
         match found {
             _ if ambiguous => Err(Unreadable::Ambiguous),
             Ok(found) => Ok(found),
-            // The parser's messages name a place and never what is there.
+            // The parser's messages name a position, but never quote the text at that position.
             Err(error) => Err(Unreadable::NotJson(error.to_string())),
         }
     }
 }
 
-/// `~1` is `/` and `~0` is `~`; anything else after `~` is not a pointer.
+/// Replaces `~1` with `/` and `~0` with `~`. With anything else after `~`, the text is not a
+/// pointer.
 fn unescape(token: &str) -> Option<String> {
     let mut plain = String::with_capacity(token.len());
     let mut rest = token.chars();
@@ -89,19 +90,20 @@ fn unescape(token: &str) -> Option<String> {
     Some(plain)
 }
 
-/// Why it cannot be said what is at a pointer. The text is for the API client's developer.
+/// The reason why the value at a pointer cannot be determined. The text is for the API client's
+/// developer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// A member on the way to the value is in its object more than once.
+    /// A member on the path to the value is in its object more than once.
     Ambiguous,
-    /// The text is not JSON as far as it had to be read; the parser says why.
+    /// The part of the text that had to be read is not JSON. The parser says why.
     NotJson(String),
 }
 
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ambiguous => f.write_str("the body has the key's member more than once; send it once"),
+            Self::Ambiguous => f.write_str("a JSON member on the path to the key appears more than once; send it once"),
             Self::NotJson(reason) => write!(
                 f,
                 "the key in the body cannot be read because the body is not JSON: {reason}"
@@ -110,7 +112,7 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// Walks to the value without building what lies beside the way.
+/// Walks to the value without building any value that is not on the path.
 struct Seek<'p> {
     tokens: &'p [String],
     ambiguous: &'p mut bool,

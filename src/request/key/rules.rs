@@ -1,4 +1,4 @@
-//! The key of a request: found where the source says, and checked by the rules.
+//! Finds a request's key in its source, and checks the key against the rules.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ use crate::request::content::is_encoded;
 use crate::request::json::Pointer;
 use crate::request::lines::lines;
 
-/// The source with the rules that its keys obey.
+/// The source of the keys, with the rules that the keys must obey.
 #[derive(Debug, Clone)]
 pub(crate) struct KeyRules {
     pub(crate) source: KeySource,
@@ -24,22 +24,25 @@ pub(crate) struct KeyRules {
 impl KeyRules {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         if self.max_length == 0 {
-            return Err(ConfigError::new("max_key_length", "0 would refuse every key"));
+            return Err(ConfigError::new(
+                "max_key_length",
+                "0 would refuse every key; use at least 1",
+            ));
         }
         match &self.source.0 {
             Source::Headers(Err(error)) | Source::Pointers(Err(error)) => Err(error.clone()),
             Source::Pointers(Ok(pointers)) if pointers.len() > 1 && self.format == KeyFormat::Uuid => {
                 Err(ConfigError::new(
                     "key_format",
-                    "a key that is joined from several JSON pointers is never a UUID",
+                    "a key joined from the values at several JSON pointers is never a UUID",
                 ))
             }
             _ => Ok(()),
         }
     }
 
-    /// The key in the headers, if the source looks there. A key that is present but invalid is an
-    /// error, an empty one too.
+    /// Returns the key in the headers, if the source is a header. A key that is present but invalid
+    /// is an error. An empty key is invalid too.
     pub(crate) fn in_headers<'h>(&self, headers: &'h HeaderMap) -> Result<Option<Cow<'h, str>>, InvalidKey> {
         let Source::Headers(Ok(names)) = &self.source.0 else {
             return Ok(None);
@@ -57,7 +60,7 @@ impl KeyRules {
         Ok(None)
     }
 
-    /// The key that a closure finds in the head, if that is the source.
+    /// Returns the key that a closure finds in the head, if the source is such a closure.
     pub(crate) fn in_head(&self, parts: &Parts) -> Result<Option<Cow<'static, str>>, InvalidKey> {
         match &self.source.0 {
             Source::Head(find) => self.of_closure(find(parts)?),
@@ -65,7 +68,7 @@ impl KeyRules {
         }
     }
 
-    /// The key in the buffered request, if the source needs the body.
+    /// Returns the key in the buffered request, if the source needs the body.
     pub(crate) fn in_body(&self, parts: &Parts, body: &Bytes) -> Result<Option<Cow<'static, str>>, InvalidKey> {
         match &self.source.0 {
             Source::Headers(_) | Source::Head(_) | Source::Pointers(Err(_)) => Ok(None),
@@ -84,9 +87,9 @@ impl KeyRules {
         }
     }
 
-    /// The key that a text names: what a client sent, or what
-    /// [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str) says. Where keys are in headers, a
-    /// text that begins with a quotation mark is quoted.
+    /// Returns the key that a text names. The text is either the value that a client sent, or the
+    /// result of [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str). If keys are in headers,
+    /// a text that begins with a quotation mark is taken as quoted.
     pub(crate) fn of_text<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, InvalidKey> {
         let key = match &self.source.0 {
             Source::Headers(_) if text.starts_with('"') => unquote(text.as_bytes())?,
@@ -105,8 +108,8 @@ impl KeyRules {
     fn at_pointers(&self, pointers: &[Pointer], body: &[u8]) -> Result<Option<Cow<'static, str>>, InvalidKey> {
         let mut values = Vec::with_capacity(pointers.len());
         for pointer in pointers {
-            // What cannot be read is refused even if another value is missing: a missing key lets
-            // the request pass.
+            // An unreadable value is refused even if another value is missing, because a missing
+            // key lets the request pass.
             let value = pointer.find(body).map_err(|why| InvalidKey::new(why.to_string()))?;
             if let Some(value) = value {
                 let value = text_of(value.get())?;
@@ -128,29 +131,31 @@ impl KeyRules {
         }
         if self.format == KeyFormat::Structured {
             return Err(InvalidKey::new(
-                "the key must be a quoted structured-field String (RFC 9651, section 3.3.3), as in \"8e03978e-40d5-43dd-bc93-6894a57f9324\"",
+                "the key must be a quoted structured-field String (RFC 9651, section 3.3.3), such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\"",
             ));
         }
         match std::str::from_utf8(bytes) {
             Ok(text) if is_bare(bytes) => self.check(Cow::Borrowed(text)),
             _ if bytes.contains(&b',') => Err(InvalidKey::new(
-                "a bare key must not contain a comma; send one key, or quote it",
+                "a bare key must not contain a comma; send only one key, or quote the key",
             )),
             _ if bytes.contains(&b'"') => Err(InvalidKey::new(
-                "a bare key must not contain a quotation mark; quote and escape it",
+                "a bare key must not contain a quotation mark; quote the key and escape the mark",
             )),
             _ => Err(not_visible()),
         }
     }
 
-    /// Length and, if asked for, the form of a UUID; the characters are allowed ones.
+    /// Checks the length and, if required, the form of a UUID. The characters have already been
+    /// checked.
     fn check<'k>(&self, key: Cow<'k, str>) -> Result<Cow<'k, str>, InvalidKey> {
         check_length(&key, self.max_length)?;
         refuse_placeholder(&key)?;
         if self.format != KeyFormat::Uuid {
             return Ok(key);
         }
-        // `try_parse` takes three more spellings; the length leaves only the one with hyphens.
+        // `try_parse` accepts three more spellings. The length leaves only the spelling with
+        // hyphens.
         match uuid::Uuid::try_parse(&key) {
             Ok(_) if key.len() == uuid::fmt::Hyphenated::LENGTH => {
                 if key.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -160,15 +165,15 @@ impl KeyRules {
                 }
             }
             _ => Err(InvalidKey::new(
-                "the key must be a UUID (RFC 9562), as in 8e03978e-40d5-43dd-bc93-6894a57f9324",
+                "the key must be a UUID (RFC 9562), such as 8e03978e-40d5-43dd-bc93-6894a57f9324",
             )),
         }
     }
 }
 
-/// Whether a key of these bytes needs no quotes.
+/// Returns whether a key with these bytes needs no quotes.
 fn is_bare(bytes: &[u8]) -> bool {
-    // Each byte is looked at, so that the compiler looks at many at once.
+    // Every byte is checked, so that the compiler can check many bytes at once.
     bytes.iter().fold(true, |all, byte| {
         all & byte.is_ascii_graphic() & (*byte != b',') & (*byte != b'"')
     })
@@ -178,13 +183,13 @@ fn refuse_placeholder(key: &str) -> Result<(), InvalidKey> {
     if is_placeholder(key) {
         return Err(InvalidKey::new(
             "the key is a placeholder (such as `undefined`, `null`, an unfilled template, the nil UUID or the max UUID); \
-             send a key that is unique for the operation",
+             send a key that is unique to the operation",
         ));
     }
     Ok(())
 }
 
-/// A JSON value as a key: a string, or an integer by its digits.
+/// Returns a JSON value as a key: the text of a string, or the digits of an integer.
 fn text_of(raw: &str) -> Result<String, InvalidKey> {
     let integer = |raw: &str| {
         let digits = raw.strip_prefix('-').unwrap_or(raw);

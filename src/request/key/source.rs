@@ -1,4 +1,4 @@
-//! Where a request carries its key.
+//! The place where a request carries its key.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use crate::error::ConfigError;
 use crate::request::header_name;
 use crate::request::json::Pointer;
 
-/// The header of the draft, and the default.
+/// The header that the draft defines. It is also the default.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 pub(super) type HeadFn = dyn Fn(&Parts) -> Result<Option<String>, InvalidKey> + Send + Sync;
 pub(super) type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Option<String>, InvalidKey> + Send + Sync;
 
-/// Where a request carries its key. The default is the header `Idempotency-Key`.
+/// The place where a request carries its key. The default is the header `Idempotency-Key`.
 ///
 /// Every key has 1 to [`max_key_length`](crate::IdempotencyLayerBuilder::max_key_length) bytes of
-/// visible ASCII and spaces, wherever it comes from. Values that only a bug in a client can send
+/// visible ASCII and spaces, whatever its source. Values that can only come from a bug in a client
 /// are refused: `undefined`, `null`, `None`, `nil`, `NaN`, `[object Object]`, an unfilled template
-/// (`{{key}}`, `${key}`), the nil UUID and the max UUID. A key that breaks a rule is `400` problem
-/// `invalid-key`.
+/// (`{{key}}`, `${key}`), the nil UUID and the max UUID. A key that breaks a rule is refused with
+/// the `400` problem `invalid-key`.
 ///
 /// | the key is in | source | is the body read for it? |
 /// |---|---|---|
@@ -56,7 +56,7 @@ pub(super) enum Source {
     Body(Arc<BodyFn>),
 }
 
-/// The result of parsing it. An error is reported when the layer is built.
+/// The result of parsing a name or a pointer. An error is reported when the layer is built.
 pub(super) type Named<T> = Result<T, ConfigError>;
 
 impl Default for KeySource {
@@ -66,19 +66,20 @@ impl Default for KeySource {
 }
 
 impl KeySource {
-    /// The header of that name.
+    /// Takes the key from the header with this name.
     ///
-    /// A name that is not a header name (RFC 9110, section 5.1) is an error when the layer is
+    /// A name that is not a valid header name (RFC 9110, section 5.1) is an error when the layer is
     /// built.
     #[must_use]
     pub fn header(name: &str) -> Self {
         Self::headers([name])
     }
 
-    /// The first of these headers that the request has.
+    /// Takes the key from the first of these headers that the request has.
     ///
-    /// A header that is present and invalid is `400` problem `invalid-key`; the next one is not
-    /// tried. No name, or one that is not a header name, is an error when the layer is built.
+    /// If that header is invalid, the request is refused with the `400` problem `invalid-key`. The
+    /// next header is not tried. An empty list, or a name that is not a valid header name, is an
+    /// error when the layer is built.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
@@ -103,18 +104,22 @@ impl KeySource {
         )))
     }
 
-    /// The header `webhook-id` of [Standard Webhooks](https://www.standardwebhooks.com): the
-    /// event's id, the same at each delivery. Short for `header("webhook-id")`; see
+    /// Takes the key from the header `webhook-id` of [Standard
+    /// Webhooks](https://www.standardwebhooks.com). This is the event's id, which is the same for
+    /// each delivery.
+    ///
+    /// It is short for `header("webhook-id")`. See
     /// [`webhooks`](crate::IdempotencyLayerBuilder::webhooks).
     #[must_use]
     pub fn webhook_id() -> Self {
         Self::header("webhook-id")
     }
 
-    /// The key that the closure finds in the request's head. The body is not read. `None` is a missing key.
+    /// Takes the key that the closure finds in the request's head. The body is not read. `None`
+    /// means that the key is missing.
     ///
-    /// The text of the error is the `detail` of the `400` problem `invalid-key`. A panic of the
-    /// closure goes on to the outer layers before anything is claimed.
+    /// The error's text becomes the `detail` of the `400` problem `invalid-key`. A panic in the
+    /// closure propagates to the outer layers before anything is claimed.
     ///
     /// ```
     /// use tower_idempotency::{InvalidKey, KeySource};
@@ -137,23 +142,25 @@ impl KeySource {
         Self(Source::Head(Arc::new(find)))
     }
 
-    /// The string at a JSON pointer (RFC 6901) into the body, or the digits of an integer there.
+    /// Takes the string at a JSON pointer (RFC 6901) into the body, or the digits of an integer
+    /// there.
     ///
-    /// Every request of a guarded method is buffered to look for the key, up to
-    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). An empty body, or
-    /// nothing at the pointer, is a missing key. A body that cannot be read is `400` problem
-    /// `invalid-key`: it is not JSON, has a `Content-Encoding`, or has a member on the way more
-    /// than once. A text that is not a JSON pointer is an error when the layer is built.
+    /// Every request with a guarded method is buffered to look for the key, up to
+    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). If the body is
+    /// empty, or if there is nothing at the pointer, the key is missing. If the body cannot be
+    /// read, the request is refused with the `400` problem `invalid-key`: the body is not JSON, has
+    /// a `Content-Encoding`, or has a member on the path to the key more than once. A text that is
+    /// not a JSON pointer is an error when the layer is built.
     #[must_use]
     pub fn json_pointer(pointer: &str) -> Self {
         Self::json_pointers([pointer])
     }
 
-    /// The values at several JSON pointers, joined. For example an event's code *and* its reference.
+    /// Joins the values at several JSON pointers, for example an event's code *and* its reference.
     ///
-    /// Each value obeys the rules of [`json_pointer`](Self::json_pointer). All must be there,
-    /// otherwise the key is missing. The key is what [`join`](Self::join) makes of the values, in
-    /// the order of the pointers. No pointer at all is an error when the layer is built.
+    /// Each value must obey the rules of [`json_pointer`](Self::json_pointer). If any value is
+    /// missing, the key is missing. [`join`](Self::join) makes the key from the values, in the
+    /// order of the pointers. An empty list is an error when the layer is built.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
@@ -179,12 +186,13 @@ impl KeySource {
         )))
     }
 
-    /// The key that the closure finds in the head and the buffered body. `None` is a missing key.
+    /// Takes the key that the closure finds in the head and the buffered body. `None` means that
+    /// the key is missing.
     ///
-    /// Every request of a guarded method is buffered for it, up to
-    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body);
-    /// [`from_head`](Self::from_head) buffers nothing. The text of the error is the `detail` of the
-    /// `400` problem `invalid-key`. A panic of the closure goes on to the outer layers before
+    /// Every request with a guarded method is buffered for the closure, up to
+    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body).
+    /// [`from_head`](Self::from_head) buffers nothing. The error's text becomes the `detail` of the
+    /// `400` problem `invalid-key`. A panic in the closure propagates to the outer layers before
     /// anything is claimed.
     ///
     /// ```
@@ -204,10 +212,11 @@ impl KeySource {
         Self(Source::Body(Arc::new(find)))
     }
 
-    /// Joins several values into one key, each with its length before it. A single value stays as it is.
+    /// Joins several values into one key, each prefixed with its length. A single value stays
+    /// unchanged.
     ///
-    /// No two different lists give the same key. [`json_pointers`](Self::json_pointers) joins in
-    /// this way; use it in your own closures and with
+    /// No two different lists give the same key. [`json_pointers`](Self::json_pointers) joins
+    /// values in this way. Use this function in your own closures and with
     /// [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot).
     ///
     /// ```
@@ -235,12 +244,12 @@ impl KeySource {
         key
     }
 
-    /// Whether a closure over the head finds the key.
+    /// Returns whether a closure over the head finds the key.
     pub(crate) fn is_of_head(&self) -> bool {
         matches!(self.0, Source::Head(_))
     }
 
-    /// Whether the key can be told only from the buffered body.
+    /// Returns whether the key can be found only in the buffered body.
     pub(crate) fn needs_body(&self) -> bool {
         matches!(self.0, Source::Pointers(_) | Source::Body(_))
     }

@@ -1,4 +1,4 @@
-//! Which texts are keys, and how a header spells one.
+//! The texts that are valid keys, and how a header represents them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,27 +7,27 @@ use std::fmt;
 use http::HeaderValue;
 use smallvec::SmallVec;
 
-/// Which forms of a key in a header are accepted.
+/// The forms of a key that are accepted in a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum KeyFormat {
-    /// The quoted form of the draft and the bare form that SDKs send; both name the same key.
+    /// The quoted form of the draft and the bare form that SDKs send. Both name the same key.
     #[default]
     Any,
-    /// Only a structured-field String (RFC 9651, section 3.3.3), as the draft's section 2.1
-    /// demands.
+    /// Only a structured-field String (RFC 9651, section 3.3.3), as section 2.1 of the draft
+    /// requires.
     Structured,
-    /// Only UUIDs in the form of RFC 9562, section 4, bare or quoted, of any version. The case of
-    /// the digits does not count.
+    /// Only UUIDs of any version in the form of RFC 9562, section 4, bare or quoted. The case of
+    /// the digits is ignored.
     Uuid,
 }
 
-/// Why a key is refused. The text is the `detail` of the problem, and never contains the key.
+/// The reason why a key is refused. The text is the problem's `detail`, and never contains the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidKey(Cow<'static, str>);
 
 impl InvalidKey {
-    /// `reason` is sent to the client as the problem's `detail`.
+    /// Creates an error with this reason. It is sent to the client as the problem's `detail`.
     #[must_use]
     pub fn new(reason: impl Into<Cow<'static, str>>) -> Self {
         Self(reason.into())
@@ -46,7 +46,7 @@ impl fmt::Display for InvalidKey {
 
 impl std::error::Error for InvalidKey {}
 
-/// A key that was found valid. One of ordinary length, such as a UUID, takes no allocation.
+/// A key that was found to be valid. A key of ordinary length, such as a UUID, needs no allocation.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct KeyText(SmallVec<[u8; 40]>);
 
@@ -62,12 +62,12 @@ impl KeyText {
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        // It was made from a `str`.
+        // The bytes were made from a `str`.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 
-/// Checks the characters and the length of a key, wherever it comes from.
+/// Checks the characters and the length of a key, whatever its source.
 pub(crate) fn check_text(key: &str, max_length: usize) -> Result<(), InvalidKey> {
     if !key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return Err(not_visible());
@@ -81,15 +81,16 @@ pub(super) fn check_length(key: &str, max_length: usize) -> Result<(), InvalidKe
     }
     if key.len() > max_length {
         return Err(InvalidKey::new(format!(
-            "the key is {} bytes long; at most {max_length} are allowed",
+            "the key is {} bytes long; at most {max_length} bytes are allowed",
             key.len(),
         )));
     }
     Ok(())
 }
 
-/// Whether this value can only come from a bug in a client: a missing value turned into text, a template that
-/// was not filled in, the nil UUID or the max UUID (RFC 9562, sections 5.9 and 5.10). Case does not count.
+/// Returns whether this value can only come from a bug in a client: a missing value turned into
+/// text, an unfilled template, the nil UUID or the max UUID (RFC 9562, sections 5.9 and 5.10). The
+/// comparison ignores case.
 ///
 /// The first byte decides for nearly every key.
 pub(super) fn is_placeholder(key: &str) -> bool {
@@ -109,23 +110,23 @@ pub(super) fn is_placeholder(key: &str) -> bool {
     }
 }
 
-/// The nil or the max UUID, with hyphens or without.
+/// Returns whether the text is the nil or the max UUID, with or without hyphens.
 fn is_nil_or_max(text: &str) -> bool {
     let [digit @ (b'0' | b'f' | b'F'), ..] = text.as_bytes() else {
         return false;
     };
-    // Most keys differ at the second byte; only what is left is parsed.
+    // Most keys differ at the second byte, so only the remaining keys are parsed.
     text.bytes()
         .all(|byte| byte == b'-' || byte.eq_ignore_ascii_case(digit))
         && uuid::Uuid::try_parse(text).is_ok()
 }
 
 pub(super) fn not_visible() -> InvalidKey {
-    InvalidKey::new("the key may hold visible ASCII characters only (and, inside quotes, space)")
+    InvalidKey::new("the key must contain only visible ASCII characters (and, inside quotes, spaces)")
 }
 
-/// The key in a header line, unquoted if it is quoted; whatever else the line says is taken as it
-/// stands. `None` if that is no text, or nothing.
+/// Returns the key in a header line. A quoted key is unquoted, and any other line is taken
+/// unchanged. Returns `None` if the line is not text, or if the key is empty.
 #[cfg(feature = "client")]
 pub(crate) fn text_of_line(line: &HeaderValue) -> Option<Cow<'_, str>> {
     let text = line.to_str().ok()?;
@@ -136,9 +137,10 @@ pub(crate) fn text_of_line(line: &HeaderValue) -> Option<Cow<'_, str>> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The string inside a structured-field Item; its parameters are checked and ignored.
+/// Returns the string inside a structured-field Item. The Item's parameters are checked and
+/// ignored.
 pub(super) fn unquote(line: &[u8]) -> Result<Cow<'_, str>, InvalidKey> {
-    // What nearly every client sends: quotes around text that needs no escapes.
+    // Nearly every client sends this form: quotes around text that needs no escapes.
     if let [b'"', inner @ .., b'"'] = line
         && inner
             .iter()
@@ -148,13 +150,13 @@ pub(super) fn unquote(line: &[u8]) -> Result<Cow<'_, str>, InvalidKey> {
     }
     let item: sfv::Item = sfv::Parser::new(line).parse().map_err(|error| {
         InvalidKey::new(format!(
-            "not a structured-field String (RFC 9651, section 3.3.3): {error}"
+            "the key is not a structured-field String (RFC 9651, section 3.3.3): {error}"
         ))
     })?;
     match item.bare_item {
         sfv::BareItem::String(text) => Ok(Cow::Owned(text.into())),
         _ => Err(InvalidKey::new(
-            "not a structured-field String (RFC 9651, section 3.3.3)",
+            "the key is not a structured-field String (RFC 9651, section 3.3.3)",
         )),
     }
 }

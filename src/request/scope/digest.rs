@@ -10,28 +10,29 @@ use crate::digest::Digest;
 use crate::error::ConfigError;
 use crate::request::slot::{ScopeTag, Slot};
 
-// The tags of the fields; part of what stored slots mean, so never to be changed.
+// The tags of the fields. Stored slots depend on these values, so they must never change.
 const KEY: u8 = 0;
 pub(super) const HEADER: u8 = 1;
 pub(super) const EXTENSION: u8 = 2;
 pub(super) const CLOSURE: u8 = 3;
 pub(super) const SHARED: u8 = 4;
 pub(super) const HOST: u8 = 5;
-/// Before the fields of each source that is combined with others.
+/// Precedes the fields of each source that is combined with others.
 pub(super) const PART: u8 = 6;
 pub(super) const NAMESPACE: u8 = 7;
 pub(super) const ENDPOINT: u8 = 8;
 
-/// The slot's digest and the scope's tag, made of the same fields.
+/// The slot's digest and the scope's tag, made from the same fields.
 pub(super) struct ScopeDigest {
     digest: Digest,
     tag: SipHasher24,
 }
 
-/// Bytes of a secret at least: as many as the key has that is made of it.
+/// The minimum length of a secret, in bytes. The key that is made from the secret has the same
+/// length.
 const MIN_SECRET: usize = 16;
 
-/// The key of the scopes' tags. All zeros if the application gives no secret.
+/// The key for the scopes' tags. It is all zeros if the application sets no secret.
 #[derive(Clone, Default)]
 pub(crate) struct TagKey([u8; 16]);
 
@@ -40,7 +41,10 @@ impl TagKey {
         if secret.len() < MIN_SECRET {
             return Err(ConfigError::new(
                 "scope_tag_secret",
-                format!("it has {} bytes; give at least {MIN_SECRET} random bytes", secret.len()),
+                format!(
+                    "the secret has {} bytes; use at least {MIN_SECRET} random bytes",
+                    secret.len()
+                ),
             ));
         }
         let mut digest = Digest::new(b"ti.tagk1");
@@ -67,14 +71,14 @@ impl ScopeDigest {
 
     pub(super) fn field(&mut self, tag: u8, bytes: &[u8]) {
         self.digest.field(tag, bytes);
-        // Length and tag in one word, in the byte order that all processes share.
+        // The length and the tag are in one word, in the byte order that all processes share.
         let head = (bytes.len() as u64) << 8 | u64::from(tag);
         self.tag.write(&head.to_le_bytes());
         self.tag.write(bytes);
     }
 
-    /// Where the fields of the next source begin. A simple scope has no such mark: its slots are
-    /// older than combined ones.
+    /// Marks where the fields of the next source begin. A simple scope has no such mark, because
+    /// its slots are older than the slots of combined scopes.
     pub(super) fn begin(&mut self, source: &Source, of: usize) {
         if of > 1 {
             let name = match source {

@@ -1,4 +1,4 @@
-//! What a source finds in a request, and what makes the result doubtful.
+//! The fields that a source finds in a request, and the signs that make the result doubtful.
 
 use std::borrow::Cow;
 
@@ -13,21 +13,21 @@ use crate::request::authorization;
 use crate::request::lines::lines;
 use crate::request::target::original_uri;
 
-/// A sign that the scope does not separate callers, or does not recognise a caller again.
+/// Signs that the scope does not separate callers, or does not recognize the same caller again.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Doubts {
-    /// The request is in the anonymous scope although a cookie says who sent it.
+    /// The request is in the anonymous scope, although a cookie identifies the sender.
     pub(crate) overlooks_cookie: bool,
-    /// The scope has credentials of this scheme, which change with every request.
+    /// The scope contains credentials of this scheme, which change with every request.
     pub(crate) changing_scheme: Option<&'static str>,
 }
 
-/// The scope cannot be determined: `500` problem `scope-unavailable`.
+/// The scope cannot be determined, which is answered with the `500` problem `scope-unavailable`.
 #[derive(Debug)]
 pub(crate) struct ScopeUnavailable(pub(crate) BoxError);
 
 impl Source {
-    /// The fields that this source finds in a request.
+    /// Writes the fields that this source finds in a request.
     pub(super) fn write(
         &self,
         parts: &Parts,
@@ -44,7 +44,7 @@ impl Source {
                         None => doubts.overlooks_cookie = parts.headers.contains_key(header::COOKIE),
                     }
                 }
-                // All lines count: whichever of two the application believes, it is in the scope.
+                // All lines are included, so whichever line the application trusts is in the scope.
                 for line in lines {
                     digest.field(HEADER, &comparable(name, line.as_bytes()));
                 }
@@ -67,7 +67,7 @@ impl Source {
             Self::Extension(name, read) => {
                 let scope = read(&parts.extensions).ok_or_else(|| {
                     let missing = format!(
-                        "the request has no extension `{name}`: is the layer that puts it there outside the idempotency layer?"
+                        "the request has no extension `{name}`; make sure that the layer that sets it is outside the idempotency layer"
                     );
                     ScopeUnavailable(missing.into())
                 })?;
@@ -78,13 +78,14 @@ impl Source {
                 digest.field(CLOSURE, scope.as_bytes());
             }
             Self::Shared(name) => digest.field(SHARED, name.as_bytes()),
-            // Flattened by `and`.
+            // `and` flattens these scopes.
             Self::All(_) => {}
         }
         Ok(())
     }
 
-    /// The same field, for a value that the application says this source would find.
+    /// Writes the same field for a value that, according to the application, this source would
+    /// find.
     pub(super) fn write_value(&self, value: Option<&str>, digest: &mut ScopeDigest) {
         match (self, value) {
             (Self::Shared(name), _) => digest.field(SHARED, name.as_bytes()),
@@ -100,7 +101,7 @@ impl Source {
     }
 }
 
-/// A header's value in the spelling that is compared.
+/// Returns a header's value in the spelling that is compared.
 fn comparable<'v>(name: &HeaderName, value: &'v [u8]) -> Cow<'v, [u8]> {
     match *name == header::AUTHORIZATION {
         true => authorization::with_scheme_in_one_case(value),

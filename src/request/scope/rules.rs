@@ -1,4 +1,4 @@
-//! The slot of a key: in its scope, within the application's namespace.
+//! The slot of a key in its scope, within the application's namespace.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub(crate) struct Scoped {
     pub(crate) doubts: Doubts,
 }
 
-/// The scope, within the application's namespace.
+/// The source of the scope, within the application's namespace.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ScopeRules {
     pub(crate) namespace: Option<Arc<str>>,
@@ -32,7 +32,7 @@ impl ScopeRules {
         if self.namespace.as_deref() == Some("") {
             return Err(ConfigError::new(
                 "namespace",
-                "it is empty; name the application, or leave the option out",
+                "the namespace is empty; use the application's name, or omit the option",
             ));
         }
         self.source.sources().iter().try_for_each(|source| match source {
@@ -41,12 +41,12 @@ impl ScopeRules {
         })
     }
 
-    /// The slot of a key whose scope has these values.
+    /// Returns the slot of a key whose scope has these values.
     pub(crate) fn slot_of(&self, values: &ScopeValues<'_>, key: &[u8]) -> Result<Slot, SlotError> {
         Ok(self.digest_of(values)?.slot(key))
     }
 
-    /// The tag of the scope that has these values.
+    /// Returns the tag of the scope that has these values.
     pub(crate) fn tag_of(&self, values: &ScopeValues<'_>) -> Result<ScopeTag, SlotError> {
         Ok(self.digest_of(values)?.tag())
     }
@@ -67,7 +67,7 @@ impl ScopeRules {
         Ok(digest)
     }
 
-    /// The slot of a key in a request's scope.
+    /// Returns the slot of a key in a request's scope.
     pub(crate) fn slot(&self, parts: &Parts, key: &[u8]) -> Result<Scoped, ScopeUnavailable> {
         let mut digest = self.digest();
         let sources = self.source.sources();
@@ -76,7 +76,7 @@ impl ScopeRules {
             digest.begin(source, sources.len());
             source.write(parts, &mut digest, &mut doubts)?;
         }
-        // An identity that the application found makes up for a missing `Authorization`.
+        // A missing `Authorization` does not matter if the application found an identity.
         if doubts.overlooks_cookie {
             let is_identity = |source: &Source| matches!(source, Source::Extension(..) | Source::Head(_));
             doubts.overlooks_cookie = !sources.iter().any(is_identity);
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn golden_slots() {
-        // Stores hold operations under these names.
+        // Stores keep operations under these names.
         let hex = |source: &ScopeSource, headers: &[(&str, &str)]| slot(source, headers, "k").to_hex();
         let by_header = hex(&ScopeSource::default(), &[("authorization", "Bearer a")]);
         assert_eq!(
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn golden_tags() {
-        // Stores keep them, and other processes look for them.
+        // Stores keep these tags, and other processes look for them.
         let tag = |source: &ScopeSource, headers: &[(&str, &str)], secret: Option<&[u8]>| {
             let rules = ScopeRules {
                 tag_key: secret.map_or_else(TagKey::default, |secret| TagKey::of_secret(secret).unwrap()),
@@ -225,7 +225,7 @@ mod tests {
         let scope = ScopeSource::default();
         let bearer = [("authorization", "Bearer a")];
         let secret: &[u8] = &[7; 32];
-        // Computed with another implementation of SipHash as well.
+        // Also computed with another implementation of SipHash.
         assert_eq!(tag(&scope, &bearer, None), "a7cbd09e7e80c9d1e5a2551fa9718e4d");
         assert_eq!(tag(&scope, &bearer, Some(secret)), "edc351db751d2f8656a80fe02708432d");
         assert_eq!(tag(&scope, &[], Some(secret)), "247a7cf7ff8ee28e60b09522d327300a");
@@ -336,7 +336,7 @@ mod tests {
         ];
         let distinct: std::collections::HashSet<_> = slots.iter().collect();
         assert_eq!(distinct.len(), slots.len());
-        // How they were put together does not count.
+        // The way in which scopes are nested does not matter.
         let right = auth.and(account.and(ScopeSource::host()));
         assert_eq!(of(&right, &[a, b]), of(&three, &[a, b]));
         assert_eq!(

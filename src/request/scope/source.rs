@@ -1,4 +1,4 @@
-//! Where a request says whose key it is.
+//! The source of a scope in a request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use crate::request::header_name;
 type ExtensionFn = dyn Fn(&Extensions) -> Option<String> + Send + Sync;
 type HeadFn = dyn Fn(&Parts) -> Result<String, BoxError> + Send + Sync;
 
-/// Whose key it is. The same key under two scopes names two unrelated operations.
+/// The source of a scope, which determines whose key it is. The same key under two scopes names two
+/// unrelated operations.
 ///
-/// The default is the value of the `Authorization` header, which separates callers without any set-up. Its
-/// scheme is compared case-insensitively. If tokens are renewed, or signatures change with every request (AWS
-/// SigV4, Digest, OAuth 1.0), use the user or tenant that your authentication layer found. A retry with a new
-/// token then still belongs to the same caller.
+/// The default is the value of the `Authorization` header, which separates callers without any
+/// setup. The scheme in this value is compared case-insensitively. If tokens are renewed, or
+/// signatures change with every request (AWS SigV4, Digest, OAuth 1.0), use the user or tenant that
+/// your authentication layer found. A retry with a new token then still belongs to the same caller.
 ///
 /// ```
 /// use tower_idempotency::ScopeSource;
@@ -42,7 +43,7 @@ pub(super) enum Source {
     Extension(&'static str, Arc<ExtensionFn>),
     Head(Arc<HeadFn>),
     Shared(Arc<str>),
-    /// At least two, none of them `All`.
+    /// At least two sources, none of which is `All`.
     All(Arc<[Source]>),
 }
 
@@ -53,39 +54,43 @@ impl Default for ScopeSource {
 }
 
 impl ScopeSource {
-    /// The value of a header. Requests without this header share one anonymous scope.
+    /// Uses the value of a header. Requests without this header share one anonymous scope.
     ///
-    /// A name that is not a header name (RFC 9110, section 5.1) is an error when the layer is
+    /// A name that is not a valid header name (RFC 9110, section 5.1) is an error when the layer is
     /// built.
     #[must_use]
     pub fn header(name: &str) -> Self {
         Self(Source::Header(header_name::parse("scope", name)))
     }
 
-    /// The host that the request is for: the URI's authority, otherwise the `Host` header.
-    /// Case-insensitive, with the port if there is one.
+    /// Uses the host that the request is for: the URI's authority or, if the URI has none, the
+    /// `Host` header. The host is case-insensitive, and includes the port if there is one.
     ///
-    /// Combine it with a scope that separates callers ([`and`](Self::and)), if one service has many host names.
+    /// If one service has many host names, combine the host with a scope that separates callers
+    /// ([`and`](Self::and)).
     #[must_use]
     pub fn host() -> Self {
         Self(Source::Host)
     }
 
-    /// The endpoint: method and path, without the query. In a nested Axum router it is the original path.
+    /// Uses the endpoint: the method and the path, without the query. In a nested Axum router, this
+    /// is the original path.
     ///
-    /// Combine it with another scope ([`and`](Self::and)) if one key may name an operation at each of several
-    /// endpoints, such as the id of an event that is sent to two of them. Its value for
-    /// [`slot`](crate::IdempotencyLayer::slot) is the method, a space and the path, such as
-    /// `POST /hooks/billing`.
+    /// Combine the endpoint with another scope ([`and`](Self::and)) if one key can name an
+    /// operation at each of several endpoints. An example is the id of an event that is sent to two
+    /// endpoints. The endpoint's value for [`slot`](crate::IdempotencyLayer::slot) is the method, a
+    /// space and the path, such as `POST /hooks/billing`.
     #[must_use]
     pub fn endpoint() -> Self {
         Self(Source::Endpoint)
     }
 
-    /// A value from a request extension that an outer layer has set, such as a user or tenant id.
+    /// Uses a value from a request extension that an outer layer has set, such as a user or tenant
+    /// id.
     ///
-    /// A request without the extension is refused with `500` problem `scope-unavailable`: the
-    /// authentication layer is missing, or is inside this layer instead of outside.
+    /// A request without the extension is refused with the `500` problem `scope-unavailable`. In
+    /// that case, the authentication layer is missing, or it is inside this layer instead of
+    /// outside.
     #[must_use]
     pub fn extension<T, F>(id: F) -> Self
     where
@@ -96,10 +101,11 @@ impl ScopeSource {
         Self(Source::Extension(std::any::type_name::<T>(), Arc::new(read)))
     }
 
-    /// What the closure returns for the request's head.
+    /// Uses the value that the closure returns for the request's head.
     ///
-    /// An error is `500` problem `scope-unavailable`; it is logged, not shown to the client. A
-    /// panic of the closure goes on to the outer layers before anything is claimed.
+    /// If the closure returns an error, the request is refused with the `500` problem
+    /// `scope-unavailable`. The error is logged, but not shown to the client. A panic in the
+    /// closure propagates to the outer layers before anything is claimed.
     ///
     /// ```
     /// use tower_idempotency::ScopeSource;
@@ -118,17 +124,19 @@ impl ScopeSource {
         Self(Source::Head(Arc::new(scope)))
     }
 
-    /// One scope with this name for all requests, for example for webhooks of one sender. **Every caller who
-    /// knows a key can then read the stored response of any other caller.**
+    /// Uses one scope with this name for all requests, for example for the webhooks of a single
+    /// sender. **Every caller who knows a key can then read the stored response of any other
+    /// caller.**
     #[must_use]
     pub fn shared_by_all(name: &str) -> Self {
         Self(Source::Shared(name.into()))
     }
 
-    /// This scope *and* another one. Two requests are in the same scope only if both parts are equal.
+    /// Combines this scope *and* another scope. Two requests are in the same scope only if both
+    /// parts are equal.
     ///
-    /// The order counts: `a.and(b)` and `b.and(a)` are different scopes. A combined scope is never
-    /// equal to a simple one.
+    /// The order matters: `a.and(b)` and `b.and(a)` are different scopes. A combined scope is never
+    /// equal to a simple scope.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore, ScopeSource};

@@ -1,13 +1,13 @@
-//! The values of a scope, for an application that looks a key up.
+//! The values of a scope, for an application that looks up a key.
 
 use std::fmt;
 
 use smallvec::{SmallVec, smallvec};
 
-/// The values of a scope: one for each source that the scope combines, in their order. `None` stands for a
-/// source that finds nothing.
+/// The values of a scope: one value for each source that the scope combines, in order. `None`
+/// stands for a source that finds nothing.
 ///
-/// A simple scope takes an `Option<&str>`, a combined scope an array of them:
+/// A simple scope takes an `Option<&str>`. A combined scope takes an array of values:
 ///
 /// ```
 /// use tower_idempotency::{IdempotencyLayer, MemoryStore, ScopeSource};

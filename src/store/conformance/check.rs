@@ -1,4 +1,4 @@
-//! One rule that can be run by itself.
+//! A rule that can be run on its own.
 
 use std::fmt;
 use std::future::Future;
@@ -6,24 +6,24 @@ use std::pin::Pin;
 
 use super::harness::Harness;
 
-/// One rule of the suite, under its name.
+/// A rule of the suite, with its name.
 pub struct Check<H> {
     pub(super) name: &'static str,
     pub(super) run: for<'a> fn(&'a H) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
 }
 
 impl<H: Harness> Check<H> {
-    /// The rule, as an identifier: `the_first_begin_starts_attempt_1`.
+    /// Returns the rule's name as an identifier, such as `the_first_begin_starts_attempt_1`.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Runs it.
+    /// Runs the check.
     ///
     /// # Panics
     ///
-    /// When the store breaks the rule, or fails.
+    /// Panics if the store breaks the rule, or fails.
     pub async fn run(&self, harness: &H) {
         (self.run)(harness).await;
     }

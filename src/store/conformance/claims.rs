@@ -1,4 +1,4 @@
-//! Claims while their leases hold: who gets one, who does not, and how it ends.
+//! Claims whose leases have not lapsed: who gets a claim, who does not, and how it ends.
 
 use std::time::Duration;
 
@@ -20,11 +20,11 @@ pub(super) async fn a_duplicate_is_in_flight<H: Harness>(slot: Probe<'_, H>) {
     let step = "begin, the same fingerprint under another token";
     let long = slot.long;
     match slot.answered(step, slot.store.begin(&slot.claim()).await) {
-        // How much is left is for `Retry-After`, so that a rough answer will do.
+        // The time left is only used for `Retry-After`, so an approximate answer is enough.
         ClaimOutcome::InFlight { lease_left } if lease_left >= long / 2 && lease_left <= long + slot.units(1) => {}
         ClaimOutcome::InFlight { lease_left } => slot.broken(
             step,
-            format_args!("a lease of {long:?} was just begun, and {lease_left:?} are said to be left"),
+            format_args!("a lease of {long:?} has just begun, but the store reports {lease_left:?} left"),
         ),
         other => slot.broken(step, format_args!("expected InFlight, got {other:?}")),
     }
@@ -40,7 +40,7 @@ pub(super) async fn another_fingerprint_is_a_mismatch<H: Harness>(slot: Probe<'_
         &ClaimOutcome::Mismatch,
     )
     .await;
-    slot.begin("the right one, after the mismatch", &slot.claim(), &IN_FLIGHT)
+    slot.begin("the right fingerprint, after the mismatch", &slot.claim(), &IN_FLIGHT)
         .await;
     let record = slot.response(b"answer");
     slot.complete("by the holder", claim.token, &record, slot.long, Held::Yes)
@@ -51,8 +51,12 @@ pub(super) async fn another_fingerprint_is_a_mismatch<H: Harness>(slot: Probe<'_
         &ClaimOutcome::Mismatch,
     )
     .await;
-    slot.begin("the right one, done", &slot.claim(), &ClaimOutcome::Done(record))
-        .await;
+    slot.begin(
+        "the right fingerprint, done",
+        &slot.claim(),
+        &ClaimOutcome::Done(record),
+    )
+    .await;
 }
 
 pub(super) async fn fingerprints_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) {
@@ -65,8 +69,8 @@ pub(super) async fn fingerprints_count_to_the_last_bit<H: Harness>(slot: Probe<'
     differ_in_each_bit(&slot, "done", &ClaimOutcome::Done(record)).await;
 }
 
-/// Asks with fingerprints that differ in one bit: of the digest, which is a mismatch, or of the rule,
-/// which is as if the fingerprint were the same.
+/// Calls `begin` with fingerprints that differ in one bit. If the bit is in the digest, the result
+/// is a mismatch. If it is in the rule, the result is as if the fingerprint were the same.
 async fn differ_in_each_bit<H: Harness>(slot: &Probe<'_, H>, state: &str, same: &ClaimOutcome) {
     for bit in 0..Fingerprint::LEN * 8 {
         let mut bytes = *slot.fingerprint.as_bytes();
@@ -125,14 +129,14 @@ pub(super) async fn slots_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) 
     for bit in 0..Slot::LEN * 8 {
         let mut bytes = *slot.slot.as_bytes();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        let neighbour = slot.at(Slot::from_bytes(bytes));
-        let claim = neighbour.claim();
+        let neighbor = slot.at(Slot::from_bytes(bytes));
+        let claim = neighbor.claim();
         let step = format!("a slot that differs in bit {bit}");
-        neighbour.begin(&step, &claim, &FIRST).await;
-        neighbour.release(&step, claim.token, Held::Yes).await;
+        neighbor.begin(&step, &claim, &FIRST).await;
+        neighbor.release(&step, claim.token, Held::Yes).await;
     }
     slot.begin(
-        "after its neighbours were released",
+        "after its neighbors were released",
         &slot.claim(),
         &ClaimOutcome::Done(slot.response(b"its own")),
     )
@@ -140,7 +144,8 @@ pub(super) async fn slots_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) 
 }
 
 pub(super) async fn tokens_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) {
-    // Values that a double, a signed integer or a 32-bit one does not tell apart, and both ends.
+    // Values that a double, a signed integer or a 32-bit integer cannot distinguish, and both ends
+    // of the range.
     for token in [0, 1, u64::MAX, 1 << 63, (1 << 53) + 1, random_token().0 | 1 << 62] {
         let slot = slot.elsewhere();
         let claim = slot.claim().with_token(Token(token));
@@ -162,7 +167,7 @@ pub(super) async fn begin_can_be_repeated_with_its_token<H: Harness>(slot: Probe
     slot.begin("again with the same token", &claim, &FIRST).await;
     slot.begin("another token after that", &slot.claim(), &IN_FLIGHT).await;
     slot.begin("a third time with the first token", &claim, &FIRST).await;
-    slot.release("by the token that began thrice", claim.token, Held::Yes)
+    slot.release("by the token that began three times", claim.token, Held::Yes)
         .await;
 
     let lapsing = slot.claim_for(1);
@@ -184,7 +189,7 @@ pub(super) async fn a_foreign_token_is_lost_and_changes_nothing<H: Harness>(slot
     slot.release("of a vacant slot", stranger, Held::Lost).await;
 
     let claim = slot.claim();
-    slot.begin("after strangers spoke of the vacant slot", &claim, &FIRST)
+    slot.begin("after foreign calls on the vacant slot", &claim, &FIRST)
         .await;
     slot.renew("under a foreign token", stranger, slot.long, Held::Lost)
         .await;
@@ -203,7 +208,7 @@ pub(super) async fn a_foreign_token_is_lost_and_changes_nothing<H: Harness>(slot
         .await;
     slot.release("of a slot that is done", stranger, Held::Lost).await;
     slot.begin(
-        "after strangers spoke of the done slot",
+        "after foreign calls on the done slot",
         &slot.claim(),
         &ClaimOutcome::Done(own),
     )
@@ -219,7 +224,7 @@ pub(super) async fn release_frees_the_slot_for_any_fingerprint<H: Harness>(slot:
         .await;
     slot.release("by the second holder", other.token, Held::Yes).await;
 
-    // The count of attempts starts again too.
+    // The count of attempts also starts again.
     slot.begin("a claim that lapses", &slot.claim_for(1), &FIRST).await;
     slot.pass(2).await;
     let second = slot.claim();

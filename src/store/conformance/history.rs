@@ -1,4 +1,4 @@
-//! A random history, step by step beside the machine.
+//! A random history, which the store and the machine follow step by step.
 
 use std::time::Duration;
 
@@ -13,20 +13,21 @@ use crate::store::{ClaimOutcome, ClaimRequest, Held, Machine, Millis, OnLapse, R
 
 const SLOTS: usize = 6;
 const STEPS: u32 = 40;
-/// A step in which nothing is done lets time pass alone.
+/// The maximum number of calls in a step. In a step without calls, only time passes.
 const CALLS: usize = 4;
-/// How often a history is begun anew because the store, or this process, was too slow for it. Each time the
-/// unit is longer by the harness's.
+/// How often a history is tried, in case the store or this process is too slow for it. With each
+/// try, the unit grows by the harness's unit.
 const TRIES: u32 = 5;
 
 pub(super) async fn a_random_history_follows_the_machine<H: Harness>(probe: Probe<'_, H>) {
     follow(&probe, Uuid::new_v4().as_u64_pair().1).await;
 }
 
-/// Follows the history of that seed.
+/// Follows the history of the given seed.
 ///
-/// Step `k` begins at `k` units and takes less than a third of a unit. Leases and TTLs end half a unit after
-/// some step begins. So a call that is a little late is still on the right side of every end.
+/// Step `k` begins at `k` units and takes less than a third of a unit. Leases and TTLs end half a
+/// unit after some step begins. A call that is slightly late is therefore still on the right side
+/// of every end.
 pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
     let unit = probe.harness.unit();
     for attempt in 1..=TRIES {
@@ -37,13 +38,13 @@ pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
     probe.broken(
         &format!("a history (seed {seed:#x})"),
         format_args!(
-            "in each of {TRIES} tries, a few calls took longer than a third of a unit ({unit:?} at first, {TRIES} \
-             times that at last); give the harness a longer unit"
+            "in each of {TRIES} tries, a step's calls took longer than a third of a unit ({unit:?} in the first try, \
+             {TRIES} times that in the last); give the harness a longer unit"
         ),
     )
 }
 
-/// What one step took was too long to say what should have been answered.
+/// A step took too long to determine the expected answers.
 struct TooSlow;
 
 async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64, unit: Duration) -> Result<(), TooSlow> {
@@ -87,7 +88,7 @@ async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64, unit: Duration) ->
             let told = |answer: &str| format!("\n  at {step} units: {call:?} -> {answer}");
             let history = || {
                 format!(
-                    "a history (seed {seed:#x}), of which this slot's part is{}{}\n ",
+                    "a history (seed {seed:#x}), in which the calls on this slot are{}{}\n ",
                     slot.told,
                     told("?")
                 )
@@ -100,7 +101,7 @@ async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64, unit: Duration) ->
                 let (answer, expected) = (answer.named(), expected.named());
                 probe.broken(
                     &history(),
-                    format_args!("the last was to be answered {expected}, and was answered {answer}"),
+                    format_args!("expected {expected} as the answer to the last call, got {answer}"),
                 );
             }
             slot.told += &told(&answer.named());
@@ -109,8 +110,8 @@ async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64, unit: Duration) ->
     Ok(())
 }
 
-/// A record of which every other one knows the body of its request, which was streamed: the claim's
-/// fingerprint was of the head alone.
+/// Creates a record. If the token is odd, the record has data about its request's body, which was
+/// streamed, so the claim's fingerprint covered only the head.
 fn record_of(print: Fingerprint, token: Token) -> Record {
     let bytes = token.0.to_le_bytes();
     let record = response(print, &bytes);
@@ -123,7 +124,8 @@ fn record_of(print: Fingerprint, token: Token) -> Record {
     })
 }
 
-/// The store's time as far as it can be told from here: what was let pass, and what calls took.
+/// The store's time, as far as this process can determine it: the time that the harness let pass,
+/// and the time that calls took.
 struct Clock {
     passed: Duration,
     since: Instant,
@@ -148,7 +150,7 @@ impl Clock {
         if !missing.is_zero() {
             harness.pass(missing).await;
         }
-        // A harness that moves a clock of its own takes no time for it.
+        // A harness that moves its own clock takes no time to do so.
         self.passed = elapsed + missing.max(before.elapsed());
         self.since = Instant::now();
     }
@@ -184,14 +186,14 @@ impl Answer {
     }
 }
 
-/// A slot, what the machine holds of it, and who has asked for it.
+/// A slot, the machine's state of it, and the claims that were tried on it.
 struct Followed {
     slot: Slot,
     machine: Machine,
-    /// Two of one rule, and two of another.
+    /// Two fingerprints of one rule, and two of another.
     prints: [Fingerprint; 4],
     begun: Vec<ClaimRequest>,
-    /// The story so far, for the message.
+    /// The calls so far, for the message.
     told: String,
 }
 
@@ -212,7 +214,7 @@ impl Followed {
     }
 
     fn draw(&mut self, dice: &mut Dice, unit: Duration) -> Call {
-        // Whole units and a half; the memory of a lapsed claim comes on top of a lease.
+        // Whole units plus a half. The memory of a lapsed claim is added to a lease.
         let whole = |dice: &mut Dice| unit * (1 + dice.below(6) as u32);
         let halves = |dice: &mut Dice| unit * dice.below(7) as u32 + unit / 2;
         let recent = self.begun.len().saturating_sub(3);
@@ -244,7 +246,7 @@ impl Followed {
     }
 }
 
-/// SplitMix64: a seed is the whole history.
+/// SplitMix64: the seed determines the whole history.
 struct Dice(u64);
 
 impl Dice {

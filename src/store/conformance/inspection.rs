@@ -1,4 +1,4 @@
-//! Looking into the store, and settling by hand.
+//! Inspecting the store, and settling by hand.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ pub(super) async fn look_up_tells_how_far_an_operation_is<H: Harness<Store: Insp
         .await;
     let step = "look_up, of a record";
     let entry = probe.look_up("of a record").await;
-    // A store may count what it adds.
+    // A store may include the bytes that it adds.
     let done = |phase, _| matches!(phase, Phase::Done { bytes } if bytes >= 24);
     if !alike(entry, done, probe.long) || entry.is_some_and(|entry| entry.forgotten_in > probe.long) {
         probe.broken(
@@ -156,7 +156,7 @@ pub(super) async fn forget_scope_forgets_what_is_finished_in_one_scope<H: Harnes
     running
         .complete("by the claim's holder", held.token, &record, running.long, Held::Yes)
         .await;
-    // Taking over, as by hand, does not change whose it is.
+    // A takeover, for example to settle the operation by hand, does not change the scope.
     let second = lapsed.claim();
     lapsed
         .begin("of the lapsed claim", &second, &ClaimOutcome::Started { attempt: 2 })
@@ -165,27 +165,35 @@ pub(super) async fn forget_scope_forgets_what_is_finished_in_one_scope<H: Harnes
     lapsed
         .complete("by the second holder", second.token, &record, lapsed.long, Held::Yes)
         .await;
-    forget("forget_scope, of what was claimed before and is finished now", 2).await;
+    forget(
+        "forget_scope, of operations that were claimed before and are finished now",
+        2,
+    )
+    .await;
 }
 
 pub(super) async fn count_counts<H: Harness<Store: Inspect>>(probe: Probe<'_, H>) {
     let (lapsed, done) = (probe.elsewhere(), probe.elsewhere());
     probe
-        .begin("one that runs", &probe.claim(), &ClaimOutcome::Started { attempt: 1 })
+        .begin(
+            "a claim that runs",
+            &probe.claim(),
+            &ClaimOutcome::Started { attempt: 1 },
+        )
         .await;
     let claim = lapsed.claim();
     lapsed
-        .begin("one that lapses", &claim, &ClaimOutcome::Started { attempt: 1 })
+        .begin("a claim that lapses", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     lapsed.renew("to zero", claim.token, Duration::ZERO, Held::Yes).await;
     let claim = done.claim();
-    done.begin("one that ends", &claim, &ClaimOutcome::Started { attempt: 1 })
+    done.begin("a claim that ends", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let record = done.response(b"");
     done.complete("by its holder", claim.token, &record, done.long, Held::Yes)
         .await;
     let census = probe.answered("count", probe.store.count().await);
-    // Others may use the store at the same time.
+    // Other checks may use the store at the same time.
     if census.running == 0 || census.lapsed == 0 || census.done == 0 {
         probe.broken("count", format_args!("expected at least one of each, got {census:?}"));
     }
@@ -225,5 +233,5 @@ pub(super) async fn settle_ends_a_lapsed_claim_and_nothing_else<H: Harness<Store
         .complete("by the former holder", claim.token, &record, probe.long, Held::Lost)
         .await;
     let settled = probe.store.settle(&probe.slot, &answer, probe.long).await;
-    probe.expect_bool("settle, of what is settled", settled, false);
+    probe.expect_bool("settle, of an operation that is settled", settled, false);
 }

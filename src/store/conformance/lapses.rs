@@ -1,7 +1,7 @@
-//! What time does: leases lapse, claims are taken over and forgotten, records expire.
+//! The effects of time: leases lapse, claims are taken over and forgotten, records expire.
 //!
-//! Times in comments are units from the slot's first `begin`. Each look is a unit or more away
-//! from the next boundary.
+//! Times in comments are in units from the slot's first `begin`. Each check of the store is at
+//! least one unit away from the next boundary.
 
 use super::harness::Harness;
 use super::probe::{IN_FLIGHT, Probe, response};
@@ -68,7 +68,7 @@ pub(super) async fn a_former_holder_is_fenced_off<H: Harness>(slot: Probe<'_, H>
         .await;
     slot.release("by the former holder", former.token, Held::Lost).await;
     slot.begin("by the former holder, repeated", &former, &IN_FLIGHT).await;
-    slot.begin("after the former holder spoke", &slot.claim(), &IN_FLIGHT)
+    slot.begin("after the former holder's calls", &slot.claim(), &IN_FLIGHT)
         .await;
     let record = slot.response(b"the present holder's");
     slot.complete("by the present holder", present.token, &record, slot.long, Held::Yes)
@@ -94,9 +94,14 @@ pub(super) async fn a_lease_of_zero_lapses_at_once_and_is_remembered<H: Harness>
         .await;
     slot.begin("with another fingerprint", &slot.other_claim(), &ClaimOutcome::Mismatch)
         .await;
-    slot.begin("with the same", &slot.claim(), &ClaimOutcome::Started { attempt: 2 })
+    slot.begin(
+        "with the same fingerprint",
+        &slot.claim(),
+        &ClaimOutcome::Started { attempt: 2 },
+    )
+    .await;
+    slot.release("by the holder that gave it back", given_back.token, Held::Lost)
         .await;
-    slot.release("by who gave it back", given_back.token, Held::Lost).await;
 }
 
 pub(super) async fn a_lapsed_claim_that_nobody_took_over_is_still_held<H: Harness>(slot: Probe<'_, H>) {
@@ -131,7 +136,7 @@ pub(super) async fn a_lapsed_claim_that_nobody_took_over_is_still_held<H: Harnes
 }
 
 pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: Probe<'_, H>) {
-    // Lapses at 1, is forgotten at 6.
+    // The claim lapses at 1 and is forgotten at 6.
     let dead = slot.claim_for(1).with_ttl(slot.units(5));
     slot.begin("a claim that lapses", &dead, &FIRST).await;
     slot.pass(3).await;
@@ -146,8 +151,8 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
     slot.begin("another fingerprint, after lease and ttl", &next, &FIRST)
         .await;
 
-    // A takeover brings its own ttl: attempt 2 begins at 2, lapses at 3 and is forgotten at 11,
-    // and would have been at 7 with the ttl of attempt 1.
+    // A takeover has its own ttl: attempt 2 begins at 2, lapses at 3 and is forgotten at 11. With
+    // the ttl of attempt 1, it would have been forgotten at 7.
     let slot = slot.elsewhere();
     let first = slot.claim_for(1).with_ttl(slot.units(4));
     slot.begin("a claim that lapses", &first, &FIRST).await;
@@ -196,7 +201,7 @@ pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>
         &ClaimOutcome::OutcomeUnknown,
     )
     .await;
-    slot.renew("by the holder, which lives after all", dead.token, slot.long, Held::Yes)
+    slot.renew("by the holder, which is still alive", dead.token, slot.long, Held::Yes)
         .await;
     slot.begin("after the renewal", &refusing(slot.claim()), &IN_FLIGHT)
         .await;
@@ -215,11 +220,15 @@ pub(super) async fn renew_moves_the_lease<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim_for(3);
     slot.begin("the first of a slot", &claim, &FIRST).await;
     slot.pass(1).await;
-    // From 3 to 6.
+    // This moves the end of the lease from 3 to 6.
     slot.renew("by the holder", claim.token, slot.units(5), Held::Yes).await;
     slot.pass(3).await;
-    slot.begin("after the first lease, within the renewed", &slot.claim(), &IN_FLIGHT)
-        .await;
+    slot.begin(
+        "after the first lease, within the renewed lease",
+        &slot.claim(),
+        &IN_FLIGHT,
+    )
+    .await;
     slot.pass(4).await;
     slot.begin(
         "after the renewed lease",
@@ -228,7 +237,7 @@ pub(super) async fn renew_moves_the_lease<H: Harness>(slot: Probe<'_, H>) {
     )
     .await;
 
-    // The lease is from now, not added to what was left.
+    // The new lease starts now and is not added to the time left.
     let slot = slot.elsewhere();
     let claim = slot.claim();
     slot.begin("with a long lease", &claim, &FIRST).await;
@@ -251,7 +260,7 @@ pub(super) async fn a_foreign_renew_does_not_move_the_lease<H: Harness>(slot: Pr
         .await;
     slot.pass(2).await;
     slot.begin(
-        "after the lease of the holder",
+        "after the holder's lease",
         &slot.claim(),
         &ClaimOutcome::Started { attempt: 2 },
     )
@@ -263,7 +272,8 @@ pub(super) async fn a_record_lives_for_its_ttl_from_completion<H: Harness>(slot:
     let record = slot.response(b"for a while");
     slot.begin("the first of a slot", &claim, &FIRST).await;
     slot.pass(4).await;
-    // Kept until 9, however long it ran, and however often it is read.
+    // The record is kept until 9, regardless of how long the operation ran and how often the record
+    // is read.
     slot.complete("by the holder", claim.token, &record, slot.units(5), Held::Yes)
         .await;
     slot.pass(3).await;

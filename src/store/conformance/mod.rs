@@ -1,7 +1,8 @@
-//! The conformance suite: does a [`Store`](super::Store) keep the rules of [`Machine`](super::Machine)?
+//! The conformance suite, which checks whether a [`Store`](super::Store) follows the rules of
+//! [`Machine`](super::Machine).
 //!
-//! It is for those who write a store. Say how to reach yours in a [`Harness`], and run [`check`]
-//! in a test:
+//! Use it if you write a store. Implement a [`Harness`] that gives access to your store, and run
+//! [`check`] in a test:
 //!
 //! ```
 //! use tower_idempotency::MemoryStore;
@@ -24,23 +25,23 @@
 //! }
 //! ```
 //!
-//! A rule that is broken is a panic, whose message names the rule and the step, and says what was
-//! expected and what the store answered. For a test of its own for each rule, take [`checks`].
+//! If a rule is broken, the suite panics. The message names the rule and the step, and says what
+//! was expected and what the store answered. To run each rule as a separate test, use [`checks`].
 //!
-//! **Slots.** Each check draws random slots and tokens, so that the store need not be empty, and
-//! several checks, or several runs, can share one. The suite does not clean up: what it leaves,
-//! some hundreds of small entries and a record of one megabyte, goes the way of everything in a
-//! store within hours, but for two records that `very_long_times_do_not_overflow` keeps forever.
+//! **Slots.** Each check draws random slots and tokens. The store therefore need not be empty, and
+//! several checks, or several runs, can share one store. The suite does not clean up. It leaves a
+//! few hundred small entries and a record of one megabyte, which the store removes within hours,
+//! like any other entry. Two records stay forever: those of `very_long_times_do_not_overflow`.
 //!
-//! **Time.** Leases of the suite last a few [units](Harness::unit), and it looks at the store at
-//! least one unit before or after anything lapses. Against a server, the unit is real time: long
-//! enough that a call, a pause of the scheduler included, takes well less; the whole suite takes
-//! about a hundred units. A store that reads tokio's clock, as [`MemoryStore`](super::MemoryStore)
-//! does, takes no time at all if that clock is paused.
+//! **Time.** The suite's leases last a few [units](Harness::unit), and it checks the store at least
+//! one unit before or after a lease or TTL ends. With a server, the unit is real time. Make it so
+//! long that a call takes much less, including a pause of the scheduler. The whole suite takes
+//! about a hundred units. A store that reads tokio's clock, like
+//! [`MemoryStore`](super::MemoryStore), takes no real time if that clock is paused.
 //!
-//! **Concurrency.** Checks of races start tasks on the runtime they are run in. A paused clock
-//! needs the current-thread runtime; a store whose calls do not wait is tried by threads only on
-//! a multi-thread runtime. The checks that need no time to pass can be run there too.
+//! **Concurrency.** The checks of races start tasks on the runtime that runs them. A paused clock
+//! needs the current-thread runtime. If a store's calls do not wait, only a multi-thread runtime
+//! tests it with several threads. You can also run the checks that need no time to pass there.
 
 mod check;
 mod claims;

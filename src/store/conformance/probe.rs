@@ -1,4 +1,4 @@
-//! One slot of the store under test, asked step by step.
+//! One slot of the store under test, called step by step.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::harness::Harness;
 use crate::request::{Fingerprint, Slot};
 use crate::store::{ClaimOutcome, ClaimRequest, Held, Record, Store, StoreError, Token};
 
-/// Where an answer `InFlight` is expected; how much is left is not compared.
+/// The expected answer `InFlight`. The time left is not compared.
 pub(super) const IN_FLIGHT: ClaimOutcome = ClaimOutcome::InFlight {
     lease_left: Duration::ZERO,
 };
@@ -45,7 +45,7 @@ impl<'a, H: Harness> Probe<'a, H> {
         Self::new(self.harness, self.rule)
     }
 
-    /// The same rule on that slot.
+    /// The same rule on the given slot.
     pub(super) fn at(&self, slot: Slot) -> Self {
         Self {
             harness: self.harness,
@@ -57,32 +57,32 @@ impl<'a, H: Harness> Probe<'a, H> {
         }
     }
 
-    /// A `begin` of the slot under a new token, with a lease that does not lapse.
+    /// A `begin` for the slot with a new token and a lease that does not lapse.
     pub(super) fn claim(&self) -> ClaimRequest {
         ClaimRequest::new(self.slot, self.fingerprint)
             .with_lease(self.long)
             .with_ttl(self.long)
     }
 
-    /// As [`claim`](Self::claim), with a lease of so many units.
+    /// Like [`claim`](Self::claim), but with a lease of the given number of units.
     pub(super) fn claim_for(&self, units: u32) -> ClaimRequest {
         self.claim().with_lease(self.units(units))
     }
 
-    /// As [`claim`](Self::claim), with another fingerprint of the same rule.
+    /// Like [`claim`](Self::claim), but with another fingerprint of the same rule.
     pub(super) fn other_claim(&self) -> ClaimRequest {
         let [first, second, ..] = *self.fingerprint.as_bytes();
         self.claim_of([first, second])
     }
 
-    /// As [`claim`](Self::claim), with a random fingerprint of another rule. The rule is the
+    /// Like [`claim`](Self::claim), but with a random fingerprint of another rule. The rule is the
     /// same each time.
     pub(super) fn claim_under_another_rule(&self) -> ClaimRequest {
         let [first, second, ..] = *self.fingerprint.as_bytes();
         self.claim_of([!first, second])
     }
 
-    /// As [`claim`](Self::claim), with a random digest under that rule.
+    /// Like [`claim`](Self::claim), but with a random digest under the given rule.
     fn claim_of(&self, rule: [u8; 2]) -> ClaimRequest {
         let mut bytes = *random_fingerprint().as_bytes();
         bytes[..2].copy_from_slice(&rule);
@@ -133,7 +133,7 @@ impl<'a, H: Harness> Probe<'a, H> {
             let (got, expected) = (got.to_bytes(), expected.to_bytes());
             let at = got.iter().zip(&expected).take_while(|(a, b)| a == b).count();
             let (got, expected) = (got.len(), expected.len());
-            self.broken(step, format_args!("the record came back changed: {got} bytes in its stored form where {expected} were completed, and the first difference is at byte {at}"));
+            self.broken(step, format_args!("the record came back changed: its stored form has {got} bytes instead of {expected}, and the first difference is at byte {at}"));
         }
         if !alike(&answer, expected) {
             self.broken(step, format_args!("expected {}, got {answer:?}", named(expected)));
@@ -161,8 +161,8 @@ impl<'a, H: Harness> Probe<'a, H> {
         )
     }
 
-    /// Runs the tasks at the same time and returns what they returned, in order. A task's panic is
-    /// this one's.
+    /// Runs the tasks at the same time and returns their outputs, in order. If a task panics, this
+    /// function panics too.
     pub(super) async fn together<F>(&self, tasks: impl IntoIterator<Item = F>) -> Vec<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
@@ -187,7 +187,8 @@ impl<'a, H: Harness> Probe<'a, H> {
     }
 }
 
-/// `InFlight` is alike however much of the lease is left.
+/// Returns whether the answers match. `InFlight` matches regardless of how much of the lease is
+/// left.
 pub(super) fn alike(answer: &ClaimOutcome, expected: &ClaimOutcome) -> bool {
     match (answer, expected) {
         (ClaimOutcome::InFlight { .. }, ClaimOutcome::InFlight { .. }) => true,
@@ -218,7 +219,7 @@ pub(super) fn random_token() -> Token {
     Token::random()
 }
 
-/// A stored response, with a header that is neither text nor to be logged.
+/// A stored response with a header that is not text and must not be logged.
 pub(super) fn response(fingerprint: Fingerprint, body: &[u8]) -> Record {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

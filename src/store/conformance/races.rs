@@ -1,4 +1,4 @@
-//! Many at once, and calls that are dropped before they have answered.
+//! Many calls at once, and calls that are dropped before they have answered.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -11,9 +11,9 @@ use crate::store::Record;
 use crate::store::Store;
 use crate::store::{ClaimOutcome, ClaimRequest, Held};
 
-/// How many ask for one slot at the same time.
+/// How many calls try to claim one slot at the same time.
 const CROWD: usize = 64;
-/// Through how many handles.
+/// The number of handles that the calls use.
 const HANDLES: usize = 4;
 /// How often a race is run.
 const RACES: usize = 4;
@@ -44,7 +44,8 @@ pub(super) async fn one_of_many_takes_a_lapsed_claim_over<H: Harness>(slot: Prob
     }
 }
 
-/// Exactly one of a crowd is started, as that attempt; the others are in flight.
+/// Checks that exactly one call of a crowd starts, as the given attempt, and that the others are in
+/// flight.
 async fn crowd<H: Harness>(slot: &Probe<'_, H>, attempt: u32) {
     let handles = handles(slot.harness);
     let claims: Vec<ClaimRequest> = (0..CROWD).map(|_| slot.claim()).collect();
@@ -62,7 +63,7 @@ async fn crowd<H: Harness>(slot: &Probe<'_, H>, attempt: u32) {
             ClaimOutcome::InFlight { .. } => {}
             other => slot.broken(
                 &step,
-                format_args!("expected one to be started as attempt {attempt} and the others in flight, got {other:?}"),
+                format_args!("expected one call to start as attempt {attempt} and the others in flight, got {other:?}"),
             ),
         }
     }
@@ -70,15 +71,15 @@ async fn crowd<H: Harness>(slot: &Probe<'_, H>, attempt: u32) {
         slot.broken(
             &step,
             format_args!(
-                "{} were started as attempt {attempt}, expected exactly 1",
+                "{} calls started as attempt {attempt}, expected exactly 1",
                 started.len()
             ),
         )
     };
-    slot.renew("by the one that was started", winner, slot.long, Held::Yes)
+    slot.renew("by the call that started", winner, slot.long, Held::Yes)
         .await;
     for loser in claims.iter().map(|claim| claim.token).filter(|&token| token != winner) {
-        slot.release("by one that was not started", loser, Held::Lost).await;
+        slot.release("by a call that did not start", loser, Held::Lost).await;
     }
 }
 
@@ -105,11 +106,11 @@ pub(super) async fn one_of_many_completes_counts<H: Harness>(slot: Probe<'_, H>)
         let [kept] = kept[..] else {
             slot.broken(
                 step,
-                format_args!("{} were answered Yes, expected exactly 1", kept.len()),
+                format_args!("{} calls returned Yes, expected exactly 1", kept.len()),
             )
         };
         slot.begin(
-            "after the one that counted",
+            "after the call that returned Yes",
             &slot.claim(),
             &ClaimOutcome::Done(kept.clone()),
         )
@@ -147,20 +148,21 @@ pub(super) async fn the_present_holder_wins_against_the_fenced_one<H: Harness>(s
             .await;
         for (n, answer) in answers.into_iter().enumerate() {
             let (who, expected) = match n {
-                7 => ("the present holder, while the former speaks", Held::Yes),
-                _ => ("the former holder, while the present completes", Held::Lost),
+                7 => ("the present holder, during the former holder's calls", Held::Yes),
+                _ => ("the former holder, while the present holder completes", Held::Lost),
             };
             slot.expect_held(who, answer, expected);
         }
-        slot.begin("after both spoke", &slot.claim(), &ClaimOutcome::Done(record))
+        slot.begin("after both holders' calls", &slot.claim(), &ClaimOutcome::Done(record))
             .await;
     }
 }
 
-/// How often a call that is to be dropped is polled before.
+/// How often a call is polled before it is dropped.
 const POLLS: std::ops::Range<u32> = 0..6;
 
-/// Polls at most that often; `None` if it was not ready by then, and is dropped.
+/// Polls a future at most the given number of times. If it is not ready by then, drops it and
+/// returns `None`.
 async fn polled<F: Future>(future: F, mut times: u32) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| {
@@ -186,7 +188,7 @@ pub(super) async fn a_dropped_begin_can_be_given_back<H: Harness>(slot: Probe<'_
             slot.expect_begun("begin, not dropped", answer, &ClaimOutcome::Started { attempt: 1 });
         }
     }
-    // What was sent may still be on its way.
+    // A request that was sent may still be on its way.
     slot.pass(1).await;
     for ((times, slot), claim) in dropped.iter().zip(claims) {
         let step = format!("after a begin that was dropped when polled {times} times");
@@ -222,7 +224,7 @@ pub(super) async fn a_dropped_complete_is_done_or_not<H: Harness>(slot: Probe<'_
         match slot.answered(&step, slot.store.begin(&slot.claim()).await) {
             ClaimOutcome::InFlight { .. } => {
                 slot.begin(
-                    "the holder's own, repeated",
+                    "the holder's begin, repeated",
                     &claim,
                     &ClaimOutcome::Started { attempt: 1 },
                 )

@@ -1,4 +1,4 @@
-//! What was completed is what comes back.
+//! A record comes back as it was stored.
 
 use http::StatusCode;
 
@@ -26,7 +26,7 @@ pub(super) async fn a_record_comes_back_byte_for_byte<H: Harness>(slot: Probe<'_
 }
 
 pub(super) async fn a_large_record_comes_back_whole<H: Harness>(slot: Probe<'_, H>) {
-    // Not compressible, and no part of it like another.
+    // The body cannot be compressed, and no two of its parts are alike.
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
     let body: Vec<u8> = std::iter::repeat_with(|| {
         state ^= state << 13;
@@ -50,7 +50,7 @@ pub(super) async fn a_tombstone_comes_back<H: Harness>(slot: Probe<'_, H>) {
     .await;
 }
 
-/// The claim is of a request whose body was not there yet; its record knows the body.
+/// The claim is for a request whose body had not arrived yet. Its record has data about the body.
 pub(super) async fn a_record_that_knows_the_body_of_its_request_comes_back<H: Harness>(slot: Probe<'_, H>) {
     for vouched in [&[][..], &[[0; 16]], &[[0xff; 16], [0x0a; 16]]] {
         for is_response in [true, false] {
@@ -82,10 +82,10 @@ async fn keep<H: Harness>(slot: &Probe<'_, H>, record: &Record) {
     )
     .await;
     for time in ["first", "second"] {
-        let step = format!("asking for a record of {bytes} bytes the {time} time");
+        let step = format!("requesting a record of {bytes} bytes the {time} time");
         slot.begin(&step, &slot.claim(), &ClaimOutcome::Done(record.clone()))
             .await;
     }
-    let step = format!("asking for a record of {bytes} bytes with another fingerprint");
+    let step = format!("requesting a record of {bytes} bytes with another fingerprint");
     slot.begin(&step, &slot.other_claim(), &ClaimOutcome::Mismatch).await;
 }

@@ -1,4 +1,4 @@
-//! The list of rules, and running them.
+//! The list of rules, and functions that run them.
 
 use super::check::Check;
 use super::harness::Harness;
@@ -15,29 +15,30 @@ macro_rules! list {
     };
 }
 
-/// Runs every check, one after the other.
+/// Runs all checks, one after another.
 ///
 /// # Panics
 ///
-/// When the store breaks a rule, or fails.
+/// Panics if the store breaks a rule, or fails.
 pub async fn check<H: Harness>(harness: &H) {
     for check in checks() {
         check.run(harness).await;
     }
 }
 
-/// Runs a history of 40 random steps on several slots, drawn from that seed, beside
-/// [`Machine`](crate::store::Machine). The check `a_random_history_follows_the_machine` is this with a
-/// random seed, which its message names.
+/// Runs a history of 40 random steps on several slots, drawn from the given seed, and compares each
+/// answer with [`Machine`](crate::store::Machine). The check `a_random_history_follows_the_machine`
+/// runs such a history with a random seed. If it fails, its message contains the seed.
 ///
 /// # Panics
 ///
-/// When the store answers otherwise than the machine, or fails.
+/// Panics if the store's answer differs from the machine's, or if the store fails.
 pub async fn check_history<H: Harness>(harness: &H, seed: u64) {
     history::follow(&Probe::new(harness, "a_random_history_follows_the_machine"), seed).await;
 }
 
-/// Every check of [`Inspect`], for stores that have it. They are like those of [`checks`].
+/// Returns every check of [`Inspect`], for stores that implement it. They work like those of
+/// [`checks`].
 #[must_use]
 pub fn inspection_checks<H: Harness<Store: Inspect>>() -> Vec<Check<H>> {
     list![
@@ -49,8 +50,8 @@ pub fn inspection_checks<H: Harness<Store: Inspect>>() -> Vec<Check<H>> {
     ]
 }
 
-/// Every check, for a test runner that reports each by its name. They are independent of each
-/// other and can run at the same time.
+/// Returns every check, for a test runner that reports each one by its name. The checks are
+/// independent of each other and can run at the same time.
 #[must_use]
 pub fn checks<H: Harness>() -> Vec<Check<H>> {
     list![

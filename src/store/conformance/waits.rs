@@ -1,4 +1,4 @@
-//! `changed`: those who wait for an outcome learn of it.
+//! `changed`: waiting requests learn of an outcome.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use crate::store::Record;
 use crate::store::Store;
 use crate::store::{ClaimOutcome, ClaimRequest, Held};
 
-/// After so long, a claim that ended should have been noticed.
+/// The time within which a waiting request should notice that a claim ended.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// So many rounds while a claim runs are no waiting.
+/// If `changed` returns this many times while a claim runs, it does not wait.
 const ROUNDS: u32 = 1000;
 const WAITERS: usize = 8;
 
@@ -26,7 +26,7 @@ pub(super) async fn changed_returns_when_the_claim_has_ended<H: Harness>(slot: P
     let early = slot.store.changed(&slot.slot, 0);
     slot.release("by the holder", claim.token, Held::Yes).await;
     if tokio::time::timeout(PATIENCE, early).await.is_err() {
-        missed(&slot, "asked before the release and awaited after it");
+        missed(&slot, "called before the release and awaited after it");
     }
     returns(&slot, "after the release").await;
 
@@ -38,7 +38,7 @@ pub(super) async fn changed_returns_when_the_claim_has_ended<H: Harness>(slot: P
     slot.complete("by the holder", claim.token, &record, slot.long, Held::Yes)
         .await;
     if tokio::time::timeout(PATIENCE, early).await.is_err() {
-        missed(&slot, "asked before the completion and awaited after it");
+        missed(&slot, "called before the completion and awaited after it");
     }
     returns(&slot, "after the completion").await;
 }
@@ -72,7 +72,7 @@ pub(super) async fn waiters_learn_of_completion<H: Harness>(slot: Probe<'_, H>) 
         .await;
     for waited in all(&slot, waiters, "the completion").await {
         if waited.started {
-            slot.broken("begin, by a waiter", "it was started although the holder completed");
+            slot.broken("begin, by a waiter", "the waiter started although the holder completed");
         }
         slot.expect_begun(
             "begin, by a waiter",
@@ -94,8 +94,8 @@ pub(super) async fn waiters_learn_of_release<H: Harness>(slot: Probe<'_, H>) {
     let started = waited.iter().filter(|waited| waited.started).count();
     if started != 1 {
         slot.broken(
-            "begin, by those who waited for the release",
-            format_args!("{started} of {WAITERS} were started, expected exactly 1"),
+            "begin, by the requests that waited for the release",
+            format_args!("{started} of {WAITERS} waiters started, expected exactly 1"),
         );
     }
     for waited in waited {
@@ -108,14 +108,15 @@ pub(super) async fn waiters_learn_of_release<H: Harness>(slot: Probe<'_, H>) {
 }
 
 struct Waited {
-    /// Whether this waiter was the next to run.
+    /// Whether this waiter was the next one to run.
     started: bool,
     begun: ClaimOutcome,
 }
 
 type Waiters = JoinSet<Result<Waited, String>>;
 
-/// Starts tasks that wait for the slot as the layer does. One that is started completes.
+/// Starts tasks that wait for the slot like the layer does. A task that starts the operation also
+/// completes it.
 fn gather<H: Harness>(slot: &Probe<'_, H>, record: Record) -> Waiters {
     let mut waiters = JoinSet::new();
     for _ in 0..WAITERS {
@@ -131,7 +132,7 @@ async fn wait<S: Store>(store: Arc<S>, begin: ClaimRequest, record: Record) -> R
             Ok(ClaimOutcome::InFlight { .. }) => store.changed(&begin.slot, round).await,
             Ok(ClaimOutcome::Started { .. }) => {
                 started = true;
-                // Long enough that the others find it running, or have to wait anew.
+                // This gives the other tasks time to find it running, or to wait again.
                 tokio::task::yield_now().await;
                 if let Err(error) = store.complete(&begin.slot, begin.token, &record, begin.ttl).await {
                     return Err(format!("the store failed: {error}"));
@@ -142,7 +143,7 @@ async fn wait<S: Store>(store: Arc<S>, begin: ClaimRequest, record: Record) -> R
         }
     }
     Err(format!(
-        "it returned {ROUNDS} times while the claim ran, so that waiting is a busy loop"
+        "it returned {ROUNDS} times while the claim ran, so waiting is a busy loop"
     ))
 }
 

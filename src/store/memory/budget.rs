@@ -1,40 +1,41 @@
-//! What the store counts, against its limit.
+//! The store's counts, and their limit.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-/// What the store does with a new key when its byte budget is spent.
+/// What the store does with a new key when its byte budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// Makes room: the completed records nearest to expiry go first. **An evicted key runs again
-    /// if its client retries after that.** [`MemoryStats::evicted`] counts them; alert on it.
-    /// Running claims are never evicted.
+    /// Evicts the completed records that are nearest to expiry. **An evicted key runs again if its
+    /// client retries after the eviction.** [`MemoryStats::evicted`] counts evictions; set an alert
+    /// on it. Running claims are never evicted.
     ///
-    /// No tenant evicts another by a flood of keys: a scope that takes less than half of an equal
-    /// share (of all records' room, by the number of scopes that have any) loses none.
+    /// A tenant that sends a flood of keys does not evict another tenant's records: a scope that
+    /// uses less than half of an equal share loses none. An equal share is the size of all records,
+    /// divided by the number of scopes that have any.
     #[default]
     EvictNearestExpiry,
     /// Refuses new keys with `503` problem `store-unavailable` until records have expired. Known
-    /// keys are still answered. Operations that are running when the budget is reached are still
-    /// recorded, so that the budget can be exceeded by their answers.
+    /// keys still get an answer. Operations that are running when the store reaches its budget are
+    /// still recorded, so their answers can exceed the budget.
     RefuseNew,
 }
 
-/// What a [`MemoryStore`](crate::MemoryStore) holds at a moment.
+/// The contents of a [`MemoryStore`](crate::MemoryStore) at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryStats {
-    /// Claims and records, including those that have expired and are not swept yet.
+    /// The number of claims and records, including those that have expired and are not swept yet.
     pub entries: usize,
-    /// Bytes of the heap that they take, including what the store keeps about them.
+    /// The heap bytes that claims and records use, including the store's bookkeeping for them.
     pub bytes: usize,
-    /// Records evicted before they expired, since the store was made.
+    /// The number of records evicted before they expired, since the store was created.
     pub evicted: u64,
 }
 
-/// The counts of one store, and their limit.
+/// One store's counts, and their limit.
 pub(super) struct Budget {
     pub(super) limit: usize,
     pub(super) when_full: WhenFull,
@@ -62,7 +63,7 @@ impl Budget {
         }
     }
 
-    /// Whether `more` bytes would exceed the limit.
+    /// Returns whether `more` bytes would exceed the limit.
     pub(super) fn is_over(&self, more: usize) -> bool {
         self.bytes.load(Ordering::Relaxed).saturating_add(more) > self.limit
     }
@@ -73,27 +74,29 @@ impl Budget {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// An entry is gone.
+    /// Counts an entry that is gone.
     pub(super) fn leave(&self, bytes: usize) {
         self.entries.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// What took `before` bytes takes `after`. In one step, so that nobody sees the count without either.
+    /// Counts a change in size from `before` to `after` bytes. It is one step, so nobody sees the
+    /// total without either size.
     pub(super) fn change(&self, before: usize, after: usize) {
         self.bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
 
-    /// A record was evicted before it expired.
+    /// Counts a record that was evicted before it expired.
     pub(super) fn evicted(&self) {
         let evicted = self.evicted.fetch_add(1, Ordering::Relaxed) + 1;
-        // At 1, 2, 4, 8 and so on: seen at once, and never a flood.
+        // Logged at 1, 2, 4, 8 and so on, so the first eviction shows at once and the log is never
+        // flooded.
         if evicted.is_power_of_two() {
             tracing::warn!(
                 target: "tower_idempotency",
                 evicted,
                 budget = self.limit,
-                "the memory store is full and evicts records before they expire; their keys would run again"
+                "the memory store is full and evicts records before they expire; a retry of an evicted key runs again"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The calls of [`Store`](crate::store::Store).
+//! The [`Store`](crate::store::Store) calls.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl Slots {
                 if let Some(begun) = entry.occupant.begin(begin, now) {
                     return Ok(begun);
                 }
-                // Expired and not swept yet: vacant.
+                // Expired but not swept yet, so the slot is vacant.
                 self.budget.change(entry.cost(), CLAIM);
                 let number = self.with_ledger(|ledger| {
                     entry.leave(ledger, hash);
@@ -39,7 +39,7 @@ impl Slots {
                 break Some(std::mem::replace(entry, Entry::claim(begin, scope, number, now)));
             }
             match room {
-                // Room is made only for a key that is new, and without its shard's lock.
+                // Make room only for a new key, and without its shard's lock.
                 Room::Unknown => {
                     drop(place);
                     room = self.make_room(CLAIM, now);
@@ -47,11 +47,11 @@ impl Slots {
                 Room::None => {
                     return Err(StoreError::new(
                         StoreErrorKind::Full,
-                        "memory store: the byte budget is spent; raise it, shorten the TTL, or let it evict",
+                        "memory store: the byte budget is used up; raise it, shorten the TTL, or let the store evict records",
                     ));
                 }
                 Room::Enough => {
-                    // Counted before it can be seen, so that nobody subtracts it first.
+                    // Counted before the entry is visible, so that nobody subtracts it first.
                     self.budget.enter(CLAIM);
                     let number = self.with_ledger(|ledger| {
                         due.take(ledger, now);
@@ -84,7 +84,8 @@ impl Slots {
             if !lease.is_zero() {
                 return Held::Yes;
             }
-            // It lapses at once: whoever waits may take it over, and nobody may ever come back.
+            // The claim lapses at once. A waiting request can take it over, or perhaps no request
+            // ever comes back.
             let look_at = running.lease_until.after(running.memory);
             running.extra.look_at = look_at;
             let waiters = running.extra.waiters();
@@ -103,10 +104,11 @@ impl Slots {
         let expires_at = now.after(ttl);
         let hash = self.map.hash(slot);
         let bytes = cost_of(record);
-        // A record may take less than its claim did.
+        // A record can take less space than its claim did.
         let more = bytes.saturating_sub(CLAIM);
         if self.budget.is_over(more) && self.is_held(hash, slot, token, now) {
-            // Before the new record is in the ledger, so that it is not the one to go.
+            // Make room before the new record is in the ledger, so that it is not the one to be
+            // evicted.
             self.make_room(more, now);
         }
         let mut due = Due::default();
@@ -147,8 +149,8 @@ impl Slots {
         }
     }
 
-    /// A future that is ready when the slot's present claim has ended. It is registered before the
-    /// slot's lock is given back, so that no end can slip by.
+    /// Returns a future that is ready when the slot's current claim has ended. The future is
+    /// registered before the slot's lock is released, so that it cannot miss the end.
     pub(super) fn ended(&self, slot: &Slot) -> Option<OwnedNotified> {
         let mut entry = self.map.get_mut(self.map.hash(slot), slot)?;
         match &mut entry.occupant {

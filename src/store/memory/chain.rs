@@ -3,10 +3,10 @@
 use super::entry::Entry;
 use crate::request::Slot;
 
-/// The entries of all slots that have one hash, in the order in which they came. Never empty.
+/// The entries of all slots with the same hash, in insertion order. A chain is never empty.
 ///
-/// One entry, except by chance: among a million slots, some hundred pairs have the same hash. It is one
-/// pointer wide, so that the table of the map, which is partly unused, is small.
+/// A chain usually has one entry: among a million slots, only a few hundred pairs have the same
+/// hash. A chain is one pointer wide, so that the map's table, which is partly unused, stays small.
 pub(super) struct Chain(Box<Link>);
 
 struct Link {
@@ -14,11 +14,11 @@ struct Link {
     next: Option<Box<Link>>,
 }
 
-/// What [`Chain::take_if`] found.
+/// The outcome of [`Chain::take_if`].
 pub(super) enum Taken {
-    /// The entry, which has left the chain.
+    /// The entry, which was removed from the chain.
     Entry(Entry),
-    /// The entry is the only one of the chain, and still there: remove the chain.
+    /// The entry is the only one in the chain and is still in it. The caller must remove the chain.
     Last,
     Nothing,
 }
@@ -43,7 +43,7 @@ impl Chain {
         None
     }
 
-    /// Adds the entry of another slot.
+    /// Adds another slot's entry.
     pub(super) fn push(&mut self, entry: Entry) {
         let mut end = &mut self.0.next;
         while let Some(link) = end {
@@ -52,7 +52,7 @@ impl Chain {
         *end = Some(Box::new(Link { entry, next: None }));
     }
 
-    /// Takes out the first entry for which the condition holds.
+    /// Removes and returns the first entry for which the condition is true.
     pub(super) fn take_if(&mut self, mut condition: impl FnMut(&mut Entry) -> bool) -> Taken {
         if condition(&mut self.0.entry) {
             let Some(next) = self.0.next.take() else {
@@ -74,7 +74,7 @@ impl Chain {
         }
     }
 
-    /// The entry of a chain that has one.
+    /// Returns the entry of a chain that has exactly one.
     pub(super) fn into_entry(self) -> Entry {
         self.0.entry
     }

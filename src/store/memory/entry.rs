@@ -1,4 +1,4 @@
-//! A slot that is not vacant, and what it costs.
+//! A slot that is not vacant, and its size.
 
 use std::sync::Arc;
 
@@ -10,12 +10,14 @@ use crate::request::Slot;
 use crate::store::rules::Occupant;
 use crate::store::{ClaimRequest, Millis, Record};
 
-/// What an entry takes beside its record: the entry (88 bytes, and 8 for the allocation), its place in the table of its shard
-/// (19 to 39, up to 51 after many removals), its line in the ledger (20 to 40) and the reference counts
-/// of the record (16, and its length is rounded up to eight). Measured by `benches/footprint.rs` and
-/// `tests/memory_accounting.rs`.
+/// The bytes that an entry takes in addition to its record. They are: the entry (88 bytes, plus 8
+/// for the allocation), its place in its shard's table (19 to 39, up to 51 after many removals),
+/// its line in the ledger (20 to 40), and the record's reference counts (16, plus rounding its
+/// length up to a multiple of eight). `benches/footprint.rs` and `tests/memory_accounting.rs`
+/// measure them.
 const ENTRY_BYTES: usize = 176;
-/// What a claim takes, with its entry: about 236, and some more if others wait for its end.
+/// The bytes that a claim takes, including its entry: about 236, and some more if other requests
+/// wait for its end.
 pub(super) const CLAIM: usize = 240;
 
 /// One slot that is not vacant.
@@ -27,15 +29,15 @@ pub(super) struct Entry {
     pub(super) number: u32,
 }
 
-/// What the store keeps with a claim.
+/// The data that the store keeps with a claim.
 pub(super) struct Hold {
-    /// When a write looks whether the claim was forgotten.
+    /// When a write checks whether the claim is forgotten.
     pub(super) look_at: Millis,
-    /// Made by the first who waits.
+    /// Created by the first waiting request.
     waiters: Option<Arc<Notify>>,
 }
 
-/// When a claim is forgotten, unless it is renewed or taken over.
+/// Returns when a claim is forgotten, unless it is renewed or taken over.
 pub(super) fn look_at(begin: &ClaimRequest, now: Millis) -> Millis {
     now.after(begin.lease).after(begin.ttl)
 }
@@ -45,7 +47,7 @@ pub(super) fn cost_of(record: &Record) -> usize {
 }
 
 impl Entry {
-    /// The entry of a new claim, whose line has that number.
+    /// Creates a new claim's entry. `number` is the number of its line.
     pub(super) fn claim(begin: &ClaimRequest, scope: ScopeHash, number: u32, now: Millis) -> Self {
         let hold = Hold {
             look_at: look_at(begin, now),
@@ -59,7 +61,7 @@ impl Entry {
         }
     }
 
-    /// What is counted for the entry.
+    /// Returns the bytes that are counted for the entry.
     pub(super) fn cost(&self) -> usize {
         match &self.occupant {
             Occupant::Running(_) => CLAIM,
@@ -67,7 +69,7 @@ impl Entry {
         }
     }
 
-    /// The entry's line in the ledger.
+    /// Returns the entry's line in the ledger.
     pub(super) fn line(&self, hash: SlotHash) -> Line {
         let at = match &self.occupant {
             Occupant::Running(running) => running.extra.look_at,
@@ -76,7 +78,7 @@ impl Entry {
         Line::new(at, self.number, hash, self.scope.share())
     }
 
-    /// Takes the entry's line out of the ledger.
+    /// Removes the entry's line from the ledger.
     pub(super) fn leave(&self, ledger: &mut Ledger, hash: SlotHash) {
         let line = self.line(hash);
         match &self.occupant {
@@ -86,13 +88,13 @@ impl Entry {
     }
 }
 
-/// Those who wait for the end of a claim.
+/// The requests that wait for a claim to end.
 #[derive(Default)]
 #[must_use = "they wait until they are woken"]
 pub(super) struct Waiters(Option<Arc<Notify>>);
 
 impl Waiters {
-    /// Wakes them. Not under a lock.
+    /// Wakes the waiting requests. Do not call it while holding a lock.
     pub(super) fn wake(self) {
         if let Some(waiters) = self.0 {
             waiters.notify_waiters();
@@ -101,18 +103,18 @@ impl Waiters {
 }
 
 impl Hold {
-    /// Takes out those who wait.
+    /// Removes and returns the waiting requests.
     pub(super) fn waiters(&mut self) -> Waiters {
         Waiters(self.waiters.take())
     }
 
-    /// What tells the end of the claim to one more who waits.
+    /// Returns the notification of the claim's end for one more waiting request.
     pub(super) fn wait(&mut self) -> Arc<Notify> {
         Arc::clone(self.waiters.get_or_insert_with(Arc::default))
     }
 }
 
-/// Wakes those who wait for a claim that is gone. Not under a lock.
+/// Wakes the requests that wait for a claim that is gone. Do not call it while holding a lock.
 pub(super) fn wake(gone: Occupant<Hold>) {
     if let Occupant::Running(mut running) = gone {
         running.extra.waiters().wake();
@@ -121,7 +123,7 @@ pub(super) fn wake(gone: Occupant<Hold>) {
 
 #[cfg(test)]
 impl Entry {
-    /// The record of a slot, whose line has that number.
+    /// Creates the entry of a slot with a record. `number` is the number of its line.
     pub(super) fn of_test(slot: Slot, number: u32) -> Self {
         use crate::request::{Fingerprint, ScopeTag};
         use crate::store::memory::hash::SlotHasher;

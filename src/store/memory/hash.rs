@@ -4,8 +4,8 @@ use std::hash::Hasher;
 
 use crate::request::{ScopeTag, Slot};
 
-/// Hashes slots. A slot is a digest already, so that folding two of its words is enough; the seed
-/// keeps a client from making keys that fall into one place.
+/// Hashes slots. A slot is already a digest, so folding two of its words is enough. The seed
+/// prevents a client from creating keys that all have the same hash.
 pub(super) struct SlotHasher {
     seed: (u64, u64),
 }
@@ -36,12 +36,13 @@ impl SlotHasher {
     }
 }
 
-/// The hash of a slot: what an entry is found by, and all that the ledger keeps of its slot. Two slots may
-/// have the same.
+/// A slot's hash. It identifies an entry in the map, and it is the only part of a slot that the
+/// ledger keeps. Two slots can have the same hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SlotHash(u32);
 
-/// The hash of a scope's tag. 64 bits: two scopes of one hash would be forgotten together.
+/// The hash of a scope's tag. It has 64 bits, because two scopes with the same hash would be
+/// forgotten together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ScopeHash(u64);
 
@@ -51,16 +52,17 @@ impl ScopeHash {
     }
 }
 
-/// Whose share of the room something takes: half of a [`ScopeHash`]. Scopes that have it in common share.
+/// Identifies the scope to whose share of the space an entry belongs. It is half of a
+/// [`ScopeHash`]. Scopes with the same half have one share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ShareOf(pub(super) u32);
 
-/// Spreads a [`SlotHash`] over 64 bits for the map, which takes the tag of an entry from the upper bits, its
-/// shard from those below, and its place from the lower ones.
+/// Spreads a [`SlotHash`] over 64 bits for the map. The map takes an entry's tag from the upper
+/// bits, its shard from the bits below them, and its place from the lower bits.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Spread(u64);
 
-/// The golden ratio's fraction, as in Fibonacci hashing.
+/// The fractional part of the golden ratio, as in Fibonacci hashing.
 const FIBONACCI: u64 = 0x9E37_79B9_7F4A_7C15;
 
 impl Hasher for Spread {
@@ -96,7 +98,7 @@ mod tests {
         };
         let state = std::hash::BuildHasherDefault::<Spread>::default();
         let spread = |n| state.hash_one(hash(n));
-        // As `DashMap` does with 128 shards.
+        // The same as in `DashMap` with 128 shards.
         let shard = |spread: &u64| spread >> 50 & 127;
         let shards: HashSet<_> = (0..10_000).map(|n| shard(&spread(n))).collect();
         assert_eq!(shards.len(), 128);

@@ -1,4 +1,4 @@
-//! Looking into slots, and freeing one.
+//! Inspecting slots, and freeing one.
 
 use super::entry::{Entry as Kept, wake};
 use super::slots::Slots;
@@ -38,10 +38,10 @@ impl Slots {
         census
     }
 
-    /// Forgets the records of a scope, and returns how many had not expired.
+    /// Forgets a scope's records, and returns how many of them had not expired.
     ///
-    /// Slots are noted under the lock of one shard after another, and then freed one by one, so that no other
-    /// call waits long.
+    /// It collects the slots under the lock of one shard after another, and then frees them one by
+    /// one, so that no other call waits long.
     pub(super) fn forget_scope(&self, tag: &ScopeTag) -> u64 {
         let now = self.now();
         let scope = self.map.hash_of_scope(tag);
@@ -60,7 +60,7 @@ impl Slots {
         forgotten
     }
 
-    /// Frees a slot, and returns whether it was known.
+    /// Frees a slot, and returns whether it had an entry.
     pub(super) fn forget(&self, slot: &Slot) -> bool {
         let now = self.now();
         self.vacate(slot, |_| true).is_some_and(|occupant| {

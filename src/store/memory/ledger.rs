@@ -1,14 +1,15 @@
-//! The memory store's book of what ends when: which records expire, and which claims to look at; and
-//! of what each scope takes.
+//! The memory store's ledger. It records when each record expires, when to check each claim, and
+//! how much space each scope uses.
 //!
-//! Each record and each claim has one line here, in order of time. A line leaves when its record or
-//! its claim does, whatever the reason, so that what is here is what is held. Lines are in B-trees:
-//! none of their steps moves more than a few nodes, and an empty node is given back.
+//! Each record and each claim has one line, in order of time. A line is removed together with its
+//! record or claim, whatever the reason, so the ledger always matches the store's contents. Lines
+//! are in B-trees: no step moves more than a few nodes, and an empty node is freed.
 //!
-//! Evicting takes the next to expire of those scopes that hold more than half of an equal share. The
-//! lines of others that stand before it are set aside, in order, and looked at again when the rest
-//! is used up. The scopes above that measure hold at least half of all bytes, so that there always is
-//! something to evict, and what is set aside stays so until as much as that is gone.
+//! Eviction takes the record that is next to expire among the scopes that use more than half of an
+//! equal share. The lines of other scopes that come before it are set aside, in order, and checked
+//! again when the rest is used up. The scopes above half of an equal share have at least half of
+//! all bytes. There is therefore always something to evict, and lines stay set aside until that
+//! many bytes are gone.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
@@ -16,43 +17,44 @@ use std::collections::{BTreeMap, BTreeSet, btree_map};
 use super::hash::{ShareOf, SlotHash};
 use crate::store::Millis;
 
-/// Lines that are set aside at most before others may have the ledger.
+/// The maximum number of lines to set aside before other calls can use the ledger.
 const SET_ASIDE: usize = 64;
 
 #[derive(Default)]
 pub(super) struct Ledger {
     /// When each record expires.
     expiring: BTreeSet<Line>,
-    /// Those that eviction passed over.
+    /// The records that eviction passed over.
     set_aside: BTreeSet<Line>,
-    /// When each claim is worth a look: it may have been forgotten by then. The claims whose holders
-    /// died are found so.
+    /// When to check each claim, because it may be forgotten by then. This is how claims whose
+    /// holders died are found.
     claims: BTreeSet<Line>,
     takings: Takings,
-    /// Of the next line.
+    /// The number of the last line that was added.
     number: u32,
 }
 
-/// A tick is 2¹⁰ ms. A record is swept up to one tick after it expired; until then, reading
-/// it finds it expired.
+/// A tick is 2¹⁰ ms. A record is swept up to one tick after it expired. Until then, a read finds it
+/// expired.
 const TICK_BITS: u32 = 10;
 
-/// Which tick a time falls into. The last of all, which comes in 139 years, stands for all later ones.
+/// Returns the tick that a time falls into. The last tick, which comes in 139 years, represents all
+/// later ones.
 fn tick(at: Millis) -> u32 {
     u32::try_from(at.0 >> TICK_BITS).unwrap_or(u32::MAX)
 }
 
-/// That an entry of the map ends, and when.
+/// The end of a map entry, and its time.
 ///
-/// Sixteen bytes. The entry is found by its hash, and known by the line's number.
+/// A line takes sixteen bytes. The hash finds the entry, and the line's number identifies it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line {
     tick: u32,
-    /// Lines of one tick are in the order in which they were written, and no two are the same, unless
-    /// four thousand million were written while one stood there.
+    /// Lines of one tick are in the order in which they were written. No two lines are equal,
+    /// unless four billion lines are written while one of them is in the ledger.
     pub(super) number: u32,
     pub(super) hash: SlotHash,
-    /// Whose it is.
+    /// The scope that the entry belongs to.
     pub(super) scope: ShareOf,
 }
 
@@ -88,26 +90,28 @@ impl PartialEq for Line {
 
 impl Eq for Line {}
 
-/// What there is to evict.
+/// The record to evict, if any.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Evictable {
     /// This record.
     Record(Line),
-    /// Perhaps something: look once more.
+    /// There may be a record to evict: call again.
     NotYetFound,
     Nothing,
 }
 
-/// What the records of each scope that has any take.
+/// The bytes that the records of each scope use, for scopes that have any.
 #[derive(Default)]
 struct Takings {
     scopes: BTreeMap<ShareOf, u64>,
     total: u64,
 }
 
-/// What the book of scopes takes for each, more or less by a third.
+/// The approximate number of bytes that the table of scopes takes for each scope. It can be wrong
+/// by a third.
 const SCOPE_BYTES: usize = 24;
-/// Scopes that are not counted: a store of a few tenants takes what its records take.
+/// The number of scopes that are not counted, so that a store with a few tenants takes only what
+/// its records take.
 const UNCOUNTED_SCOPES: usize = 256;
 
 impl Takings {
@@ -127,15 +131,15 @@ impl Takings {
         }
     }
 
-    /// More than half of an equal share. There always is a scope that takes that: the one that takes
-    /// most.
+    /// Returns whether a scope uses more than half of an equal share. At least one scope always
+    /// does: the one that uses the most.
     fn are_a_share(&self, scope: ShareOf) -> bool {
         let taken = self.scopes.get(&scope).copied().unwrap_or_default();
         taken.saturating_mul(2).saturating_mul(self.scopes.len() as u64) > self.total
     }
 }
 
-/// Takes the first line out if its tick is before that one.
+/// Removes and returns the first line if its tick is before `end`.
 fn pop_before(lines: &mut BTreeSet<Line>, end: u32) -> Option<Line> {
     if lines.first()?.tick < end {
         lines.pop_first()
@@ -145,7 +149,7 @@ fn pop_before(lines: &mut BTreeSet<Line>, end: u32) -> Option<Line> {
 }
 
 impl Ledger {
-    /// Bytes of the book of scopes.
+    /// Returns the bytes that the table of scopes takes.
     pub(super) fn scope_bytes(&self) -> usize {
         SCOPE_BYTES * self.takings.scopes.len().saturating_sub(UNCOUNTED_SCOPES)
     }
@@ -170,19 +174,20 @@ impl Ledger {
         self.strike(line, bytes);
     }
 
-    /// After the record of a line that was taken out is gone.
+    /// Subtracts a record whose line was already removed, after the record is gone.
     pub(super) fn strike(&mut self, line: Line, bytes: u64) {
         self.takings.subtract(line.scope, bytes);
     }
 
-    /// Takes the line of a record out whose tick is wholly past, if there is one.
+    /// Removes and returns the line of a record whose tick is entirely in the past, if there is
+    /// one.
     pub(super) fn pop_due(&mut self, now: Millis) -> Option<Line> {
         let end = tick(now);
         pop_before(&mut self.set_aside, end).or_else(|| pop_before(&mut self.expiring, end))
     }
 
-    /// Takes the line of the record out that is nearest to expiry among those of scopes that take
-    /// more than half of an equal share of all records' room.
+    /// Removes and returns the line of the record that is nearest to expiry, among the scopes that
+    /// use more than half of an equal share of the space of all records.
     pub(super) fn pop_evictable(&mut self) -> Evictable {
         for _ in 0..SET_ASIDE {
             let Some(line) = self.expiring.pop_first() else {
@@ -211,8 +216,9 @@ impl Ledger {
         self.claims.remove(&line);
     }
 
-    /// Takes the line of a claim out that is worth a look, if there is one: in the tick in which it may
-    /// be forgotten, already. One that is not goes behind the others of its tick.
+    /// Removes and returns the line of a claim that is due for a check, if there is one. A claim is
+    /// due from the start of the tick in which it may be forgotten. If it is not forgotten yet, its
+    /// new line goes behind the others of its tick.
     pub(super) fn pop_claim(&mut self, now: Millis) -> Option<Line> {
         pop_before(&mut self.claims, tick(now).saturating_add(1))
     }
@@ -226,10 +232,10 @@ mod tests {
     use crate::request::Slot;
     use crate::store::memory::hash::SlotHasher;
 
-    /// What a record takes here.
+    /// The bytes that a record takes in these tests.
     const BYTES: u64 = 100;
 
-    /// A ledger, and which record each line is of.
+    /// A ledger, and the record that each line belongs to.
     struct Book {
         ledger: Ledger,
         hash: SlotHash,
@@ -258,7 +264,8 @@ mod tests {
             self.names.get(&line.number).copied()
         }
 
-        /// Takes the next line out and its record, until there is one or nothing.
+        /// Removes the next line and its record, and repeats until it finds one or there is nothing
+        /// left.
         fn evict(&mut self) -> Option<u64> {
             loop {
                 match self.ledger.pop_evictable() {
@@ -307,7 +314,7 @@ mod tests {
     #[test]
     fn a_scope_below_half_of_its_share_is_passed_over_and_expires_in_time() {
         let mut book = Book::new();
-        // 240 lines of a small scope, before and among 1000 of a large one.
+        // 240 lines of a small scope, before and among the 1000 lines of a large one.
         for n in 0..240 {
             book.add(2, 10_000 + n, n * 10);
         }
@@ -317,7 +324,8 @@ mod tests {
         for n in 0..480 {
             assert_eq!(book.evict(), Some(n));
         }
-        // What was passed over is swept when it is due: the lines of the first tick.
+        // The records that were passed over are swept when they are due: the lines of the first
+        // tick.
         for n in 0..103 {
             assert_eq!(book.due(1024), Some(10_000 + n));
         }

@@ -1,7 +1,8 @@
-//! The map of the slots that are not vacant: a [`DashMap`] by the hash of the slot.
+//! The map of the slots that are not vacant: a [`DashMap`] keyed by the slot's hash.
 //!
-//! The table of a shard has sixteen bytes for an entry, and entries are on the heap. So what doubles, and
-//! is partly unused, is small, and growing a table moves hashes and pointers without looking at entries.
+//! A shard's table has sixteen bytes for each entry, and the entries are on the heap. The part that
+//! doubles in size, and is partly unused, is therefore small. Growing a table moves hashes and
+//! pointers without reading entries.
 
 use std::hash::{BuildHasher, BuildHasherDefault};
 
@@ -13,11 +14,12 @@ use super::entry::Entry;
 use super::hash::{ScopeHash, SlotHash, SlotHasher, Spread};
 use crate::request::{ScopeTag, Slot};
 
-/// Lock shards of the map. Many, so that doubling the table of one, which moves it under its lock,
-/// stays below a millisecond with ten million keys: eighty thousand places of sixteen bytes.
+/// The number of lock shards of the map. There are many, because doubling a shard's table moves it
+/// under the shard's lock. With ten million keys, that stays below a millisecond: eighty thousand
+/// places of sixteen bytes.
 const SHARDS: usize = 128;
-/// Buckets that a table keeps, so that a key that comes and goes does not move it: as many as it begins
-/// with.
+/// The number of buckets that a table always keeps, so that a key that comes and goes does not move
+/// it. It is the initial number of buckets.
 const KEPT_BUCKETS: usize = 4;
 
 pub(super) struct Map {
@@ -25,11 +27,11 @@ pub(super) struct Map {
     hasher: SlotHasher,
 }
 
-/// A slot's place in the map. Its shard is locked.
+/// A slot's place in the map, with its shard locked.
 pub(super) struct Place<'a>(dashmap::Entry<'a, SlotHash, Chain>);
 
 impl Place<'_> {
-    /// The entry of that slot, whose hash led here.
+    /// Returns the entry of the given slot, whose hash led here.
     pub(super) fn find(&mut self, slot: &Slot) -> Option<&mut Entry> {
         match &mut self.0 {
             dashmap::Entry::Occupied(chain) => chain.get_mut().find_mut(slot),
@@ -37,7 +39,7 @@ impl Place<'_> {
         }
     }
 
-    /// Adds the entry of a slot that has none.
+    /// Adds an entry for a slot that has none.
     pub(super) fn insert(self, entry: Entry) {
         match self.0 {
             dashmap::Entry::Occupied(mut chain) => chain.get_mut().push(entry),
@@ -62,24 +64,26 @@ impl Map {
         self.hasher.scope(tag)
     }
 
-    /// Locks the shard of that hash for a slot that may have no entry.
+    /// Locks the shard of the given hash for a slot that may have no entry.
     pub(super) fn place(&self, hash: SlotHash) -> Place<'_> {
         Place(self.chains.entry(hash))
     }
 
-    /// The entry of that slot. Its shard is locked for writers.
+    /// Returns the given slot's entry. Its shard is locked for writers.
     pub(super) fn get(&self, hash: SlotHash, slot: &Slot) -> Option<MappedRef<'_, SlotHash, Chain, Entry>> {
         self.chains.get(&hash)?.try_map(|chain| chain.find(slot)).ok()
     }
 
-    /// The entry of that slot. Its shard is locked.
+    /// Returns the given slot's entry. Its shard is locked.
     pub(super) fn get_mut(&self, hash: SlotHash, slot: &Slot) -> Option<MappedRefMut<'_, SlotHash, Chain, Entry>> {
         self.chains.get_mut(&hash)?.try_map(|chain| chain.find_mut(slot)).ok()
     }
 
-    /// Takes out the first entry for which the condition holds, of those whose slots have that hash.
+    /// Removes and returns the first entry for which the condition is true, among the entries whose
+    /// slots have the given hash.
     ///
-    /// The condition runs under the lock of the shard. What must change together with the map, it changes.
+    /// The condition runs under the shard's lock. It also makes the changes that must happen
+    /// together with the change to the map.
     pub(super) fn take_if(&self, hash: SlotHash, condition: impl FnMut(&mut Entry) -> bool) -> Option<Entry> {
         let mut taken = None;
         let chain = self
@@ -99,15 +103,16 @@ impl Map {
         taken
     }
 
-    /// Shrinks the table of the shard of that hash if it is far larger than its entries need.
+    /// Shrinks the table of the hash's shard if it is far larger than its entries need.
     ///
-    /// `DashMap::shrink_to_fit` would move all shards. This moves one, of which less than a third is used,
-    /// so that as many entries were removed, or places used up, since the table was moved last.
+    /// `DashMap::shrink_to_fit` would move all shards. This moves one shard, less than a third of
+    /// which is used. At least as many entries were therefore removed, or places used up, since the
+    /// table was last moved.
     fn give_back(&self, hash: SlotHash) {
         let mut table = self.chains.shards()[self.chains.determine_map(&hash)].write();
         let (len, buckets) = (table.len(), table.buckets());
-        // At less than 7/16, the table can be halved. A third is less, so that it is not halved and
-        // doubled in turns.
+        // Below 7/16, the table can be halved. The limit is lower, at a third, so that the table is
+        // not halved and doubled in turns.
         if buckets > KEPT_BUCKETS && len < buckets / 3 {
             table.shrink_to(len.max(1), |(hash, _)| self.chains.hasher().hash_one(hash));
         }
@@ -127,7 +132,8 @@ mod tests {
 
     use super::*;
 
-    /// Slots of which each three have the same hash, whatever the seed: it is of the first half.
+    /// Each three of these slots have the same hash, whatever the seed, because the hash depends on
+    /// the first half only.
     fn slot(n: u64) -> Slot {
         let mut bytes = [0; Slot::LEN];
         bytes[..8].copy_from_slice(&(n / 3).to_le_bytes());
@@ -145,7 +151,7 @@ mod tests {
         Some(taken.number)
     }
 
-    /// Entries of the tables, and their buckets.
+    /// The number of entries and buckets of each table.
     fn tables(map: &Map) -> Vec<(usize, usize)> {
         let shards = map.chains.shards().iter();
         shards
@@ -164,7 +170,7 @@ mod tests {
         let (map, mut model) = (Map::new(), HashMap::new());
         assert_eq!(map.hash(&slot(0)), map.hash(&slot(2)));
         assert_ne!(map.hash(&slot(0)), map.hash(&slot(3)));
-        // Grows to some tens of thousands, shrinks to few, and grows again.
+        // The map grows to tens of thousands of entries, shrinks to a few, and grows again.
         for (round, inserts) in [(0, 3), (1, 1), (2, 0), (3, 3), (4, 0)] {
             for n in 0..2 * KEYS {
                 let dice = (n + round * 2 * KEYS).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;

@@ -1,18 +1,18 @@
 //! The store in this process's memory.
 //!
-//! From the ground up, each file uses only those above it:
+//! The files are listed from the bottom up. Each file uses only the files above it:
 //!
-//! | file | what is in it |
+//! | file | content |
 //! |---|---|
 //! | `hash` | the seeded hashes of slots and scopes |
-//! | `ledger` | what ends when, and what each scope takes |
-//! | `budget` | what is counted, against its limit |
-//! | `entry` | a slot that is not vacant, and what it costs |
+//! | `ledger` | when records and claims end, and how much space each scope uses |
+//! | `budget` | the counts, and their limit |
+//! | `entry` | a slot that is not vacant, and its size |
 //! | `chain` | the entries whose slots have the same hash |
 //! | `map` | the `DashMap` of the chains |
-//! | `slots` | map, ledger and budget together |
-//! | `inspect`, `sweep` | reading slots; removing what expired or is evicted |
-//! | `calls` | the calls of `Store` |
+//! | `slots` | the map, the ledger and the budget together |
+//! | `inspect`, `sweep` | reading slots; removing expired and evicted entries |
+//! | `calls` | the `Store` calls |
 //! | `store` | the public type |
 
 mod budget;

@@ -1,4 +1,4 @@
-//! The slots in memory: a map of entries, a ledger of what ends when, and a byte budget.
+//! The slots in memory: a map of entries, a ledger of end times, and a byte budget.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,8 +14,8 @@ use crate::store::Millis;
 use crate::store::rules::Occupant;
 
 pub(super) struct Slots {
-    /// Lock order: a shard of `map`, then `ledger`. No guard of either is held across an await. The line
-    /// of an entry changes under the lock of its shard, so that the two always agree.
+    /// Lock order: a shard of `map`, then `ledger`. No guard of either is held across an await. An
+    /// entry's line changes under the lock of the entry's shard, so the two always agree.
     pub(super) map: Map,
     ledger: CachePadded<Mutex<Ledger>>,
     pub(super) budget: Budget,
@@ -37,9 +37,10 @@ impl Slots {
         Millis(elapsed.as_secs().saturating_mul(1000) + u64::from(elapsed.subsec_millis()))
     }
 
-    /// Changes the ledger, and counts what its book of scopes takes more or less.
+    /// Changes the ledger, and counts the change in the size of its table of scopes.
     pub(super) fn with_ledger<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
-        // No code that can panic runs under the lock. If it ever does, the ledger is still whole.
+        // No code that can panic runs under this lock. If that ever changes, the ledger is still
+        // intact.
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let before = ledger.scope_bytes();
         let result = change(&mut ledger);
@@ -50,7 +51,7 @@ impl Slots {
         result
     }
 
-    /// Takes the occupant of a slot out before its time, if it is meant, and its line.
+    /// Removes a slot's occupant before its time, together with its line, if `is_meant` selects it.
     pub(super) fn vacate(&self, slot: &Slot, mut is_meant: impl FnMut(&mut Entry) -> bool) -> Option<Occupant<Hold>> {
         let hash = self.map.hash(slot);
         let entry = self.map.take_if(hash, |entry| {

@@ -1,4 +1,4 @@
-//! The public type of the store, and its builder.
+//! The store's public type, and its builder.
 
 use std::fmt;
 use std::future::Future;
@@ -12,11 +12,11 @@ use crate::store::{
     Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, ScopeTag, Slot, Store, StoreError, Token,
 };
 
-/// The smallest budget that makes sense: some hundreds of claims.
+/// The smallest useful budget: a few hundred claims.
 const MIN_BUDGET: usize = 64 * 1024;
 const DEFAULT_BUDGET: usize = 256 * 1024 * 1024;
 
-/// Builds a [`MemoryStore`] with other limits.
+/// Builds a [`MemoryStore`] with custom limits.
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct MemoryStoreBuilder {
@@ -25,18 +25,18 @@ pub struct MemoryStoreBuilder {
 }
 
 impl MemoryStoreBuilder {
-    /// Bytes of the heap that claims and records may take, with all that the store keeps about them.
-    /// Default 256 MiB. At least 64 KiB.
+    /// Sets how many heap bytes claims and records may use, including all of the store's
+    /// bookkeeping for them. Default: 256 MiB. Minimum: 64 KiB.
     ///
-    /// An empty store takes less than 100 KiB, which are not counted. From some ten thousand records
-    /// on, the heap holds at most 1.1 times what is counted. What is evicted, expired or forgotten is
-    /// given back to the allocator.
+    /// An empty store takes less than 100 KiB, which are not counted. With more than about ten
+    /// thousand records, the heap use is at most 1.1 times the counted bytes. The memory of
+    /// evicted, expired and forgotten entries is returned to the allocator.
     pub fn budget(mut self, bytes: usize) -> Self {
         self.budget = bytes;
         self
     }
 
-    /// What to do with a new key when the budget is spent. Default: evict.
+    /// Sets what to do with a new key when the budget is used up. Default: evict.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.when_full = when_full;
         self
@@ -46,13 +46,13 @@ impl MemoryStoreBuilder {
     ///
     /// # Errors
     ///
-    /// A budget below 64 KiB.
+    /// The budget is below 64 KiB.
     pub fn build(self) -> Result<MemoryStore, ConfigError> {
         if self.budget < MIN_BUDGET {
             return Err(ConfigError::new(
                 "budget",
                 format!(
-                    "{} bytes are too few to be useful; at least {MIN_BUDGET} are needed",
+                    "{} bytes is too small to be useful; set at least {MIN_BUDGET} bytes",
                     self.budget
                 ),
             ));
@@ -66,9 +66,9 @@ impl MemoryStoreBuilder {
 /// Keeps claims and records in this process's memory. Clones share them.
 ///
 /// The guarantee lasts as long as the process: a restart forgets every key, and another process has
-/// its own. Time is the monotonic clock's, so that a clock that is set does not matter. There is no
-/// background task: expiry is checked when a slot is read, and each write sweeps a few expired
-/// entries; the store can be used outside a runtime.
+/// its own store. Time comes from the monotonic clock, so changes to the system clock have no
+/// effect. There is no background task: expiry is checked when a slot is read, and each write
+/// sweeps a few expired entries. The store can be used outside a runtime.
 ///
 /// ```
 /// use tower_idempotency::{MemoryStore, store::WhenFull};
@@ -109,7 +109,7 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl MemoryStore {
-    /// A store of 256 MiB that evicts when it is full.
+    /// Creates a store of 256 MiB that evicts records when it is full.
     #[must_use]
     pub fn new() -> Self {
         match Self::builder().build() {
@@ -118,7 +118,7 @@ impl MemoryStore {
         }
     }
 
-    /// A store with other limits.
+    /// Returns a builder for a store with custom limits.
     pub fn builder() -> MemoryStoreBuilder {
         MemoryStoreBuilder {
             budget: DEFAULT_BUDGET,
@@ -126,7 +126,7 @@ impl MemoryStore {
         }
     }
 
-    /// What the store holds now.
+    /// Returns the store's current counts.
     #[must_use]
     pub fn stats(&self) -> MemoryStats {
         self.slots.budget.stats()

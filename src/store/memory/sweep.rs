@@ -1,4 +1,4 @@
-//! Removing what expired, and making room in the budget.
+//! Removing expired entries, and making room in the budget.
 
 use smallvec::SmallVec;
 
@@ -9,10 +9,11 @@ use super::slots::Slots;
 use crate::store::rules::Occupant;
 use crate::store::{Millis, Record};
 
-/// Expired records that one write sweeps at most. More than one, so that sweeping keeps up.
+/// The maximum number of expired records that one write sweeps. It is more than one, so that
+/// sweeping keeps up.
 const SWEEP: usize = 8;
-/// Records that one write evicts at most, which bounds its work. More than it can need, unless one
-/// large record takes the place of many small ones; the next writes then go on.
+/// The maximum number of records that one write evicts, which limits its work. It is more than a
+/// write can need, unless one large record replaces many small ones. The next writes then continue.
 const EVICT: usize = 512;
 
 /// Whether there is room for a new key.
@@ -23,8 +24,8 @@ pub(super) enum Room {
     None,
 }
 
-/// What a write found to sweep. The lines are out of the ledger; their entries are removed when no lock is
-/// held.
+/// The entries that a write found to sweep. Their lines are already removed from the ledger. The
+/// entries are removed when no lock is held.
 #[derive(Default)]
 pub(super) struct Due {
     records: SmallVec<[Line; SWEEP]>,
@@ -43,7 +44,7 @@ impl Due {
 }
 
 impl Slots {
-    /// Removes what is due, if it is still what the ledger said.
+    /// Removes the entries that are due, if they still match the ledger's lines.
     pub(super) fn sweep(&self, due: &Due, now: Millis) {
         if !due.records.is_empty() {
             let gone: SmallVec<[(Line, Record); SWEEP]> = due
@@ -58,8 +59,8 @@ impl Slots {
         }
     }
 
-    /// Takes out the record of a line that was taken out of the ledger, if the slot was not used again
-    /// since.
+    /// Removes and returns the record of a line that was removed from the ledger, if the slot has
+    /// not been used again since.
     fn take_record(&self, of: Line) -> Option<(Record, Millis)> {
         let entry = self.map.take_if(of.hash, |entry| {
             let is_meant = matches!(entry.occupant, Occupant::Done { .. }) && entry.line(of.hash) == of;
@@ -74,7 +75,7 @@ impl Slots {
         }
     }
 
-    /// Records are gone whose lines were taken out of the ledger.
+    /// Subtracts records that are gone and whose lines were removed from the ledger.
     fn strike(&self, gone: &[(Line, Record)]) {
         self.with_ledger(|ledger| {
             for (line, record) in gone {
@@ -83,8 +84,8 @@ impl Slots {
         });
     }
 
-    /// Removes a claim whose holder died and whose memory has ended; another is looked at again when
-    /// that will be so.
+    /// Removes a claim whose holder died and that is now forgotten. Any other claim is checked
+    /// again when it would be forgotten.
     fn sweep_claim(&self, of: Line, now: Millis) {
         let lapsed = self.map.take_if(of.hash, |entry| {
             if entry.line(of.hash) != of {
@@ -109,7 +110,8 @@ impl Slots {
         }
     }
 
-    /// Sweeps and, if allowed, evicts until `needed` bytes fit, or enough was done for one write.
+    /// Sweeps and, if allowed, evicts until `needed` bytes fit, or until it has done enough for one
+    /// write.
     pub(super) fn make_room(&self, needed: usize, now: Millis) -> Room {
         for _ in 0..EVICT {
             if !self.budget.is_over(needed) {
@@ -129,12 +131,13 @@ impl Slots {
             match next {
                 Evictable::Record(line) => self.evict(line, now),
                 Evictable::NotYetFound => {}
-                // Only the claims can make room now; they are looked at in the writes to come.
+                // Only claims can make room now, and the next writes check them.
                 Evictable::Nothing if !self.budget.is_over(needed) => return Room::Enough,
                 Evictable::Nothing => return Room::None,
             }
         }
-        // Far over, as after a large record: the next writes go on.
+        // The store is far over its budget, for example after a large record. The next writes
+        // continue.
         match self.budget.when_full {
             WhenFull::EvictNearestExpiry => Room::Enough,
             WhenFull::RefuseNew if self.budget.is_over(needed) => Room::None,
@@ -142,7 +145,7 @@ impl Slots {
         }
     }
 
-    /// Removes the record of a line that was taken out of the ledger.
+    /// Removes the record of a line that was removed from the ledger.
     fn evict(&self, line: Line, now: Millis) {
         let Some((record, expires_at)) = self.take_record(line) else {
             return;

@@ -1,16 +1,17 @@
-//! How the bytes of a record are held: in one piece, or with a separate large body, which is then not copied.
+//! How a record's bytes are stored: in one piece, or with a separate large body, which is not
+//! copied.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// Bytes of the head that all records have, at least.
+/// The minimum head size of every record, in bytes.
 const HEAD: usize = 20;
-/// From this size on, a body is held as it came.
+/// From this size in bytes, a body is stored separately, as it was received.
 pub(super) const APART: usize = 16 * 1024;
 
-/// The bytes of a record. Cloning is cheap: they are shared.
+/// A record's bytes. Cloning is cheap because they are shared.
 #[derive(Clone)]
 pub(super) struct Blob(Held);
 
@@ -26,12 +27,12 @@ struct Apart {
 }
 
 impl Blob {
-    /// `front` and then `body`.
+    /// Joins `front` and `body`, which stay separate in memory.
     pub(super) fn apart(front: Bytes, body: Bytes) -> Self {
         Self(Held::Apart(Arc::new(Apart { front, body })))
     }
 
-    /// All of it, except a body that is held separately.
+    /// Returns all bytes except a separate body.
     pub(super) fn front(&self) -> &[u8] {
         match &self.0 {
             Held::Whole(all) => all,
@@ -39,7 +40,7 @@ impl Blob {
         }
     }
 
-    /// The body that is held separately, or nothing.
+    /// Returns the separate body, or an empty slice.
     pub(super) fn body(&self) -> &[u8] {
         match &self.0 {
             Held::Whole(_) => &[],
@@ -51,7 +52,7 @@ impl Blob {
         self.front().len() + self.body().len()
     }
 
-    /// The same body behind another front.
+    /// Returns the same body behind another front.
     pub(super) fn with_front(&self, front: Vec<u8>) -> Self {
         match &self.0 {
             Held::Whole(_) => front.into(),
@@ -59,7 +60,8 @@ impl Blob {
         }
     }
 
-    /// Front and body, sharing the bytes. If no body is held separately, the front is everything.
+    /// Returns the front and the body, which share the bytes. Without a separate body, the front
+    /// has all bytes.
     pub(super) fn share(&self) -> (Bytes, Option<Bytes>) {
         /// Lets `Bytes` share the record without copying it.
         struct Shared(Arc<[u8]>);
@@ -90,7 +92,7 @@ impl From<Vec<u8>> for Blob {
     }
 }
 
-/// By the bytes, however they are held.
+/// Compares the bytes, whether or not the body is separate.
 impl PartialEq for Blob {
     fn eq(&self, other: &Self) -> bool {
         fn bytes(blob: &Blob) -> impl Iterator<Item = &u8> {

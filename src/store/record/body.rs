@@ -1,5 +1,5 @@
-//! What a record knows of the body of its request, if that was streamed: the body ended long after the key was
-//! claimed, so that the fingerprint of the claim could not cover it.
+//! A record's data about its request's body, if the body was streamed. A streamed body ends long
+//! after the key is claimed, so the claim's fingerprint cannot cover it.
 
 use smallvec::SmallVec;
 
@@ -9,12 +9,12 @@ use crate::request::fingerprint::BodyPrint;
 use crate::request::integrity::Vouch;
 use crate::store::StoreError;
 
-/// A client declares digests of two algorithms at most that are known here.
+/// A client can declare at most two digests whose algorithms are known here.
 const MAX_VOUCHES: usize = 2;
 const VOUCH: usize = size_of::<Vouch>();
 
 impl Record {
-    /// The same record, with what is known of the request's body.
+    /// Returns the same record with the data about the request's body.
     #[must_use]
     pub(crate) fn with_body(&self, body: &BodyPrint) -> Self {
         let Some((head, rest)) = self.0.front().split_first_chunk::<HEAD>() else {
@@ -34,8 +34,8 @@ impl Record {
         Self(self.0.with_front(out))
     }
 
-    /// What is known of the request's body. `None`: it was not streamed, nothing of it counts, or it was not
-    /// read to its end.
+    /// Returns the data about the request's body. `None` means that the body was not streamed, that
+    /// no part of it is covered, or that it was not read to its end.
     pub(crate) fn body_print(&self) -> Result<Option<BodyPrint>, StoreError> {
         let section = self.body_section()?;
         let Some((digest, vouched)) = self
@@ -57,7 +57,7 @@ impl Record {
         self.0.front().get(1).is_some_and(|kind| kind & WITH_BODY != 0)
     }
 
-    /// How many bytes after the head say what is known of the body.
+    /// Returns how many bytes after the head contain the data about the body.
     pub(super) fn body_section(&self) -> Result<usize, StoreError> {
         if !self.knows_body() {
             return Ok(0);
@@ -67,7 +67,7 @@ impl Record {
                 Ok(section(vouches))
             }
             _ => Err(corrupt(
-                "the stored record is damaged: what it knows of the request's body is cut short",
+                "the stored record is damaged: its data about the request's body is cut short",
             )),
         }
     }
@@ -139,7 +139,7 @@ mod tests {
         }
     }
 
-    /// Stores hold records: those of a release must stay readable.
+    /// Stores contain records of earlier releases, which must stay readable.
     #[test]
     fn golden_record_with_a_body() {
         let record = Record::outcome_unknown(PRINT).with_body(&body(&[[4; 16]]));

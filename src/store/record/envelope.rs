@@ -1,4 +1,4 @@
-//! Sealed records: another record, encrypted whole, in its envelope.
+//! Sealed records. A sealed record is an envelope that contains another record, fully encrypted.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use super::{CIPHERTEXT_AT, HEAD, KEY_ID, NONCE, Record, SEALED, known_version};
 use crate::request::Fingerprint;
 use crate::store::StoreError;
 
-/// What is in a sealed record.
+/// The content of a sealed record.
 pub(crate) struct Envelope<'a> {
     pub(crate) key_id: &'a [u8; KEY_ID],
     pub(crate) nonce: &'a [u8; NONCE],
@@ -15,7 +15,7 @@ pub(crate) struct Envelope<'a> {
 }
 
 impl Record {
-    /// A sealed record.
+    /// Creates a sealed record.
     pub(crate) fn sealed(fingerprint: Fingerprint, envelope: &Envelope<'_>) -> Self {
         let mut out = Vec::with_capacity(CIPHERTEXT_AT + envelope.ciphertext.len());
         put_head(&mut out, SEALED, 0, fingerprint);
@@ -25,7 +25,7 @@ impl Record {
         Self(out.into())
     }
 
-    /// The envelope of a sealed record; `None` if the record is in clear.
+    /// Returns a sealed record's envelope, or `None` if the record is not sealed.
     pub(crate) fn envelope(&self) -> Result<Option<Envelope<'_>>, StoreError> {
         if !self.is_sealed() {
             return Ok(None);
@@ -42,7 +42,7 @@ impl Record {
         Ok(parts)
     }
 
-    /// What is encrypted when the record is sealed.
+    /// Returns the bytes to encrypt when the record is sealed.
     pub(crate) fn to_plaintext(&self) -> Cow<'_, [u8]> {
         match self.0.body() {
             [] => Cow::Borrowed(self.0.front()),
@@ -50,7 +50,7 @@ impl Record {
         }
     }
 
-    /// Reads what was encrypted.
+    /// Reads a record from its decrypted bytes.
     pub(crate) fn from_plaintext(blob: &[u8]) -> Result<Self, StoreError> {
         known_version(blob)?;
         Self::checked(blob.into())

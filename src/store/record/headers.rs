@@ -1,11 +1,12 @@
-//! Headers and trailers inside a record: compact, and decoded without copying values.
+//! Headers and trailers in a record. The format is compact, and values are decoded without copying.
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Names that take one byte. The order is part of the format: append only, up to 127.
+/// Names that take one byte. The order is part of the format, so only append, and keep at most 127
+/// names.
 static NAMES: [HeaderName; 16] = [
     header::CONTENT_TYPE,
     header::LOCATION,
@@ -25,7 +26,7 @@ static NAMES: [HeaderName; 16] = [
     HeaderName::from_static("traceparent"),
 ];
 
-/// Pairs that take one byte: 128 and the position. Append only.
+/// Pairs that take one byte: 128 plus the position. Only append.
 static PAIRS: [(HeaderName, &str); 4] = [
     (header::CONTENT_TYPE, "application/json"),
     (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
@@ -33,7 +34,8 @@ static PAIRS: [(HeaderName, &str); 4] = [
     (header::CONTENT_TYPE, "application/problem+json"),
 ];
 
-/// Names that room is made for before they are read; a map grows beyond that by itself.
+/// The maximum number of names to reserve space for before they are read. A map grows beyond that
+/// automatically.
 const MOST_RESERVED: usize = 1024;
 
 pub(super) fn corrupt(message: &'static str) -> StoreError {
@@ -72,7 +74,7 @@ fn put_number(out: &mut Vec<u8>, mut number: usize) {
     out.push(number as u8);
 }
 
-/// Reads a record from the front.
+/// Reads a record from the start.
 pub(super) struct Reader {
     pub(super) blob: Bytes,
     pub(super) at: usize,
@@ -111,13 +113,13 @@ impl Reader {
     pub(super) fn headers(&mut self) -> Result<HeaderMap, StoreError> {
         let invalid = || corrupt("the stored record has an invalid header");
         let count = self.number()?;
-        // Each takes at least one byte, so that a wrong count cannot ask for much memory; two more
-        // follow, the marker and the length.
+        // Each header takes at least one byte, so a wrong count cannot allocate much memory. The
+        // capacity includes two headers that are added later: the marker and the length.
         if count > self.blob.len() - self.at {
             return Err(cut());
         }
-        // The count is of lines, and a map is sized by names: more lines than it may have names are no
-        // reason to refuse.
+        // The count is the number of lines, but a map's capacity is the number of names. More lines
+        // than a map can have names are no reason to refuse the record.
         let mut headers = HeaderMap::try_with_capacity(count.min(MOST_RESERVED) + 2).map_err(|_| invalid())?;
         for _ in 0..count {
             let code = usize::from(self.byte()?);

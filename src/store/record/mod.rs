@@ -1,6 +1,6 @@
-//! What a store keeps of an operation that is done: the answer, or a tombstone; one flat blob.
+//! The stored outcome of an operation that is done: a response, or a tombstone, as one flat blob.
 //!
-//! Layout, version 1 (integers are LEB128 unless said otherwise):
+//! Layout, version 1 (integers are LEB128 unless stated otherwise):
 //!
 //! ```text
 //! version u8 │ kind u8 │ status u16 BE │ fingerprint 16 bytes │        every record
@@ -14,10 +14,12 @@
 //!           or a code of 128 and above: name and value are both in the table
 //! ```
 //!
-//! `Content-Length` is a flag: it is computed anew, so that it is right whatever the handler said.
+//! `Content-Length` is stored as a flag. It is computed again for a replay, so it is right whatever
+//! the handler sent.
 //!
-//! A sealed record is another record, encrypted whole; its status is 0, its fingerprint in clear because
-//! stores compare it. What the ciphertext is bound to is in `store::sealed`.
+//! A sealed record contains another record, fully encrypted. Its status is 0. Its fingerprint is
+//! not encrypted, because stores compare it. See `store::sealed` for what the ciphertext is bound
+//! to.
 
 mod blob;
 mod body;
@@ -47,7 +49,7 @@ const RESPONSE: u8 = 0;
 const NOT_RETAINED: u8 = 1;
 const UNKNOWN: u8 = 2;
 const SEALED: u8 = 3;
-/// Added to the kind of a record that knows the body of its request.
+/// Added to the kind of a record that has data about its request's body.
 const WITH_BODY: u8 = 16;
 
 const HAD_CONTENT_LENGTH: u8 = 1;
@@ -56,21 +58,21 @@ const HAS_TRAILERS: u8 = 2;
 const FINGERPRINT_AT: usize = 4;
 const HEAD: usize = FINGERPRINT_AT + Fingerprint::LEN;
 
-/// Bytes that name the key of a sealed record.
+/// The length of a sealed record's key name, in bytes.
 pub(crate) const KEY_ID: usize = 8;
-/// Bytes of a sealed record's nonce.
+/// The length of a sealed record's nonce, in bytes.
 pub(crate) const NONCE: usize = 24;
-/// Bytes that sealing adds to what it encrypts.
+/// The number of bytes that sealing adds to the plaintext.
 const TAG: usize = 16;
 const CIPHERTEXT_AT: usize = HEAD + KEY_ID + NONCE;
 
-/// Bytes of the checksum that the stored form ends with.
+/// The length of the checksum at the end of the stored form, in bytes.
 const CHECKSUM: usize = 8;
 
-/// The outcome of an operation as stores keep it. Cloning is cheap: the bytes are shared.
+/// The outcome of an operation, as stores keep it. Cloning is cheap because the bytes are shared.
 ///
-/// A store treats it as opaque: [`to_bytes`](Self::to_bytes) to write it, and
-/// [`from_bytes`](Self::from_bytes), which checks it, to read it.
+/// A store treats a record as opaque. It writes the record with [`to_bytes`](Self::to_bytes) and
+/// reads it with [`from_bytes`](Self::from_bytes), which checks the bytes.
 ///
 /// ```
 /// use tower_idempotency::{Fingerprint, store::Record};
@@ -85,31 +87,32 @@ const CHECKSUM: usize = 8;
 pub struct Record(Blob);
 
 impl Record {
-    /// The fingerprint of the request whose outcome this is.
+    /// Returns the fingerprint of the request whose outcome this is.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         let mut print = [0; Fingerprint::LEN];
-        // No record is shorter than its head: constructors write it, `from_bytes` checks it.
+        // No record is shorter than its head: constructors write the head, and `from_bytes` checks
+        // it.
         if let Some(bytes) = self.0.front().get(FINGERPRINT_AT..HEAD) {
             print.copy_from_slice(bytes);
         }
         Fingerprint::from_bytes(print)
     }
 
-    /// Whether this is a response, and not a tombstone.
+    /// Returns whether this is a response rather than a tombstone.
     #[cfg(test)]
     pub(crate) fn is_response(&self) -> bool {
         self.kind() == RESPONSE
     }
 
-    /// Bytes that the record takes in memory.
+    /// Returns the number of bytes that the record takes in memory.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "a record is never empty")]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The bytes to store: the record and a checksum.
+    /// Returns the bytes to store: the record and a checksum.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.0.len() + CHECKSUM);
@@ -120,21 +123,22 @@ impl Record {
         bytes
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    /// Reads a record from the bytes that [`to_bytes`](Self::to_bytes) wrote.
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Corrupt`](crate::store::StoreErrorKind::Corrupt) if the bytes were cut or changed, or a newer version of this
-    /// crate wrote them.
+    /// [`StoreErrorKind::Corrupt`](crate::store::StoreErrorKind::Corrupt) if the bytes were cut or
+    /// changed, or if a newer version of this crate wrote them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
         Self::checked(without_checksum(bytes)?.into())
     }
 
-    /// As [`from_bytes`](Self::from_bytes). A large body is not copied: the record shares `bytes`.
+    /// Like [`from_bytes`](Self::from_bytes), but does not copy a large body: the record shares
+    /// `bytes`.
     ///
     /// # Errors
     ///
-    /// As [`from_bytes`](Self::from_bytes).
+    /// The same as for [`from_bytes`](Self::from_bytes).
     pub fn from_shared(bytes: Bytes) -> Result<Self, StoreError> {
         let length = without_checksum(&bytes)?.len();
         if length < APART {
@@ -148,14 +152,15 @@ impl Record {
         Ok(Self(Blob::apart(Bytes::copy_from_slice(&all[..at]), all.slice(at..))))
     }
 
-    /// A record of a known version, if it makes sense. Of a sealed one only the envelope is seen.
+    /// Returns the record if its version is known and its content is valid. In a sealed record,
+    /// only the envelope is checked.
     fn checked(blob: Blob) -> Result<Self, StoreError> {
         let record = Self(blob);
         record.check()?;
         Ok(record)
     }
 
-    /// Whether it makes sense; and where its body begins, if it has one.
+    /// Checks whether the content is valid, and returns where its body begins, if it has one.
     fn check(&self) -> Result<Option<usize>, StoreError> {
         if self.is_sealed() {
             self.whole_envelope()?;
@@ -177,9 +182,9 @@ impl Record {
     }
 
     fn whole_envelope(&self) -> Result<(), StoreError> {
-        // What is encrypted is a record, so it has a head.
+        // The plaintext is a record, so it has a head.
         if self.0.len() < CIPHERTEXT_AT + HEAD + TAG || self.0.front()[..FINGERPRINT_AT] != [VERSION, SEALED, 0, 0] {
-            return Err(corrupt("the stored record is sealed, and its envelope is damaged"));
+            return Err(corrupt("the stored record is sealed, but its envelope is damaged"));
         }
         Ok(())
     }
@@ -187,20 +192,20 @@ impl Record {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Never the contents: they are somebody's data.
+        // Never show the contents: they are somebody's data.
         f.debug_struct("Record")
             .field("bytes", &self.0.len())
             .finish_non_exhaustive()
     }
 }
 
-/// The record in its stored form, whose checksum is right.
+/// Returns the record without its checksum, after checking it.
 fn without_checksum(bytes: &[u8]) -> Result<&[u8], StoreError> {
     let (record, sum) = bytes
         .split_last_chunk::<CHECKSUM>()
         .ok_or_else(|| corrupt("the stored record is cut short"))?;
     known_version(record)?;
-    // A large record that an older release wrote has the checksum of a small one.
+    // A large record that an older release wrote has the kind of checksum that small records have.
     if *sum != checksum(record) && (record.len() < BY_BLAKE3 || *sum != sha256(record)) {
         return Err(corrupt("the stored record is damaged: its checksum does not match"));
     }
@@ -211,7 +216,7 @@ fn known_version(blob: &[u8]) -> Result<(), StoreError> {
     match blob.first() {
         Some(&VERSION) => Ok(()),
         Some(_) => Err(corrupt(
-            "the stored record is of a version that this build does not know; was it written by a newer release?",
+            "the stored record has a version that this build does not know; was it written by a newer release?",
         )),
         None => Err(corrupt("the stored record is empty")),
     }
@@ -327,8 +332,8 @@ mod tests {
         assert_eq!(replay.head.headers()[header::CONTENT_LENGTH], "7");
     }
 
-    /// A record of this release must be read by every later one. If this test fails, the format
-    /// changed: give it a new version number and keep reading the old one.
+    /// Every later release must be able to read a record of this release. If this test fails, the
+    /// format changed: give it a new version number and keep reading the old one.
     #[test]
     fn golden_bytes_of_version_1() {
         let golden = [
@@ -361,7 +366,7 @@ mod tests {
         assert_eq!(hex(&sealed[..HEAD]), "01030000abababababababababababababababab");
     }
 
-    /// The stored form of a sealed record with so many bytes of ciphertext, made by hand.
+    /// The stored form of a sealed record with the given number of ciphertext bytes, made by hand.
     fn stored_envelope(ciphertext: usize) -> Vec<u8> {
         let mut stored = Vec::new();
         put_head(&mut stored, SEALED, 0, PRINT);

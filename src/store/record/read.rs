@@ -1,4 +1,4 @@
-//! Reads records: opens them for an answer.
+//! Reads records, and opens them for an answer.
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
@@ -14,33 +14,33 @@ use super::{
 use crate::request::Fingerprint;
 use crate::store::StoreError;
 
-/// A record opened for an answer.
+/// A record that was opened for an answer.
 #[derive(Debug)]
 #[allow(
     clippy::large_enum_variant,
     reason = "the large one is the common one, and never stored"
 )]
 pub(crate) enum Opened {
-    /// Replay this.
+    /// A response to replay.
     Response(Replay),
-    /// The operation is done, and its answer was not kept; its result may be at `locations`.
+    /// The operation is done, but its answer was not stored. Its result may be at `locations`.
     NotRetained { status: StatusCode, locations: HeaderMap },
-    /// Whether the operation was done is not known.
+    /// It is unknown whether the operation was done.
     Unknown,
 }
 
-/// The stored response, its values being slices of the record.
+/// The stored response. Its values are slices of the record.
 #[derive(Debug)]
 pub(crate) struct Replay {
     pub(crate) head: Response<()>,
     pub(crate) body: Bytes,
-    /// Boxed, being rare.
+    /// Boxed because trailers are rare.
     pub(crate) trailers: Option<Box<HeaderMap>>,
 }
 
 impl Record {
-    /// The fingerprint and the length of a record of which a store has read the first 20 bytes or
-    /// more, and how many bytes it stores. The checksum is not looked at.
+    /// Returns the fingerprint and the length of a record. A store passes the first 20 bytes or
+    /// more, and the number of bytes that it stores. The checksum is not checked.
     #[cfg(feature = "redis")]
     pub(crate) fn peek(head: &[u8], stored: usize) -> Result<(Fingerprint, usize), StoreError> {
         match (
@@ -54,7 +54,7 @@ impl Record {
                 Ok((Fingerprint::from_bytes(print), length))
             }
             _ => Err(corrupt(
-                "the stored record is cut short, or of a version that this build does not know",
+                "the stored record is cut short, or has a version that this build does not know",
             )),
         }
     }
@@ -77,13 +77,13 @@ impl Record {
             }),
             UNKNOWN => Ok(Opened::Unknown),
             SEALED => Err(corrupt(
-                "the stored record is sealed: wrap the store in `Sealed` (feature `sealed`), with the key that sealed it",
+                "the stored record is sealed; wrap the store in `Sealed` (feature `sealed`) with the key that sealed it",
             )),
-            _ => Err(corrupt("the stored record is of a kind that this build does not know")),
+            _ => Err(corrupt("the stored record has a kind that this build does not know")),
         }
     }
 
-    /// The headers of a tombstone, if it has any.
+    /// Returns a tombstone's headers, if it has any.
     fn locations(&self, at: usize) -> Result<HeaderMap, StoreError> {
         if self.0.front().len() == at {
             return Ok(HeaderMap::new());
@@ -108,7 +108,7 @@ impl Record {
             None
         };
         let body = apart.unwrap_or_else(|| reader.blob.split_off(reader.at));
-        // Trailers exclude it on HTTP/1.1, whose framing they need.
+        // With trailers, HTTP/1.1 needs chunked framing, which excludes `Content-Length`.
         if flags & HAD_CONTENT_LENGTH != 0 && trailers.is_none() {
             head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
         }

@@ -1,4 +1,4 @@
-//! Makes records: of responses, and tombstones.
+//! Creates records: responses and tombstones.
 
 use std::cell::RefCell;
 
@@ -11,11 +11,12 @@ use super::headers::put_headers;
 use super::{HAD_CONTENT_LENGTH, HAS_TRAILERS, HEAD, NOT_RETAINED, RESPONSE, Record, UNKNOWN, VERSION};
 use crate::request::Fingerprint;
 
-/// Buffers up to this size are kept for the thread's next record.
+/// Buffers up to this size, in bytes, are kept for the thread's next record.
 const SCRATCH: usize = 16 * 1024;
 
 impl Record {
-    /// A response. `skip` names the headers that are not kept. A large body is shared, not copied.
+    /// Creates a record of a response. `skip` selects the headers to leave out. A large body is
+    /// shared, not copied.
     pub(crate) fn response(
         fingerprint: Fingerprint,
         status: StatusCode,
@@ -28,7 +29,7 @@ impl Record {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BUFFER.with_borrow_mut(|out| {
-            // Empty, unless a panic ended the last one's encoding.
+            // Empty, unless encoding the last record ended in a panic.
             out.clear();
             put_head(out, RESPONSE, status.as_u16(), fingerprint);
             let mut flags = 0;
@@ -49,20 +50,20 @@ impl Record {
                 out.extend_from_slice(body);
                 Blob::from(out.as_slice())
             });
-            // Emptied first: a buffer does not shrink below what is in it.
+            // Emptied first, because a buffer does not shrink below the size of its content.
             out.clear();
             out.shrink_to(SCRATCH);
             record
         })
     }
 
-    /// Whether the record of a response shares a body of that length, and does not copy it.
+    /// Returns whether a response's record shares a body of this length instead of copying it.
     pub(crate) fn shares_body(length: usize) -> bool {
         length >= APART
     }
 
-    /// The response to a `HEAD`, whose `Content-Length` declares a body that is not there: kept as it
-    /// was sent, not computed.
+    /// Creates a record of the response to a `HEAD` request. Its `Content-Length` declares a body
+    /// that is not sent, so the header is kept as it was instead of being computed.
     pub(crate) fn of_head(
         fingerprint: Fingerprint,
         status: StatusCode,
@@ -76,22 +77,23 @@ impl Record {
         Self(out.into())
     }
 
-    /// A response, as an application that settles an operation itself makes it. All its headers
-    /// are kept but `Content-Length`, which is computed.
+    /// Creates a record of a response, for an application that settles an operation itself. It
+    /// keeps all headers except `Content-Length`, which is computed.
     #[must_use]
     pub fn of_response(fingerprint: Fingerprint, response: &Response<Bytes>) -> Self {
         let (status, headers) = (response.status(), response.headers());
         Self::response(fingerprint, status, headers, |_| false, response.body(), None)
     }
 
-    /// A tombstone: the operation was done and answered with `status`; the answer was not kept.
+    /// Creates a tombstone: the operation was done and answered with `status`, but the answer was
+    /// not stored.
     #[must_use]
     pub fn response_not_retained(fingerprint: Fingerprint, status: StatusCode) -> Self {
         Self::tombstone(NOT_RETAINED, status.as_u16(), fingerprint)
     }
 
-    /// As [`response_not_retained`](Self::response_not_retained), with the `Location` and
-    /// `Content-Location` of `headers`, which retries are then told.
+    /// Like [`response_not_retained`](Self::response_not_retained), but with the `Location` and
+    /// `Content-Location` of `headers`, which retries then receive.
     #[must_use]
     pub fn response_not_retained_at(fingerprint: Fingerprint, status: StatusCode, headers: &HeaderMap) -> Self {
         let is_location = |name: &HeaderName| *name == header::LOCATION || *name == header::CONTENT_LOCATION;
@@ -104,7 +106,7 @@ impl Record {
         Self(out.into())
     }
 
-    /// A tombstone: the operation may or may not have been done, and is not to run again.
+    /// Creates a tombstone: the operation may or may not have been done, and must not run again.
     #[must_use]
     pub fn outcome_unknown(fingerprint: Fingerprint) -> Self {
         Self::tombstone(UNKNOWN, 0, fingerprint)

@@ -1,4 +1,4 @@
-//! What the scripts answer, in the store's words.
+//! Converts the scripts' replies to the store's types.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::store::StoreError;
 use crate::store::{Census, Entry, Phase};
 use crate::store::{ClaimOutcome, Held};
 
-/// What the script that claims answers.
+/// The reply of the script that claims.
 pub(super) enum Begun {
     Outcome(ClaimOutcome),
-    /// A large record, which is to be fetched.
+    /// There is a large record, which must be fetched.
     Large,
 }
 
@@ -38,15 +38,16 @@ pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, S
     }))
 }
 
-/// Digits of a scope, which stand behind a record that is not large.
+/// The number of hexadecimal digits of a scope, which come after a record that is not large.
 pub(super) const SCOPE: usize = 2 * ScopeTag::LEN;
 
-/// The record alone.
+/// Returns the record without its scope.
 pub(super) fn without_scope(held: &[u8]) -> &[u8] {
     &held[..held.len().saturating_sub(SCOPE)]
 }
 
-/// What a record means. Compared here and not in the script, because a damaged record must not count as a mismatch.
+/// Returns the outcome for a record. The fingerprints are compared here rather than in the script,
+/// because a damaged record must not be treated as a mismatch.
 pub(super) fn done(held: &[u8], fingerprint: Fingerprint) -> Result<ClaimOutcome, StoreError> {
     let record = match held.first() {
         Some(..32) => Record::from_bytes(held).map_err(|error| corrupt(Op::Begin).with_source(error))?,
@@ -103,7 +104,7 @@ pub(super) fn entry(answer: &Value) -> Result<Option<Entry>, StoreError> {
         [Value::Int(3)] => return Err(corrupt(Op::LookUp)),
         _ => return Err(unexpected(Op::LookUp)),
     };
-    // Negative: somebody took the record's expiry away.
+    // A negative value means that somebody removed the record's expiry.
     let left = u64::try_from(*left).map_or(Duration::MAX, Duration::from_millis);
     Ok(Some(Entry::new(fingerprint, phase, left)))
 }
@@ -129,7 +130,7 @@ fn time(millis: i64) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
-/// From hexadecimal.
+/// Parses a fingerprint from hexadecimal.
 pub(super) fn fingerprint(hex: &[u8]) -> Option<Fingerprint> {
     let hex: &[u8; 2 * Fingerprint::LEN] = hex.try_into().ok()?;
     let mut print = [0; Fingerprint::LEN];

@@ -1,4 +1,4 @@
-//! Asking the server, and asking again if the connection broke or was the wrong one.
+//! Calls to the server, which are repeated if the connection broke or was the wrong one.
 
 use redis::aio::ConnectionLike;
 use redis::{RedisError, Value};
@@ -13,14 +13,14 @@ use super::scripts::{Call, Script};
 use crate::request::Slot;
 use crate::store::StoreError;
 
-/// How often something is sent, each time on another connection.
+/// How often a request is sent, on another connection each time.
 pub(super) const TRIES: u32 = 3;
 
 impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    /// Calls a script on the connection that all share.
+    /// Calls a script on the shared connection.
     pub(super) async fn ask(&self, op: Op, script: &Script, slot: &Slot, args: &[&[u8]]) -> Result<Value, StoreError> {
         let key = self.key_bytes(slot);
         let call = Call {
@@ -33,8 +33,8 @@ where
             .map_err(|unanswered| failed(op, unanswered.into()))
     }
 
-    /// Puts a write to the server, and says whether enough replicas have it, if the store waits for
-    /// replicas.
+    /// Sends a write to the server. If the store waits for replicas, it also returns whether enough
+    /// replicas have the write.
     pub(super) async fn write(
         &self,
         op: Op,
@@ -54,7 +54,7 @@ where
     }
 }
 
-/// Puts a question, and again on another connection if that may help and does no harm.
+/// Sends a question. Sends it again on another connection if that may help and does no harm.
 pub(super) async fn put<C, Q>(link: &Link<C>, op: Op, question: &Q) -> Result<Q::Answer, Unanswered>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
@@ -69,8 +69,8 @@ where
     link.put(question).await
 }
 
-/// Whether another connection may answer better, and the operation, if it was done, answers the same
-/// again.
+/// Returns whether another connection may give a better answer, and whether the operation gives the
+/// same answer again if it was already done.
 pub(super) fn may_repeat<C>(link: &Link<C>, op: Op, error: &RedisError) -> bool
 where
     C: Clone + Send + Sync + 'static,
@@ -84,7 +84,8 @@ where
     }
 }
 
-/// One that was given comes back by itself if it broke, and not if it was only silent.
+/// A connection that was passed in reconnects on its own if it broke, but not if it was only
+/// silent.
 pub(super) fn is_another_connection_next<C>(link: &Link<C>, error: &RedisError) -> bool
 where
     C: Clone + Send + Sync + 'static,

@@ -1,10 +1,10 @@
--- ARGV: token, fingerprint, lease and memory together, memory, what to do with a claim that lapsed: 0
--- take it over, 1 refuse, 2 take it over even if its operation is known to be done; scope.
--- Answers {1, attempt} started, {2, lease left} in flight, {3} mismatch, {4} outcome unknown, {5} a
--- large record, or the bytes held, if they are no claim.
+-- ARGV: token; fingerprint; sum of lease and memory; memory; what to do with a lapsed claim (0:
+-- take it over, 1: refuse, 2: take it over even if its operation is known to be done); scope.
+-- Returns {1, attempt} if started, {2, lease left} if in flight, {3} for a mismatch, {4} if the
+-- outcome is unknown, {5} for a large record, or the stored bytes if they are not a claim.
 
 -- Whether two fingerprints are of the same rule and differ. The first two bytes name the rule. A
--- fingerprint of another rule cannot be compared, and counts as the same request.
+-- fingerprint of another rule cannot be compared, and is treated as the same request.
 local function conflict(print, asked)
   return print ~= asked and string.sub(print, 1, 4) == string.sub(asked, 1, 4)
 end

@@ -1,4 +1,5 @@
-//! A claim: by one command where the server knows it, and by the script where that does not decide.
+//! A claim: by one command if the server knows it, and by the script if the command does not
+//! decide.
 
 use redis::aio::ConnectionLike;
 use redis::{RedisError, RedisResult, Value};
@@ -14,12 +15,13 @@ use super::scripts::{Call, decimal, hex, millis};
 use super::{RedisStore, claim, scripts};
 use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, StoreError};
 
-/// How often a record may be gone when it is fetched. Each time it ended, and another was made.
+/// How often a record may be gone when it is fetched. In each round, one record ended and another
+/// was stored.
 const ROUNDS: u32 = 3;
 
-/// What the server said to a claim.
+/// The server's reply to a claim.
 enum Reply {
-    /// In words that need no interpretation.
+    /// A result that needs no interpretation.
     Known(Result<ClaimOutcome, StoreError>),
     OfScript(Value),
     /// There is a large record.
@@ -51,7 +53,8 @@ where
             match begun {
                 Begun::Outcome(outcome) => return Ok((outcome, acknowledged)),
                 Begun::Large => {
-                    // If it is not a record after all, or is gone, the script says what is there.
+                    // If it is not a record after all, or is gone, the script returns the current
+                    // state.
                     if let Some(held) = self.fetch(&key).await? {
                         return Ok((answer::done(&held, begin.fingerprint)?, acknowledged));
                     }
@@ -61,7 +64,7 @@ where
         Err(unexpected(Op::Begin))
     }
 
-    /// A large record, on the connection for these.
+    /// Fetches a large record, on the connection for large records.
     async fn fetch(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let mut command = redis::cmd("HGET");
         command.arg(key).arg(scripts::FIELD);
@@ -114,7 +117,7 @@ impl Asked<'_> {
             Ok((Value::Nil, acknowledged)) if dialect == Dialect::Command => {
                 Ok((Reply::Known(Ok(ClaimOutcome::started(1))), acknowledged))
             }
-            // A server that passed over the word `GET` would say that of a slot that is taken.
+            // A server that ignored the word `GET` would also return nil for a slot that is taken.
             Ok((Value::Nil, _)) => {
                 let answer = self.by_script(link, live, wait).await?;
                 let agrees = matches!(&answer.0, Reply::OfScript(value) if is_started(value));
@@ -136,7 +139,7 @@ impl Asked<'_> {
                     live.facts.speaks(Dialect::Script);
                     self.by_script(link, live, wait).await
                 }
-                // It is a write, whatever it finds; the script only reads where something is.
+                // The command is always a write. The script only reads if the slot is taken.
                 said if is_refused_as_a_write(&said) => self.by_script(link, live, wait).await,
                 _ => Err(error),
             },
@@ -179,14 +182,15 @@ fn is_started(value: &Value) -> bool {
     matches!(value, Value::Array(parts) if matches!(parts[..], [Value::Int(1), Value::Int(_)]))
 }
 
-/// Codes of a server that takes no writes at all for now, and still reads.
+/// Returns whether the error means that the server currently accepts no writes at all, but still
+/// reads.
 fn is_refused_as_a_write(said: &str) -> bool {
     ["OOM ", "MISCONF ", "NOREPLICAS "]
         .iter()
         .any(|code| said.starts_with(code))
 }
 
-/// Whether the server has no memory left.
+/// Returns whether the server has no memory left.
 pub(super) fn is_out_of_memory(error: &RedisError) -> bool {
     said(error).contains("OOM ")
 }

@@ -1,4 +1,4 @@
-//! How a store is made: its connections, its prefix, and which replicas it waits for.
+//! Building a store: its connections, its prefix, and the replicas that it waits for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,40 +15,42 @@ use crate::store::StoreError;
 
 const DEFAULT_PREFIX: &str = "idempotency:";
 const LONGEST_PREFIX: usize = 64;
-/// As long as anyone should keep a request waiting for replicas.
+/// The longest time that a request should wait for replicas.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 impl RedisStore {
-    /// Connects to `redis://[user:password@]host[:port][/database]`, or `redis+unix://…`, and
-    /// `rediss://…` with a TLS feature of the `redis` crate.
+    /// Connects to `redis://[user:password@]host[:port][/database]` or `redis+unix://…`. With a TLS
+    /// feature of the `redis` crate, it also connects to `rediss://…`.
     ///
-    /// Connecting may take 2 s, and is tried again for about 4 s, with pauses of 25 to 500 ms, now and
-    /// whenever the connection is replaced. Requests wait for that as long as the layer's
-    /// `store_timeout` lets them.
+    /// Each attempt to connect may take 2 s. The store retries for about 4 s, with pauses of 25 to
+    /// 500 ms, both now and whenever it replaces the connection. Requests wait for the connection
+    /// as long as the layer's `store_timeout` allows.
     ///
     /// # Errors
     ///
-    /// The URL is not valid, nothing answers there, or the server refuses. No message has the URL.
+    /// The URL is not valid, nothing answers at its address, or the server rejects the connection.
+    /// No message contains the URL.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         Self::with_client(connect::client(url)?).await
     }
 
-    /// As [`connect`](Self::connect), with a client that has more than a URL can say, such as
-    /// certificates.
+    /// Like [`connect`](Self::connect), but with a client, which can have settings that a URL
+    /// cannot express, such as certificates.
     ///
     /// # Errors
     ///
-    /// Nothing answers there, or the server refuses.
+    /// Nothing answers at the address, or the server rejects the connection.
     pub async fn with_client(client: Client) -> Result<Self, StoreError> {
         Self::with_origin(Origin::Client(client)).await
     }
 
-    /// As [`connect`](Self::connect), to the server that Sentinel names. Sentinel is asked for each
-    /// connection, and a connection is replaced on any doubt, so that a failover is followed.
+    /// Like [`connect`](Self::connect), but to the server that Sentinel names. The store asks
+    /// Sentinel before it opens each connection, and replaces a connection on any doubt, so it
+    /// follows a failover.
     ///
     /// # Errors
     ///
-    /// No Sentinel answers, none knows the service, or the server refuses.
+    /// No Sentinel answers, none knows the service, or the server rejects the connection.
     pub async fn connect_sentinel(sentinel: RedisSentinel) -> Result<Self, StoreError> {
         Self::with_origin(Origin::Sentinel(Arc::new(sentinel))).await
     }
@@ -63,19 +65,20 @@ impl RedisStore {
         })
     }
 
-    /// Lets a handler run only when `count` replicas have its claim in memory. Its record is waited
-    /// for in the same way. Each wait takes at most `within`. By default the store waits for no
-    /// replica.
+    /// Lets a handler run only when `count` replicas have its claim in memory. The store waits for
+    /// its record in the same way. Each wait takes at most `within`. By default, the store waits
+    /// for no replica.
     ///
-    /// If too few replicas have the claim in time, it is given back; the handler does not run, and the
-    /// request is answered `503`. If too few have the record, the log warns: the operation is done, and
-    /// the answer is sent. Renewals and releases are not waited for. [Failover](Self#failover) says
-    /// what this does not protect from.
+    /// If too few replicas have the claim in time, the claim is given back, the handler does not
+    /// run, and the request gets `503`. If too few have the record, the store logs a warning: the
+    /// operation is done, and the answer is sent. The store does not wait for renewals and
+    /// releases. [Failover](Self#failover) describes the losses that this option does not prevent.
     ///
-    /// It costs no further round trip, but `WAIT` blocks its connection at the server. The store makes
-    /// eight more connections for it, which claims and records take in turn. While replicas are
-    /// away, each claim, that of a replay included, may take `within`, and those behind it wait longer.
-    /// Keep `within` well below the layer's `store_timeout`, and below a third of its `lease`.
+    /// This option costs no extra round trip, but `WAIT` blocks its connection on the server. The
+    /// store therefore opens eight more connections, and claims and records take turns on them.
+    /// While replicas are unavailable, each claim may take `within`, including a replay's claim,
+    /// and the claims behind it wait longer. Keep `within` well below the layer's `store_timeout`,
+    /// and below a third of its `lease`.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -92,17 +95,17 @@ impl RedisStore {
     ///
     /// # Errors
     ///
-    /// `count` is 0, `within` is not between 1 ms and 60 s, or the store was made with
-    /// [`new`](Self::new) and cannot make connections.
+    /// `count` is 0, `within` is not between 1 ms and 60 s, or the store was created with
+    /// [`new`](Self::new) and cannot open connections.
     pub fn wait_for_replicas(self, count: u32, within: Duration) -> Result<Self, ConfigError> {
         let refused = |reason: String| Err(ConfigError::new("wait_for_replicas", reason));
         let Some(origin) = &self.origin else {
             return refused(
-                "a store made with `new` cannot make connections; make it with `connect` or `with_client`".into(),
+                "a store created with `new` cannot open connections; use `connect` or `with_client` instead".into(),
             );
         };
         if count == 0 {
-            return refused("0 replicas are waited for without this option; give 1 or more".into());
+            return refused("the store waits for 0 replicas by default; set 1 or more".into());
         }
         if within < Duration::from_millis(1) || within > LONGEST_WAIT {
             return refused(format!("{within:?} is not between 1 ms and {LONGEST_WAIT:?}"));
@@ -119,12 +122,13 @@ impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    /// A store on a connection that you made. Clones of the connection must be cheap and share it, as
-    /// those of `ConnectionManager`, `MultiplexedConnection` and `ClusterConnection` do.
+    /// Creates a store on a connection that you opened. Clones of the connection must be cheap and
+    /// share it, as with `ConnectionManager`, `MultiplexedConnection` and `ClusterConnection`.
     ///
-    /// Make sure that the connection has a response timeout and reconnects if it broke. A
-    /// `MultiplexedConnection` does not reconnect, and none of them leaves a server that became a
-    /// read-only replica; [`connect`](Self::connect) does.
+    /// Make sure that the connection has a response timeout and reconnects if it breaks. A
+    /// `MultiplexedConnection` does not reconnect, and none of these types leaves a server that
+    /// became a read-only replica. A store from [`connect`](Self::connect) reconnects, and leaves
+    /// such a server.
     #[must_use]
     pub fn new(connection: C) -> Self {
         let link = Arc::new(Link::given(connection));
@@ -137,9 +141,9 @@ where
         }
     }
 
-    /// The connection for records above 16 KiB, so that nothing small waits behind them. By default a
-    /// store that connects by itself makes one, and a [`new`](Self::new) store sends all over its only
-    /// connection.
+    /// Sets the connection for records above 16 KiB, so that no small request waits behind them. By
+    /// default, a store that opens its own connections opens one for large records, and a store
+    /// from [`new`](Self::new) sends everything over its only connection.
     #[must_use]
     pub fn large_records_over(self, connection: C) -> Self {
         Self {
@@ -148,29 +152,30 @@ where
         }
     }
 
-    /// What the keys begin with. Default `idempotency:`. Stores with different prefixes do not see
-    /// each other's keys.
+    /// Sets the prefix of the keys. Default: `idempotency:`. Stores with different prefixes do not
+    /// see each other's keys.
     ///
-    /// A hash tag, `{…}`, puts all keys on one node of a cluster. No operation needs that.
+    /// A hash tag, `{…}`, puts all keys on one cluster node. No operation needs that.
     ///
     /// # Errors
     ///
-    /// The prefix is empty, has more than 64 bytes, or has a control character or a space.
+    /// The prefix is empty, is longer than 64 bytes, or contains a control character or a space.
     pub fn prefix(self, prefix: &str) -> Result<Self, ConfigError> {
         let refused = |reason: String| Err(ConfigError::new("prefix", reason));
         if prefix.is_empty() {
             return refused(
-                "it is empty; give one such as `payments:`, which separates the store's keys from others'".into(),
+                "the prefix is empty; set one such as `payments:`, so that the store's keys are separate from others"
+                    .into(),
             );
         }
         if prefix.len() > LONGEST_PREFIX {
             return refused(format!(
-                "it has {} bytes; at most {LONGEST_PREFIX} are accepted",
+                "the prefix has {} bytes; use at most {LONGEST_PREFIX}",
                 prefix.len()
             ));
         }
         if prefix.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return refused(format!("{prefix:?} has a control character or a space; leave that out"));
+            return refused(format!("{prefix:?} contains a control character or a space; remove it"));
         }
         Ok(Self {
             prefix: prefix.into(),

@@ -1,10 +1,11 @@
--- A claim is one line of text: `claim TOKEN FINGERPRINT ATTEMPT MEMORY SCOPE`. The memory is the
--- milliseconds for which a claim that lapsed is remembered. The scope is the tag of the caller, in 32
--- hexadecimal digits; a record has it behind its bytes, or in a field of its own. The key lives for lease and memory, so
--- that what is left of the lease is what the key has left beyond the memory: this server's clock is
--- the only one. A claim that begins with `ended` instead is that of an operation that is done, and
--- for whose record the server had no memory. Anything else but a record, and a claim that would live
--- forever, is not ours: nil.
+-- A claim is one line of text: `claim TOKEN FINGERPRINT ATTEMPT MEMORY SCOPE`. The memory is how
+-- long a lapsed claim is remembered, in milliseconds. The scope is the caller's tag, in 32
+-- hexadecimal digits. In a record, the scope comes after the record's bytes, or is in a separate
+-- field. The key lives for the sum of lease and memory. The time left of the lease is therefore the
+-- key's remaining time minus the memory, and this server's clock is the only one. A claim that
+-- begins with `ended` belongs to an operation that is done, for whose record the server had no
+-- memory. Any other value that is not a record is not ours, and neither is a claim that would live
+-- forever: nil.
 local function claim_of(held)
   local word, token, print, attempt, memory, scope = string.match(held, '^(%l+) (%x+) (%x+) (%d+) (%d+) (%x+)$')
   if word ~= 'claim' and word ~= 'ended' then return nil end
@@ -22,13 +23,14 @@ local function claim_of(held)
   }
 end
 
--- A large record is not a string but a hash with this field, so that the command that claims is
--- told at once, and transfers nothing.
+-- A large record is stored in this field of a hash, not in a string. The claim's command then fails
+-- at once, without transferring the record.
 local FIELD = 'record'
 local SCOPE = 'scope'
 local LARGE = '\1large'
 
--- A claim is shorter than this; a record need not be read whole to see that it is none.
+-- A claim is shorter than this, so a record need not be read completely to see that it is not a
+-- claim.
 local function head()
   local held = redis.pcall('GETRANGE', KEYS[1], 0, 127)
   if type(held) == 'string' then return held end
@@ -42,12 +44,12 @@ local function is_record(held)
   return held ~= '' and string.byte(held) < 32
 end
 
--- What the holder of a token is told of a slot that it does not hold: 0, lost; 2, not ours.
+-- The reply for a token that does not hold the slot: 0, lost; 2, not ours.
 local function not_held(held)
   return (held == '' or is_record(held) or claim_of(held)) and 0 or 2
 end
 
--- The time to live 0 means: not at all.
+-- A time to live of 0 means that nothing is stored.
 local function put(value, alive)
   if alive == '0' then
     redis.call('DEL', KEYS[1])

@@ -1,5 +1,6 @@
--- ARGV: token, record, time to live, 1 if it was asked before and the answer was lost.
--- First what nearly all are, with as little as possible: the claim is there and the token is its own.
+-- ARGV: token; record; time to live; 1 if the call was sent before and its answer was lost. The
+-- most common case comes first, with as little work as possible: the claim exists and has this
+-- token.
 local held = redis.pcall('GET', KEYS[1])
 if type(held) == 'string' and string.sub(held, 7, 22) == ARGV[1]
   and string.byte(held, 23) == 32 and string.find(held, ' ', 24, true) == 56 and ARGV[3] ~= '0' then

@@ -1,4 +1,4 @@
-//! Connections to one server, by its address or as Sentinel names it.
+//! Connections to one server, found by its address or through Sentinel.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,14 @@ use super::link::Link;
 use super::sentinel::RedisSentinel;
 use crate::store::StoreError;
 
-/// How long nothing may be heard of a connection that was asked something. A server that is only
-/// slow answers others meanwhile.
+/// How long a connection may be silent after a request. A server that is only slow answers other
+/// requests in the meantime.
 const SILENCE: Duration = Duration::from_secs(1);
-/// The same where large records are on their way, which are heard of when they are whole.
+/// The same for connections with large records, from which nothing arrives until a record is
+/// complete.
 pub(super) const SILENCE_WITH_LARGE: Duration = Duration::from_secs(10);
 
-/// Where connections lead. The name is looked up, or Sentinel asked, for each of them.
+/// Where connections go. For each connection, the host name is looked up or Sentinel is asked.
 #[derive(Clone)]
 pub(super) enum Origin {
     Client(Client),
@@ -45,15 +46,16 @@ fn make(origin: &Origin) -> Make<MultiplexedConnection> {
     }
 }
 
-/// A connection that is made when it is first used, and replaced after that much silence.
+/// Returns a connection that is opened when it is first used, and replaced after the given time of
+/// silence.
 pub(super) fn link(origin: &Origin, silence: Duration) -> Link<MultiplexedConnection> {
     Link::made(make(origin), silence)
 }
 
-/// A connection on which the server has answered.
+/// Returns a connection on which the server has already answered.
 pub(super) async fn proven(origin: &Origin) -> Result<Link<MultiplexedConnection>, StoreError> {
     let link = link(origin, SILENCE);
-    // A server that wants a password says so only now.
+    // A server that requires a password reports it only now.
     let _: Value = link
         .put(&redis::cmd("PING"))
         .await
@@ -62,8 +64,8 @@ pub(super) async fn proven(origin: &Origin) -> Result<Link<MultiplexedConnection
     Ok(link)
 }
 
-/// A claim or a record that is evicted is an operation that runs twice. Whoever may not ask for
-/// `INFO` is not told.
+/// If a claim or a record is evicted, its operation runs twice. A user without permission for
+/// `INFO` gets no warning.
 async fn warn_of_eviction(link: &Link<MultiplexedConnection>) {
     let mut command = redis::cmd("INFO");
     command.arg("memory");
@@ -83,7 +85,7 @@ async fn warn_of_eviction(link: &Link<MultiplexedConnection>) {
         tracing::warn!(
             target: "tower_idempotency",
             policy,
-            "the Redis server may evict claims and records, whose operations would then run twice; \
+            "the Redis server may evict claims and records, and their operations would then run twice; \
              set its maxmemory-policy to noeviction"
         );
     }

@@ -1,4 +1,4 @@
-//! Making a connection, as often as it takes.
+//! Opening a connection, with as many attempts as it takes.
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -10,18 +10,19 @@ use std::time::Duration;
 use redis::{ErrorKind, RedisError, RedisResult};
 use tokio::time::Instant;
 
-/// Makes a connection, once.
+/// Opens a connection, with one attempt.
 pub(super) type Make<C> = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = RedisResult<C>> + Send>> + Send + Sync>;
 
-/// Tries before whoever waits is told: a restart of the server, and short enough for requests.
+/// The number of attempts before the waiting requests get an error. It is enough for a restart of
+/// the server, and short enough for requests.
 const TRIES: u32 = 6;
-/// No try begins later.
+/// No attempt begins later than this.
 const LONGEST_SERIES: Duration = Duration::from_secs(3);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Tries until there is a connection, or has tried often enough. A try that follows no failure is at
-/// once; others wait first.
+/// Tries until it has a connection, or has tried often enough. An attempt that follows no failure
+/// starts at once. Other attempts wait first.
 pub(super) async fn in_series<C>(make: &Make<C>, failures: &AtomicU32) -> RedisResult<C> {
     let begun = Instant::now();
     let mut tries = 1;
@@ -43,7 +44,8 @@ pub(super) async fn in_series<C>(make: &Make<C>, failures: &AtomicU32) -> RedisR
     }
 }
 
-/// What does not change by itself within a second: whoever waits is told at once.
+/// Returns whether the error does not go away on its own within a second. The waiting requests then
+/// get it at once.
 fn is_final(error: &RedisError) -> bool {
     matches!(
         error.kind(),
@@ -51,7 +53,8 @@ fn is_final(error: &RedisError) -> bool {
     ) || error.to_string().contains("refused to switch database")
 }
 
-/// Twice as long each time, and by chance up to half less: many processes lose their server together.
+/// The pause doubles each time, and is randomly up to half shorter, because many processes lose
+/// their server at the same time.
 fn pause(failures: u32) -> Duration {
     let longest = (SHORTEST_PAUSE * (1 << failures.saturating_sub(1).min(8))).min(LONGEST_PAUSE);
     let chance = RandomState::new().hash_one(failures) % 1024;
@@ -93,7 +96,7 @@ mod tests {
             "{took:?}"
         );
 
-        // The next series knows of them.
+        // The next series takes these failures into account.
         let again = Instant::now();
         let made = in_series(&failing(tries.clone(), 1, ErrorKind::Io), &failures).await;
         assert!(made.is_ok() && again.elapsed() >= LONGEST_PAUSE / 2);

@@ -1,5 +1,5 @@
--- Answers {running, lapsed, done} of the keys given. Only for a server that is no cluster node: there
--- may be many keys.
+-- Returns {running, lapsed, done} for the given keys. Only for a server that is not a cluster node,
+-- because there may be many keys.
 local running, lapsed, done = 0, 0, 0
 for _, key in ipairs(KEYS) do
   local held = redis.pcall('GETRANGE', key, 0, 127)

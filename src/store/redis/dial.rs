@@ -7,12 +7,13 @@ use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisResult};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// A peer that vanished without a word is noticed after this much silence.
+/// A peer that vanished without closing the connection is noticed after this much silence.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// Commands that may wait to be written, so that many callers at once do not wait for each other.
+/// The number of commands that can wait to be written, so that many concurrent callers do not wait
+/// for each other.
 const QUEUE: usize = 1024;
 
-/// An address with keep-alive probes.
+/// Returns an address with keep-alive probes.
 pub(super) fn address(url: impl IntoConnectionInfo) -> RedisResult<ConnectionInfo> {
     let info = url.into_connection_info()?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
@@ -20,7 +21,7 @@ pub(super) fn address(url: impl IntoConnectionInfo) -> RedisResult<ConnectionInf
     Ok(info.set_tcp_settings(tcp))
 }
 
-/// Connects to a server, once.
+/// Connects to a server, with one attempt.
 pub(super) async fn once(client: &Client) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_WITHIN))

@@ -1,24 +1,25 @@
-//! Which answers mean that the connection is not the right one, or no longer.
+//! Which replies mean that the connection is not, or is no longer, the right one.
 
 use redis::{ErrorKind, RedisError};
 
 use super::failure::said;
 
-/// What is doubtful of a connection, and whether its last command was done.
+/// Why a connection is in doubt, and whether its last command was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// The server refused, and did nothing: it is not the one that takes writes, or not now.
+    /// The server refused, and did nothing. It does not accept writes, or not at the moment.
     Refused,
-    /// The connection broke, or was silent. Whether the command was done is not known.
+    /// The connection broke, or was silent. It is unknown whether the command was done.
     Lost,
 }
 
-/// Codes of a server that is not, or is no longer, the one to ask.
+/// Error codes of a server that is not, or is no longer, the right one.
 const ELSEWHERE: [&str; 5] = ["READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN", "NOAUTH"];
 
 pub(super) fn doubt(error: &RedisError) -> Option<Doubt> {
     match error.kind() {
-        // Refused while it was greeted: it may let a new connection in, as when a password was changed.
+        // The server refused the connection's first commands. It may accept a new connection, for
+        // example after a password change.
         ErrorKind::AuthenticationFailed | ErrorKind::RESP3NotSupported => return Some(Doubt::Refused),
         ErrorKind::Io | ErrorKind::Parse => return Some(Doubt::Lost),
         _ if error.is_timeout() || error.is_unrecoverable_error() => return Some(Doubt::Lost),
@@ -27,7 +28,7 @@ pub(super) fn doubt(error: &RedisError) -> Option<Doubt> {
     let said = said(error);
     ELSEWHERE
         .iter()
-        // Servers before version 7 wrap what happens in a script into an `ERR`.
+        // Servers before version 7 wrap a script's error into an `ERR`.
         .any(|code| said.starts_with(code) || said.contains(&format!("-{code} ")))
         .then_some(Doubt::Refused)
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with the server, said so that the reader knows what to do.
+//! Failures of the server, with messages that say what to do.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use redis::{ErrorKind, RedisError};
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// What was asked of the server.
+/// The operation that was sent to the server.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Op {
     Connect,
@@ -38,13 +38,13 @@ pub(super) fn error(op: Op, kind: StoreErrorKind, what: &str) -> StoreError {
     StoreError::new(kind, format!("redis: {op}: {what}"))
 }
 
-/// The value under our key is neither a claim nor a record. It is never overwritten.
+/// The value under our key is neither a claim nor a record. The store never overwrites it.
 pub(super) fn corrupt(op: Op) -> StoreError {
     error(
         op,
         StoreErrorKind::Corrupt,
-        "what the server holds under this slot's key cannot be read. Did a newer release write it, or does \
-         another application use the same prefix? Take a prefix of your own, or `forget` the slot",
+        "the value under this slot's key cannot be read; did a newer release write it, or does another application \
+         use the same prefix? Use a separate prefix, or `forget` the slot",
     )
 }
 
@@ -52,12 +52,12 @@ pub(super) fn unexpected(op: Op) -> StoreError {
     error(
         op,
         StoreErrorKind::Unavailable,
-        "the server's answer has a form that no script of this store gives; is it Redis 5 or later, or Valkey?",
+        "the server's reply does not have the form that the store's scripts return; is it Redis 5 or later, or Valkey?",
     )
 }
 
-/// A failure of the client or the server. The URL is in none of the messages, and the source is
-/// left out where the server may have repeated what it was sent.
+/// Converts a failure of the client or the server. No message contains the URL. The source is
+/// omitted if the server may have repeated what it received.
 pub(super) fn failed(op: Op, cause: RedisError) -> StoreError {
     let (kind, what) = explain(&cause);
     let error = error(op, kind, what);
@@ -72,7 +72,7 @@ fn repeats_input(cause: &RedisError) -> bool {
     cause.kind() == ErrorKind::InvalidClientConfig || said(cause).contains("unknown command")
 }
 
-/// Code and message of a server's error.
+/// Returns the code and the message of a server's error.
 pub(super) fn said(cause: &RedisError) -> String {
     format!(
         "{} {}",
@@ -86,113 +86,117 @@ fn explain(cause: &RedisError) -> (StoreErrorKind, &'static str) {
     if cause.is_timeout() {
         return (
             Timeout,
-            "the server did not answer in time; is it overloaded, paused, or out of reach?",
+            "the server did not answer in time; is it overloaded, paused, or unreachable?",
         );
     }
     if cause.is_connection_refusal() {
         return (
             Unavailable,
-            "nothing listens at the server's address; is it running, and are host and port right?",
+            "nothing listens at the server's address; is the server running, and are the host and port correct?",
         );
     }
     match cause.kind() {
         ErrorKind::Io => {
             return (
                 Unavailable,
-                "the connection failed or broke; can the server be reached from here?",
+                "the connection failed or broke; is the server reachable from this host?",
             );
         }
         ErrorKind::InvalidClientConfig => {
             return (
                 Unavailable,
                 "the URL or the client's configuration is not valid; expected redis://[user:password@]host[:port][/database]. \
-                 For rediss:// switch a TLS feature of the `redis` crate on, as `tokio-rustls-comp`",
+                 For rediss://, enable a TLS feature of the `redis` crate, such as `tokio-rustls-comp`",
             );
         }
         ErrorKind::MasterNameNotFoundBySentinel => {
             return (
                 Unavailable,
-                "no Sentinel that answers knows a primary of that name; is the name right, and are the Sentinels' addresses?",
+                "no Sentinel that responded knows a primary with this name; are the name and the Sentinels' addresses correct?",
             );
         }
         _ => {}
     }
-    // By its text too: servers before version 7 wrap what happens in a script into an `ERR`.
+    // The text is checked too, because servers before version 7 wrap a script's error into an
+    // `ERR`.
     let said = said(cause);
     let has = |code: &str| said.contains(code);
     if has("WRONGTYPE") {
         (
             Corrupt,
-            "the key of this slot holds another type of value: another application uses the same prefix; take one of your own",
+            "the value under this slot's key has another type, so another application uses the same prefix; use a separate prefix",
         )
     } else if has("OOM ") {
         (
             Full,
-            "the server has reached its `maxmemory`; give it more, or shorten the `ttl`",
+            "the server has reached its `maxmemory`; give it more memory, or shorten the `ttl`",
         )
     } else if has("READONLY") {
         (
             Unavailable,
-            "the server is a read-only replica, as after a failover; connect by a name that leads to the primary, or through \
-             Sentinel or the cluster",
+            "the server is a read-only replica, perhaps after a failover; connect to a name that resolves to the primary, or \
+             through Sentinel or the cluster",
         )
     } else if has("NOREPLICAS") {
         (
             Unavailable,
-            "the server has fewer replicas than its `min-replicas-to-write` asks for; are they connected?",
+            "the server has fewer replicas than its `min-replicas-to-write` requires; are they connected?",
         )
     } else if has("WRONGPASS") || cause.kind() == ErrorKind::AuthenticationFailed {
         (
             Unavailable,
-            "the server refuses the user name or the password; check them",
+            "the server rejected the user name or the password; check both",
         )
     } else if has("NOAUTH") {
         (
             Unavailable,
-            "the server asks for a password; give user and password in the URL",
+            "the server requires a password; put the user name and password in the URL",
         )
     } else if has("NOPERM") || has("The user executing the script can't") {
         (
             Unavailable,
-            "the server's ACL forbids it; the user needs +evalsha +eval +get +getrange +strlen +exists +set +del +pttl +pexpire \
-             +hset +hget +hstrlen on the prefix, and +unlink +scan +info +wait for what uses them",
+            "the server's ACL forbids the command; the user needs +evalsha +eval +get +getrange +strlen +exists +set +del +pttl +pexpire \
+             +hset +hget +hstrlen on the prefix, and +unlink +scan +info +wait for the features that use them",
         )
     } else if has("LOADING") {
         (
             Unavailable,
-            "the server is loading its data; it will answer when it has",
+            "the server is still loading its data; it will respond when it has finished",
         )
     } else if has("MASTERDOWN") {
         (Unavailable, "the server is a replica that has lost its primary")
     } else if has("MISCONF") {
         (
             Unavailable,
-            "the server cannot save its data and refuses to write; see its log, and whether its disk is full",
+            "the server cannot save its data and rejects writes; check its log, and whether its disk is full",
         )
     } else if has("BUSY ") {
         (
             Unavailable,
-            "another script keeps the server busy; see `SCRIPT KILL` and the slow log",
+            "the server is busy running another script; see `SCRIPT KILL` and the slow log",
         )
     } else if has("CLUSTERDOWN") {
         (
             Unavailable,
-            "the cluster is down: some of its slots are served by no node; see `CLUSTER INFO`",
+            "the cluster is down because no node serves some of its slots; see `CLUSTER INFO`",
         )
     } else if has("MOVED") || has("ASK ") || has("TRYAGAIN") || has("CROSSSLOT") {
         (
             Unavailable,
-            "the server is a node of a cluster; give `RedisStore::new` a cluster connection (feature `cluster-async` of the `redis` crate)",
+            "the server is a cluster node; pass a cluster connection to `RedisStore::new` (feature `cluster-async` of the `redis` crate)",
         )
     } else if has("DB index") {
-        (Unavailable, "the server has no database of that number")
+        (Unavailable, "the server has no database with this number")
     } else if has("unknown command") {
         (
             Unavailable,
-            "the server, or a proxy before it, does not know or allow a command that the store needs: EVALSHA and EVAL, \
-             and UNLINK, SCAN, INFO, WAIT for what uses them",
+            "the server, or a proxy in front of it, does not know or allow a command that the store needs: EVALSHA and EVAL, \
+             and UNLINK, SCAN, INFO and WAIT for the features that use them",
         )
     } else {
-        (Unavailable, "the server refused; its answer is the error's source")
+        (
+            Unavailable,
+            "the server rejected the command; its reply is the error's source",
+        )
     }
 }

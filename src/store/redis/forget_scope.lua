@@ -1,5 +1,5 @@
--- ARGV: a scope. Forgets the records of that scope among the keys given, and answers how many. Only for a
--- server that is no cluster node: there may be many keys.
+-- ARGV: a scope. Forgets that scope's records among the given keys, and returns how many. Only for
+-- a server that is not a cluster node, because there may be many keys.
 local forgotten = 0
 for _, key in ipairs(KEYS) do
   local scope = false

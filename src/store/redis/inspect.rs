@@ -1,4 +1,4 @@
-//! Looking into the server.
+//! Inspecting the server.
 
 use redis::aio::ConnectionLike;
 use redis::{Cmd, FromRedisValue, Value, from_redis_value};
@@ -10,16 +10,18 @@ use crate::request::Slot;
 use crate::store::{Census, Entry, Inspect, ScopeTag};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How many keys the server looks at in one step, during which it serves nobody else.
+/// How many keys the server scans in one step, during which it serves nobody else.
 const BATCH: usize = 500;
 
-/// `redis-cli` can do the same: `GET` and `PTTL` of [`RedisStore::key`] look it up (a claim is text,
-/// a record is not), `UNLINK` forgets it, and `--scan --pattern 'idempotency:*'` lists all.
+/// `redis-cli` can do the same. `GET` and `PTTL` of [`RedisStore::key`] look a key up (a claim is
+/// text, a record is not). `UNLINK` forgets it, and `--scan --pattern 'idempotency:*'` lists all
+/// keys.
 ///
-/// `count` looks at every key of the database in small steps; other clients are served between
-/// them. What changes meanwhile is counted or not, and twice if the server resizes its table.
-/// **Of a cluster nothing is counted: it is an error.** Count each node with `redis-cli`. `forget_scope`
-/// walks over the keys in the same way, and is an error on a cluster too.
+/// `count` scans every key of the database in small steps, and the server handles other clients
+/// between them. A key that changes during the scan may or may not be counted, and may be counted
+/// twice if the server resizes its table. **On a cluster, `count` returns an error.** Count each
+/// node with `redis-cli`. `forget_scope` scans the keys in the same way, and also returns an error
+/// on a cluster.
 impl<C> Inspect for RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
@@ -69,7 +71,7 @@ where
     }
 }
 
-/// How far a walk over all keys of the database is.
+/// The position of a scan over all keys of the database.
 struct Cursor(Vec<u8>);
 
 impl Default for Cursor {
@@ -95,8 +97,8 @@ where
         from_redis_value(answer).map_err(|_| unexpected(op))
     }
 
-    /// Looks at some more keys of the database, and asks the script about those of the store. Answers where
-    /// to go on, unless that was all.
+    /// Scans more keys of the database, and calls the script with those that belong to the store.
+    /// Returns where to continue, unless the scan is complete.
     async fn step(
         &self,
         op: Op,
@@ -110,7 +112,7 @@ where
         scan.arg(from.0).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH);
         let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = self.inquire(op, &scan).await?;
         let next = (next != b"0").then_some(Cursor(next));
-        // A longer prefix may begin with this one.
+        // A longer prefix can begin with this one.
         let keys: Vec<&[u8]> = keys
             .iter()
             .map(Vec::as_slice)
@@ -130,7 +132,7 @@ where
     async fn refuse_cluster(&self, op: Op) -> Result<(), StoreError> {
         let mut command: Cmd = redis::cmd("INFO");
         command.arg("cluster");
-        // A cluster connection asks every node, and answers with a map.
+        // A cluster connection asks every node and returns a map.
         let alone = match self.inquire(op, &command).await? {
             Value::Map(_) | Value::Array(_) => false,
             info => {
@@ -144,8 +146,8 @@ where
         Err(error(
             op,
             StoreErrorKind::Unavailable,
-            "a cluster is not scanned through one connection; connect to each primary, or use `redis-cli --scan \
-             --pattern` there",
+            "a cluster cannot be scanned through one connection; connect to each primary, or run `redis-cli --scan \
+             --pattern` on each of them",
         ))
     }
 }

@@ -1,4 +1,4 @@
-//! A connection, and a new one in its place on any doubt.
+//! A connection that is replaced on any doubt.
 
 use std::future::Future;
 use std::io;
@@ -15,19 +15,20 @@ use super::connecting::{Make, in_series};
 use super::doubt::doubt;
 use super::live::Live;
 
-/// How much longer than in silence an answer is waited for while other answers come.
+/// How much longer the store waits for a reply than it would in silence, while other replies
+/// arrive.
 const WHILE_OTHERS_COME: Duration = Duration::from_secs(2);
 
-/// What is put to a server on one connection.
+/// A request that is sent to a server on one connection.
 pub(super) trait Question<C>: Sync {
     type Answer: Send;
 
     fn put_to(&self, connection: &mut C) -> impl Future<Output = RedisResult<Self::Answer>> + Send;
 }
 
-/// Why there is no answer.
+/// Why a request has no answer.
 pub(super) enum Unanswered {
-    /// No connection could be made, however often it was tried.
+    /// No connection could be opened, after all attempts.
     NoConnection(RedisError),
     /// The server refused, or the connection broke or was silent.
     Asked(RedisError),
@@ -41,7 +42,7 @@ impl From<Unanswered> for RedisError {
     }
 }
 
-/// The connection that is used now. Calls in flight keep the one on which they were sent.
+/// The current connection. Calls in flight keep the connection on which they were sent.
 pub(super) struct Link<C> {
     now: RwLock<Now<C>>,
     origin: Option<Arc<Origin<C>>>,
@@ -50,10 +51,10 @@ pub(super) struct Link<C> {
 /// Where connections come from.
 struct Origin<C> {
     make: Make<C>,
-    /// How long nothing may be heard of a connection that was asked something.
+    /// How long a connection may be silent after a request.
     silence: Duration,
-    /// Connections that failed, or did not last, one after the other. Tries are farther and farther
-    /// apart.
+    /// The number of consecutive connections that failed or did not last. The pause between
+    /// attempts grows with it.
     failures: AtomicU32,
 }
 
@@ -66,13 +67,13 @@ enum Started<C> {
 
 enum Now<C> {
     Live(Live<C>),
-    /// It is being made, by a task that goes on whoever waits.
+    /// The connection is being opened by a task, which continues no matter who waits for it.
     Coming(Coming<C>),
     Away,
 }
 
 impl<C: Clone + Send + Sync + 'static> Link<C> {
-    /// One that is never replaced.
+    /// Creates a link whose connection is never replaced.
     pub(super) fn given(connection: C) -> Self {
         Self {
             now: RwLock::new(Now::Live(Live::new(connection))),
@@ -80,8 +81,8 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         }
     }
 
-    /// One that is made when it is first needed, and made anew on any doubt. A connection that was
-    /// silent for `silence` after it was asked something is in doubt.
+    /// Creates a link whose connection is opened when it is first needed, and replaced on any
+    /// doubt. A connection is in doubt if it was silent for `silence` after a request.
     pub(super) fn made(make: Make<C>, silence: Duration) -> Self {
         Self {
             now: RwLock::new(Now::Away),
@@ -97,13 +98,13 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         self.origin.is_some()
     }
 
-    /// Puts a question to the server, once.
+    /// Sends a question to the server, once.
     pub(super) async fn put<Q: Question<C>>(&self, question: &Q) -> Result<Q::Answer, Unanswered> {
         let mut live = self.get().await.map_err(Unanswered::NoConnection)?;
         self.put_on(&mut live, question).await.map_err(Unanswered::Asked)
     }
 
-    /// As [`put`](Self::put), on a connection that [`get`](Self::get) gave.
+    /// Like [`put`](Self::put), but on a connection that [`get`](Self::get) returned.
     pub(super) async fn put_on<Q: Question<C>>(&self, live: &mut Live<C>, question: &Q) -> RedisResult<Q::Answer> {
         let Some(origin) = &self.origin else {
             return question.put_to(&mut live.connection).await;
@@ -130,18 +131,18 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         answer
     }
 
-    /// The connection: the one there is, or the one that is being made.
+    /// Returns the current connection, or the one that is being opened.
     pub(super) async fn get(&self) -> RedisResult<Live<C>> {
         if let Now::Live(live) = &*self.now.read().unwrap_or_else(PoisonError::into_inner)
             && !self.is_mute(live)
         {
             return Ok(live.clone());
         }
-        // Boxed: it is rare, and would be in the future of each call.
+        // Boxed because it is rare, and would otherwise be part of each call's future.
         Box::pin(self.wait()).await
     }
 
-    /// Calls may have been dropped before they could say that nothing was heard.
+    /// Calls may have been dropped before they could report the silence.
     fn is_mute(&self, live: &Live<C>) -> bool {
         self.origin
             .as_ref()
@@ -155,7 +156,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         };
         let made = match coming.wait_for(Option::is_some).await {
             Ok(made) => made.clone(),
-            // The runtime on which it was made is gone.
+            // The runtime that was opening the connection is gone.
             Err(_) => None,
         };
         let made = made.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::NotConnected).into()));
@@ -169,21 +170,21 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         made
     }
 
-    /// The connection, if there is one again, or the one that is being made, from now on if it was not
-    /// yet.
+    /// Returns the connection if there is one again. Otherwise, returns the one that is being
+    /// opened, and starts to open it if nobody has.
     fn start(&self) -> Started<C> {
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
         match (&*now, &self.origin) {
             (Now::Live(live), _) if !self.is_mute(live) => Started::Live(live.clone()),
-            // A failure that nobody waited for is old.
+            // A failure that nobody waited for is outdated.
             (Now::Coming(coming), _) if !failed(coming) => Started::Coming(coming.clone()),
             (_, Some(origin)) => Started::Coming(origin.start(&mut now)),
-            // One that was given is never away; if it were, nobody would make it.
+            // A connection that was passed in is never away. If it were, nobody would open it.
             (_, None) => Started::Coming(watch::channel(None).1),
         }
     }
 
-    /// A new connection instead of this one, at once. Of many that fail together, one replaces it.
+    /// Replaces this connection at once. If many calls fail together, only one of them replaces it.
     fn replace(&self, doubtful: &Live<C>) {
         let Some(origin) = &self.origin else { return };
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
@@ -200,7 +201,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
 }
 
 fn failed<C>(coming: &Coming<C>) -> bool {
-    // Closed without a value: its runtime is gone.
+    // The channel was closed without a value, because its runtime is gone.
     match &*coming.borrow() {
         Some(made) => made.is_err(),
         None => coming.has_changed().is_err(),
@@ -213,7 +214,7 @@ impl<C: Clone + Send + Sync + 'static> Origin<C> {
         let origin = Arc::clone(self);
         tokio::spawn(async move {
             let made = in_series(&origin.make, &origin.failures).await;
-            // Whoever waited may be gone.
+            // The waiting calls may be gone.
             let _ = done.send(Some(made.map(Live::new)));
         });
         *now = Now::Coming(coming.clone());

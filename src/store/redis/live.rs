@@ -1,4 +1,4 @@
-//! A connection, and what was heard of it.
+//! A connection, and when it last answered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -21,12 +21,12 @@ impl<C> Live<C> {
     }
 }
 
-/// How the server claims.
+/// How to claim on the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
-    /// Not known yet: a claim is made by the command, and confirmed by the script.
+    /// Not known yet: the command makes a claim, and the script confirms it.
     Unproven,
-    /// By `SET … NX GET`, as Redis from 7.0 on and Valkey.
+    /// By `SET … NX GET`, on Redis 7.0 and later and on Valkey.
     Command,
     /// By the script alone.
     Script,
@@ -34,12 +34,12 @@ pub(super) enum Dialect {
 
 const NEVER: u64 = u64::MAX;
 
-/// What all who use a connection know of it. Times are milliseconds since it was made.
+/// The shared facts about a connection. Times are in milliseconds since it was opened.
 pub(super) struct Facts {
     made: Instant,
     dialect: AtomicU8,
     heard: AtomicU64,
-    /// When it was first asked something since it was last heard of.
+    /// When the first request was sent after the last reply.
     waits_since: AtomicU64,
 }
 
@@ -69,7 +69,7 @@ impl Facts {
         u64::try_from((at - self.made).as_millis()).unwrap_or(NEVER)
     }
 
-    /// It is asked something, now.
+    /// Records that a request is sent now.
     pub(super) fn asks(&self) -> Instant {
         let now = Instant::now();
         let (at, relaxed) = (self.since_made(now), Ordering::Relaxed);
@@ -77,24 +77,24 @@ impl Facts {
         now
     }
 
-    /// It has answered.
+    /// Records that the server has answered.
     pub(super) fn answers(&self) {
         self.heard.store(self.since_made(Instant::now()), Ordering::Relaxed);
         self.waits_since.store(NEVER, Ordering::Relaxed);
     }
 
-    /// When it was last heard of, or was asked, whichever is later.
+    /// Returns when the server last answered or `asked`, whichever is later.
     pub(super) fn heard_since(&self, asked: Instant) -> Instant {
         asked.max(self.made + Duration::from_millis(self.heard.load(Ordering::Relaxed)))
     }
 
-    /// Whether it was asked something so long ago, and nothing was heard since.
+    /// Returns whether a request was sent at least `silence` ago and nothing has arrived since.
     pub(super) fn is_mute_for(&self, silence: Duration) -> bool {
         let since = self.waits_since.load(Ordering::Relaxed);
         since != NEVER && self.made + Duration::from_millis(since) + silence <= Instant::now()
     }
 
-    /// How long ago it was made.
+    /// Returns how long ago the connection was opened.
     pub(super) fn age(&self) -> Duration {
         self.made.elapsed()
     }

@@ -1,6 +1,6 @@
--- Answers nil if the slot is vacant, {1, fingerprint, attempt, lease left, time left} for a claim,
--- {2, the first bytes, length, time left} for a record, {3} for what is not ours. No body leaves the
--- server.
+-- Returns nil if the slot is vacant, {1, fingerprint, attempt, lease left, time left} for a claim,
+-- {2, the first bytes, length, time left} for a record, or {3} for a value that is not ours. No
+-- body leaves the server.
 local held = head()
 if held == LARGE then
   local record = redis.call('HGET', KEYS[1], FIELD)

@@ -1,4 +1,4 @@
-//! The store on a Redis server, and on what speaks its protocol.
+//! The store on a Redis server, or on a server that uses its protocol.
 
 mod answer;
 mod ask;
@@ -31,9 +31,9 @@ use link::Link;
 use replicas::Replicas;
 pub use sentinel::RedisSentinel;
 
-/// Keeps claims and records in Redis 5 or later, Valkey, or what speaks their protocol and runs
-/// their Lua. All processes with the same server, database and prefix share them. Clones are cheap
-/// and share the connection.
+/// Keeps claims and records in Redis 5 or later, in Valkey, or in any server that uses their
+/// protocol and runs their Lua. All processes with the same server, database and prefix share them.
+/// Clones are cheap and share the connection.
 ///
 /// ```no_run
 /// use tower_idempotency::IdempotencyLayer;
@@ -47,67 +47,72 @@ pub use sentinel::RedisSentinel;
 /// # }
 /// ```
 ///
-/// **Round trips.** A replay or a refusal costs 1, a first request 2. The claim is one command (`SET …
-/// NX GET`, Redis 7 or later and Valkey); where it finds another claim, a script looks at what is left of
-/// its lease, which costs 1 more. Recording the outcome is a script. Servers that do not know the
-/// command are asked by the script alone. So is, once more, each connection's first claim, as a proof
-/// that the server means the same. A server that does not have a script yet costs 1 more.
+/// **Round trips.** A replay or a refusal costs 1 round trip, and a first request costs 2. The
+/// claim is one command (`SET … NX GET`, Redis 7 or later and Valkey). If the command finds another
+/// claim, a script checks how much of its lease is left, which costs 1 more. A script records the
+/// outcome. On servers that do not support the command, the store uses only the script. On each
+/// connection, the script also repeats the first claim, once, to prove that the server interprets
+/// the command in the same way. If a server does not have a script yet, that costs 1 more.
 ///
-/// **Large records**, above 16 KiB, are kept in a hash and not in a string. The claim's command is then
-/// told at once that something is there, and the record is fetched over a connection of its own: 2
-/// round trips, behind which nothing small waits.
+/// **Large records**, above 16 KiB, are stored in a hash instead of a string. The claim's command
+/// then reports at once that the slot is taken, and the store fetches the record over a separate
+/// connection. This costs 2 round trips, but no small request waits behind them.
 ///
-/// **Time** is the server's alone. A key's expiry is the end of its claim's lease and memory, or of
-/// its record's `ttl`. This crate does not sweep; Redis expires keys itself. Times beyond 3000 years
-/// are 3000 years.
+/// **Time** comes only from the server. A key expires at the end of its claim's lease and memory,
+/// or of its record's `ttl`. This crate does not sweep; Redis expires keys itself. Times longer
+/// than 3000 years are treated as 3000 years.
 ///
-/// **Connections.** [`connect`](Self::connect) makes one connection that all requests share, and one for
-/// large records. Each is replaced at once when it broke, when nothing was heard of it for a second
-/// after it was asked (10 s where large records go), and when the server answers that it is a replica, is loading, or is not the one
-/// to ask (`READONLY`, `MASTERDOWN`, `LOADING`, `CLUSTERDOWN`). The name is looked up anew each time, and
-/// [Sentinel](Self::connect_sentinel) asked. What was not answered is then asked again, up to twice:
-/// all but a release is safe to repeat. A [`new`](Self::new) store takes any connection of the `redis`
-/// crate, such as a cluster's. Each operation has exactly one key, so a cluster can route it, whatever
-/// the prefix.
+/// **Connections.** [`connect`](Self::connect) opens one connection that all requests share, and
+/// one for large records. The store replaces a connection at once in three cases: it broke; it was
+/// silent for a second after a request (10 s for the connection for large records); or the server
+/// reports that it is a replica, is loading, or is not the right server (`READONLY`, `MASTERDOWN`,
+/// `LOADING`, `CLUSTERDOWN`). Each time, the host name is looked up again, or
+/// [Sentinel](Self::connect_sentinel) is asked for the address. A call that the server refused is
+/// then repeated, up to twice. If the answer to a call was lost, the call is repeated only if that
+/// is safe; a release is not repeated. A store from [`new`](Self::new) accepts any connection of the
+/// `redis` crate, such as a cluster's. Each operation has exactly one key, so a cluster can route
+/// it, whatever the prefix.
 ///
-/// **The server's settings matter.** With a `maxmemory-policy` other than `noeviction` the server
-/// may evict a claim or a record, and its operation runs twice; [`connect`](Self::connect) warns of
-/// it in the log. With `noeviction` a full server refuses new keys (`503`), and still replays. If it
-/// has no room for the record of an operation that is done, the claim is kept until the record's `ttl`
-/// ends: storing is retried, and retries of the request get `409` problem `outcome-unknown`.
-/// Without `appendonly yes` a restart forgets what was written since the last snapshot, and with
-/// `appendfsync everysec`, the default, up to a second.
+/// **The server's settings matter.** With a `maxmemory-policy` other than `noeviction`, the server
+/// may evict a claim or a record, and its operation then runs twice; [`connect`](Self::connect)
+/// logs a warning about it. With `noeviction`, a full server refuses new keys (`503`), but still
+/// replays. If it has no room for the record of an operation that is done, the claim is kept until
+/// the record's `ttl` ends. The layer retries storing the record, and retries of the request get
+/// `409` problem `outcome-unknown`. Without `appendonly yes`, a restart loses all writes since the
+/// last snapshot. With `appendfsync everysec`, the default, it loses up to a second of writes.
 ///
 /// # Failover
 ///
-/// Replication is asynchronous: when a replica is promoted, the last writes may be missing. A claim
-/// that is missing lets a duplicate run beside its original; a record that is missing lets a retry
-/// run again; a renewal that is missing lets a claim lapse early.
+/// Replication is asynchronous: when a replica is promoted, the last writes may be missing. If a
+/// claim is missing, a duplicate can run alongside its original. If a record is missing, a retry
+/// can run again. If a renewal is missing, a claim can lapse early.
 ///
-/// [`wait_for_replicas`](Self::wait_for_replicas) narrows that: a handler runs only when its claim
-/// is in the memory of so many replicas. **It is not consensus.** Claims are still lost if the
-/// promoted replica is not among those that acknowledged, if that one restarts without its data, or
-/// if a primary that was cut off goes on serving (`min-replicas-to-write` bounds that). If no loss is
-/// acceptable, take a store that commits with consensus, or the database of the handler's own
-/// effects.
+/// [`wait_for_replicas`](Self::wait_for_replicas) reduces that risk: a handler runs only when its
+/// claim is in the memory of the given number of replicas. **It is not consensus.** Claims are
+/// still lost if the promoted replica is not among those that acknowledged, if that replica
+/// restarts without its data, or if a primary that was cut off continues to accept requests
+/// (`min-replicas-to-write` limits that). If no loss is acceptable, use a store that commits with
+/// consensus, or the database that has the handler's own effects.
 pub struct RedisStore<C = MultiplexedConnection> {
     link: Arc<Link<C>>,
-    /// For large records. The same where there is one connection only.
+    /// The connection for large records. It is the same as `link` if there is only one connection.
     large: Arc<Link<C>>,
     prefix: Arc<str>,
-    /// What further connections are made with.
+    /// Where further connections come from.
     origin: Option<Origin>,
     replicas: Option<Arc<Replicas>>,
 }
 
 impl<C> RedisStore<C> {
-    /// The key that a slot is kept under: the prefix, and the slot in hexadecimal.
+    /// Returns the key that a slot is stored under: the prefix, followed by the slot in
+    /// hexadecimal.
     #[must_use]
     pub fn key(&self, slot: &Slot) -> String {
         format!("{}{}", self.prefix, slot.to_hex())
     }
 
-    /// [`key`](Self::key), as it is sent. Each call needs it, so it is made by one allocation.
+    /// Returns [`key`](Self::key) as bytes. Each call needs the key, so it takes only one
+    /// allocation.
     fn key_bytes(&self, slot: &Slot) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.prefix.len() + 2 * Slot::LEN);
         key.extend_from_slice(self.prefix.as_bytes());
@@ -128,7 +133,7 @@ impl<C> Clone for RedisStore<C> {
     }
 }
 
-/// Never the connection or the client, which have credentials.
+/// Never shows the connection or the client, because they contain credentials.
 impl<C> fmt::Debug for RedisStore<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")

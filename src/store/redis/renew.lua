@@ -1,4 +1,4 @@
--- ARGV: token, lease. The claim's text does not change: only how long the key lives.
+-- ARGV: token, lease. The claim's text does not change, only the key's time to live.
 local held = head()
 local claim = claim_of(held)
 if not claim or claim.token ~= ARGV[1] then return not_held(held) end

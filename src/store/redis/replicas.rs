@@ -1,4 +1,4 @@
-//! Waiting until replicas have a write, on connections that nothing else uses.
+//! Waiting until replicas have a write, on dedicated connections.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,10 +11,12 @@ use super::link::{Link, Question};
 use super::request::Request;
 use super::scripts::{By, is_no_script};
 
-/// `WAIT` blocks its connection at the server. So many can wait side by side; more wait their turn.
+/// `WAIT` blocks its connection on the server. This many calls can wait at the same time; further
+/// calls wait for their turn.
 const CONNECTIONS: usize = 8;
 
-/// How long nothing may be heard beside the time that `WAIT` takes. Large records go here too.
+/// How long a connection may be silent, in addition to the time that `WAIT` takes. Large records
+/// use these connections too.
 const SILENCE: Duration = Duration::from_secs(3);
 
 pub(super) struct Replicas {
@@ -23,21 +25,21 @@ pub(super) struct Replicas {
     turn: AtomicUsize,
 }
 
-/// What is waited for.
+/// The replicas to wait for, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wait {
     pub(super) count: u32,
     pub(super) within: Duration,
 }
 
-/// Whether enough replicas have the write.
+/// Whether enough replicas have acknowledged the write.
 pub(super) enum Acknowledged {
     Enough,
     TooFew(Option<RedisError>),
 }
 
 impl Replicas {
-    /// Connects when they are first used.
+    /// Creates the links. Each one connects when it is first used.
     pub(super) fn new(origin: &Origin, wait: Wait) -> Self {
         Self {
             wait,
@@ -48,15 +50,15 @@ impl Replicas {
         }
     }
 
-    /// The next connection's turn.
+    /// Returns the next connection in turn.
     pub(super) fn link(&self) -> &Link<MultiplexedConnection> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         &self.links[turn % self.links.len()]
     }
 }
 
-/// A request, and `WAIT` in the same round trip and on the same connection: it is about all that was
-/// written up to its connection's last command.
+/// A request, followed by `WAIT` in the same round trip and on the same connection. `WAIT` covers
+/// all writes up to its connection's last command.
 pub(super) struct Waited<'a> {
     pub(super) request: &'a Request<'a>,
     pub(super) wait: Option<Wait>,
@@ -85,7 +87,7 @@ impl Wait {
         connection: &mut C,
     ) -> RedisResult<(Value, Acknowledged)> {
         let mut pipe = redis::pipe();
-        // At least one: zero would be forever.
+        // At least 1, because 0 would wait forever.
         let millis = super::scripts::millis(self.within).max(1);
         pipe.add_command(command.clone())
             .cmd("WAIT")

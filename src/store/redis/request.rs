@@ -1,4 +1,4 @@
-//! A command or a script, as it is sent.
+//! A command or a script to send.
 
 use redis::aio::ConnectionLike;
 use redis::{Cmd, RedisResult, Value};

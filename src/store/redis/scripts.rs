@@ -1,4 +1,4 @@
-//! The Lua scripts, each one atomic operation on one key, and how they are called.
+//! The Lua scripts, each of which is one atomic operation on one key, and how to call them.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use super::link::Question;
 use crate::digest::push_hex;
 use crate::store::Millis;
 
-/// Where a large record is in its hash.
+/// The hash field that contains a large record.
 pub(super) const FIELD: &str = "record";
 
-/// A script and the hash that the server knows it by.
+/// A script, and the hash by which the server knows it.
 pub(super) struct Script {
     code: &'static str,
     hash: String,
@@ -47,20 +47,21 @@ scripts! {
     FORGET_SCOPE = "forget_scope.lua";
 }
 
-/// A script with its keys (one, but for `COUNT` and `FORGET_SCOPE`, so that a cluster can route it) and arguments.
+/// A script with its arguments and its keys. There is one key, so that a cluster can route the
+/// call, except for `COUNT` and `FORGET_SCOPE`.
 pub(super) struct Call<'a> {
     pub(super) script: &'a Script,
     pub(super) keys: &'a [&'a [u8]],
     pub(super) args: &'a [&'a [u8]],
 }
 
-/// How the server is told which script.
+/// How a call names its script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
-    /// 40 bytes, if the server has it.
+    /// By its hash, which is 40 bytes. The server must already have the script.
     Hash,
-    /// The whole, which the server then has. Not `SCRIPT LOAD`: that would be a round trip more,
-    /// and a flush between the two would be one too many.
+    /// By its full code, which the server then stores. `SCRIPT LOAD` is not used because it would
+    /// cost one more round trip, and a flush between the two commands would cost another.
     Code,
 }
 
@@ -83,7 +84,8 @@ impl Call<'_> {
     }
 }
 
-/// One round trip; two if the server does not have the script, as after its restart.
+/// Takes one round trip, or two if the server does not have the script, for example after a
+/// restart.
 impl<C: ConnectionLike + Send> Question<C> for Call<'_> {
     type Answer = Value;
 
@@ -107,10 +109,10 @@ pub(super) fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
-/// Three thousand years. Beyond it, sums of times and of this century's clock would overflow.
+/// Three thousand years. Beyond that, the sum of a time and the current date would overflow.
 const LONGEST: u64 = 100_000_000_000_000;
 
-/// Milliseconds, rounded up, as the server accepts them.
+/// Converts a duration to milliseconds, rounded up and limited to what the server accepts.
 pub(super) fn millis(duration: Duration) -> u64 {
     Millis(0).after(duration).0.min(LONGEST)
 }

@@ -1,4 +1,4 @@
-//! Which server is the primary, as Sentinel says.
+//! Finding the primary through Sentinel.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use redis::{Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Redis
 use super::dial;
 use crate::error::ConfigError;
 
-/// A Sentinel that does not answer within this time is passed over.
+/// A Sentinel that does not answer within this time is skipped.
 const SENTINEL_WITHIN: Duration = Duration::from_millis(500);
 
 const INVALID: &str = "a URL is not valid; expected redis://[user:password@]host[:port][/database]";
@@ -18,9 +18,9 @@ const INVALID: &str = "a URL is not valid; expected redis://[user:password@]host
 /// The Sentinels that know which server is the primary, for
 /// [`RedisStore::connect_sentinel`](super::RedisStore::connect_sentinel).
 ///
-/// They are asked for every connection that is made: after a failover the store finds the new
-/// primary by itself. One that does not answer within 500 ms is passed over, and the one that
-/// answered last is asked first.
+/// The store asks them before it opens each connection, so after a failover it finds the new
+/// primary on its own. A Sentinel that does not answer within 500 ms is skipped. The Sentinel that
+/// last answered is asked first.
 ///
 /// ```no_run
 /// use tower_idempotency::store::{RedisSentinel, RedisStore};
@@ -36,20 +36,20 @@ const INVALID: &str = "a URL is not valid; expected redis://[user:password@]host
 pub struct RedisSentinel {
     sentinels: Vec<Client>,
     service: String,
-    /// How the primary is greeted. Its address is what Sentinel says.
+    /// How to connect to the primary. Sentinel provides its address.
     primary: ConnectionInfo,
-    /// The one to ask first.
+    /// The index of the Sentinel to ask first.
     first: AtomicUsize,
 }
 
 impl RedisSentinel {
-    /// The Sentinels' URLs, with user and password if the Sentinels ask for them, and the name of the
-    /// service that they watch. By default the primary is greeted without a password, and its
-    /// database 0 is used.
+    /// Creates a list of Sentinels. `sentinels` are their URLs, with a user and a password if the
+    /// Sentinels require them. `service` is the name of the service that they watch. By default,
+    /// the store connects to the primary without a password and uses its database 0.
     ///
     /// # Errors
     ///
-    /// There is no URL, one is not valid, or the name is empty.
+    /// There is no URL, a URL is not valid, or the name is empty.
     pub fn new<U: AsRef<str>>(sentinels: impl IntoIterator<Item = U>, service: &str) -> Result<Self, ConfigError> {
         let refused = |option, reason: &str| ConfigError::new(option, reason.to_owned());
         let sentinels = sentinels
@@ -58,12 +58,12 @@ impl RedisSentinel {
             .collect::<RedisResult<Vec<_>>>()
             .map_err(|_| refused("sentinels", INVALID))?;
         if sentinels.is_empty() {
-            return Err(refused("sentinels", "there is none; give the URL of each"));
+            return Err(refused("sentinels", "the list is empty; pass the URL of each Sentinel"));
         }
         if service.is_empty() {
             return Err(refused(
                 "service",
-                "it is empty; give the name under which Sentinel watches the primary, such as `mymaster`",
+                "the name is empty; use the name under which Sentinel watches the primary, such as `mymaster`",
             ));
         }
         let primary = dial::address("redis://primary").map_err(|_| refused("primary", INVALID))?;
@@ -75,24 +75,25 @@ impl RedisSentinel {
         })
     }
 
-    /// How the primary is greeted: a URL of which user, password, database and parameters count, and
-    /// whether it is `rediss`. Host and port do not count: Sentinel knows them.
+    /// Sets how to connect to the primary, as a URL. Its user, password, database and parameters
+    /// are used, and so is the `rediss` scheme. Its host and port are ignored, because Sentinel
+    /// provides them.
     ///
     /// # Errors
     ///
-    /// The URL is not valid, or names a socket of this host.
+    /// The URL is not valid, or names a Unix socket.
     pub fn primary(self, url: &str) -> Result<Self, ConfigError> {
         let refused = |reason: &str| ConfigError::new("primary", reason.to_owned());
         let primary = dial::address(url).map_err(|_| refused(INVALID))?;
         if matches!(primary.addr(), ConnectionAddr::Unix(_)) {
             return Err(refused(
-                "it names a socket of this host; Sentinel names hosts and ports",
+                "the URL names a Unix socket, but Sentinel reports a host and a port; use a `redis://` or `rediss://` URL",
             ));
         }
         Ok(Self { primary, ..self })
     }
 
-    /// A connection to the server that is the primary now, and that says so itself.
+    /// Returns a connection to the current primary, which has itself confirmed that role.
     pub(super) async fn connect(&self) -> RedisResult<MultiplexedConnection> {
         let (host, port) = self.ask().await?;
         let addr = match self.primary.addr().clone() {
@@ -108,17 +109,17 @@ impl RedisSentinel {
         };
         let client = Client::open(self.primary.clone().set_addr(addr))?;
         let mut connection = dial::once(&client).await?;
-        // Sentinel may not know yet that it was demoted.
+        // Sentinel may not know yet that the server was demoted.
         let role = redis::cmd("ROLE");
         match tokio::time::timeout(SENTINEL_WITHIN, role.query_async(&mut connection)).await {
-            Ok(Ok(Value::Array(parts))) if is_replica(&parts) => Err(unavailable("READONLY is what Sentinel names")),
-            // Some do not allow the question.
+            Ok(Ok(Value::Array(parts))) if is_replica(&parts) => Err(unavailable("Sentinel named a replica")),
+            // Some servers do not allow this command.
             Ok(_) => Ok(connection),
             Err(_) => Err(silent()),
         }
     }
 
-    /// The primary's address, from the first Sentinel that knows it.
+    /// Returns the primary's address, from the first Sentinel that knows it.
     async fn ask(&self) -> RedisResult<(String, u16)> {
         let first = self.first.load(Ordering::Relaxed);
         let mut failure = None;
@@ -130,7 +131,8 @@ impl RedisSentinel {
                     self.first.store(index, Ordering::Relaxed);
                     return Ok(address);
                 }
-                // It answered: the name is wrong, or this one was not told of it.
+                // The Sentinel answered: the name is wrong, or this Sentinel was not configured
+                // with it.
                 Ok(None) => failure = Some((ErrorKind::MasterNameNotFoundBySentinel, "not known").into()),
                 Err(error) => failure = failure.or(Some(error)),
             }
@@ -161,7 +163,7 @@ fn unavailable(what: &'static str) -> RedisError {
     (ErrorKind::Client, what).into()
 }
 
-/// Never an address, which may have a password.
+/// Never shows an address, because it may contain a password.
 impl fmt::Debug for RedisSentinel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisSentinel")

@@ -17,7 +17,7 @@ use super::{RedisStore, answer, scripts};
 use crate::store::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, Token};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Records above this many bytes go over a connection of their own.
+/// Records above this many bytes use a separate connection.
 pub(super) const LARGE: usize = 16 * 1024;
 
 impl<C> Store for RedisStore<C>
@@ -60,7 +60,7 @@ where
             tracing::warn!(
                 target: "tower_idempotency",
                 %slot,
-                "{} of an outcome; a failover now may lose it, and a retry would then run again",
+                "a failover now may lose an outcome, and a retry would then run again: {}",
                 self.too_few()
             );
         }
@@ -78,7 +78,8 @@ impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    /// `again`: it was sent before, and its answer was lost.
+    /// Completes the claim, with one call. `again` says that the call was sent before and its
+    /// answer was lost.
     async fn settle_once(
         &self,
         slot: &Slot,
@@ -102,7 +103,8 @@ where
         self.write(Op::Complete, is_large, &request).await
     }
 
-    /// The server has no memory for the record: the operation is not to run again all the same.
+    /// Keeps the claim when the server has no memory for the record, so that the operation still
+    /// does not run again.
     async fn hold(
         &self,
         slot: &Slot,
@@ -122,8 +124,8 @@ where
             Ok(redis::Value::Int(3)) => Err(failure::error(
                 Op::Complete,
                 StoreErrorKind::Full,
-                "the server has reached its `maxmemory` and has no room for the record; until the `ttl` ends, retries are \
-                 answered `outcome-unknown` and do not run; give it more memory, or shorten the `ttl`",
+                "the server has reached its `maxmemory` and has no room for the record; until the `ttl` ends, retries \
+                 get `outcome-unknown` and do not run; give the server more memory, or shorten the `ttl`",
             )
             .with_source(cause)),
             Ok(answer) => answer::held(Op::Complete, &answer),
@@ -132,16 +134,16 @@ where
                     target: "tower_idempotency",
                     %slot,
                     %error,
-                    "a claim whose record the server has no room for could not be kept; it will lapse"
+                    "the server has no room for a record, and the operation's claim could not be kept; it will lapse"
                 );
                 Err(failed(Op::Complete, cause))
             }
         }
     }
 
-    /// Undoes a claim that too few replicas have.
+    /// Undoes a claim that too few replicas acknowledged.
     async fn give_back(&self, begin: &ClaimRequest, attempt: u32, cause: Option<RedisError>) -> StoreError {
-        // One that was taken over stays remembered.
+        // A lapsed claim that was taken over stays remembered.
         let undone = match attempt {
             1 => self.release(&begin.slot, begin.token).await,
             _ => self.renew(&begin.slot, begin.token, Duration::ZERO).await,
@@ -151,14 +153,14 @@ where
                 target: "tower_idempotency",
                 slot = %begin.slot,
                 %error,
-                "a claim that too few replicas have could not be given back; it will lapse"
+                "a claim that too few replicas acknowledged could not be given back; it will lapse"
             );
         }
         let error = failure::error(
             Op::Begin,
             StoreErrorKind::Unavailable,
             &format!(
-                "{}, so that the claim was given back and nothing ran; are they connected (`INFO replication`)?",
+                "{}, so the claim was given back and the handler did not run; are they connected (see `INFO replication`)?",
                 self.too_few()
             ),
         );

@@ -1,4 +1,4 @@
-//! The keys, and what is done with them.
+//! The keys, and sealing and opening records with them.
 
 use std::fmt;
 
@@ -12,16 +12,17 @@ use crate::request::Slot;
 use crate::store::record::{Envelope, KEY_ID, NONCE, Record};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Begins what a seal is bound to; part of the format, so never to be changed.
+/// The first bytes of the data that a seal is bound to. They are part of the format, so they must
+/// never change.
 const DOMAIN: &[u8; 8] = b"ti.seal1";
 
-/// The keys of a [`Sealed`](super::Sealed) store: one that seals and opens, and former ones that only
-/// open.
+/// The keys of a [`Sealed`](super::Sealed) store: one key that seals and opens, and former keys
+/// that only open.
 ///
-/// A key is 32 bytes from a source of randomness fit for keys, as `openssl rand -out
-/// /run/secrets/idempotency.key 32` writes; not a password, and not a hexadecimal string. It comes from
-/// where your secrets are: a mounted file, or a secret manager. Base64 and hexadecimal are for the
-/// caller to decode.
+/// A key is 32 bytes from a random source that is suitable for keys, such as the output of `openssl
+/// rand -out /run/secrets/idempotency.key 32`. It is neither a password nor a hexadecimal string.
+/// Load it from the place where you keep your secrets: a mounted file, or a secret manager. If the
+/// key is encoded in Base64 or hexadecimal, decode it first.
 ///
 /// ```no_run
 /// use tower_idempotency::store::KeyRing;
@@ -39,25 +40,26 @@ const DOMAIN: &[u8; 8] = b"ti.seal1";
 /// # }
 /// ```
 ///
-/// **To rotate** without a `503` on the way, let every host first be able to open what any will seal:
+/// **To rotate** keys without a `503`, first make every host able to open the records that any host
+/// will seal:
 ///
 /// 1. deploy `KeyRing::new(old).with_former(new)` everywhere;
 /// 2. deploy `KeyRing::new(new).with_former(old)` everywhere;
-/// 3. when the last record under the old key has expired (the longest TTL later), leave it out.
+/// 3. when the last record under the old key has expired (after the longest TTL), remove that key.
 ///
-/// A key's name is the beginning of a digest of it, so that nobody has to number keys. `Debug` and
-/// errors show names, never keys. The ring wipes its keys when it is dropped; copies from when it was
-/// built, yours among them, it cannot reach.
+/// A key's name is the beginning of a digest of the key, so you do not have to number keys. `Debug`
+/// output and errors show names, never keys. The ring wipes its keys when it is dropped. It cannot
+/// wipe the copies from which it was built, including yours.
 pub struct KeyRing {
     current: Key,
     former: Vec<Key>,
-    /// Draws nonces; another in tests only.
+    /// Draws nonces. Only tests replace it.
     random: fn() -> Result<[u8; NONCE], BoxError>,
 }
 
 struct Key {
     id: [u8; KEY_ID],
-    // Wipes the key when it is dropped.
+    // The cipher wipes the key when it is dropped.
     cipher: XChaCha20Poly1305,
 }
 
@@ -75,7 +77,7 @@ impl Key {
 }
 
 impl KeyRing {
-    /// A ring with the key that seals, and opens what it sealed.
+    /// Creates a ring with the key that seals records, and opens the records that it sealed.
     #[must_use]
     pub fn new(current: [u8; 32]) -> Self {
         Self {
@@ -85,7 +87,7 @@ impl KeyRing {
         }
     }
 
-    /// Adds a key that opens, and never seals. Any number of them.
+    /// Adds a key that only opens records and never seals them. You can add any number of keys.
     #[must_use]
     pub fn with_former(mut self, key: [u8; 32]) -> Self {
         self.former.push(Key::new(&key));
@@ -98,12 +100,12 @@ impl KeyRing {
         let mut seen = Vec::with_capacity(1 + self.former.len());
         for key in self.all() {
             if key.id == zeros {
-                return refused("a key of zeros is no key; 32 random bytes are needed (was it loaded?)".into());
+                return refused("a key is all zeros; use 32 random bytes (was the key loaded?)".into());
             }
             if seen.contains(&key.id) {
                 return refused(format!(
-                    "the key named {} is there twice; the current key must not be among the former ones, \
-                     nor a former one be repeated",
+                    "the key named {} appears twice; the current key must not be among the former keys, \
+                     and no former key may be repeated",
                     hex(&key.id)
                 ));
             }
@@ -116,11 +118,11 @@ impl KeyRing {
         std::iter::once(&self.current).chain(&self.former)
     }
 
-    /// Seals a record for that slot.
+    /// Seals a record for the given slot.
     pub(super) fn seal(&self, slot: &Slot, record: &Record) -> Result<Record, StoreError> {
         let failed = |message| StoreError::new(StoreErrorKind::Unavailable, message);
         let nonce = (self.random)().map_err(|error| {
-            failed("sealed store: the operating system gives no random bytes for a nonce").with_source(error)
+            failed("sealed store: the operating system did not provide random bytes for a nonce").with_source(error)
         })?;
         let fingerprint = record.fingerprint();
         let payload = Payload {
@@ -131,7 +133,7 @@ impl KeyRing {
             .current
             .cipher
             .encrypt(&XNonce::from(nonce), payload)
-            .map_err(|_| failed("sealed store: the record is too large to be encrypted"))?;
+            .map_err(|_| failed("sealed store: the record is too large to encrypt"))?;
         Ok(Record::sealed(
             fingerprint,
             &Envelope {
@@ -142,7 +144,7 @@ impl KeyRing {
         ))
     }
 
-    /// Opens what [`seal`](Self::seal) made for the same slot and fingerprint.
+    /// Opens a record that [`seal`](Self::seal) sealed for the same slot and fingerprint.
     pub(super) fn open(
         &self,
         slot: &Slot,
@@ -152,7 +154,7 @@ impl KeyRing {
         let corrupt = |message: String| StoreError::new(StoreErrorKind::Corrupt, message);
         let Some(key) = self.all().find(|key| key.id == *envelope.key_id) else {
             return Err(corrupt(format!(
-                "sealed store: the record is sealed under the key named {}, which the ring has not; \
+                "sealed store: the record is sealed with the key named {}, which is not in the ring; \
                  add that key with `KeyRing::with_former`, or forget the slot",
                 hex(envelope.key_id)
             )));
@@ -166,25 +168,28 @@ impl KeyRing {
             .decrypt(&XNonce::from(*envelope.nonce), payload)
             .map_err(|_| {
                 corrupt(
-                    "sealed store: the record does not open; it was damaged, changed, or moved from another slot: \
-                     find out who writes to the store, and forget the slot"
+                    "sealed store: the record cannot be opened; it was damaged, changed, or moved from another slot. \
+                     Find out who writes to the store, and forget the slot"
                         .into(),
                 )
             })?;
         let record = Record::from_plaintext(&plaintext)?;
         if record.fingerprint() != fingerprint {
-            return Err(corrupt("sealed store: the record inside is another request's".into()));
+            return Err(corrupt(
+                "sealed store: the record inside belongs to another request".into(),
+            ));
         }
         Ok(record)
     }
 }
 
-/// What a seal is bound to: all of fixed length, so that no two lists give the same bytes.
+/// Returns the data that a seal is bound to. All parts have a fixed length, so no two lists give
+/// the same bytes.
 fn bound_to(slot: &Slot, fingerprint: Fingerprint, key_id: &[u8; KEY_ID]) -> Vec<u8> {
     [&DOMAIN[..], slot.as_bytes(), fingerprint.as_bytes(), key_id].concat()
 }
 
-/// Names, no keys.
+/// Shows the keys' names, but no keys.
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let former: Vec<_> = self.former.iter().map(|key| hex(&key.id)).collect();
@@ -197,7 +202,7 @@ impl fmt::Debug for KeyRing {
 
 #[cfg(test)]
 impl KeyRing {
-    /// The operating system gives no random bytes.
+    /// Simulates an operating system that provides no random bytes.
     pub(super) fn starve(&mut self) {
         self.random = || Err("no entropy".into());
     }
@@ -210,8 +215,8 @@ mod tests {
     const SLOT: Slot = Slot::from_bytes([5; 32]);
     const PRINT: Fingerprint = Fingerprint::from_bytes([0xAB; 16]);
 
-    /// A record sealed by this release must be opened by every later one. (The bytes were also computed
-    /// from the specification, by other code.)
+    /// Every later release must be able to open a record that this release sealed. (Other code also
+    /// computed these bytes from the specification.)
     #[test]
     fn golden_bytes_of_a_sealed_record() {
         let mut keys = KeyRing::new([7; 32]);

@@ -1,4 +1,4 @@
-//! A wrapper that encrypts the records of another store.
+//! A wrapper that encrypts another store's records.
 
 mod keys;
 mod unit_of_work;
@@ -16,15 +16,15 @@ use crate::error::ConfigError;
 pub use keys::KeyRing;
 use unit_of_work::SealedWork;
 
-/// Encrypts the records of the store it wraps: status, headers, body and trailers of every answer, and
-/// the tombstones.
+/// Encrypts the records of the store that it wraps: the status, headers, body and trailers of every
+/// answer, and the tombstones.
 ///
 /// A record is sealed with XChaCha20-Poly1305 under a random nonce, and bound to its slot and its
-/// fingerprint: one that was damaged, changed, or moved from another slot does not open. `begin` then
-/// fails with [`StoreErrorKind::Corrupt`] (contract, row 6.5: `503`, never a wrong replay) until the
-/// record expires or someone [forgets](Inspect::forget) it. So does a record under a key that the
-/// [`KeyRing`] has not, and a record that is not sealed at all: whoever can write to the store could
-/// have planted it.
+/// fingerprint. A record that was damaged, changed, or moved from another slot cannot be opened.
+/// `begin` then fails with [`StoreErrorKind::Corrupt`] (contract, row 6.5: `503`, never a wrong
+/// replay) until the record expires or someone [forgets](Inspect::forget) it. The same happens for
+/// a record whose key is not in the [`KeyRing`], and for a record that is not sealed at all,
+/// because anyone who can write to the store could have planted it.
 ///
 /// ```
 /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -38,22 +38,22 @@ use unit_of_work::SealedWork;
 /// # Ok::<(), tower_idempotency::ConfigError>(())
 /// ```
 ///
-/// **What is not hidden:** slots and fingerprints (digests, by which the store finds and compares), the
-/// size of each record, its times, its key's name, and that an operation runs or is done. A fingerprint
-/// is a plain digest of the request: whoever reads it can test guesses of a request with few
-/// possibilities.
+/// **What is not hidden:** slots and fingerprints (digests that the store uses to find and compare
+/// requests), each record's size, times and key name, and whether an operation is running or done.
+/// A fingerprint is a plain digest of the request. If a request has few possible values, anyone who
+/// can read its fingerprint can test guesses against it.
 ///
-/// **What is not prevented:** who can write to the store can remove entries, so that operations run
-/// again, hold claims, and put an old record of the same slot back, if its fingerprint is the same or of
-/// another rule.
+/// **What is not prevented:** anyone who can write to the store can remove entries, so that
+/// operations run again. They can also hold claims, and put back an old record of the same slot if
+/// its fingerprint is the same or of another rule.
 ///
-/// **Introducing it** to a store in use: hosts that still run without it answer `503` to the retries of
-/// what was sealed, and this one to those of what was not, unless it
-/// [accepts them](SealedBuilder::accept_unsealed).
+/// **Introducing it** to a store in use: hosts that still run without `Sealed` answer `503` to
+/// retries of sealed operations. Hosts with `Sealed` answer `503` to retries of unsealed
+/// operations, unless they [accept unsealed records](SealedBuilder::accept_unsealed).
 ///
-/// A sealed record is 68 bytes larger. Before a remote store, [`Tiered`](super::Tiered) may go around
-/// this (`Tiered<Sealed<S>>`): it then holds answers in clear in this process's memory, and a cached
-/// replay decrypts nothing.
+/// A sealed record is 68 bytes larger. For a remote store, you can wrap this store in
+/// [`Tiered`](super::Tiered) (`Tiered<Sealed<S>>`). `Tiered` then holds unencrypted answers in this
+/// process's memory, and a cached replay decrypts nothing.
 #[derive(Clone)]
 pub struct Sealed<S> {
     store: S,
@@ -82,12 +82,12 @@ pub struct SealedBuilder<S> {
 }
 
 impl<S> SealedBuilder<S> {
-    /// Whether records that are not sealed are replayed too. Default `false`: they are refused as
-    /// corrupt.
+    /// Sets whether records that are not sealed are replayed too. Default: `false`, so they are
+    /// refused as corrupt.
     ///
-    /// For the time of a migration: those that the store held before it was wrapped are valid for their
-    /// TTL. Take it out after that. **While it is on, whoever can write to the store can plant an
-    /// answer.**
+    /// Use it during a migration: the records that were stored before the store was wrapped are
+    /// valid for their TTL. Turn it off after that. **While it is on, anyone who can write to the
+    /// store can plant an answer.**
     pub fn accept_unsealed(mut self, accept: bool) -> Self {
         self.accept_unsealed = accept;
         self
@@ -97,7 +97,7 @@ impl<S> SealedBuilder<S> {
     ///
     /// # Errors
     ///
-    /// A key of zeros, or the same key twice in the ring.
+    /// A key is all zeros, or the ring contains the same key twice.
     pub fn build(self) -> Result<Sealed<S>, ConfigError> {
         self.keys.validate()?;
         Ok(Sealed {
@@ -109,16 +109,16 @@ impl<S> SealedBuilder<S> {
 }
 
 impl<S> Sealed<S> {
-    /// Wraps a store; records that are not sealed are refused.
+    /// Wraps a store. Records that are not sealed are refused.
     ///
     /// # Errors
     ///
-    /// A key of zeros, or the same key twice in the ring.
+    /// A key is all zeros, or the ring contains the same key twice.
     pub fn new(store: S, keys: KeyRing) -> Result<Self, ConfigError> {
         Self::builder(store, keys).build()
     }
 
-    /// Wraps a store, with options.
+    /// Returns a builder that wraps a store, with options.
     pub fn builder(store: S, keys: KeyRing) -> SealedBuilder<S> {
         SealedBuilder {
             store,
@@ -128,14 +128,14 @@ impl<S> Sealed<S> {
     }
 
     fn open(&self, begin: &ClaimRequest, record: Record) -> Result<Record, StoreError> {
-        // The store compared what it holds beside the record; the seal is bound to what is in the record,
-        // which may be of another rule.
+        // The store compared the fingerprint that it keeps alongside the record. The seal is bound
+        // to the fingerprint in the record, which may be of another rule.
         let fingerprint = record.fingerprint();
         if fingerprint.conflicts_with(&begin.fingerprint) {
             return Err(StoreError::new(
                 StoreErrorKind::Corrupt,
-                "sealed store: the record is another request's; it was changed or moved in the store: \
-                 find out who writes there, and forget the slot",
+                "sealed store: the record belongs to another request; it was changed or moved in the store. \
+                 Find out who writes to the store, and forget the slot",
             ));
         }
         match record.envelope()? {
@@ -144,7 +144,7 @@ impl<S> Sealed<S> {
             None => Err(StoreError::new(
                 StoreErrorKind::Corrupt,
                 "sealed store: the record is not sealed; if it was written before the store was wrapped, \
-                 build with `accept_unsealed(true)` until it expires; if not, somebody planted it",
+                 build with `accept_unsealed(true)` until it expires; otherwise, somebody planted it",
             )),
         }
     }
@@ -197,7 +197,7 @@ impl<S: Store> Store for Sealed<S> {
     }
 }
 
-/// Sizes are those of the sealed records.
+/// Reports the sizes of the sealed records.
 impl<S: Inspect> Inspect for Sealed<S> {
     fn look_up(&self, slot: &Slot) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send {
         self.store.look_up(slot)
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(memory.count().await.unwrap(), Census::new(1, 0, 0));
     }
 
-    /// Must not be asked to commit.
+    /// A unit of work that must not be called to commit.
     struct Work(Arc<AtomicBool>);
 
     impl UnitOfWork for Work {

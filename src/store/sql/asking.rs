@@ -1,4 +1,4 @@
-//! A connection that waits for an answer, and never goes back to the pool in the middle of it.
+//! A connection that waits for an answer, and does not go back to the pool before that.
 
 use std::ops::{Deref, DerefMut};
 
@@ -9,8 +9,8 @@ use super::pool::{acquire, close, put_back};
 
 /// A connection that waits for an answer.
 ///
-/// If it is dropped before the answer came, it is closed. In the pool it would keep its place until
-/// an answer comes that may never come.
+/// If it is dropped before the answer arrives, it is closed. In the pool, it would keep its place
+/// until an answer arrives, which may never happen.
 pub(super) struct Asking<DB: Database>(Option<PoolConnection<DB>>);
 
 impl<DB: Database> Asking<DB> {
@@ -31,7 +31,7 @@ impl<DB: Database> Deref for Asking<DB> {
     fn deref(&self) -> &DB::Connection {
         match &self.0 {
             Some(connection) => connection,
-            None => unreachable!("the connection is there until it is answered"),
+            None => unreachable!("the connection is present until it is answered"),
         }
     }
 }
@@ -40,7 +40,7 @@ impl<DB: Database> DerefMut for Asking<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
         match &mut self.0 {
             Some(connection) => connection,
-            None => unreachable!("the connection is there until it is answered"),
+            None => unreachable!("the connection is present until it is answered"),
         }
     }
 }

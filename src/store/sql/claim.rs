@@ -1,4 +1,4 @@
-//! Which claim a statement is about.
+//! The claim that a statement is about.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(super) struct ClaimId {
     pub(super) token: Token,
     #[cfg_attr(
         not(feature = "postgres"),
-        allow(dead_code, reason = "SQLite has no clients that fall silent")
+        allow(dead_code, reason = "SQLite has no clients that stop responding")
     )]
     pub(super) lease: Duration,
 }
@@ -27,7 +27,7 @@ impl ClaimId {
     }
 }
 
-/// A claim that is made and undone again, to see whether the table is as it should be.
+/// Returns a claim that is made and undone again, to check that the table is as it should be.
 pub(super) fn trial() -> ClaimRequest {
     let minute = Duration::from_secs(60);
     let mut slot = [0; Slot::LEN];

@@ -1,4 +1,4 @@
-//! What a database's errors mean to the person on call.
+//! The meaning of a database's errors to the person on call.
 
 use std::sync::Arc;
 
@@ -6,10 +6,11 @@ use super::lane::Failure;
 use crate::error::BoxError;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// What a database says of its own errors: the kind, and what to do.
+/// A database's explanation of its own errors: the kind, and what to do.
 pub(super) type Advice = fn(&dyn sqlx::error::DatabaseError) -> Option<(StoreErrorKind, &'static str)>;
 
-/// What both databases have in common. `advice` is for the errors that the database itself gave.
+/// Converts the errors that both databases have in common. `advice` is for the errors that the
+/// database itself reported.
 pub(super) fn store_error(
     store: &'static str,
     operation: &'static str,
@@ -20,27 +21,27 @@ pub(super) fn store_error(
     told(store, operation, kind, what).with_source(error)
 }
 
-/// The error of a lane that has no answer.
+/// Returns the error of a lane that has no answer.
 pub(super) fn lane_error(store: &'static str, operation: &'static str, failure: Failure, advice: Advice) -> StoreError {
     use StoreErrorKind::{Timeout, Unavailable};
     let error = |kind, what: &str| told(store, operation, kind, what);
     match failure {
         Failure::Database(source) => {
             let (kind, what) = what_happened(&source, advice);
-            // As it is, if it is that of one caller alone.
+            // The error itself, if it belongs to one caller alone.
             error(kind, what).with_source(Arc::try_unwrap(source).map_or_else(BoxError::from, BoxError::from))
         }
         Failure::QueueFull { waiting } => error(
             Unavailable,
             &format!(
-                "{waiting} calls wait for the store's own connections already; \
+                "{waiting} calls are already waiting for the store's own connections; \
                  the database is too slow for the load, or the store needs more connections"
             ),
         ),
         Failure::Silent { within } => error(Timeout, &format!("the database did not answer within {within:?}")),
         Failure::Interrupted => error(
             Unavailable,
-            "the task that asked the database ended; its Tokio runtime was shut down, or it panicked",
+            "the task that called the database ended early; it panicked, or its Tokio runtime was shut down",
         ),
         Failure::NoRuntime => error(Unavailable, "there is no Tokio runtime; call the store from within one"),
     }
@@ -58,21 +59,21 @@ fn what_happened(error: &sqlx::Error, advice: Advice) -> (StoreErrorKind, &'stat
         }
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => (
             Unavailable,
-            "the connection to the database was lost; it is made again with the next request",
+            "the connection to the database was lost; the next request opens a new one",
         ),
         sqlx::Error::PoolTimedOut => (
             Unavailable,
-            "no connection of the pool became free in time; raise `max_connections`, or look for transactions that are held too long",
+            "no connection in the pool became free in time; raise `max_connections`, or look for transactions that stay open too long",
         ),
         sqlx::Error::PoolClosed => (
             Unavailable,
-            "the pool is closed; the store needs it for as long as the layer lives",
+            "the pool is closed; keep it open for as long as the layer is in use",
         ),
-        sqlx::Error::Tls(_) => (Unavailable, "TLS with the database failed"),
+        sqlx::Error::Tls(_) => (Unavailable, "the TLS connection to the database failed"),
         sqlx::Error::ColumnNotFound(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => (
             Corrupt,
-            "the table has another layout than this release knows; compare it with the SQL file of the store",
+            "the table's layout is not the one that this release expects; compare it with the store's SQL file",
         ),
-        _ => (Unavailable, "the database could not be asked"),
+        _ => (Unavailable, "the database could not be queried"),
     }
 }

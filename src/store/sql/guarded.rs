@@ -1,37 +1,37 @@
-//! A transaction that nothing leaves unnoticed: not the handler's statements, and not `sqlx`.
+//! A transaction that neither the handler's statements nor `sqlx` can leave unnoticed.
 //!
-//! `sqlx` counts how deep a connection is in transactions, and trusts the handler's statements. A
-//! handler that sends `COMMIT` by itself is not noticed. A nested `begin` that is dropped while it
-//! waits rolls the outer transaction back, and the statements after it run on their own. So each
-//! database guards its transactions in two ways: what runs outside them fails, and whether they are
-//! still open can be proved.
+//! `sqlx` counts how deep a connection is in transactions, and trusts the handler's statements. It
+//! does not notice a handler that sends `COMMIT` itself. If a nested `begin` is dropped while it
+//! waits, `sqlx` rolls back the outer transaction, and later statements run outside any
+//! transaction. So each database guards its transactions in two ways: statements outside them fail,
+//! and it can be proved whether they are still open.
 
 use std::future::Future;
 
 use sqlx::Database;
 
-/// A database on which the atomic mode works: `sqlx::Postgres` and `sqlx::Sqlite`.
+/// A database that supports the atomic mode: `sqlx::Postgres` and `sqlx::Sqlite`.
 ///
-/// It is sealed. Use it as a bound where your own code is generic over the database.
+/// The trait is sealed. Use it as a bound if your own code is generic over the database.
 pub trait AtomicDatabase: Guarded {}
 
 /// How a database guards a transaction.
 pub trait Guarded: Database {
-    /// What tells a transaction from any other on its connection.
+    /// Distinguishes a transaction from any other on its connection.
     type Guard: Send + Sync + 'static;
 
-    /// Whether the connection is as it was before if a transaction could not begin.
+    /// Whether the connection is unchanged if a transaction could not begin.
     const CLEAN_IF_NOT_BEGUN: bool;
 
-    /// Begins a transaction on a connection that has none. From now on, statements outside of that
+    /// Begins a transaction on a connection that has none. From now on, statements outside that
     /// transaction cannot write.
     fn begin(connection: &mut Self::Connection) -> impl Future<Output = Result<Self::Guard, sqlx::Error>> + Send;
 
-    /// How deep in transactions `sqlx` believes the connection to be: 1 is without a savepoint.
+    /// Returns how deep in transactions `sqlx` believes the connection to be: 1 means no savepoint.
     fn depth(connection: &Self::Connection) -> usize;
 
-    /// Whether the transaction is still open. If so, the connection is ready for other work as soon as
-    /// the transaction is committed.
+    /// Returns whether the transaction is still open. If so, the connection is ready for other work
+    /// as soon as the transaction is committed.
     fn is_open(
         connection: &mut Self::Connection,
         guard: &Self::Guard,
@@ -50,11 +50,11 @@ pub trait Guarded: Database {
     ) -> impl Future<Output = Result<RolledBack, sqlx::Error>> + Send;
 }
 
-/// What a connection is like after a roll-back.
+/// The state of a connection after a rollback.
 #[derive(Debug, Clone, Copy)]
 pub struct RolledBack {
-    /// The transaction was committed before, and not by us.
+    /// Whether the transaction had already been committed, and not by us.
     pub(super) was_committed: bool,
-    /// The connection is as it was before the transaction. Otherwise it has to be closed.
+    /// Whether the connection is as it was before the transaction. If not, it must be closed.
     pub(super) is_clean: bool,
 }

@@ -3,8 +3,8 @@
 use super::value::{attempts, fingerprint, left};
 use crate::store::{Census, Entry, Phase, StoreError};
 
-/// What `LOOK_UP` answers: fingerprint, attempt, length of the record, milliseconds that are left of
-/// the lease and of the row.
+/// The result of `LOOK_UP`: the fingerprint, the attempt, the record's length, and the remaining
+/// milliseconds of the lease and of the row.
 pub(super) type EntryRow = (Vec<u8>, i32, Option<i64>, i64, i64);
 
 pub(super) fn entry((print, attempt, bytes, lease_left, forgotten_in): EntryRow) -> Result<Entry, StoreError> {
@@ -20,7 +20,7 @@ pub(super) fn entry((print, attempt, bytes, lease_left, forgotten_in): EntryRow)
     Ok(Entry::new(fingerprint(&print)?, phase, left(forgotten_in)))
 }
 
-/// From the row of `COUNT`: claims that are held, claims that lapsed, records.
+/// Converts the row of `COUNT`: held claims, lapsed claims, records.
 pub(super) fn census((running, lapsed, done): (i64, i64, i64)) -> Census {
     Census::new(running.unsigned_abs(), lapsed.unsigned_abs(), done.unsigned_abs())
 }

@@ -1,11 +1,11 @@
 //! Stores in an SQL database that the application already has, and the atomic mode on them.
 //!
-//! Each slot is one row. The tables differ in column types only: see `table.sql` in the folder of
-//! each database. Every decision is one statement on the database's clock, which says itself what it
-//! needs of the row. So neither the clocks of processes matter, nor what happened since an earlier
-//! statement. The stores ask on connections of their own (`lane`). A `begin` may take several
-//! statements: SQLite reads before it claims, and PostgreSQL takes a row over by a separate statement,
-//! which skips a row that a transaction is writing.
+//! Each slot is one row. The tables differ only in their column types: see `table.sql` in each
+//! database's folder. Every decision is one statement that uses the database's clock and checks the
+//! row itself. So neither the processes' clocks nor changes since an earlier statement matter. The
+//! stores send their statements on connections of their own (`lane`). A `begin` may take several
+//! statements: SQLite reads before it claims, and PostgreSQL takes over a row with a separate
+//! statement, which skips a row that a transaction is writing.
 
 #[cfg(feature = "postgres")]
 mod asking;

@@ -1,4 +1,4 @@
-//! Taking connections from the pool and giving them back, so that neither waits forever.
+//! Takes connections from the pool and gives them back, and never waits forever.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Database, Pool};
 use tokio::runtime::Handle;
 
-/// How long a connection may take to show that it is alive, before it is closed.
+/// How long a connection can take to show that it is alive, before it is closed.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// Takes a connection from the pool.
 ///
-/// A new connection is made by a task of its own: a caller that gives up would otherwise take the
-/// connection along. Where connecting takes longer than callers wait, none would ever be made.
+/// A separate task opens a new connection: a caller that gives up would otherwise abort the
+/// attempt. If connecting takes longer than callers wait, no connection would ever be opened.
 pub(super) async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnection<DB>, sqlx::Error> {
     let to_be_made = pool.num_idle() == 0 && pool.size() < pool.options().get_max_connections();
     match Handle::try_current() {
@@ -25,10 +25,10 @@ pub(super) async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnect
     }
 }
 
-/// Gives a connection back to the pool, which first asks it for a sign of life. `until` is dropped
-/// afterwards, when nothing is under way on the connection any more.
+/// Gives a connection back to the pool, which first checks that the connection is alive. `until` is
+/// dropped afterwards, when nothing is running on the connection any more.
 ///
-/// `sqlx` by itself waits for that sign forever, and panics if there is no runtime to wait on.
+/// On its own, `sqlx` waits for this check forever, and panics if there is no runtime to wait on.
 pub(super) fn put_back<DB: Database>(mut connection: PoolConnection<DB>, until: impl Send + 'static) {
     let Ok(runtime) = Handle::try_current() else {
         drop(connection.detach());

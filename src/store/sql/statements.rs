@@ -1,9 +1,10 @@
-//! The statements that the databases have in common, and what each dialect says in its own words.
+//! The statements that the databases have in common, and the parts that each dialect writes
+//! differently.
 //!
-//! A template has the default table name, marks in braces that a [`Dialect`] fills in, and one `?`
-//! for each parameter. Parameters are bound in the order in which they appear, so that a template
-//! also suits a database without numbered parameters. A database that needs other words for a whole
-//! statement writes a statement of its own.
+//! A template contains the default table name, marks in braces that a [`Dialect`] fills in, and one
+//! `?` for each parameter. Parameters are bound in the order in which they appear, so that a
+//! template also suits a database without numbered parameters. If a database needs different words
+//! for a whole statement, it has a statement of its own.
 
 use std::sync::Arc;
 
@@ -11,19 +12,19 @@ use sqlx::AssertSqlSafe;
 
 use super::table::Table;
 
-/// How a database writes its clock, its arithmetic of times, its locks and its parameters.
+/// How a database writes its clock, its time arithmetic, its locks and its parameters.
 pub(super) struct Dialect {
     /// `{now}`: the time, the same throughout a statement.
     pub(super) now: &'static str,
-    /// `{from_now}`: the moment that is as many milliseconds from now as its parameter says.
+    /// `{from_now}`: the time that is the parameter's number of milliseconds from now.
     pub(super) from_now: &'static str,
-    /// `{lease_left}`: milliseconds from now to `lease_until`; negative if that is over.
+    /// `{lease_left}`: milliseconds from now until `lease_until`. Negative if that time is over.
     pub(super) lease_left: &'static str,
-    /// `{forgotten_in}`: milliseconds from now to `forget_at`.
+    /// `{forgotten_in}`: milliseconds from now until `forget_at`.
     pub(super) forgotten_in: &'static str,
     /// `{record_length}`: bytes of the record, as a 64-bit integer.
     pub(super) record_length: &'static str,
-    /// `{skip_locked}`: locks the rows that a `SELECT` reads, and skips those that are locked.
+    /// `{skip_locked}`: locks the rows that a `SELECT` reads, and skips rows that are locked.
     pub(super) skip_locked: &'static str,
     /// Whether the database numbers its parameters: `$1`, `$2` and so on.
     pub(super) numbers_parameters: bool,
@@ -33,12 +34,12 @@ pub(super) struct Dialect {
 pub(super) struct Statement(Arc<str>);
 
 impl Statement {
-    /// Its text. It is made of the templates and of a validated table name only.
+    /// Returns the text, which consists only of the templates and a validated table name.
     pub(super) fn text(&self) -> AssertSqlSafe<Arc<str>> {
         AssertSqlSafe(Arc::clone(&self.0))
     }
 
-    /// The same, with a mark of its own filled in: a number, or something made of one.
+    /// Returns the statement with one more mark filled in: a number, or text made from a number.
     #[cfg(feature = "postgres")]
     pub(super) fn with(&self, mark: &str, number: &str) -> Self {
         Self(self.0.replace(mark, number).into())
@@ -50,7 +51,7 @@ const HELD: &str = "slot = ? AND token = ? AND record IS NULL AND forget_at > {n
 
 /// Parameters: lease, lease again, slot, token.
 ///
-/// `forget_at` is first: a database that evaluates assignments from left to right, as MySQL does,
+/// `forget_at` is first: a database that evaluates assignments from left to right, such as MySQL,
 /// would otherwise subtract the new `lease_until`.
 #[cfg_attr(not(feature = "_sqlite"), allow(dead_code, reason = "PostgreSQL has its own"))]
 pub(super) const RENEW: &str = "UPDATE idempotency_keys SET \
@@ -62,8 +63,8 @@ pub(super) const COMPLETE: &str = "UPDATE idempotency_keys SET record = ?, forge
 /// Parameters: slot, token.
 pub(super) const RELEASE: &str = "DELETE FROM idempotency_keys WHERE {held}";
 
-/// Whether the claim of that token has its record. No row: the slot is empty, or a transaction is writing the
-/// row. Parameters: token, slot.
+/// Reads whether the claim with this token has its record. Returns no row if the slot is empty, or
+/// if a transaction is writing the row. Parameters: token, slot.
 pub(super) const IS_DONE: &str =
     "SELECT token = ? AND record IS NOT NULL FROM idempotency_keys WHERE slot = ? {skip_locked}";
 
@@ -71,17 +72,17 @@ pub(super) const IS_DONE: &str =
 pub(super) const LOOK_UP: &str = "SELECT fingerprint, attempt, {record_length}, {lease_left}, {forgotten_in} \
      FROM idempotency_keys WHERE slot = ? AND forget_at > {now}";
 
-/// Answers whether the row still counted. Parameter: slot.
+/// Returns whether the row had not expired yet. Parameter: slot.
 pub(super) const FORGET: &str = "DELETE FROM idempotency_keys WHERE slot = ? RETURNING forget_at > {now}";
 
-/// Claims that are held, claims that lapsed, and records.
+/// Counts held claims, lapsed claims and records.
 pub(super) const COUNT: &str = "SELECT \
      count(CASE WHEN record IS NULL AND lease_until > {now} THEN 1 END), \
      count(CASE WHEN record IS NULL AND lease_until <= {now} THEN 1 END), \
      count(record) FROM idempotency_keys WHERE forget_at > {now}";
 
 impl Dialect {
-    /// The statement that a template is for this table.
+    /// Returns the statement that a template stands for in this table.
     pub(super) fn statement(&self, table: &Table, template: &str) -> Statement {
         let text = template
             .replace("{held}", HELD)

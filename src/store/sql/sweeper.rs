@@ -1,4 +1,4 @@
-//! Removing expired rows, a few at a time.
+//! Removes expired rows, a few at a time.
 
 use std::fmt;
 use std::future::Future;
@@ -10,53 +10,56 @@ use tokio::task::AbortHandle;
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How long a window may take: a server that vanished never answers.
+/// How long a window can take: a server that vanished never answers.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// After a window the sweeper rests for so many times as long as the window took, so that those who make
-/// claims hardly notice. A row costs a claim and a record before it costs its removal, so this is enough
-/// for any load.
+/// After a window, the sweeper rests for this many times as long as the window took, so that claims
+/// are hardly affected. A row costs a claim and a record before it costs its removal, so this is
+/// enough for any load.
 const REST: u32 = 4;
-/// The shortest pause between two rounds: with none, it would ask the database without end.
+/// The shortest pause between two rounds. Without a pause, the sweeper would query the database
+/// endlessly.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// Beyond this lag it rests less if the lag still grows.
+/// Beyond this lag, the sweeper rests less if the lag is still growing.
 const FAR_BEHIND: Duration = Duration::from_secs(3600);
 
-/// What the sweeper needs of a store.
+/// The sweeper's interface to a store.
 pub(super) trait Sweepable: Send + Sync + 'static {
-    /// The name in messages.
+    /// The store's name in messages.
     const NAME: &'static str;
-    /// Rows in one window: few, because their locks are held for as long as it takes.
+    /// The rows in one window. They are few, because their locks are held for as long as the window
+    /// takes.
     const ROWS: u32 = 500;
 
-    /// Looks at the first rows that are due from that mark on, in the order in which they became due.
-    /// Removes those that are forgotten. Those that live longer than was planned get a new time. Rows that
-    /// are locked are passed by.
+    /// Looks at the first rows that are due from the given mark on, in the order in which they
+    /// became due. Removes rows that are forgotten. Rows that live longer than planned get a new
+    /// time. Locked rows are skipped.
     ///
-    /// It reads as many rows of the index as it looks at, however many are due. The mark keeps it from
-    /// reading again what it has removed, which an index keeps for a while.
+    /// It reads as many index entries as it looks at rows, however many are due. The mark keeps it
+    /// from reading removed rows again, which an index keeps for a while.
     fn sweep_window(&self, from: Option<Mark>, rows: u32) -> impl Future<Output = Result<Window, StoreError>> + Send;
 }
 
-/// A time at which rows were due, on the database's clock and in a unit of its own.
+/// A time at which rows were due, on the database's clock and in the database's own unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Mark(pub(super) i64);
 
-/// What was done in a window.
+/// The result of a window.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Window {
-    /// Rows that were removed.
+    /// The number of rows that were removed.
     pub(super) removed: u64,
-    /// Rows that were due.
+    /// The number of rows that were due.
     pub(super) seen: u64,
     /// When the last of them was due.
     pub(super) last: Option<Mark>,
     /// How long ago that was.
     pub(super) lag: Duration,
-    /// How long the database was busy with it, without the time in which it was busy with others.
+    /// How long the database was busy with the window, without the time in which it was busy with
+    /// other work.
     pub(super) took: Duration,
 }
 
-/// Removes at most `rows` rows, and says how many.
+/// Removes at most `rows` rows, and returns how many it removed.
 pub(super) async fn sweep_once<S: Sweepable>(store: &S, rows: u32) -> Result<u64, StoreError> {
     let mut from = None;
     loop {
@@ -70,11 +73,12 @@ pub(super) async fn sweep_once<S: Sweepable>(store: &S, rows: u32) -> Result<u64
 
 /// Removes expired rows in the background until it is dropped.
 ///
-/// Expired rows never count, swept or not; sweeping is for the disk. Several processes may sweep
-/// one table: they take different rows. An error is logged at `warn` and counted, and the next
-/// round tries again.
+/// Expired rows are never used, whether they are swept or not. Sweeping only frees disk space.
+/// Several processes can sweep one table, because they take different rows. An error is logged at
+/// `warn` and counted, and the next round tries again.
 ///
-/// It works a fifth of the time as long as rows are due, and looks again after a pause when none are.
+/// As long as rows are due, the sweeper works a fifth of the time. When none are due, it looks
+/// again after a pause.
 #[must_use = "the sweeper stops when it is dropped"]
 pub struct Sweeper {
     task: AbortHandle,
@@ -98,22 +102,22 @@ impl Sweeper {
         }
     }
 
-    /// Rows removed since it was started.
+    /// Returns the number of rows removed since the sweeper was started.
     #[must_use]
     pub fn removed(&self) -> u64 {
         self.counts.removed.load(Ordering::Relaxed)
     }
 
-    /// Rounds that failed since it was started.
+    /// Returns the number of rounds that failed since the sweeper was started.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.counts.errors.load(Ordering::Relaxed)
     }
 
-    /// How far it is behind: how long ago the rows became due that it looked at last. Zero if it has looked
-    /// at all that are due. Alert if it grows for hours.
+    /// Returns how far the sweeper is behind: how long ago the rows that it looked at last became
+    /// due. Zero if it has looked at all rows that are due. Alert if the lag grows for hours.
     ///
-    /// With the feature `metrics` it is the gauge `idempotency_sweeper_lag_seconds`.
+    /// With the feature `metrics`, this is the gauge `idempotency_sweeper_lag_seconds`.
     #[must_use]
     pub fn lag(&self) -> Duration {
         Duration::from_millis(self.counts.lag_millis.load(Ordering::Relaxed))
@@ -156,14 +160,14 @@ async fn sweep<S: Sweepable>(store: S, every: Duration, counts: Arc<Counts>) {
                 target: "tower_idempotency",
                 store = S::NAME,
                 error = &error as &(dyn std::error::Error + 'static),
-                "expired rows could not be removed; trying again"
+                "expired rows could not be removed; the next round tries again"
             );
         }
         tokio::time::sleep(every.max(SHORTEST)).await;
     }
 }
 
-/// Removes what is due, window by window.
+/// Removes the rows that are due, window by window.
 async fn sweep_all<S: Sweepable>(store: &S, counts: &Counts) -> Result<(), StoreError> {
     let mut from = None;
     let mut lag_before = Duration::MAX;
@@ -195,7 +199,7 @@ mod tests {
 
     type Asked = Vec<(Option<Mark>, Instant)>;
 
-    /// Rows by the time when they are due; `false` for those that live longer. A window takes 10 ms.
+    /// Rows by their due times. `false` marks rows that live longer. A window takes 10 ms.
     #[derive(Clone, Default)]
     struct Rows {
         due: Arc<Mutex<VecDeque<(i64, bool)>>>,
@@ -255,7 +259,7 @@ mod tests {
         assert_eq!(
             rows.asked.lock().unwrap()[3].0,
             None,
-            "each round begins at the beginning"
+            "each round starts from the beginning"
         );
     }
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::error::ConfigError;
 
-/// The name in the SQL files, which the configured one replaces.
+/// The table name in the SQL files, which the configured name replaces.
 pub(super) const DEFAULT: &str = "idempotency_keys";
-/// PostgreSQL cuts longer names; the index's name needs a suffix.
+/// PostgreSQL truncates longer names, and an index name needs a suffix.
 const LONGEST: usize = 48;
 
-/// Where the rows are.
+/// The location of the rows.
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     pub(super) schema: Option<Arc<str>>,
@@ -40,7 +40,8 @@ impl Table {
         })
     }
 
-    /// The same table in the schema in which the database found it, whatever that is called.
+    /// Returns the same table in the schema in which the database found it, whatever the schema is
+    /// called.
     #[cfg(feature = "postgres")]
     pub(super) fn pinned_to(&self, schema: &str) -> Self {
         Self {
@@ -49,13 +50,13 @@ impl Table {
         }
     }
 
-    /// The statement for this table. Statements are written with the default name.
+    /// Returns the statement for this table. Statements are written with the default name.
     pub(super) fn sql(&self, template: &str) -> Arc<str> {
         let table = match &self.schema {
             Some(schema) => format!("\"{schema}\".\"{}\"", self.name),
             None => format!("\"{}\"", self.name),
         };
-        // Indexes have names that begin with the table's, and take no schema.
+        // Index names begin with the table's name, and take no schema.
         let mut text = template.replace(DEFAULT, "\u{0}");
         for column in ["sweep_at", "scope"] {
             text = text.replace(&format!("\u{0}_{column}"), &format!("\"{}_{column}\"", self.name));
@@ -64,7 +65,7 @@ impl Table {
     }
 }
 
-/// Letters, digits and underscores, so that no quoting question arises in any tool.
+/// Accepts letters, digits and underscores only, so that no tool needs to quote the name.
 fn valid(option: &'static str, name: &str) -> Result<Arc<str>, ConfigError> {
     let begins_well = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
     let goes_on_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
@@ -74,7 +75,8 @@ fn valid(option: &'static str, name: &str) -> Result<Arc<str>, ConfigError> {
     Err(ConfigError::new(
         option,
         format!(
-            "{name:?} is not made of 1 to {LONGEST} ASCII letters, digits and underscores, a letter or underscore first"
+            "{name:?} is not valid; use 1 to {LONGEST} ASCII letters, digits and underscores, and begin with a letter \
+             or an underscore"
         ),
     ))
 }

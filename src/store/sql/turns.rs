@@ -6,17 +6,17 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use tokio::sync::{Mutex as Queue, OwnedMutexGuard};
 
-/// The queues of the databases that are in use, by file: pools and stores on one file share one.
+/// The queues of the databases in use, by file. Pools and stores on one file share one queue.
 static QUEUES: LazyLock<Mutex<HashMap<PathBuf, Weak<Queue<()>>>>> = LazyLock::new(Mutex::default);
 
-/// The queue of all who write to one database in this process: first come, first served.
+/// The queue of everyone who writes to one database in this process: first come, first served.
 ///
-/// A database with one writer lets the others poll its lock. Whoever polls at the right moment wins, and
-/// the others sleep longer each time. In a queue, each is woken when it is its turn.
+/// In a database with one writer, the others poll its lock. Whoever polls at the right moment wins,
+/// and the others sleep longer each time. In a queue, each writer is woken when it is its turn.
 #[derive(Debug, Clone)]
 pub(super) struct Turns(Arc<Queue<()>>);
 
-/// A turn to write. It is over when this is dropped.
+/// A turn to write. Dropping it ends the turn.
 #[derive(Debug)]
 #[must_use = "the turn is over when it is dropped"]
 pub(super) struct Turn {
@@ -24,7 +24,8 @@ pub(super) struct Turn {
 }
 
 impl Turns {
-    /// The queue of the database in that file. The path is one that all who open the file agree on.
+    /// Returns the queue of the database in this file. Everyone who opens the file must use the
+    /// same path.
     pub(super) fn of(file: PathBuf) -> Self {
         let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = queues.get(&file).and_then(Weak::upgrade) {
@@ -42,7 +43,7 @@ impl Turns {
         Turn { _turn }
     }
 
-    /// A turn, if nobody has one or waits for one.
+    /// Returns a turn if nobody has a turn or waits for one.
     pub(super) fn at_once(&self) -> Option<Turn> {
         let _turn = Arc::clone(&self.0).try_lock_owned().ok()?;
         Some(Turn { _turn })

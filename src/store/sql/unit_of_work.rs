@@ -1,4 +1,4 @@
-//! The layer's end of a transaction: it commits the record together with what the handler wrote.
+//! The layer's side of a transaction: it commits the record together with the handler's writes.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,25 +18,27 @@ use crate::store::Record;
 use crate::store::{Commit, RollBack, UnitOfWork, Working};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// What the atomic mode needs of a store.
+/// The atomic mode's interface to a store.
 pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
     type Db: AtomicDatabase;
 
-    /// The name in messages.
+    /// The store's name in messages.
     const NAME: &'static str;
 
     fn pool(&self) -> &Pool<Self::Db>;
 
-    /// Where those who write wait for their turn. `None`: in a database with more writers than one.
+    /// Returns the queue in which writers wait for their turn. `None` in a database with more than
+    /// one writer.
     fn turns(&self) -> Option<Turns> {
         None
     }
 
-    /// Writes the record in a transaction if that is still open, and if the token still holds the claim.
-    /// The connection is then ready for other work as soon as the transaction is committed.
+    /// Writes the record in the transaction, if the transaction is still open and the token still
+    /// holds the claim. The connection is then ready for other work as soon as the transaction is
+    /// committed.
     ///
-    /// From then on the row is locked. A database whose clients can fall silent must end such a
-    /// transaction after the claim's lease at most.
+    /// From then on, the row is locked. If a database's clients can stop responding, the database
+    /// must end such a transaction after the claim's lease at the latest.
     fn complete_in(
         &self,
         connection: &mut <Self::Db as sqlx::Database>::Connection,
@@ -46,23 +48,23 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
         ttl: Duration,
     ) -> impl Future<Output = Result<Completed, sqlx::Error>> + Send;
 
-    /// Whether the record of that claim is there. Answers only when no transaction is left that may
+    /// Returns whether the claim's record exists. Returns only when no transaction is left that may
     /// still write it.
     fn is_done(&self, claim: &ClaimId) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError;
 
-    /// Whether a commit that failed with this error may have taken effect all the same.
+    /// Returns whether a commit that failed with this error may have taken effect nevertheless.
     fn leaves_in_doubt(error: &sqlx::Error) -> bool;
 }
 
-/// What came of writing the record in a transaction.
+/// The result of writing the record in a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Completed {
     Yes,
     /// Another token holds the claim.
     Lost,
-    /// The transaction is not open any more.
+    /// The transaction is no longer open.
     NotOpen,
 }
 
@@ -71,7 +73,7 @@ pub(super) struct Unit<S: AtomicStore> {
     store: S,
     claim: ClaimId,
     joint: Arc<Joint<S::Db>>,
-    /// Whether `COMMIT` may have been sent. Before, nothing can be committed.
+    /// Whether `COMMIT` may have been sent. Before that, nothing can be committed.
     asked: AtomicBool,
 }
 
@@ -99,7 +101,7 @@ impl<S: AtomicStore> Unit<S> {
             transaction.answered();
             completed
         };
-        // Only now what dropped futures have left to do on the connection is done.
+        // By now, everything that dropped futures had left to do on the connection is done.
         match transaction.depth() {
             1 => {}
             depth => return undo_cut::<S>(transaction, depth).await,
@@ -107,7 +109,7 @@ impl<S: AtomicStore> Unit<S> {
         match completed {
             Ok(Completed::Yes) => {}
             Ok(Completed::Lost) => {
-                // If that fails, the connection is lost, and the transaction with it.
+                // If the rollback fails, the connection is lost, and the transaction with it.
                 let _ = transaction.roll_back().await;
                 return Commit::Lost;
             }
@@ -134,19 +136,19 @@ impl<S: AtomicStore> Unit<S> {
     }
 }
 
-const COMMITTED: &str = "the handler committed the operation's transaction by itself, so what it wrote is kept without a \
-                         record; send no `COMMIT` in a handler, the layer commits";
-const ROLLED_BACK: &str = "the handler ended the operation's transaction by itself, so what it wrote is lost and its answer \
-                           is not true; send no `ROLLBACK` in a handler, call `Transaction::abort`";
-const CUT: &str = "a savepoint was cut off (its future was dropped while it waited), and `sqlx` rolled the whole \
-                   transaction back; put time-outs around the operation, not around a savepoint";
-const LEFT: &str = "a savepoint was left open; commit it or drop it before the handler answers";
+const COMMITTED: &str = "the handler committed the operation's transaction on its own, so its writes are kept without \
+                         a record; do not send `COMMIT` in a handler, because the layer commits";
+const ROLLED_BACK: &str = "the handler ended the operation's transaction on its own, so its writes are lost and its \
+                           response is not true; do not send `ROLLBACK` in a handler, call `Transaction::abort`";
+const CUT: &str = "a savepoint was cut off (its future was dropped while it waited), so `sqlx` rolled back the whole \
+                   transaction; put timeouts around the operation, not around a savepoint";
+const LEFT: &str = "a savepoint was left open; commit or drop it before the handler returns";
 
 fn because<S: AtomicStore>(why: &'static str) -> StoreError {
     StoreError::new(StoreErrorKind::Unavailable, format!("{}: commit: {why}", S::NAME))
 }
 
-/// Rolls back what `sqlx` has ended, or has savepoints left in.
+/// Rolls back a transaction that `sqlx` has ended, or that still has savepoints.
 async fn undo_cut<S: AtomicStore>(transaction: Open<S::Db>, depth: usize) -> Commit {
     match transaction.roll_back().await {
         Ok(RolledBack {
@@ -158,7 +160,7 @@ async fn undo_cut<S: AtomicStore>(transaction: Open<S::Db>, depth: usize) -> Com
     }
 }
 
-/// Rolls back what a handler has begun after it ended the transaction.
+/// Rolls back whatever a handler began after it had ended the transaction.
 async fn undo_ended<S: AtomicStore>(transaction: Open<S::Db>) -> Commit {
     Commit::Broken(match transaction.roll_back().await {
         Ok(RolledBack {
@@ -170,8 +172,8 @@ async fn undo_ended<S: AtomicStore>(transaction: Open<S::Db>) -> Commit {
 }
 
 impl<S: AtomicStore> Drop for Unit<S> {
-    /// What waits for the commit waits in vain. It may hold the transaction itself, which would then never be
-    /// dropped.
+    /// Work that waits for the commit waits in vain. It may own the transaction itself, which would
+    /// then never be dropped.
     fn drop(&mut self) {
         drop(self.joint.after_commit());
     }
@@ -216,7 +218,7 @@ impl<S: AtomicStore> UnitOfWork for Unit<S> {
                 Ok(RolledBack {
                     was_committed: true, ..
                 }) => RollBack::Broken(because::<S>(COMMITTED)),
-                // If it fails, the connection is lost, and the transaction with it.
+                // If the rollback fails, the connection is lost, and the transaction with it.
                 Ok(_) | Err(_) => RollBack::Done,
             }
         })

@@ -1,47 +1,47 @@
-//! Fingerprints, tokens, times and counts as the databases have them.
+//! Fingerprints, tokens, times and counts as the databases store them.
 
 use std::time::Duration;
 
 use crate::request::Fingerprint;
 use crate::store::{Held, Millis, StoreError, StoreErrorKind, Token};
 
-/// The column `fingerprint`.
+/// Reads the column `fingerprint`.
 pub(super) fn fingerprint(bytes: &[u8]) -> Result<Fingerprint, StoreError> {
     let bytes = bytes.try_into().map_err(|_| {
         StoreError::new(
             StoreErrorKind::Corrupt,
-            "a stored fingerprint has the wrong length; is the table written by something else?",
+            "a stored fingerprint has the wrong length; check whether something else writes to the table",
         )
     })?;
     Ok(Fingerprint::from_bytes(bytes))
 }
 
-/// A token, which is unsigned, as an integer of a database, which is not.
+/// Converts a token, which is unsigned, to a database integer, which is signed.
 pub(super) fn signed(token: Token) -> i64 {
     i64::from_ne_bytes(token.0.to_ne_bytes())
 }
 
-/// A duration in milliseconds, rounded up. At most ten thousand years, which every date type can
-/// add.
+/// Returns a duration in milliseconds, rounded up. The maximum is ten thousand years, which every
+/// date type can add.
 pub(super) fn millis(duration: Duration) -> i64 {
     const MOST: i64 = 10_000 * 366 * 24 * 60 * 60 * 1000;
     i64::try_from(Millis(0).after(duration).0).map_or(MOST, |millis| millis.min(MOST))
 }
 
-/// Milliseconds that are left; zero if they are over.
+/// Returns the milliseconds that are left, or zero if they are over.
 pub(super) fn left(millis: i64) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
-/// The column `attempt`.
+/// Reads the column `attempt`.
 pub(super) fn attempts(attempt: i32) -> u32 {
     u32::try_from(attempt).unwrap_or(1)
 }
 
-/// Whether a statement changed the one claim that it was to change.
+/// Returns whether a statement changed the one claim that it was meant to change.
 #[cfg_attr(
     not(feature = "_sqlite"),
-    allow(dead_code, reason = "PostgreSQL is told which claims it were")
+    allow(dead_code, reason = "PostgreSQL reports which claims were changed")
 )]
 pub(super) fn held(rows: u64) -> Held {
     if rows == 1 { Held::Yes } else { Held::Lost }

@@ -1,4 +1,4 @@
-//! What a `Tiered` store keeps in memory: completed records, for a while.
+//! The records that a `Tiered` store keeps in memory for a limited time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -11,10 +11,11 @@ use tokio::time::Instant;
 use crate::request::Slot;
 use crate::store::Record;
 
-/// What an entry takes beside the bytes of its record: slot, time, links, and the map's share.
+/// The bytes that an entry takes in addition to its record: the slot, the time, links, and its
+/// share of the map.
 const OVERHEAD: u64 = 160;
 
-/// Shards are no smaller, so that records up to that size can be kept.
+/// The minimum shard size, so that records up to this size can be kept.
 const SHARD: usize = 4 * 1024 * 1024;
 const MAX_SHARDS: usize = 64;
 
@@ -38,12 +39,12 @@ pub(super) struct Cache {
     pub(super) capacity: usize,
     pub(super) max_age: Duration,
     hits: AtomicU64,
-    /// Counts what was forgotten. Records are put in under its read lock and forgotten under its write
-    /// lock, so that an answer from before a `forget` cannot be put in after it.
+    /// Counts calls to `forget`. Records are added under its read lock and forgotten under its
+    /// write lock, so an answer from before a `forget` cannot be added after it.
     forgotten: RwLock<u64>,
 }
 
-/// When the store was asked, for the answer to come.
+/// The state at the time of a call to the store. It is used to cache the call's answer.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
     at: Instant,
@@ -52,14 +53,14 @@ pub(super) struct Asked {
 
 impl Cache {
     pub(super) fn new(capacity: usize, max_age: Duration) -> Self {
-        // A power of two, as the cache rounds it to.
+        // A power of two, because the cache rounds the number to one.
         let shards = 1 << (capacity / SHARD).clamp(1, MAX_SHARDS).ilog2();
         let options = OptionsBuilder::new()
             .shards(shards)
             // Each shard's share is rounded up.
             .weight_capacity((capacity / shards * shards) as u64)
             .estimated_items_capacity((capacity / 1024).max(32 * shards))
-            // Keys that are gone would take bytes that are not counted.
+            // Ghost entries for removed keys would take bytes that are not counted.
             .ghost_allocation(0.0)
             .build();
         let options = match options {
@@ -80,12 +81,12 @@ impl Cache {
         }
     }
 
-    /// The record of that slot, if it may be replayed still.
+    /// Returns the given slot's record, if it may still be replayed.
     pub(super) fn get(&self, slot: &Slot) -> Option<Record> {
         let kept = self.records.get(slot)?;
         let now = Instant::now();
         if kept.until <= now {
-            // Another may have put a newer one there.
+            // Another call may have added a newer record.
             self.records.remove_if(slot, |kept| kept.until <= now);
             return None;
         }
@@ -93,7 +94,7 @@ impl Cache {
         Some(kept.record)
     }
 
-    /// To be called before the store is asked.
+    /// Call it before you call the store.
     pub(super) fn asking(&self) -> Asked {
         Asked {
             at: Instant::now(),
@@ -101,8 +102,8 @@ impl Cache {
         }
     }
 
-    /// Keeps what the store answered, or was given: for `ttl` from the question, and at most for
-    /// `max_age`.
+    /// Keeps a record that the store returned or received. It is kept for `ttl` from the call to
+    /// the store, but for at most `max_age`.
     pub(super) fn put(&self, slot: &Slot, record: &Record, asked: Asked, ttl: Duration) {
         let forgotten = self.forgotten.read().unwrap_or_else(PoisonError::into_inner);
         if *forgotten == asked.forgotten {
@@ -114,14 +115,14 @@ impl Cache {
         }
     }
 
-    /// Removes the record of that slot, and refuses whatever the store was asked for before.
+    /// Removes the given slot's record, and rejects the answers to all earlier calls to the store.
     pub(super) fn forget(&self, slot: &Slot) {
         let mut forgotten = self.forgotten.write().unwrap_or_else(PoisonError::into_inner);
         *forgotten += 1;
         self.records.remove(slot);
     }
 
-    /// As [`forget`](Self::forget), of all slots.
+    /// Like [`forget`](Self::forget), but for all slots.
     pub(super) fn forget_all(&self) {
         let mut forgotten = self.forgotten.write().unwrap_or_else(PoisonError::into_inner);
         *forgotten += 1;

@@ -17,23 +17,24 @@ use crate::error::ConfigError;
 use cache::Cache;
 use unit_of_work::TieredWork;
 
-/// The smallest cache that makes sense: some dozens of records.
+/// The smallest useful cache: a few dozen records.
 const MIN_CAPACITY: usize = 64 * 1024;
 const DEFAULT_CAPACITY: usize = 64 * 1024 * 1024;
 const MAX_AGES: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
 const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Caches the completed records of a remote store in this process's memory, so that a replay asks it
-/// nothing. Clones share the cache.
+/// Caches a remote store's completed records in this process's memory, so that a replay does not
+/// call the store. Clones share the cache.
 ///
-/// A completed record does not change, so it can be cached; claims never are. What was completed
-/// through this handle is cached until its TTL ends, and for at most [`max_age`](TieredBuilder::max_age);
-/// what was found in the store, whose remaining TTL is not known, for at most `max_age`. The cache compares
-/// fingerprints as the store does.
+/// A completed record does not change, so it can be cached. Claims are never cached. A record that
+/// was completed through this handle is cached until its TTL ends, but for at most
+/// [`max_age`](TieredBuilder::max_age). For a record that was found in the store, the remaining TTL
+/// is unknown, so it is cached for at most `max_age`. The cache compares fingerprints in
+/// the same way as the store.
 ///
-/// **What it costs:** a record that was [forgotten](Inspect::forget), alone or with its scope, through another process, or whose
-/// TTL has ended in the store, may be replayed here for `max_age` more. One forgotten through this
-/// handle or its clones is not.
+/// **What it costs:** a record can be replayed here for up to `max_age` after its TTL has ended in
+/// the store, or after another process [forgot](Inspect::forget) it, alone or with its scope. A
+/// record that was forgotten through this handle or its clones is not replayed.
 ///
 /// ```
 /// use std::time::Duration;
@@ -51,14 +52,15 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60);
 /// # Ok::<(), tower_idempotency::ConfigError>(())
 /// ```
 ///
-/// Before a [`MemoryStore`](super::MemoryStore) it is of no use. With [`Sealed`](super::Sealed), go
-/// around it (`Tiered<Sealed<S>>`): the cache then holds what was opened and checked.
+/// Wrapping a [`MemoryStore`](super::MemoryStore) has no benefit. Together with
+/// [`Sealed`](super::Sealed), put `Tiered` on the outside (`Tiered<Sealed<S>>`). The cache then
+/// contains records that were already opened and checked.
 pub struct Tiered<S> {
     store: S,
     cache: Arc<Cache>,
 }
 
-/// Builds a [`Tiered`] store with other limits.
+/// Builds a [`Tiered`] store with custom limits.
 ///
 /// ```
 /// use std::time::Duration;
@@ -79,16 +81,17 @@ pub struct TieredBuilder<S> {
 }
 
 impl<S> TieredBuilder<S> {
-    /// Bytes that cached records may take, including 160 for the place of each. Default 64 MiB. At
-    /// least 64 KiB. Records of 3.8 MiB and more (of a small cache: of nearly its capacity) may not fit, and are
-    /// not cached.
+    /// Sets how many bytes cached records may take, including 160 bytes of overhead for each.
+    /// Default: 64 MiB. Minimum: 64 KiB. Records of 3.8 MiB and more may not fit, and are then not
+    /// cached. In a small cache, this applies to records of nearly its capacity.
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = bytes;
         self
     }
 
-    /// How long a record may be replayed without asking the store, and so how long a replay may go on
-    /// after the record was forgotten elsewhere or its TTL has ended. Default 60 s. From 1 ms to 24 h.
+    /// Sets how long a record may be replayed without calling the store. A replay can continue for
+    /// this long after the record was forgotten elsewhere or its TTL has ended. Default: 60 s.
+    /// Range: 1 ms to 24 h.
     pub fn max_age(mut self, max_age: Duration) -> Self {
         self.max_age = max_age;
         self
@@ -98,13 +101,13 @@ impl<S> TieredBuilder<S> {
     ///
     /// # Errors
     ///
-    /// A capacity below 64 KiB; a `max_age` outside 1 ms to 24 h.
+    /// The capacity is below 64 KiB, or `max_age` is not between 1 ms and 24 h.
     pub fn build(self) -> Result<Tiered<S>, ConfigError> {
         if self.capacity < MIN_CAPACITY {
             return Err(ConfigError::new(
                 "capacity",
                 format!(
-                    "{} bytes are too few to be useful; at least {MIN_CAPACITY} are needed",
+                    "{} bytes is too small to be useful; set at least {MIN_CAPACITY} bytes",
                     self.capacity
                 ),
             ));
@@ -122,20 +125,22 @@ impl<S> TieredBuilder<S> {
     }
 }
 
-/// What the cache of a [`Tiered`] store holds at a moment, and what it did.
+/// The contents of a [`Tiered`] store's cache at one moment, and its hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TieredStats {
-    /// Answers given without asking the store, mismatches included, since the cache was made.
+    /// The number of answers given without calling the store since the cache was created, including
+    /// mismatches.
     pub hits: u64,
-    /// Records in the cache, those included whose time is over and that were not asked for since.
+    /// The number of records in the cache. It includes expired records that have not been requested
+    /// since.
     pub entries: usize,
-    /// Bytes they take, their places included.
+    /// The bytes that the records take, including overhead.
     pub bytes: u64,
 }
 
 impl<S> Tiered<S> {
-    /// Wraps a store, with a cache of 64 MiB whose records are replayed for 60 s.
+    /// Wraps a store with a cache of 64 MiB, whose records are replayed for 60 s.
     #[must_use]
     pub fn new(store: S) -> Self {
         Self {
@@ -144,7 +149,7 @@ impl<S> Tiered<S> {
         }
     }
 
-    /// Wraps a store, with other limits.
+    /// Returns a builder that wraps a store with custom limits.
     pub fn builder(store: S) -> TieredBuilder<S> {
         TieredBuilder {
             store,
@@ -153,7 +158,7 @@ impl<S> Tiered<S> {
         }
     }
 
-    /// What the cache holds now.
+    /// Returns the cache's current counts.
     #[must_use]
     pub fn stats(&self) -> TieredStats {
         TieredStats {
@@ -184,7 +189,7 @@ impl<S> fmt::Debug for Tiered<S> {
 }
 
 impl<S: Store> Store for Tiered<S> {
-    // What is behind it decides, and that is remote.
+    // The wrapped store decides, and it is remote.
     const IN_PROCESS: bool = false;
 
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
@@ -235,14 +240,14 @@ impl<S: Store> Store for Tiered<S> {
     }
 }
 
-/// What the store holds, not the cache.
+/// Inspects the wrapped store rather than the cache.
 impl<S: Inspect> Inspect for Tiered<S> {
     fn look_up(&self, slot: &Slot) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send {
         self.store.look_up(slot)
     }
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
-        /// Also when the call fails or is dropped: it may have taken effect.
+        /// Runs even if the call fails or is dropped, because the call may have taken effect.
         struct Again<'a>(&'a Cache, &'a Slot);
         impl Drop for Again<'_> {
             fn drop(&mut self) {
@@ -254,9 +259,10 @@ impl<S: Inspect> Inspect for Tiered<S> {
         self.store.forget(slot).await
     }
 
-    /// Empties the cache of this process: it does not know which scopes its records are of.
+    /// Also empties this process's cache, because the cache does not know the scopes of its
+    /// records.
     async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
-        /// Also when the call fails or is dropped: it may have taken effect.
+        /// Runs even if the call fails or is dropped, because the call may have taken effect.
         struct Again<'a>(&'a Cache);
         impl Drop for Again<'_> {
             fn drop(&mut self) {

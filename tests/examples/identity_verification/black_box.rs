@@ -289,12 +289,12 @@ fn bad_options_end_it_with_an_error() {
     for (options, says) in [
         (
             &["--store", "postgres://user:secret@127.0.0.1:1/db"][..],
-            "PostgreSQL cannot be connected to",
+            "cannot connect to PostgreSQL",
         ),
         (&["--store", "postgres://user:secret@a b/db"], "the URL is not valid"),
         (
             &["--store", "redis://user:secret@127.0.0.1:1"],
-            "Redis cannot be connected to",
+            "cannot connect to Redis",
         ),
         (&["--store", "redis://user:secret@a:b"], "the URL"),
         (

@@ -189,7 +189,7 @@ async fn an_event_whose_answer_is_lost_is_sent_again(store: &Store) {
         requests[0].id(),
         requests[1].id(),
         "307",
-        "no answer within",
+        "no response within",
         "attempt=2",
     ] {
         assert!(log.contains(said), "{said}: {log}");
@@ -485,7 +485,7 @@ fn a_subscriber_or_secret_that_cannot_be_is_an_error() {
         (
             Some("https://hidden.test/"),
             Some(SECRET),
-            "--events-url: this example has no TLS",
+            "--events-url: this example does not support TLS",
         ),
         (
             Some("ftp://hidden.test/"),
@@ -513,10 +513,10 @@ fn a_subscriber_or_secret_that_cannot_be_is_an_error() {
         (
             Some("http://user:hidden@host.test/"),
             Some(SECRET),
-            "leave user and password out",
+            "remove the user and password",
         ),
         (Some(good), None, "needs `--events-secret`"),
-        (None, Some(SECRET), "--events-secret: is of no use without"),
+        (None, Some(SECRET), "--events-secret: has no effect without"),
         (Some(good), Some(""), "--events-secret: not a Standard Webhooks secret"),
         (
             Some(good),

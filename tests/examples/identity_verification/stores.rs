@@ -689,9 +689,9 @@ fn a_redis_that_refuses_is_an_error_that_says_why() {
         return;
     };
     let said = refusal(&server.url());
-    assert!(said.contains("asks for a password"), "{said}");
+    assert!(said.contains("requires a password"), "{said}");
     let said = refusal(&server.url().replace("redis://", "redis://:secret@"));
-    assert!(said.contains("refuses the user name or the password"), "{said}");
+    assert!(said.contains("rejected the user name or the password"), "{said}");
     let said = refusal(
         &server
             .url()
@@ -734,7 +734,7 @@ fn a_file_that_cannot_be_a_database_is_an_error() {
     )
     .unwrap();
     let said = refusal(&store.url);
-    assert!(said.contains("no SQLite database"), "{said}");
+    assert!(said.contains("not an SQLite database"), "{said}");
     refusal(&format!("{}/idv.db", store.url));
 }
 

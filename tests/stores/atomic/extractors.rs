@@ -32,7 +32,7 @@ async fn twice<B: Base>(key: IdempotencyKey, transaction: Transaction<B::Db>) ->
 fn assert_permanent(answer: &Answer) {
     assert_eq!(answer.status, 500);
     assert_eq!(answer.header("retry-after"), None);
-    assert_eq!(answer.text(), "The operation failed and is rolled back.");
+    assert_eq!(answer.text(), "The operation failed and was rolled back.");
 }
 
 async fn a_violated_constraint_is_permanent_and_has_no_effect<B: Base>(base: B) {
@@ -92,7 +92,7 @@ async fn a_missing_transaction_is_named_in_the_log_alone<B: Base>(base: B) {
         (
             routes(),
             post("/charge", "k", ""),
-            "no `IdempotencyLayer` has looked at the request's key",
+            "no `IdempotencyLayer` has checked the request's key",
         ),
         (
             routes().layer(unprotected.build().unwrap()),
@@ -111,7 +111,7 @@ async fn a_missing_transaction_is_named_in_the_log_alone<B: Base>(base: B) {
         assert_eq!(answer.status, 500);
         assert_eq!(
             answer.text(),
-            "The server is not set up for this request. Its log has the reason."
+            "The server is not set up for this request. See the server's log for the reason."
         );
         let events = capture::take();
         assert!(

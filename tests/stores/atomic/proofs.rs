@@ -149,7 +149,7 @@ async fn contract_4_11_a_handler_that_commits_by_itself_is_not_charged_twice<B: 
         }
         answer.assert_problem(500, "outcome-unknown");
         let reason = logged();
-        assert!(reason.contains("by itself"), "{reason}");
+        assert!(reason.contains("on its own"), "{reason}");
         let again = shop.send("/commit", &key).await;
         again.assert_problem(409, "outcome-unknown");
         assert_eq!(base.charges(&key).await, kept::<B>(), "{key}");
@@ -303,7 +303,7 @@ async fn a_savepoint_that_is_forgotten_while_it_begins_commits_with_the_rest() {
     shop.send("/forget", "k").await.assert_replay_of(&first);
 }
 
-/// The input of the first report: a time-out around a savepoint, with 20 ms of network.
+/// The input of the first report: a timeout around a savepoint, with 20 ms of network.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_time_out_around_a_savepoint_keeps_nothing() {
     let Some(base) = Big::new().await else { return };

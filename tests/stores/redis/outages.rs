@@ -188,7 +188,7 @@ async fn contract_6_3_while_the_server_is_frozen_requests_are_refused_without_as
     assert!((3..500).contains(&asked), "the store was asked {asked} times in 1000");
     let opened = events
         .iter()
-        .filter(|event| event.message().starts_with("the store fails"));
+        .filter(|event| event.message().starts_with("the store is failing"));
     assert_eq!(opened.count(), 1, "said once");
     assert_eq!(layer.background().len(), 0, "nothing piles up");
     server.resume();

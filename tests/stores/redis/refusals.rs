@@ -46,7 +46,7 @@ async fn passwords_and_permissions() {
     assert_fails(
         RedisStore::connect(&server.url()).await,
         StoreErrorKind::Unavailable,
-        "give user and password",
+        "put the user name and password",
     );
     let store = connect(&format!(":{PASSWORD}")).await.unwrap();
     assert_eq!(store.begin(&claim(1)).await.unwrap(), STARTED);
@@ -198,7 +198,7 @@ async fn what_a_server_refuses_is_said_with_what_to_do() {
         (
             "-ERR unknown command 'EVALSHA', with args beginning with: 'HUSH'",
             Unavailable,
-            "a proxy before it",
+            "a proxy in front of it",
         ),
         ("-ERR something new", Unavailable, "the error's source"),
         ("+OK", Unavailable, "form"),

@@ -72,7 +72,7 @@ async fn a_claim_that_too_few_replicas_have_is_given_back() {
     );
     assert_eq!(plain.look_up(&slot(1)).await.unwrap(), None, "given back");
     // A takeover stays remembered, with its attempt.
-    assert_fails(store.begin(&claim(3)).await, StoreErrorKind::Unavailable, "nothing ran");
+    assert_fails(store.begin(&claim(3)).await, StoreErrorKind::Unavailable, "did not run");
     let phase = plain.look_up(&slot(3)).await.unwrap().unwrap().phase;
     assert_eq!(
         phase,

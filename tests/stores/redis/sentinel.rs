@@ -130,7 +130,7 @@ async fn what_cannot_be_found_through_sentinel_is_told() {
     assert_fails(
         RedisStore::connect_sentinel(unknown).await,
         StoreErrorKind::Unavailable,
-        "is the name right",
+        "are the name and the Sentinels' addresses correct",
     );
     let nobody = RedisSentinel::new([format!("redis://127.0.0.1:{}", free_port())], "mymaster").unwrap();
     assert_fails(

@@ -16,7 +16,7 @@ async fn what_cannot_be_opened_is_told() {
     )
     .unwrap();
     let error = SqliteStore::open(directory.path("text")).await.unwrap_err();
-    assert_told(&error, Corrupt, &["open", "no SQLite database"]);
+    assert_told(&error, Corrupt, &["open", "not an SQLite database"]);
     let error = SqliteStore::open(directory.path("")).await.unwrap_err();
     assert_told(&error, Unavailable, &["open"]);
 }

@@ -71,7 +71,11 @@ async fn a_full_queue_is_told_at_once_and_what_waits_is_written_in_few_transacti
     for waiting in waiting {
         if waiting.is_finished() {
             let error = waiting.await.unwrap().unwrap_err();
-            assert_told(&error, StoreErrorKind::Unavailable, &["begin", "1024 calls wait"]);
+            assert_told(
+                &error,
+                StoreErrorKind::Unavailable,
+                &["begin", "1024 calls are already waiting"],
+            );
         } else if left < 512 {
             waiting.abort();
             left += 1;

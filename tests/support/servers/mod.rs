@@ -1,4 +1,4 @@
-//! Servers of the tests' own, and a proxy that stands before them.
+//! The tests' own servers, and a proxy in front of them.
 
 #[allow(dead_code, reason = "only the tests of the stores use it")]
 pub(crate) mod pgbouncer;

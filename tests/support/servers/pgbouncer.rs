@@ -1,4 +1,4 @@
-//! A PgBouncer of a test's own, before a PostgreSQL server.
+//! A test's own PgBouncer, in front of a PostgreSQL server.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpStream};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::postgres::{PASSWORD, Postgres, USER};
 use super::process::{self, PATIENCE, User, Watchdog};
 
-/// A `pgbouncer` in transaction mode on a free port of 127.0.0.1, with a directory of its own. It ends
-/// with this value or this process.
+/// A `pgbouncer` in transaction mode on a free port of 127.0.0.1, with a directory of its own. It
+/// ends with this value or this process.
 pub struct PgBouncer {
     directory: PathBuf,
     port: u16,
@@ -21,12 +21,12 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// None, and a word about it, if it is not installed. `PGBOUNCER` names another program than the
-    /// one in `PATH`.
+    /// Starts PgBouncer. If it is not installed, prints that and returns `None`. `PGBOUNCER` names
+    /// a program other than the one in `PATH`.
     pub fn start(server: &Postgres) -> Option<Self> {
         let named = std::env::var_os("PGBOUNCER").map(PathBuf::from);
         let Some(program) = named.or_else(|| process::in_path("pgbouncer")) else {
-            eprintln!("PgBouncer is not installed: what needs it is skipped");
+            eprintln!("PgBouncer is not installed: tests that need it are skipped");
             return None;
         };
         // As in `PgBouncer 1.18.0`.
@@ -44,7 +44,7 @@ impl PgBouncer {
         fs::write(&users, format!("\"{USER}\" \"{PASSWORD}\"\n")).unwrap();
         let settings = directory.join("pgbouncer.ini");
         let port = process::free_port();
-        // It keeps prepared statements from version 1.21 on.
+        // PgBouncer keeps prepared statements since version 1.21.
         let prepared = if version >= (1, 21) {
             "max_prepared_statements = 200"
         } else {
@@ -95,7 +95,7 @@ impl PgBouncer {
         self.port
     }
 
-    /// Whether it keeps the prepared statements of its clients.
+    /// Whether it keeps its clients' prepared statements.
     pub fn keeps_prepared_statements(&self) -> bool {
         self.version >= (1, 21)
     }
@@ -107,7 +107,7 @@ impl PgBouncer {
 
 impl Drop for PgBouncer {
     fn drop(&mut self) {
-        // What it met with, there is nothing more to do.
+        // Whatever error occurred, there is nothing more to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.watchdog.watch(None);

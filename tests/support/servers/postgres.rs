@@ -1,4 +1,4 @@
-//! A PostgreSQL server of the tests' own.
+//! The tests' own PostgreSQL server.
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use super::process::{self, PATIENCE, User, Watchdog};
 
-/// The superuser of every server here, whom it asks for [`PASSWORD`] over TCP.
+/// The superuser of every server here. Over TCP, the server asks this user for [`PASSWORD`].
 pub const USER: &str = "postgres";
 
-/// No log, error or `Debug` may show it.
+/// No log, error or `Debug` output may show it.
 pub const PASSWORD: &str = "pa55w0rd-never-to-be-shown";
 
-/// What one test needs, and no more: every test process may have a server.
+/// What one test needs and no more, because every test process may have a server.
 const LEAN: &[(&str, &str)] = &[
     ("max_connections", "100"),
     ("shared_buffers", "16MB"),
@@ -32,20 +32,21 @@ const LEAN: &[(&str, &str)] = &[
     ("timezone", "UTC"),
 ];
 
-/// Without waits for the disk, in memory if there is room. What was committed survives a kill of the
-/// server all the same, as the kernel has it by then; a crash of the machine would lose it.
+/// Does not wait for the disk, and uses memory if there is room. Committed data survives a kill of
+/// the server nevertheless, because the kernel has it by then. A crash of the machine would lose
+/// it.
 const FAST: &[(&str, &str)] = &[("fsync", "off"), ("full_page_writes", "off")];
 
 const REPLICATED: &[(&str, &str)] = &[
     ("wal_level", "replica"),
     ("max_wal_senders", "4"),
-    // After the primary was away.
+    // After the primary was down.
     ("wal_retrieve_retry_interval", "100ms"),
 ];
 
 /// A running server with a directory and a port of its own on 127.0.0.1.
 ///
-/// It ends, at once, when it is dropped or this process ends.
+/// It ends at once when this value is dropped or this process ends.
 #[derive(Debug)]
 pub struct Postgres {
     programs: PathBuf,
@@ -64,24 +65,24 @@ struct Server {
 }
 
 impl Postgres {
-    /// A server, or none if PostgreSQL is not installed. Then this says so, and panics if
-    /// `IDEMPOTENCY_REQUIRE_SERVERS=1`.
+    /// Starts a server. If PostgreSQL is not installed, prints that and returns `None`, or panics
+    /// if `IDEMPOTENCY_REQUIRE_SERVERS=1`.
     pub fn start() -> Option<Self> {
         Self::start_with(&[])
     }
 
-    /// As [`Postgres::start`], on a disk and with the waits for it that a server in production has.
+    /// Like [`Postgres::start`], but on a disk, and with a production server's waits for the disk.
     pub fn start_durable() -> Option<Self> {
         Self::start_in(process::on_disk, &[])
     }
 
-    /// As [`Postgres::start`], with settings of the test's own, such as `max_connections`.
+    /// Like [`Postgres::start`], but with the test's own settings, such as `max_connections`.
     pub fn start_with(settings: &[(&str, &str)]) -> Option<Self> {
         let settings: Vec<_> = FAST.iter().chain(settings).copied().collect();
         Self::start_in(process::in_memory, &settings)
     }
 
-    /// As [`Postgres::start`], and can have a [standby](Postgres::standby).
+    /// Like [`Postgres::start`], but the server can have a [standby](Postgres::standby).
     pub fn start_replicated() -> Option<Self> {
         Self::start_with(REPLICATED)
     }
@@ -103,7 +104,7 @@ impl Postgres {
         Some(postgres.started())
     }
 
-    /// A server that has neither data nor a process.
+    /// A server that has neither data nor a process yet.
     fn made(programs: PathBuf, user: Option<User>, place: &Path, settings: Vec<String>) -> Self {
         let directory = process::scratch(place, "idempotency-pg", user);
         let watchdog = Watchdog::new(&directory, "QUIT");
@@ -134,9 +135,10 @@ impl Postgres {
         }
     }
 
-    /// Another server that follows this one, which from now on acknowledges no commit before the other has it.
+    /// Starts another server that follows this one. From now on, this server acknowledges no commit
+    /// before the other one has it.
     ///
-    /// This one must have been [started for it](Postgres::start_replicated).
+    /// This server must have been [started for it](Postgres::start_replicated).
     pub fn standby(&self) -> Self {
         let standby = Self::made(
             self.programs.clone(),
@@ -182,14 +184,14 @@ impl Postgres {
         assert_eq!(self.sql("postgres", "SELECT pg_promote(true, 120)"), "t");
     }
 
-    /// The server that the tests of this process share, each with a database of its own. It is not
+    /// The server that the tests of this process share. Each test has its own database. It is not
     /// for tests that pause or kill it.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: LazyLock<Option<Postgres>> = LazyLock::new(Postgres::start);
         SHARED.as_ref()
     }
 
-    /// Starts the process and waits until it answers, or returns its log if it ends instead.
+    /// Starts the process and waits until it answers. Returns its log if it ends instead.
     fn launch(&self) -> Result<(), String> {
         let mut server = self.server();
         let log = File::options()
@@ -228,10 +230,11 @@ impl Postgres {
         Ok(())
     }
 
-    /// A new empty database, and its URL.
+    /// Creates an empty database, and returns its URL.
     ///
-    /// Like [`Postgres::sql`], [`Postgres::kill`] and the others that take a moment, this blocks the
-    /// thread: in an asynchronous test, not while something else must go on on the same thread.
+    /// Like [`Postgres::sql`], [`Postgres::kill`] and the other calls that take a moment, this
+    /// blocks the thread. In an asynchronous test, do not call it while something else on the same
+    /// thread must continue.
     pub fn create_database(&self) -> String {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.sql("postgres", &format!("CREATE DATABASE {name}"));
@@ -243,7 +246,7 @@ impl Postgres {
         self.url_through(self.port, database)
     }
 
-    /// The URL of a database by way of another port, that of a proxy.
+    /// The URL of a database through another port, such as a proxy's.
     pub fn url_through(&self, port: u16, database: &str) -> String {
         format!("postgres://{USER}:{PASSWORD}@{}:{port}/{database}", Ipv4Addr::LOCALHOST)
     }
@@ -252,8 +255,8 @@ impl Postgres {
         self.port
     }
 
-    /// Runs SQL on a connection of its own, and returns the rows: a line each, with `|` between
-    /// the columns. Panics if it fails.
+    /// Runs SQL on its own connection, and returns the rows: one line each, with `|` between the
+    /// columns. Panics if the SQL fails.
     pub fn sql(&self, database: &str, sql: &str) -> String {
         let mut psql = self.program("psql", None);
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h"])
@@ -263,7 +266,7 @@ impl Postgres {
     }
 
     /// Halts the server with all its connections, as on a machine that hangs: the kernel still
-    /// accepts connections for it, but nobody answers.
+    /// accepts connections for the server, but nobody answers.
     pub fn pause(&self) {
         process::stop(self.server().running());
     }
@@ -281,8 +284,8 @@ impl Postgres {
         server.watchdog.watch(None);
     }
 
-    /// Starts the server again, on the same port and with the same data, after killing it if it
-    /// runs.
+    /// Starts the server again, on the same port and with the same data. If it is running, kills it
+    /// first.
     pub fn restart(&self) {
         let runs = self.server().process.is_some();
         if runs {
@@ -293,19 +296,19 @@ impl Postgres {
         }
     }
 
-    /// The end of what the server has logged.
+    /// The end of the server's log.
     pub fn log(&self) -> String {
         const END: usize = 8 * 1024;
         let log = fs::read(self.directory.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log[log.len().saturating_sub(END)..]).into_owned()
     }
 
-    /// The process number of the server, while it runs.
+    /// The server's process ID, while it runs.
     pub fn process(&self) -> Option<u32> {
         self.server().process.as_ref().map(Child::id)
     }
 
-    /// Where the server keeps all it has; gone when the server is.
+    /// The directory in which the server keeps everything. It is removed with the server.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -329,30 +332,30 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         let mut server = self.server();
         if let Some(mut process) = server.process.take() {
-            // Immediate shutdown, even out of a pause.
+            // Immediate shutdown, even if it is paused.
             process::signal("QUIT", &[process.id()]);
             process::resume(&process);
-            // It may have ended by itself.
+            // It may have ended on its own.
             let _ = process.wait();
             server.watchdog.watch(None);
         }
     }
 }
 
-/// The directory with the programs of the server.
+/// The directory with the server's programs.
 fn programs() -> Option<PathBuf> {
     let has_all = |programs: &PathBuf| {
         ["initdb", "postgres", "psql"]
             .iter()
             .all(|program| programs.join(program).is_file())
     };
-    // A link in `PATH` may lead to it alone.
+    // `PATH` may have a link to this program alone.
     let in_path = process::in_path("initdb").and_then(|initdb| Some(initdb.canonicalize().ok()?.parent()?.to_owned()));
     in_path.filter(has_all).or_else(|| {
         if process::hidden() {
             return None;
         }
-        // Where Debian puts them, which is not in `PATH`.
+        // Debian puts the programs here, outside `PATH`.
         let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
         versions
             .filter_map(|version| {
@@ -366,7 +369,7 @@ fn programs() -> Option<PathBuf> {
     })
 }
 
-/// One of the programs, in no environment that would tell it something else.
+/// One of the programs, without an environment that would affect it.
 fn program(programs: &Path, name: &str, user: Option<User>, directory: &Path) -> Command {
     let mut command = process::command(&programs.join(name), user);
     for (variable, _) in std::env::vars_os() {
@@ -379,7 +382,7 @@ fn program(programs: &Path, name: &str, user: Option<User>, directory: &Path) ->
     command
 }
 
-/// Whether the server says that it accepts connections: the eighth line of its lock file.
+/// Whether the server reports that it accepts connections: the eighth line of its lock file.
 fn ready(data: &Path, process: u32) -> bool {
     let Ok(lock) = fs::read_to_string(data.join("postmaster.pid")) else {
         return false;
@@ -388,14 +391,14 @@ fn ready(data: &Path, process: u32) -> bool {
     lines.next() == Some(&process.to_string()) && lines.nth(6) == Some("ready")
 }
 
-/// A new cluster that no server has used yet, to copy: making one takes seconds. It stays with what
-/// Cargo has built, one for each version of PostgreSQL.
+/// A new cluster that no server has used yet, to copy, because making one takes seconds. It stays
+/// in Cargo's build directory, one for each version of PostgreSQL.
 fn template(programs: &Path, user: Option<User>) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let version = process::run(Command::new(programs.join("postgres")).arg("--version"));
     // As in `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
     let version = version.split_whitespace().nth(2).unwrap();
-    // Count up when what is given to `initdb` changes.
+    // Increase the number at the end when the arguments of `initdb` change.
     let template = target.join(format!("postgres-{version}-1"));
     if template.exists() {
         return template;
@@ -405,7 +408,7 @@ fn template(programs: &Path, user: Option<User>) -> PathBuf {
     if template.exists() {
         return template;
     }
-    // Where the user of the server may go.
+    // A directory that the server's user can access.
     let directory = process::scratch(&process::in_memory(), "idempotency-pg", user);
     let _removed_at_the_end = Watchdog::new(&directory, "QUIT");
     let password = directory.join("password");

@@ -1,5 +1,5 @@
 //! Server processes of the tests' own: none outlives the test process, however that ends, and
-//! nothing else is ever signalled. Needs Linux, for `/proc`.
+//! nothing else is ever signaled. Needs Linux, for `/proc`.
 
 use std::fs::{self, File, Permissions};
 use std::hash::{BuildHasher, RandomState};
@@ -14,30 +14,31 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Nothing takes that long, on however busy a machine.
+/// Nothing takes this long, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Whether a test must fail, and not be skipped, where the server it needs is not installed.
+/// Whether a test must fail, instead of being skipped, if the server that it needs is not
+/// installed.
 pub fn required() -> bool {
     std::env::var_os("IDEMPOTENCY_REQUIRE_SERVERS").is_some_and(|value| value == "1")
 }
 
-/// Whether what is installed must not be found: to test on any machine what holds on a bare one.
+/// Whether installed servers must not be found: to test on any machine how a bare machine behaves.
 pub fn hidden() -> bool {
     std::env::var_os("IDEMPOTENCY_HIDE_SERVERS").is_some_and(|value| value == "1")
 }
 
-/// For a server that is not installed: says so, or panics where servers are required.
+/// Handles a server that is not installed: prints that, or panics if servers are required.
 pub fn missing(server: &str) {
     assert!(
         !required(),
         "{server} is not installed, and IDEMPOTENCY_REQUIRE_SERVERS=1 requires it"
     );
-    eprintln!("{server} is not installed: what needs it is skipped");
+    eprintln!("{server} is not installed: tests that need it are skipped");
 }
 
-/// The path of a program in `PATH`. Its symbolic links are not followed: some programs are many, and
-/// do what the name says that they are called by.
+/// The path of a program in `PATH`. Its symbolic links are not followed, because some programs do
+/// different things under different names.
 pub fn in_path(program: &str) -> Option<PathBuf> {
     if hidden() {
         return None;
@@ -49,9 +50,9 @@ pub fn in_path(program: &str) -> Option<PathBuf> {
     })
 }
 
-/// A port that is free now. It lies below those the kernel gives to outgoing connections, so that it
-/// is likely to be still free when a server that was killed returns to it. 10000 above it, where a node
-/// of a Redis cluster has its bus, is a port too.
+/// A port that is free now. It is below the ports that the kernel gives to outgoing connections, so
+/// it is probably still free when a killed server returns to it. The number 10000 above it, where a
+/// Redis cluster's node has its bus, is a valid port as well.
 pub fn free_port() -> u16 {
     for attempt in 0..1000 {
         let port = 15_000 + u16::try_from(RandomState::new().hash_one(attempt) % 17_000).unwrap();
@@ -62,7 +63,7 @@ pub fn free_port() -> u16 {
     panic!("no free port");
 }
 
-/// A user as which to run what refuses to run as root.
+/// The user for running programs that refuse to run as root.
 #[derive(Clone, Copy, Debug)]
 pub struct User {
     pub uid: u32,
@@ -70,7 +71,7 @@ pub struct User {
 }
 
 impl User {
-    /// The first of these users that exists, if this process is root's.
+    /// The first of these users that exists, if this process runs as root.
     pub fn instead_of_root(names: &[&str]) -> Option<Self> {
         if fs::metadata("/proc/self").ok()?.uid() != 0 {
             return None;
@@ -90,8 +91,8 @@ impl User {
     }
 }
 
-/// A place for files that need not survive the machine: in memory, if there is room for many
-/// servers, as making the hundreds of files of a database takes a second on some disks.
+/// A place for files that need not survive the machine. It is in memory if there is room for many
+/// servers, because making a database's hundreds of files takes a second on some disks.
 pub fn in_memory() -> PathBuf {
     const ENOUGH_KIB: u64 = 2 * 1024 * 1024;
     static PLACE: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -115,7 +116,7 @@ pub fn on_disk() -> PathBuf {
     std::env::temp_dir()
 }
 
-/// A new private directory in that place, which the user owns.
+/// A new private directory in this place, owned by the user.
 pub fn scratch(place: &Path, name: &str, user: Option<User>) -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -134,7 +135,7 @@ pub fn give(path: &Path, user: Option<User>) {
     }
 }
 
-/// Copies a directory with what is in it, and gives the copy to the user.
+/// Copies a directory with its contents, and gives the copy to the user.
 pub fn copy(from: &Path, to: &Path, user: Option<User>) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -152,8 +153,8 @@ pub fn copy(from: &Path, to: &Path, user: Option<User>) -> io::Result<()> {
     Ok(())
 }
 
-/// A command that runs as the user, apart from this process's terminal, output and group: what ends
-/// the tests leaves it to the [`Watchdog`].
+/// A command that runs as the user, separate from this process's terminal, output and group.
+/// Whatever ends the tests leaves the command to the [`Watchdog`].
 pub fn command(program: &Path, user: Option<User>) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).process_group(0);
@@ -163,7 +164,7 @@ pub fn command(program: &Path, user: Option<User>) -> Command {
     command
 }
 
-/// Runs a command to its end, and panics with what it said if it fails.
+/// Runs a command to its end. Panics with its output if it fails.
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(
@@ -176,13 +177,14 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Sends a signal (`"STOP"`, `"KILL"`, …) to processes; to those that ended already, nothing.
+/// Sends a signal (`"STOP"`, `"KILL"`, …) to processes. Processes that have already ended receive
+/// nothing.
 ///
-/// A caller gives the number of a child it has not waited for, or of children of that child while
-/// it is stopped: none of these can have passed to another process.
+/// A caller passes the ID of a child that it has not waited for, or of that child's children while
+/// the child is stopped. None of these IDs can have passed to another process.
 pub fn signal(name: &str, processes: &[u32]) {
     if !processes.is_empty() {
-        // The shell's own `kill`: the program of that name is not everywhere.
+        // The shell's own `kill`, because the program of that name is not installed everywhere.
         Command::new("sh")
             .args(["-c", r#"kill -"$0" "$@" 2>/dev/null"#, name])
             .args(processes.iter().map(u32::to_string))
@@ -192,10 +194,10 @@ pub fn signal(name: &str, processes: &[u32]) {
     }
 }
 
-/// State and parent of a process.
+/// The state and the parent of a process.
 fn stat(process: &str) -> Option<(char, u32)> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, can contain anything.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
@@ -217,7 +219,7 @@ pub fn alive(process: u32) -> bool {
     stat(&process.to_string()).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
-/// Stops a child and its children, and returns these. When it returns, none of them runs.
+/// Stops a child and its children, and returns the children. When it returns, none of them runs.
 pub fn stop(child: &Child) -> Vec<u32> {
     let halt = |processes: &[u32]| {
         signal("STOP", processes);
@@ -227,22 +229,21 @@ pub fn stop(child: &Child) -> Vec<u32> {
             });
         }
     };
-    // The parent first: it can then start no other child.
+    // The parent is first, so that it cannot start another child.
     halt(&[child.id()]);
     let children = children(child.id());
     halt(&children);
     children
 }
 
-/// Lets a stopped child and its children run on.
+/// Lets a stopped child and its children continue.
 pub fn resume(child: &Child) {
     let mut processes = children(child.id());
     processes.push(child.id());
     signal("CONT", &processes);
 }
 
-/// Kills a child and its children, none of which can do anything about it, and waits until they are
-/// gone.
+/// Kills a child and its children, which cannot prevent it, and waits until they are gone.
 pub fn kill(child: &mut Child) {
     let mut processes = stop(child);
     processes.push(child.id());
@@ -253,7 +254,7 @@ pub fn kill(child: &mut Child) {
     }
 }
 
-/// Asks now and again until the answer is yes.
+/// Asks repeatedly until the answer is yes.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
@@ -263,10 +264,10 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Ends a server and removes its directory when this value is dropped, or when the process that
-/// holds it ends, be it by `SIGKILL`.
+/// holds this value ends, even by `SIGKILL`.
 ///
-/// It is a shell that reads a pipe from this process: the pipe's end is its sign. Statics are not
-/// dropped, so that a server which tests share needs this even where all goes well.
+/// It is a shell that reads a pipe from this process and acts when the pipe ends. Statics are not
+/// dropped, so a server that tests share needs this even if everything goes well.
 #[derive(Debug)]
 pub struct Watchdog {
     shell: Child,
@@ -274,7 +275,7 @@ pub struct Watchdog {
 }
 
 /// `$0` is the directory, `$1` the signal that ends the server at once. The lines of the input are
-/// the server's process number, or nothing while it does not run; it is signalled only if its
+/// the server's process number, or nothing while it does not run; it is signaled only if its
 /// command line names the directory, or if that is where it works.
 const WATCH: &str = r#"
 trap '' HUP INT TERM
@@ -297,7 +298,7 @@ rm -rf -- "$0" || { sleep 1; rm -rf -- "$0"; }
 "#;
 
 impl Watchdog {
-    /// Watches over a directory, and the server to come.
+    /// Watches over a directory, and over the server that is to come.
     pub fn new(directory: &Path, signal: &str) -> Self {
         let mut shell = command(Path::new("sh"), None)
             .args(["-c", WATCH])
@@ -313,9 +314,9 @@ impl Watchdog {
         Self { shell, pipe }
     }
 
-    /// The server runs now as this process, or not at all.
+    /// Reports that the server now runs as this process, or does not run at all.
     ///
-    /// Its command line must name the directory, or that be its working directory.
+    /// Its command line must name the directory, or the directory must be its working directory.
     pub fn watch(&mut self, server: Option<&Child>) {
         let line = server.map_or_else(String::new, |server| server.id().to_string());
         writeln!(self.pipe.as_mut().unwrap(), "{line}").unwrap();
@@ -325,7 +326,7 @@ impl Watchdog {
 impl Drop for Watchdog {
     fn drop(&mut self) {
         drop(self.pipe.take());
-        // Whatever it met with, there is nothing more to do.
+        // Whatever error occurred, there is nothing more to do.
         let _ = self.shell.wait();
     }
 }

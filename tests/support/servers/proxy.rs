@@ -1,4 +1,4 @@
-//! A TCP proxy that harms what goes through it, as a network does.
+//! A TCP proxy that harms its traffic, as a network does.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,29 +15,30 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::process::free_port;
 
-/// A port of 127.0.0.1 that leads to another, where a server listens.
+/// A port of 127.0.0.1 that leads to another port, where a server listens.
 ///
-/// It knows no protocol. A *request* is what a client sends on one connection between two answers,
-/// in however many pieces, be it one command or a pipeline; the server's first bytes after it are
-/// its answer. What opens a connection (a handshake, a password) is made of requests too, and so is a
-/// farewell.
+/// It knows no protocol. A *request* is everything that a client sends on one connection between
+/// two answers, in any number of pieces, whether it is one command or a pipeline. The server's
+/// first bytes after it are its answer. The start of a connection (a handshake, a password)
+/// consists of requests as well, and so does its end.
 ///
 /// Its tasks belong to the runtime it was started on, and end when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
     port: u16,
-    /// Whether the port is open, which follows what is asked for.
+    /// Whether the port is open. This follows the requested state.
     open: watch::Receiver<bool>,
     _tasks: Arc<Tasks>,
 }
 
-/// What went through since the proxy started.
+/// The traffic since the proxy started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Connections accepted.
     pub connections: u64,
-    /// Requests begun; since a client waits for the answer before the next, also the round trips.
+    /// Requests begun. Because a client waits for the answer before the next request, these are
+    /// also the round trips.
     pub requests: u64,
     /// Pieces forwarded to the server.
     pub chunks_up: u64,
@@ -47,12 +48,12 @@ pub struct Counts {
     pub bytes_up: u64,
     /// Bytes forwarded to clients.
     pub bytes_down: u64,
-    /// Requests that met with [`Proxy::cut_after_requests`] or [`Proxy::cut_before_request`].
+    /// Requests that were hit by [`Proxy::cut_after_requests`] or [`Proxy::cut_before_request`].
     pub cuts: u64,
 }
 
 impl Proxy {
-    /// Opens a port that leads to this one.
+    /// Opens a port that leads to the given port.
     pub async fn start(upstream: u16) -> Self {
         let (port, listener) = loop {
             let port = free_port();
@@ -89,59 +90,60 @@ impl Proxy {
         self.counts().requests
     }
 
-    /// Lets the `n`th request from now, on whichever connection, reach the server whole, and cuts its
-    /// connection in place of the answer: heard, but the answer is lost. Once; 1 is the next request.
+    /// Lets the `n`th request from now, on any connection, reach the server completely, and cuts
+    /// its connection instead of forwarding the answer: the request is heard, but the answer is
+    /// lost. This happens once. 1 is the next request.
     ///
-    /// The cut comes when the server answers, so that by then it has done what it was asked.
+    /// The cut comes when the server answers, so by then the server has done its work.
     pub fn cut_after_requests(&self, n: u64) {
         let mut state = self.shared.state();
         state.cut_after = Some(state.counts.requests + n);
     }
 
-    /// Cuts the connection of the `n`th request from now, on whichever connection, before any of it
-    /// reaches the server: never heard. Once; 1 is the next request.
+    /// Cuts the connection of the `n`th request from now, on any connection, before any of the
+    /// request reaches the server: it is never heard. This happens once. 1 is the next request.
     pub fn cut_before_request(&self, n: u64) {
         let mut state = self.shared.state();
         state.cut_before = Some(state.counts.requests + n);
     }
 
-    /// Whether a request met with [`Proxy::cut_after_requests`], and its connection still stands because the
-    /// server has not answered.
+    /// Whether a request was hit by [`Proxy::cut_after_requests`], but its connection is still open
+    /// because the server has not answered.
     pub fn cut_is_due(&self) -> bool {
         self.shared.state().doomed > 0
     }
 
-    /// Lets the `n`th request from now reach the server, and becomes a black hole before it is answered.
-    /// Once; 1 is the next request, which must fit into one piece.
+    /// Lets the `n`th request from now reach the server, and becomes a black hole before the
+    /// answer. This happens once. 1 is the next request, which must fit into one piece.
     pub fn black_hole_after_requests(&self, n: u64) {
         let mut state = self.shared.state();
         state.black_hole_after = Some(state.counts.requests + n);
     }
 
-    /// From now on, or no longer, accepts connections and whatever comes, and lets nothing through.
-    /// What it held back goes through afterwards.
+    /// From now on, or no longer, accepts connections and data, but lets nothing through. Data that
+    /// was held back goes through afterwards.
     pub fn black_hole(&self, on: bool) {
         self.shared.faults.send_modify(|faults| faults.black_hole = on);
     }
 
-    /// Connections accepted from now on lead to another port, as a name does that was pointed elsewhere.
-    /// Those that exist remain.
+    /// Makes connections that are accepted from now on lead to another port, like a name that now
+    /// points elsewhere. Existing connections remain.
     pub fn lead_to(&self, upstream: u16) {
         self.shared.upstream.store(upstream, Ordering::SeqCst);
     }
 
-    /// Lets nothing through any more on the connections there are, and keeps them open. New ones are as
-    /// they should be.
+    /// Lets nothing through any more on existing connections, and keeps them open. New connections
+    /// work normally.
     pub fn mute_all(&self) {
         self.shared.faults.send_modify(|faults| faults.muted += 1);
     }
 
-    /// Lets each piece wait this long, whichever way it goes: a round trip takes twice that.
+    /// Delays each piece by this time, in both directions. A round trip takes twice as long.
     pub fn delay(&self, delay: Duration) {
         self.shared.faults.send_modify(|faults| faults.delay = delay);
     }
 
-    /// Cuts all connections there are, and returns when none of them is left.
+    /// Cuts all existing connections, and returns when none is left.
     pub async fn cut_all(&self) {
         let mut now = 0;
         self.shared.faults.send_modify(|faults| {
@@ -153,14 +155,14 @@ impl Proxy {
         cut.expect("the sender is in this very value");
     }
 
-    /// From now on, or no longer, refuses connections, as a machine does on which no server runs.
-    /// Those that exist remain.
+    /// From now on, or no longer, refuses connections, like a machine on which no server runs.
+    /// Existing connections remain.
     pub async fn refuse(&self, on: bool) {
         self.shared.faults.send_modify(|faults| faults.refuse = on);
         self.open.clone().wait_for(|open| *open != on).await.unwrap();
     }
 
-    /// Ends all faults; those to come are forgotten.
+    /// Ends all faults, and forgets the faults that are still to come.
     pub async fn heal(&self) {
         {
             let mut state = self.shared.state();
@@ -188,16 +190,17 @@ struct Shared {
     upstream: AtomicU16,
     state: Mutex<State>,
     faults: watch::Sender<Faults>,
-    /// How many connections are open, by how often all connections had been cut when they were accepted.
+    /// How many connections are open, by how often all connections had been cut when they were
+    /// accepted.
     open: watch::Sender<BTreeMap<u64, u32>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     counts: Counts,
-    /// The number of the request whose answer is not to arrive.
+    /// The number of the request whose answer must not arrive.
     cut_after: Option<u64>,
-    /// The number of the request that is not to arrive.
+    /// The number of the request that must not arrive.
     cut_before: Option<u64>,
     /// The number of the request after which nothing goes through.
     black_hole_after: Option<u64>,
@@ -221,7 +224,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while nothing may pass on a connection that was accepted after so many were muted.
+    /// Waits while nothing can pass on a connection that was accepted after this many mutes.
     async fn gate(&self, muted_before: u64) {
         let mut faults = self.faults.subscribe();
         let delay = faults.borrow().delay;
@@ -239,7 +242,7 @@ fn listen(port: u16) -> io::Result<TcpListener> {
     reserve(port)?.listen(1024)
 }
 
-/// Takes the port and refuses connections to it.
+/// Takes the port, so that connections to it are refused.
 fn reserve(port: u16) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -275,7 +278,7 @@ async fn accept(port: u16, listener: TcpListener, shared: Arc<Shared>, open: wat
     }
 }
 
-/// A connection that counts as open while this value lives.
+/// A connection, which is open as long as this value lives.
 struct Open {
     shared: Arc<Shared>,
     cut_before: u64,
@@ -302,9 +305,9 @@ impl Drop for Open {
     }
 }
 
-/// One connection, to its end.
+/// Runs one connection to its end.
 ///
-/// It is cut once all connections were cut more often than before it was accepted.
+/// The connection is cut once all connections have been cut more often than before it was accepted.
 async fn serve(mut client: TcpStream, shared: &Shared, cut_before: u64, muted: u64) {
     let mut faults = shared.faults.subscribe();
     let cut_all = async move {
@@ -337,13 +340,13 @@ async fn serve(mut client: TcpStream, shared: &Shared, cut_before: u64, muted: u
         } => ended.map(drop),
     };
     if turn.into_inner().unwrap_or_else(PoisonError::into_inner).doomed {
-        // Before the client can notice. The connection may have broken in another way than was planned.
+        // Before the client can notice. The connection may have broken in an unplanned way.
         let mut state = shared.state();
         state.doomed -= 1;
         state.counts.cuts += 1;
     }
     if ended.is_err() {
-        // Both sides see a reset, and no orderly end.
+        // Both sides see a reset, not an orderly end.
         let _ = client.set_zero_linger();
         let _ = server.set_zero_linger();
     }
@@ -354,11 +357,11 @@ async fn serve(mut client: TcpStream, shared: &Shared, cut_before: u64, muted: u
 struct Turn {
     /// The client sent last.
     client: bool,
-    /// The answer to this request is not to arrive.
+    /// The answer to this request must not arrive.
     doomed: bool,
 }
 
-/// The connection was cut, or broke by itself.
+/// The connection was cut, or broke on its own.
 struct Broken;
 
 impl From<io::Error> for Broken {
@@ -369,7 +372,7 @@ impl From<io::Error> for Broken {
 
 const CHUNK: usize = 16 * 1024;
 
-/// From the client to the server.
+/// Forwards from the client to the server.
 async fn up(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
@@ -413,7 +416,7 @@ async fn up(
     }
 }
 
-/// From the server to the client.
+/// Forwards from the server to the client.
 async fn down(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,

@@ -1,4 +1,4 @@
-//! A Redis server of a test's own.
+//! A test's own Redis server.
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
@@ -9,31 +9,32 @@ use std::time::{Duration, Instant};
 use super::process::{self, PATIENCE, Watchdog};
 
 /// A private `redis-server` or `valkey-server` on a free port of 127.0.0.1, with a directory of its
-/// own. It keeps nothing on disk unless it is told to, and ends with this value or this process.
+/// own. By default, it keeps nothing on disk. It ends with this value or this process.
 pub struct Redis {
     binary: PathBuf,
     directory: PathBuf,
     port: u16,
     args: Vec<String>,
-    /// What a Sentinel is to watch.
+    /// The configuration of a Sentinel.
     sentinel: Option<String>,
     child: Option<Child>,
     watchdog: Watchdog,
 }
 
 impl Redis {
-    /// A server, or none if there is no such program. Then this says so, and panics if
-    /// `IDEMPOTENCY_REQUIRE_SERVERS=1`.
+    /// Starts a server. If no such program is installed, prints that and returns `None`, or panics
+    /// if `IDEMPOTENCY_REQUIRE_SERVERS=1`.
     pub fn start() -> Option<Self> {
         Self::start_with::<&str>(&[])
     }
 
-    /// With further arguments, which count more than the usual ones.
+    /// Starts a server with further arguments, which override the usual ones.
     pub fn start_with<S: AsRef<str>>(args: &[S]) -> Option<Self> {
         Self::start_as(args, None)
     }
 
-    /// A Sentinel that watches this primary under the name `mymaster`, with so many that must agree.
+    /// Starts a Sentinel that watches this primary under the name `mymaster`. `quorum` Sentinels
+    /// must agree.
     pub fn sentinel_of(primary: &Self, quorum: u32) -> Option<Self> {
         let watched = format!(
             "sentinel monitor mymaster 127.0.0.1 {} {quorum}\n\
@@ -70,7 +71,7 @@ impl Redis {
         panic!("the Redis server does not start:\n{}", redis.log());
     }
 
-    /// Starts the process and waits until it answers; `false` if it ends instead.
+    /// Starts the process and waits until it answers. Returns `false` if it ends instead.
     fn launch(&mut self) -> bool {
         let log = File::create(self.directory.join("log")).unwrap();
         let mut command = process::command(&self.binary, None);
@@ -89,7 +90,8 @@ impl Redis {
             .arg("--dir")
             .arg(&self.directory)
             .args(&self.args)
-            // What the watchdog knows it by, as its title takes the place of its command line.
+            // The watchdog recognizes it by this, because the process title replaces the command
+            // line.
             .current_dir(&self.directory)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -105,7 +107,7 @@ impl Redis {
         answers
     }
 
-    /// Makes this server a replica of another, and waits until it has all that is there.
+    /// Makes this server a replica of another one, and waits until it has all the data.
     pub fn follow(&self, primary: &Self) {
         self.command(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
         process::wait_until("the replica is linked", || {
@@ -113,10 +115,10 @@ impl Redis {
         });
     }
 
-    /// Hands over to a replica that has caught up, and becomes a replica of it: writes wait meanwhile.
+    /// Hands over to a replica that has caught up, and becomes its replica. Writes wait meanwhile.
     pub fn hand_over_to(&self, replica: &Self) {
         let port = replica.port.to_string();
-        // It refuses while the replica is not linked, as after a restart.
+        // The server refuses while the replica is not linked, as after a restart.
         process::wait_until("the handing over begins", || {
             self.try_command(&["FAILOVER", "TO", "127.0.0.1", &port]).is_ok()
         });
@@ -130,7 +132,7 @@ impl Redis {
         info.is_ok_and(|info| info.lines().any(|line| line.strip_prefix("role:") == Some(role)))
     }
 
-    /// The answer to a command on a connection of its own. Panics if it is an error.
+    /// The answer to a command on its own connection. Panics if the answer is an error.
     pub fn command(&self, words: &[&str]) -> String {
         self.try_command(words).unwrap()
     }
@@ -149,17 +151,17 @@ impl Redis {
         self.port
     }
 
-    /// The process number of the server, while it runs.
+    /// The server's process ID, while it runs.
     pub fn process(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Where the server keeps all it has; gone when the server is.
+    /// The directory in which the server keeps everything. It is removed with the server.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Stops it from doing anything, its connections staying open.
+    /// Halts the server, with its connections staying open.
     pub fn pause(&self) {
         self.signal("STOP");
     }
@@ -172,7 +174,7 @@ impl Redis {
         process::signal(name, &[self.process().expect("the server was killed")]);
     }
 
-    /// As a crash.
+    /// Kills the server, as in a crash.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             end(&mut child);
@@ -180,8 +182,8 @@ impl Redis {
         }
     }
 
-    /// Starts it again on the same port, in the same directory. Data is kept if it was started
-    /// with `--appendonly yes`.
+    /// Starts the server again on the same port, in the same directory. Data is kept if the server
+    /// was started with `--appendonly yes`.
     pub fn restart(&mut self) {
         self.kill();
         assert!(self.launch(), "the Redis server does not start again:\n{}", self.log());
@@ -198,13 +200,13 @@ impl Drop for Redis {
     }
 }
 
-/// By `SIGKILL`, paused or not. What it met with, there is nothing more to do.
+/// Uses `SIGKILL`, paused or not. Whatever error occurred, there is nothing more to do.
 fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();
 }
 
-/// Waits until it answers in any way; `false` if it ends before.
+/// Waits until the server answers in any way. Returns `false` if it ends before that.
 fn answers(child: &mut Child, port: u16) -> bool {
     use std::io::{Read, Write};
     let deadline = Instant::now() + PATIENCE;
@@ -220,7 +222,7 @@ fn answers(child: &mut Child, port: u16) -> bool {
                 && length > 0
                 && !answer.starts_with(b"-LOADING")
             {
-                // Another server on this port, taken meanwhile, shows by our child's end.
+                // If another server has taken this port in the meantime, our child ends.
                 std::thread::sleep(Duration::from_millis(5));
                 return child.try_wait().unwrap().is_none();
             }

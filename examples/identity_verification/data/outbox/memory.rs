@@ -1,4 +1,4 @@
-//! The outbox in memory, under the lock of all data there.
+//! The outbox in memory. The lock of the data also protects the outbox.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl Outbox {
         self.events.insert(event.id, entry);
     }
 
-    /// The event, if that claim is still the last one.
+    /// Returns the event, if this claim is still the latest claim.
     fn held(&mut self, claimed: &Claimed) -> Option<&mut Entry> {
         let entry = self.events.get_mut(&claimed.event.id)?;
         (entry.attempts == claimed.attempt && !entry.is_given_up).then_some(entry)

@@ -1,12 +1,13 @@
 //! Events that are still to be delivered, one file for each kind of store.
 //!
-//! An event is appended in the same write as the decision it tells of, so either both are there or
-//! neither. To send it, a server claims it for a while by the store's clock: the event is not due
-//! before the claim lapses. Whatever becomes of the server, then, the event is sent by somebody. The
-//! number of the attempt fences: a server that was frozen does not postpone what another has claimed
-//! since.
+//! An event is appended in the same write as its decision, so either both exist or neither does. To
+//! send the event, a server claims it for some time, measured by the store's clock. The event is
+//! not due again before the claim lapses. So whatever happens to the server, some server sends the
+//! event. The attempt number is a fencing token: a server that was frozen cannot postpone an event
+//! that another server has claimed since.
 //!
-//! An event that was given up stays, marked; nobody sends it until somebody unmarks it by hand.
+//! An event that was given up stays in the outbox, marked as failed. It is not sent until somebody
+//! removes the mark by hand.
 
 pub(super) mod memory;
 pub(super) mod postgres;
@@ -20,16 +21,16 @@ use tokio::time::timeout;
 use super::super::events::{Claimed, Outgoing};
 use super::{Data, DataError, each};
 
-/// How long a store has for one of these.
+/// How long a store may take for one of these calls.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 impl Data {
-    /// Claims events that are due, the longest due first.
+    /// Claims events that are due. Events that have been due longest are claimed first.
     pub(crate) async fn claim_events(&self, limit: usize, lease: Duration) -> Result<Vec<Claimed>, DataError> {
         in_time(async { Ok(each!(self, data => data.claim_events(limit, lease).await)) }).await
     }
 
-    /// Removes an event, whoever may have claimed it since.
+    /// Removes an event, even if another server has claimed it since.
     pub(crate) async fn event_delivered(&self, id: &str) -> Result<(), DataError> {
         in_time(async {
             each!(self, data => data.event_delivered(id).await);
@@ -38,8 +39,8 @@ impl Data {
         .await
     }
 
-    /// The event is not due before that time is over; `refused` tells whether the subscriber does
-    /// not want it. Does nothing if the claim has lapsed and another has been made.
+    /// Postpones the event by `delay`. `refused` says whether the subscriber refused the event.
+    /// Does nothing if the claim has lapsed and the event has been claimed again.
     pub(crate) async fn postpone_event(
         &self,
         claimed: &Claimed,
@@ -53,7 +54,8 @@ impl Data {
         .await
     }
 
-    /// Marks the event as failed. Does nothing if the claim has lapsed and another has been made.
+    /// Marks the event as failed. Does nothing if the claim has lapsed and the event has been
+    /// claimed again.
     pub(crate) async fn give_up_event(&self, claimed: &Claimed) -> Result<(), DataError> {
         in_time(async {
             each!(self, data => data.give_up_event(claimed).await);
@@ -62,7 +64,7 @@ impl Data {
         .await
     }
 
-    /// How many events are still to be delivered.
+    /// Returns the number of events that are still to be delivered.
     pub(crate) async fn pending_events(&self) -> Result<u64, DataError> {
         in_time(async { Ok(each!(self, data => data.pending_events().await)) }).await
     }
@@ -72,14 +74,14 @@ async fn in_time<T>(step: impl Future<Output = Result<T, DataError>>) -> Result<
     timeout(ANSWER_WITHIN, step).await?
 }
 
-/// `event_id, body, attempts`, milliseconds since the subscriber refuses it
+/// `event_id, body, attempts`, and for how many milliseconds the subscriber has refused the event
 type Row = (String, String, i64, Option<i64>);
 
 fn claimed((id, body, attempt, refused_for): Row) -> Claimed {
     Claimed {
         event: Outgoing { id, body: body.into() },
         attempt: attempt.unsigned_abs(),
-        // A clock that was set back makes it negative.
+        // If the clock was set back, this number is negative.
         refused_for: refused_for.map(|millis| Duration::from_millis(millis.try_into().unwrap_or(0))),
     }
 }

@@ -10,7 +10,7 @@ use super::super::postgres::PostgresData;
 use super::super::sql::signed;
 use super::{claimed, millis, rows};
 
-/// To have a failed event sent again: `UPDATE idv_outbox SET failed_at = NULL, refused_since = NULL
+/// To send a failed event again: `UPDATE idv_outbox SET failed_at = NULL, refused_since = NULL
 /// WHERE event_id = 'evt_…'`.
 pub(in super::super) const LAYOUT: &str = "
 CREATE TABLE IF NOT EXISTS idv_outbox (
@@ -35,8 +35,9 @@ pub(in super::super) async fn append(connection: &mut PgConnection, event: &Outg
 
 impl PostgresData {
     pub(super) async fn claim_events(&self, limit: usize, lease: Duration) -> Result<Vec<Claimed>, DataError> {
-        // Servers that look at once pass over each other's events. MATERIALIZED, since a plan could
-        // ask again and then find more than the limit.
+        // Servers that check at the same time skip each other's events. MATERIALIZED is needed
+        // because a query plan could run the subquery again, and then find more events than the
+        // limit.
         let claims = sqlx::query_as(
             "WITH due AS MATERIALIZED (SELECT number FROM idv_outbox WHERE failed_at IS NULL AND due_at <= now() \
              ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED) \

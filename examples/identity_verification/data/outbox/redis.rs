@@ -1,5 +1,5 @@
-//! The outbox in Redis: events by the time at which they are due, and what is known of each by its
-//! id. Each step is one script, on the server's clock.
+//! The outbox in Redis. Events are sorted by the time when they are due, and the data of each event
+//! is stored by its id. Each step is one script that uses the server's clock.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -13,14 +13,15 @@ use super::super::DataError;
 use super::super::redis::{RedisData, key};
 use super::{claimed, millis, rows};
 
-/// Sorted: ids by the milliseconds since 1970 at which they are due.
+/// A sorted set: ids by the time when they are due, in milliseconds since 1970.
 const DUE: &str = "idv:outbox:due";
-/// Hashes, by the id.
+/// Hashes, by event id.
 const BODIES: &str = "idv:outbox:bodies";
 const ATTEMPTS: &str = "idv:outbox:attempts";
 const REFUSED_SINCE: &str = "idv:outbox:refused_since";
-/// Sorted: ids by when they were given up. To have one sent again: `ZREM idv:outbox:failed evt_…`,
-/// `HDEL idv:outbox:refused_since evt_…`, `ZADD idv:outbox:due 0 evt_…`.
+/// A sorted set: ids by the time when they were given up. To send an event again:
+/// `ZREM idv:outbox:failed evt_…`, `HDEL idv:outbox:refused_since evt_…`,
+/// `ZADD idv:outbox:due 0 evt_…`.
 const FAILED: &str = "idv:outbox:failed";
 
 macro_rules! script {
@@ -35,7 +36,7 @@ macro_rules! script {
     };
 }
 
-/// A script, since the event has the version that the decision makes.
+/// This is a script because the event contains the version that the decision creates.
 static DECIDE: LazyLock<Script> = script!(
     "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
      local version = redis.call('HINCRBY', KEYS[2], ARGV[1], 1)
@@ -81,7 +82,7 @@ impl RedisData {
         Ok(script.invoke_async(&mut self.connection.clone()).await?)
     }
 
-    /// The decision and its event.
+    /// Writes the decision and its event.
     pub(in super::super) async fn decide(
         &self,
         account: Account,

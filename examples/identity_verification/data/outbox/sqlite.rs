@@ -10,14 +10,14 @@ use super::super::sql::signed;
 use super::super::sqlite::SqliteData;
 use super::{claimed, millis, rows};
 
-/// Milliseconds since 1970.
+/// The current time in milliseconds since 1970.
 macro_rules! now {
     () => {
         "CAST(round(unixepoch('subsec') * 1000) AS INTEGER)"
     };
 }
 
-/// To have a failed event sent again: `UPDATE idv_outbox SET failed_at = NULL, refused_since = NULL
+/// To send a failed event again: `UPDATE idv_outbox SET failed_at = NULL, refused_since = NULL
 /// WHERE event_id = 'evt_…'`.
 pub(in super::super) const LAYOUT: &str = "
 CREATE TABLE IF NOT EXISTS idv_outbox (
@@ -46,7 +46,8 @@ pub(in super::super) async fn append(connection: &mut SqliteConnection, event: &
 
 impl SqliteData {
     pub(super) async fn claim_events(&self, limit: usize, lease: Duration) -> Result<Vec<Claimed>, DataError> {
-        // An update takes the writer's lock even if there is nothing to do, and this is asked often.
+        // An update takes the writer's lock even if there is nothing to do, and this method is
+        // called often.
         let some_are_due: bool = sqlx::query_scalar(concat!(
             "SELECT EXISTS (SELECT 1 FROM idv_outbox WHERE failed_at IS NULL AND due_at <= ",
             now!(),

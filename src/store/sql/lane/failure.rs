@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why a lane has no answer. One failure can be that of many callers.
+/// The reason why a lane has no answer. Several callers can share one failure.
 #[derive(Debug, Clone)]
 pub(in crate::store::sql) enum Failure {
-    /// The database's error, of a connection that could not be made or of what was asked.
+    /// The database's error, for a connection that could not be opened or for a job.
     Database(Arc<sqlx::Error>),
     /// The queue is full.
     QueueFull { waiting: usize },
     /// The database did not answer.
     Silent { within: Duration },
-    /// The task that asked ended without an answer: its runtime was shut down, or it panicked.
+    /// The task that sent the job ended without an answer: its runtime was shut down, or it
+    /// panicked.
     Interrupted,
     /// The caller is not in a Tokio runtime.
     NoRuntime,

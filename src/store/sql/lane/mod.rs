@@ -1,24 +1,28 @@
-//! A lane: the connections that a store has for itself, and the queue before them.
+//! A lane: a store's own connections, and the queue in front of them.
 //!
-//! Claims, renewals, records and releases do not travel on the application's pool: a transaction of a
-//! handler does not keep them waiting, and what a handler did to a connection does not reach them.
+//! Claims, renewals, records and releases do not use the application's pool. So a handler's
+//! transaction does not keep them waiting, and a handler's changes to a connection do not affect
+//! them.
 //!
-//! A caller that finds an idle connection asks on it in place. Everybody else waits in the queue, and
-//! the next connection that becomes free asks all that waits together, as one statement or one short
-//! transaction. Nothing is delayed to make a batch larger.
+//! A caller that finds an idle connection uses it directly. Every other caller waits in the queue.
+//! The next connection that becomes free sends all waiting jobs together, as one statement or one
+//! short transaction. No job is delayed to make a batch larger.
 //!
-//! - The queue is bounded. If it is full, the caller is told at once.
-//! - A caller that leaves is taken out of the queue. If it leaves while its own connection waits for an
-//!   answer, or all callers of a batch leave, the connection is closed: it is not used in doubt.
-//! - A connection that broke is replaced, and what was asked on it is asked again on another one. Jobs
-//!   carry tokens, so that asking twice does no harm.
-//! - A batch that the database refuses is asked again one by one, so that one bad job fails alone.
-//! - If no connection can be made, attempts are repeated for about a second, with pauses that differ from
-//!   process to process. Then everybody who waits is told. From then on one attempt is enough to tell, until
-//!   one succeeds.
+//! - The queue is bounded. If it is full, the caller gets an error at once.
+//! - A caller that leaves is removed from the queue. If a caller leaves while its own connection
+//!   waits for an answer, or if all callers of a batch leave, the connection is closed: its state
+//!   is in doubt.
+//! - A connection that broke is replaced, and its jobs are sent again on another connection. Jobs
+//!   carry tokens, so sending a job twice does no harm.
+//! - If the database refuses a batch, its jobs are sent again one by one, so that one bad job fails
+//!   alone.
+//! - If no connection can be opened, attempts are repeated for about a second, with pauses that
+//!   differ from process to process. Then every waiting caller gets the error. From then on, one
+//!   failed attempt is enough to report the error, until an attempt succeeds.
 //!
-//! A connection belongs to the Tokio runtime on which it was made. So each runtime has connections of its
-//! own, and the limits count for each. They are closed with the runtime, or with the store.
+//! A connection belongs to the Tokio runtime on which it was opened. So each runtime has its own
+//! connections, and the limits apply to each runtime. The connections are closed with the runtime,
+//! or with the store.
 
 mod driver;
 mod failure;
@@ -38,7 +42,7 @@ use seat::Seat;
 pub(super) use shared::Limits;
 use shared::Shared;
 
-/// The lanes of a store: one for each runtime that uses it.
+/// A store's lanes: one for each runtime that uses the store.
 pub(super) struct Lanes<D: Driver> {
     driver: Arc<D>,
     limits: Limits,
@@ -46,7 +50,7 @@ pub(super) struct Lanes<D: Driver> {
 }
 
 impl<D: Driver> Lanes<D> {
-    /// Connections are made when they are needed.
+    /// Creates the lanes. Connections are opened when they are needed.
     pub(super) fn new(driver: D, limits: Limits) -> Self {
         Self {
             driver: Arc::new(driver),
@@ -55,12 +59,15 @@ impl<D: Driver> Lanes<D> {
         }
     }
 
-    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "SQLite's store does not ask"))]
+    #[cfg_attr(
+        not(feature = "postgres"),
+        allow(dead_code, reason = "the SQLite store does not call it")
+    )]
     pub(super) fn driver(&self) -> &D {
         &self.driver
     }
 
-    /// The answer to a job.
+    /// Sends a job and returns its answer.
     pub(super) async fn ask(&self, mut job: D::Job) -> Result<D::Answer, Failure> {
         let shared = self.of_this_runtime()?;
         let mut tries = 0;
@@ -91,12 +98,12 @@ impl<D: Driver> Lanes<D> {
         };
         Seat::open(&shared);
         let answer = answer.await;
-        // It was taken out of the queue when it was asked.
+        // The job was taken out of the queue when it was sent.
         std::mem::forget(place);
         answer.unwrap_or(Err(Failure::Interrupted))
     }
 
-    /// Closes the idle connections, and those in use when they have answered.
+    /// Closes the idle connections, and the connections in use when they have their answers.
     pub(super) fn close(&self) {
         for lane in self.lanes.read().unwrap_or_else(PoisonError::into_inner).iter() {
             lane.close();
@@ -128,7 +135,8 @@ impl<D: Driver> Drop for Lanes<D> {
     }
 }
 
-/// Closes the lane when its runtime is shut down: its connections are of no use to another one.
+/// Closes the lane when its runtime is shut down, because its connections are of no use to another
+/// runtime.
 fn close_with_runtime<D: Driver>(lane: &Arc<Shared<D>>) {
     struct Close<D: Driver>(Weak<Shared<D>>);
     impl<D: Driver> Drop for Close<D> {
@@ -147,7 +155,7 @@ fn close_with_runtime<D: Driver>(lane: &Arc<Shared<D>>) {
     });
 }
 
-/// A caller's place in the queue, which it leaves when it is dropped.
+/// A caller's place in the queue. Dropping it leaves the queue.
 struct Place<'a, D: Driver> {
     shared: &'a Arc<Shared<D>>,
     ticket: Ticket,

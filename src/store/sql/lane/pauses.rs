@@ -3,16 +3,16 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// After that many attempts in a row the callers are told.
+/// The number of failed attempts in a row after which the callers get the error.
 pub(super) const ATTEMPTS: u32 = 6;
 const FIRST: Duration = Duration::from_millis(25);
 
-/// The pause after that attempt, which counts from 0: 25 ms, then twice as long each time, each made
-/// longer or shorter by up to a half. Processes that lost one server at one moment do not all come back
-/// at one moment.
+/// Returns the pause after this attempt, counted from 0: 25 ms, then twice as long each time, each
+/// made longer or shorter by up to a half. So processes that lost a server at the same moment do
+/// not all come back at the same moment.
 pub(super) fn after(attempt: u32) -> Duration {
     let pause = FIRST * (1 << attempt.min(5));
-    // The keys of each state differ, so this is a random number.
+    // Each `RandomState` has different keys, so this is a random number.
     let percent = u32::try_from(RandomState::new().hash_one(attempt) % 101).unwrap_or_default();
     pause / 2 + pause * percent / 100
 }

@@ -7,17 +7,17 @@ use tokio::sync::oneshot::{self, Receiver, Sender};
 use super::driver::Driver;
 use super::failure::Failure;
 
-/// What the caller of a job waits for.
+/// The answer that a job's caller waits for.
 type Answered<D> = Receiver<Result<<D as Driver>::Answer, Failure>>;
 
-/// A bounded queue. Whoever leaves is taken out of it.
+/// A bounded queue. A caller that leaves is removed from it.
 pub(super) struct Queue<D: Driver> {
     jobs: VecDeque<Waiting<D>>,
     most: usize,
     next_ticket: u64,
 }
 
-/// The place of a caller in the queue.
+/// A caller's place in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticket(u64);
 
@@ -25,9 +25,9 @@ pub(super) struct Ticket(u64);
 pub(super) struct Caller<D: Driver> {
     ticket: Ticket,
     answer: Sender<Result<D::Answer, Failure>>,
-    /// How often the job has been asked on a connection that broke.
+    /// How often the job was sent on a connection that broke.
     tries: u32,
-    /// Not to be sent together with others: it was in a batch that failed.
+    /// Whether the job must be sent alone, because it was in a batch that failed.
     alone: bool,
 }
 
@@ -55,7 +55,7 @@ impl<D: Driver> Queue<D> {
         self.jobs.is_empty()
     }
 
-    /// Adds a job that was asked `tries` times already.
+    /// Adds a job that has already been sent `tries` times.
     pub(super) fn add(&mut self, job: D::Job, tries: u32) -> Result<(Ticket, Answered<D>), Failure> {
         if self.jobs.len() >= self.most {
             let waiting = self.jobs.len();
@@ -74,14 +74,14 @@ impl<D: Driver> Queue<D> {
         Ok((ticket, receiver))
     }
 
-    /// Takes out a caller that leaves, if it is still in the queue.
+    /// Removes a caller that leaves, if it is still in the queue.
     pub(super) fn leave(&mut self, ticket: Ticket) {
         if let Some(at) = self.jobs.iter().position(|waiting| waiting.caller.ticket == ticket) {
             self.jobs.remove(at);
         }
     }
 
-    /// The first job, and up to `most` in all that can be asked with it.
+    /// Takes the first job, and up to `most` jobs in total that can be sent together with it.
     pub(super) fn take(&mut self, most: usize) -> Option<Batch<D>> {
         let first = self.jobs.pop_front()?;
         let alone = first.caller.alone;
@@ -105,7 +105,7 @@ impl<D: Driver> Queue<D> {
         Some(batch)
     }
 
-    /// Puts the jobs of a batch that failed back to the front, to be asked one by one.
+    /// Puts the jobs of a failed batch back at the front, to be sent one by one.
     pub(super) fn put_back(&mut self, batch: Batch<D>) {
         for (job, mut caller) in batch.jobs.into_iter().zip(batch.callers).rev() {
             caller.alone = true;
@@ -115,7 +115,7 @@ impl<D: Driver> Queue<D> {
         }
     }
 
-    /// Tells everybody who waits why there is no answer.
+    /// Reports to every waiting caller why there is no answer.
     pub(super) fn fail(&mut self, failure: &Failure) {
         for waiting in self.jobs.drain(..) {
             waiting.caller.tell(Err(failure.clone()));
@@ -134,7 +134,7 @@ impl<D: Driver> Caller<D> {
     }
 
     fn tell(self, answer: Result<D::Answer, Failure>) {
-        // The caller may have left in this moment.
+        // The caller may have left at this moment.
         let _ = self.answer.send(answer);
     }
 }
@@ -146,8 +146,8 @@ impl<D: Driver> Batch<D> {
         }
     }
 
-    /// Notes that the connection on which the jobs were asked broke. Those that may be asked once more
-    /// are left; the others are told.
+    /// Notes that the connection on which the jobs were sent broke. Returns the jobs that may be
+    /// sent once more, and reports the failure to the other callers.
     pub(super) fn after_break(self, most_tries: u32, failure: &Failure) -> Self {
         let mut again = Self {
             jobs: Vec::new(),

@@ -1,4 +1,4 @@
-//! The seat of one connection: made, used, given back or replaced.
+//! The seat of one connection, which is opened, used, given back or replaced.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use super::pauses;
 use super::queue::{Batch, Caller};
 use super::shared::{Live, Shared};
 
-/// How often a job is asked if connections break: the second connection may be as old as the first.
+/// How often a job is sent if connections break: the second connection may be as old as the first.
 pub(super) const MOST_TRIES: u32 = 3;
-/// How often jobs are asked on one connection if other transactions get in their way.
+/// How often jobs are sent on one connection if other transactions get in their way.
 const MOST_ROUNDS: u32 = 5;
-/// For how long no further connection is made after one was refused and another is there.
+/// For how long no further connection is opened, after one was refused and if another one exists.
 const ENOUGH: Duration = Duration::from_secs(1);
 
-/// The seat of one connection of a lane. If it is dropped while the connection waits for an answer, the
-/// connection is in doubt and is closed.
+/// The seat of one connection of a lane. If the seat is dropped while its connection waits for an
+/// answer, the connection is in doubt and is closed.
 pub(super) struct Seat<D: Driver> {
     shared: Arc<Shared<D>>,
     live: Option<Live<D>>,
-    /// Whether the seat counts as taken because of this. An idle connection keeps its seat.
+    /// Whether this value occupies the seat. An idle connection keeps its seat.
     is_taken: bool,
 }
 
@@ -44,7 +44,7 @@ impl<D: Driver> Seat<D> {
         }
     }
 
-    /// The seat of an idle connection that has not been idle for too long.
+    /// Returns the seat of an idle connection that has not been idle for too long.
     pub(super) fn idle(shared: &Arc<Shared<D>>) -> Option<Self> {
         let mut stale = Vec::new();
         let found = {
@@ -63,7 +63,7 @@ impl<D: Driver> Seat<D> {
         found.map(|live| Self::taken(shared, Some(live)))
     }
 
-    /// The seat, if its connection may ask at once. Otherwise it is given back.
+    /// Returns the seat if its connection may send at once. Otherwise, gives it back.
     pub(super) fn if_ready(mut self) -> Option<Self> {
         let live = self.live.as_mut()?;
         if self.shared.driver.is_ready(&mut live.connection) {
@@ -73,7 +73,7 @@ impl<D: Driver> Seat<D> {
         None
     }
 
-    /// Serves those who wait in the background, if a connection is idle or one more may be made.
+    /// Serves waiting callers in the background, if a connection is idle or one more may be opened.
     pub(super) fn open(shared: &Arc<Shared<D>>) {
         let live = {
             let mut state = shared.state();
@@ -88,15 +88,15 @@ impl<D: Driver> Seat<D> {
             live
         };
         let shared = Arc::clone(shared);
-        // The seat is made when the task begins. If the runtime is shut down, the task is dropped
-        // before, and no drop of a seat opens the next one.
+        // The seat is created when the task begins. If the runtime is shut down, the task is
+        // dropped before that, and no dropped seat opens the next one.
         shared
             .runtime
             .clone()
             .spawn(async move { Self::taken(&shared, live).serve().await });
     }
 
-    /// Gives the connection back. Jobs that wait are asked on it in the background.
+    /// Gives the connection back. Waiting jobs are sent on it in the background.
     pub(super) fn give_back(self) {
         if let Some(busy) = self.rest() {
             let runtime = busy.shared.runtime.clone();
@@ -104,7 +104,7 @@ impl<D: Driver> Seat<D> {
         }
     }
 
-    /// Leaves the connection idle if nothing waits. Otherwise the seat comes back.
+    /// Leaves the connection idle if no job waits. Otherwise, returns the seat.
     fn rest(mut self) -> Option<Self> {
         let mut state = self.shared.state();
         if !state.queue.is_empty() {
@@ -122,7 +122,7 @@ impl<D: Driver> Seat<D> {
         None
     }
 
-    /// Asks all that waits, and what comes in the meantime.
+    /// Sends all waiting jobs, and the jobs that arrive in the meantime.
     async fn serve(mut self) {
         loop {
             if self.live.is_none() && !self.connect().await {
@@ -144,13 +144,15 @@ impl<D: Driver> Seat<D> {
             let is_shared = batch.jobs.len() > 1;
             self.answer(batch).await;
             if is_shared {
-                // Those who were answered ask their next question before the next batch is taken.
+                // The callers that got their answers can send their next jobs before the next batch
+                // is taken.
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// Makes the connection, as long as somebody waits for it. If it cannot be made, the seat is free again.
+    /// Opens the connection, as long as a caller waits for it. If it cannot be opened, the seat is
+    /// free again.
     async fn connect(&mut self) -> bool {
         for attempt in 0.. {
             if self.shared.state().queue.is_empty() {
@@ -176,8 +178,8 @@ impl<D: Driver> Seat<D> {
         false
     }
 
-    /// Whether no further attempt to connect is made. Then those who wait are told, unless another
-    /// connection serves them.
+    /// Returns whether no further attempt to connect is made. If so, the waiting callers get the
+    /// error, unless another connection serves them.
     fn gives_up(&mut self, may_go_on: bool, error: sqlx::Error) -> bool {
         let mut state = self.shared.state();
         if state.connected > 0 {
@@ -193,7 +195,7 @@ impl<D: Driver> Seat<D> {
         true
     }
 
-    /// Asks a batch, and tells its callers.
+    /// Sends a batch, and passes the answers to its callers.
     async fn answer(&mut self, mut batch: Batch<D>) {
         let asked = {
             let run = pin!(self.run(&batch.jobs));
@@ -220,12 +222,12 @@ impl<D: Driver> Seat<D> {
                 self.shared.state().queue.put_back(again);
             }
             Err(Failed { failure, .. }) if batch.jobs.len() == 1 => batch.fail(&failure),
-            // One of them made the others fail.
+            // One of the jobs made the others fail.
             Err(_) => self.shared.state().queue.put_back(batch),
         }
     }
 
-    /// Asks jobs on the connection.
+    /// Sends jobs on the connection.
     pub(super) async fn run(&mut self, jobs: &[D::Job]) -> Result<Vec<D::Answer>, Failed> {
         let Shared { driver, limits, .. } = &*self.shared;
         let failed = |blame, failure| Err(Failed { blame, failure });
@@ -240,7 +242,7 @@ impl<D: Driver> Seat<D> {
                     live.used = Instant::now();
                     return Ok(answers);
                 }
-                Ok(Ok(_)) => sqlx::Error::Protocol("the number of answers is not that of the questions".into()),
+                Ok(Ok(_)) => sqlx::Error::Protocol("the number of answers does not match the number of jobs".into()),
                 Ok(Err(error)) => error,
                 Err(_) => return failed(Blame::Connection, Failure::Silent { within: limits.answer }),
             };
@@ -253,7 +255,8 @@ impl<D: Driver> Seat<D> {
         failed(Blame::Job, Failure::Interrupted)
     }
 
-    /// Closes the connection, which is in doubt. What broke it has probably broken those that are idle.
+    /// Closes the connection, which is in doubt. Whatever broke it has probably broken the idle
+    /// connections.
     fn discard(&mut self) {
         if let Some(live) = self.live.take() {
             self.shared.state().connected -= 1;
@@ -281,7 +284,7 @@ impl<D: Driver> Drop for Seat<D> {
         if let Some(live) = live {
             self.shared.close_one(live);
         }
-        // Those who wait may have waited for this connection.
+        // The waiting callers may have waited for this connection.
         Self::open(&self.shared);
     }
 }

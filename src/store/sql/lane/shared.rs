@@ -1,4 +1,4 @@
-//! What the callers and the connections of one lane share.
+//! The state that the callers and the connections of one lane share.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,23 +10,24 @@ use tokio::time::Instant;
 use super::driver::Driver;
 use super::queue::Queue;
 
-/// How long closing a connection may take before it is dropped.
+/// How long closing a connection can take before the connection is dropped.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
-/// How much a lane may hold, and how long.
+/// The limits of a lane.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store::sql) struct Limits {
-    /// Connections at most.
+    /// The maximum number of connections.
     pub(in crate::store::sql) connections: usize,
-    /// Jobs that are sent together at most.
+    /// The maximum number of jobs that are sent together.
     pub(in crate::store::sql) batch: usize,
-    /// Jobs that may wait.
+    /// The maximum number of waiting jobs.
     pub(in crate::store::sql) queue: usize,
-    /// How long an answer may take. Callers usually leave before.
+    /// How long an answer can take. Callers usually leave earlier.
     pub(in crate::store::sql) answer: Duration,
-    /// A connection that nobody used for so long is not trusted: what lies between may have forgotten it.
+    /// How long a connection can be idle and still be trusted. After that, the network may have
+    /// forgotten it.
     pub(in crate::store::sql) idle: Duration,
-    /// A connection is not used for longer than that.
+    /// The maximum age of a connection.
     pub(in crate::store::sql) age: Duration,
 }
 
@@ -46,30 +47,32 @@ impl Default for Limits {
 pub(super) struct Shared<D: Driver> {
     pub(super) driver: Arc<D>,
     pub(super) limits: Limits,
-    /// The runtime of its connections and of its callers.
+    /// The runtime of the lane's connections and callers.
     pub(super) runtime: Handle,
-    /// Tells those who subscribed when the lane is dropped.
+    /// Notifies subscribers when the lane is dropped.
     pub(super) alive: watch::Sender<()>,
     state: Mutex<State<D>>,
 }
 
 pub(super) struct State<D: Driver> {
-    /// Empty as long as a job waits: a connection that becomes free takes what waits.
+    /// Empty as long as a job waits: a connection that becomes free takes the waiting jobs.
     pub(super) idle: Vec<Live<D>>,
-    /// Seats that are taken: idle connections, those in use, and those that are being made.
+    /// The number of occupied seats: connections that are idle, in use, or being opened.
     pub(super) seats: usize,
-    /// Connections that are in use or idle.
+    /// The number of connections that are in use or idle.
     pub(super) connected: usize,
     pub(super) queue: Queue<D>,
-    /// The last attempts to connect failed. Then one attempt tells the callers.
+    /// Whether the last attempts to connect failed. If so, one more failed attempt reports the
+    /// error to the callers.
     pub(super) is_down: bool,
-    /// Until then no further connection is made as long as there is one: the last attempt failed.
+    /// Until this time, no further connection is opened as long as there is one: the last attempt
+    /// failed.
     pub(super) enough_until: Option<Instant>,
-    /// The store or the runtime is gone: connections are closed and not kept.
+    /// Whether the store or the runtime is gone. If so, connections are closed instead of kept.
     pub(super) is_closed: bool,
 }
 
-/// A connection, and how old it is.
+/// A connection, when it was opened, and when it was last used.
 pub(super) struct Live<D: Driver> {
     pub(super) connection: D::Connection,
     pub(super) made: Instant,
@@ -117,7 +120,7 @@ impl<D: Driver> Shared<D> {
         self.state().is_closed
     }
 
-    /// Closes the idle connections, and each other one when it has answered.
+    /// Closes the idle connections, and every other connection when it has its answer.
     pub(super) fn close(&self) {
         self.state().is_closed = true;
         self.close_idle();
@@ -125,7 +128,7 @@ impl<D: Driver> Shared<D> {
 }
 
 impl<D: Driver> State<D> {
-    /// Takes a seat for one more connection, if one may be made.
+    /// Takes a seat for one more connection, if one may be opened.
     pub(super) fn take_seat(&mut self, limits: &Limits) -> bool {
         let enough = self.connected > 0 && self.enough_until.is_some_and(|until| Instant::now() < until);
         let taken = self.seats < limits.connections && !enough;

@@ -1,4 +1,4 @@
-//! The lane with a scripted driver, on paused time.
+//! The lane with a scripted driver and paused time.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -14,16 +14,16 @@ use tokio::time::{Instant, sleep};
 
 use super::{Blame, Driver, Failure, Lanes, Limits};
 
-/// What a scripted database does.
+/// The behavior of a scripted database.
 struct Script {
-    /// The next errors of `connect`; afterwards it succeeds.
+    /// The next errors of `connect`. After them, it succeeds.
     connects: Mutex<VecDeque<sqlx::Error>>,
     connect_takes: Mutex<Duration>,
-    /// What comes of the next runs; afterwards they succeed.
+    /// The results of the next runs. After them, runs succeed.
     runs: Mutex<VecDeque<Option<sqlx::Error>>>,
     /// A job that the database refuses, alone or with others.
     bad: u32,
-    /// A job that ends the task that asks it.
+    /// A job that ends the task that sends it.
     panics: u32,
     is_open: watch::Sender<bool>,
     is_ready: watch::Sender<bool>,
@@ -193,7 +193,7 @@ impl Bench {
         tokio::spawn(async move { lanes.ask(Job { number, repeated: 0 }).await })
     }
 
-    /// Asks jobs, one after the other, while the database holds its answers back.
+    /// Sends jobs, one after the other, while the database holds back its answers.
     async fn spawn_all(&self, numbers: impl IntoIterator<Item = u32>) -> Vec<JoinHandle<Result<Answer, Failure>>> {
         self.script.is_open.send_replace(false);
         let mut asked = Vec::new();
@@ -237,7 +237,7 @@ impl Bench {
     }
 }
 
-/// Lets every task go on that can.
+/// Lets every task that can run make progress.
 async fn settle() {
     for _ in 0..50 {
         yield_now().await;
@@ -248,11 +248,11 @@ async fn settle() {
 async fn a_caller_alone_asks_in_place() {
     let bench = Bench::new(ONE);
     bench.ask(0).await.unwrap();
-    // No task is woken: the answer is there at the first poll.
+    // No task is woken: the answer is available at the first poll.
     let mut asked = pin!(bench.ask(1));
     let polled = asked.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     let Poll::Ready(answer) = polled else {
-        panic!("it waits")
+        panic!("the call waits")
     };
     assert_eq!(answer.unwrap().connection, 0);
     assert_eq!((bench.made(), bench.log()), (1, vec![vec![0], vec![1]]));
@@ -266,7 +266,7 @@ async fn what_waits_is_asked_together_in_order() {
     for (asked, number) in asked.into_iter().zip([0, 2, 4, 6, 8, 10, 1, 3, 12]) {
         assert_eq!(asked.await.unwrap().unwrap().number, number);
     }
-    // Four at most, of one kind; the first that waits says which.
+    // At most four jobs of one kind. The first waiting job decides the kind.
     let expected = vec![vec![0], vec![2, 4, 6, 8], vec![10, 12], vec![1, 3]];
     assert_eq!(bench.log(), expected);
 }
@@ -279,7 +279,7 @@ async fn what_waits_for_a_connection_that_is_not_ready_stays_in_the_queue() {
     let asked: Vec<_> = [2, 4, 6].into_iter().map(|number| bench.spawn(number)).collect();
     settle().await;
     assert_eq!(bench.log(), [[0]]);
-    // A caller can leave, and takes no connection along.
+    // A caller can leave without closing the connection.
     asked[1].abort();
     settle().await;
     let more = bench.spawn(8);
@@ -289,7 +289,7 @@ async fn what_waits_for_a_connection_that_is_not_ready_stays_in_the_queue() {
         eventually_finished(asked).await;
     }
     assert_eq!((bench.log(), bench.made(), bench.gone()), (vec![vec![2, 6, 8]], 1, 0));
-    // All leave: the connection rests.
+    // All callers leave, so the connection rests.
     let rests = bench.script.rests.load(Ordering::Relaxed);
     bench.script.is_ready.send_replace(false);
     let asked = bench.spawn(10);
@@ -372,7 +372,7 @@ async fn a_caller_that_leaves_in_the_middle_takes_its_connection_along() {
     settle().await;
     asked[0].abort();
     bench.answer();
-    // The one that waits is not forgotten.
+    // The waiting job is not forgotten.
     assert_eq!(waiting.await.unwrap().unwrap().connection, 1);
     settle().await;
     assert_eq!((bench.made(), bench.gone()), (2, 1));
@@ -386,14 +386,15 @@ async fn a_batch_goes_on_until_its_last_caller_leaves() {
     let second = {
         first[0].abort();
         settle().await;
-        // The connection of the first one went with it. The others are sent together on the next.
+        // The first caller's connection was closed. The other jobs are sent together on the next
+        // one.
         assert_eq!((bench.log(), bench.gone()), (vec![vec![0], vec![2], vec![4, 6, 8]], 1));
         bench.spawn_all([10]).await
     };
     first[1].abort();
     first[2].abort();
     settle().await;
-    assert_eq!(bench.gone(), 1, "one of them still waits");
+    assert_eq!(bench.gone(), 1, "one caller still waits");
     first[3].abort();
     settle().await;
     assert_eq!((bench.gone(), bench.made()), (2, 3), "the connection is in doubt");
@@ -507,7 +508,7 @@ async fn while_the_database_is_away_one_attempt_tells() {
         asked.await.unwrap().unwrap_err();
     }
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    assert_eq!(bench.attempts(), 12, "each of the two connections");
+    assert_eq!(bench.attempts(), 12, "6 for each of the two connections");
     for attempts in 13..20 {
         let began = Instant::now();
         bench.ask(0).await.unwrap_err();
@@ -532,14 +533,14 @@ async fn one_connection_serves_all_if_there_is_no_second() {
     bench.ask(0).await.unwrap();
     bench.fail_connects((0..100).map(|_| broken()));
     let asked = bench.spawn_all([2, 4, 6, 8]).await;
-    assert_eq!(bench.attempts(), 2, "it is not tried for each of them");
+    assert_eq!(bench.attempts(), 2, "there is no attempt for each call");
     bench.answer();
     for asked in asked {
         assert_eq!(asked.await.unwrap().unwrap().connection, 0);
     }
     sleep(Duration::from_secs(2)).await;
     let asked = bench.spawn_all([2, 4]).await;
-    assert_eq!(bench.attempts(), 3, "it is tried again later");
+    assert_eq!(bench.attempts(), 3, "there is another attempt later");
     bench.answer();
     for asked in asked {
         asked.await.unwrap().unwrap();
@@ -589,7 +590,7 @@ async fn a_store_that_is_dropped_closes_its_connections() {
     }
     settle().await;
     assert_eq!(script.dropped.load(Ordering::Relaxed), 2);
-    assert_eq!(script.closed.load(Ordering::Relaxed), 2, "in good order");
+    assert_eq!(script.closed.load(Ordering::Relaxed), 2, "closed cleanly");
 }
 
 #[tokio::test(start_paused = true)]
@@ -622,9 +623,9 @@ fn each_runtime_has_connections_of_its_own() {
     let first = runtime();
     assert_eq!(first.block_on(bench.ask(0)).unwrap().connection, 0);
     let second = runtime();
-    // The first one is not over, but nobody drives it.
+    // The first runtime still exists, but nobody drives it.
     assert_eq!(second.block_on(bench.ask(0)).unwrap().connection, 1);
-    // In the middle of something when the runtime ends.
+    // A job is in progress when the runtime ends.
     first.block_on(bench.spawn_all([0, 2]));
     assert_eq!(bench.gone(), 0);
     drop(first);
@@ -634,7 +635,7 @@ fn each_runtime_has_connections_of_its_own() {
         assert_eq!(second.block_on(bench.ask(0)).unwrap().connection, 1);
     }
     drop(second);
-    assert_eq!(bench.gone(), 2, "an idle one goes, too");
+    assert_eq!(bench.gone(), 2, "an idle connection is closed as well");
     let third = runtime();
     assert_eq!(third.block_on(bench.ask(0)).unwrap().connection, 2);
     let mut asked = pin!(bench.ask(0));

@@ -1,4 +1,4 @@
-//! Making the connections that the store has for itself.
+//! Opens the store's own connections.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,25 +9,27 @@ use futures_util::future::{Either, select};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Row};
 
-/// How long making a connection of a lane may take. One that takes longer would keep its seat from the next
-/// attempt, after a network that swallowed the first.
+/// How long opening a lane's connection can take. Without this limit, an attempt that the network
+/// swallowed would keep its seat from the next attempt.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// After so long it is found out what keeps a connection from being made. The pool would not say: it tries
-/// again until its time is over.
+/// How long to wait before finding out why a connection cannot be opened. The pool does not report
+/// the reason: it tries again until its time is over.
 const ASK_WHY_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a pooler may take to find a session.
+/// How long a pooler can take to find a session.
 const WAIT_FOR_SESSION: Duration = Duration::from_secs(1);
 
-/// What the statements of the store need of their session. They are sent along with the greeting, which
-/// costs nothing and lasts as long as the connection.
+/// The session settings that the store's statements need. They are sent in the startup message,
+/// which costs nothing, and they last as long as the connection.
 const SETTINGS: [(&str, &str); 9] = [
-    // Each statement sees what is committed. At a higher level claims of one page disturb each other.
+    // Each statement sees everything that is committed. At a higher level, claims on one page
+    // conflict with each other.
     ("default_transaction_isolation", "read committed"),
-    // Statements skip locked rows. What they may wait for by their nature is another claim's commit.
+    // Statements skip locked rows. The only thing that they may have to wait for is another claim's
+    // commit.
     ("lock_timeout", "100ms"),
-    // The plans are right for any size of the table: each row is found by the index, in the order of the
-    // question. The planner's own choice is that of the moment when the table was empty.
+    // These plans suit a table of any size: each row is found by the index, in the order of the
+    // parameters. The planner's own choice would date from the moment when the table was empty.
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
@@ -37,24 +39,24 @@ const SETTINGS: [(&str, &str); 9] = [
     ("jit", "off"),
 ];
 
-/// Makes connections by the options of the application's pool, its `after_connect` included.
+/// Opens connections with the options of the application's pool, including its `after_connect`.
 pub(super) struct Connector {
     pool: PgPool,
-    /// What the connections lead to, once that is known.
+    /// Where the connections lead, once that is known.
     way: Mutex<Option<Way>>,
-    /// The last connection could not be made.
+    /// Whether the last connection could not be opened.
     failed: AtomicBool,
 }
 
-/// What a connection leads to.
+/// Where a connection leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// The database: it takes settings with the greeting.
+    /// The database, which accepts settings in the startup message.
     Database,
     /// A pooler that gives each client a session of its own.
     Session,
-    /// A pooler that gives out a session for each transaction, and keeps the prepared statements of its
-    /// clients. What one client sets, the next one meets. So nothing is set.
+    /// A pooler that assigns a session for each transaction, and keeps its clients' prepared
+    /// statements. One client's settings would affect the next client, so the store sets nothing.
     Transaction,
 }
 
@@ -67,9 +69,9 @@ impl Connector {
         }
     }
 
-    /// A connection that is ready within that time, or an error.
+    /// Returns a connection that is ready within the given time, or an error.
     pub(super) async fn connect(&self, within: Duration) -> Result<PgConnection, sqlx::Error> {
-        // What is asked first on a new connection may meet with silence too.
+        // The first statements on a new connection may get no answer either.
         let made = tokio::time::timeout(within, self.connect_by(within)).await;
         let made = made.unwrap_or_else(|_| Err(too_slow(within)));
         self.failed.store(made.is_err(), Ordering::Relaxed);
@@ -81,7 +83,7 @@ impl Connector {
         let way = *self.way();
         if way.is_none_or(|way| way == Way::Database) {
             match self.make(plain.clone().options(SETTINGS), within).await {
-                // A pooler may pass settings over, or refuse them.
+                // A pooler may ignore settings, or refuse them.
                 Ok(mut connection) => {
                     if took_settings(&mut connection).await? {
                         *self.way() = Some(Way::Database);
@@ -120,7 +122,7 @@ impl Connector {
         if self.pool.is_closed() {
             return Err(sqlx::Error::PoolClosed);
         }
-        // A pool for one connection: only a pool runs `after_connect`.
+        // A pool for one connection, because only a pool runs `after_connect`.
         let one = self.pool.options().clone().min_connections(0).max_connections(1);
         let one = one
             .acquire_timeout(within)
@@ -142,7 +144,7 @@ impl Connector {
     }
 }
 
-/// The error of another attempt to connect. Does not return if the attempt succeeds.
+/// Returns the error of another attempt to connect. Does not return if the attempt succeeds.
 async fn why_not(options: PgConnectOptions, patience: Duration) -> sqlx::Error {
     tokio::time::sleep(patience).await;
     match options.connect().await {
@@ -155,34 +157,35 @@ async fn why_not(options: PgConnectOptions, patience: Duration) -> sqlx::Error {
 }
 
 pub(super) fn too_slow(within: Duration) -> sqlx::Error {
-    let what = format!("no connection was made within {within:?}");
+    let what = format!("no connection was established within {within:?}");
     std::io::Error::new(std::io::ErrorKind::TimedOut, what).into()
 }
 
-/// Whether the greeting was refused because of what it asked for.
+/// Returns whether the startup message was refused because of its settings.
 fn refuses_settings(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(error)
         if error.code().is_some_and(|code| code == "08P01") && error.message().contains("startup parameter"))
 }
 
-/// Whether the settings of the greeting hold.
+/// Returns whether the settings in the startup message took effect.
 async fn took_settings(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let row = sqlx::raw_sql("SHOW lock_timeout").fetch_one(connection).await?;
     Ok(row.try_get::<&str, _>(0)? == "100ms")
 }
 
-/// What kind of pooler these two connections lead to. Nothing is prepared before that is known: where
-/// sessions change, a prepared statement may be that of another client.
+/// Determines what kind of pooler these two connections lead to. No statement is prepared before
+/// that is known: if sessions change, a prepared statement may belong to another client.
 async fn way_of(one: &mut PgConnection, other: &mut PgConnection) -> Result<Way, sqlx::Error> {
     if keeps_session(one, other).await? {
         return Ok(Way::Session);
     }
-    // In a transaction the session does not change.
+    // In a transaction, the session does not change.
     sqlx::raw_sql("BEGIN").execute(&mut *one).await?;
     let own = "SELECT name FROM pg_catalog.pg_prepared_statements WHERE statement LIKE '%its own name%'";
     let names: Result<Vec<String>, _> = sqlx::query_scalar(own).fetch_all(&mut *one).await;
     sqlx::raw_sql("ROLLBACK").execute(&mut *one).await?;
-    // A pooler that keeps them gives them names of its own, because those of its clients are all alike.
+    // A pooler that keeps prepared statements gives them its own names, because its clients' names
+    // are all alike.
     let renamed = names.is_ok_and(|names| names.iter().any(|name| !name.starts_with("sqlx")));
     if renamed {
         return Ok(Way::Transaction);
@@ -192,14 +195,14 @@ async fn way_of(one: &mut PgConnection, other: &mut PgConnection) -> Result<Way,
     ))
 }
 
-/// Whether a connection has the same session after each transaction, although another connection asks for one
-/// in between.
+/// Returns whether a connection has the same session after each transaction, although another
+/// connection needs a session in between.
 async fn keeps_session(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
     for _ in 0..3 {
         let before = session(one).await?;
         sqlx::raw_sql("BEGIN").execute(&mut *other).await?;
         let of_other = session(other).await?;
-        // If there is one session for all, this waits for the other to end its transaction.
+        // If all connections share one session, this waits for the other transaction to end.
         let after = tokio::time::timeout(WAIT_FOR_SESSION, session(one)).await.ok();
         sqlx::raw_sql("COMMIT").execute(&mut *other).await?;
         if after.transpose()?.is_none_or(|after| after != before) || before == of_other {

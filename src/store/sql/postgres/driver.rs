@@ -54,7 +54,8 @@ impl Driver for PostgresDriver {
                 Err(error) => Err(error),
             },
             jobs => match run_together(wire, jobs).await {
-                // The row of one of them is locked. They are asked again together, and skip it.
+                // The row of one of these jobs is locked. They are sent again together, and skip
+                // that row.
                 Err(error) if is_locked(&error) && matches!(jobs, [Job::Change(_), ..]) => {
                     Ok(jobs.iter().map(|_| Answer::Locked).collect())
                 }
@@ -91,7 +92,7 @@ async fn run_one(wire: &mut Wire, job: &Job) -> Result<Answer, sqlx::Error> {
     }
 }
 
-/// Jobs of one kind.
+/// Runs jobs of one kind together.
 async fn run_together(wire: &mut Wire, jobs: &[Job]) -> Result<Vec<Answer>, sqlx::Error> {
     let claims: Vec<_> = jobs.iter().filter_map(claim_of).collect();
     let changes: Vec<&Change> = jobs.iter().filter_map(change_of).collect();

@@ -1,4 +1,4 @@
-//! What PostgreSQL's errors mean.
+//! The meaning of PostgreSQL's errors.
 
 use sqlx::error::DatabaseError;
 
@@ -13,8 +13,8 @@ pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError 
     store_error(NAME, operation, error, advice)
 }
 
-/// The way to the database leads through a pooler that does not suit.
-const NO_STATEMENTS: &str = "a pooler between does not keep prepared statements; PgBouncer in transaction mode needs version 1.21 or later with `max_prepared_statements` above 0, or use session mode";
+/// The connection to the database goes through an unsuitable pooler.
+const NO_STATEMENTS: &str = "the connection pooler does not keep prepared statements; use PgBouncer 1.21 or later with `max_prepared_statements` above 0, or use session mode";
 
 pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreError {
     match &failure {
@@ -26,18 +26,18 @@ pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreErro
     }
 }
 
-/// Whether the statement gave up because another transaction holds a lock that it needs.
+/// Returns whether the statement gave up because another transaction holds a lock that it needs.
 pub(super) fn is_locked(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "55P03"))
 }
 
-/// Whether the role lacks a permission.
+/// Returns whether the role lacks a permission.
 pub(super) fn is_forbidden(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "42501"))
 }
 
-/// What is to blame for an error of a lane. `unpin` forgets where the table was found, and says whether it
-/// was found.
+/// Returns what is to blame for a lane's error. `unpin` forgets the table that was found, and
+/// returns whether there was one.
 pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
     let code = match error {
         sqlx::Error::Database(database) => database.code(),
@@ -50,10 +50,10 @@ pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
     };
     match code.as_deref() {
         Some("40001" | "40P01") => Blame::Timing,
-        // The table was moved or made anew. The next connection looks for it.
+        // The table was moved or created again. The next connection looks for it.
         Some("42P01" | "3F000") if unpin() => Blame::Connection,
-        // Locked; no memory or disk is left; the value, a constraint, the statement, a permission, the
-        // role, the database; cancelled by somebody or by `statement_timeout`.
+        // Locked. No memory or disk space is left. The value, a constraint, the statement, a
+        // permission, the role or the database. Cancelled by somebody or by `statement_timeout`.
         Some("55P03" | "53100" | "53200" | "57014" | "3D000") => Blame::Job,
         Some(code)
             if ["22", "23", "28", "42", "54", "3F"]
@@ -62,16 +62,16 @@ pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
         {
             Blame::Job
         }
-        // The rest is the connection's: the server ends it, has become read-only, or has forgotten a
-        // prepared statement, or the connection has a transaction on it that failed.
+        // Every other error is the connection's: the server closes it, has become read-only or has
+        // forgotten a prepared statement, or the connection has a failed transaction.
         _ => Blame::Connection,
     }
 }
 
-/// Whether a commit that failed with this error may have taken effect all the same.
+/// Returns whether a commit that failed with this error may have taken effect nevertheless.
 pub(super) fn leaves_in_doubt(error: &sqlx::Error) -> bool {
     match error {
-        // Shutdowns and broken connections may come after the commit was made. So may
+        // Shutdowns and broken connections can follow a commit that took effect, and so can
         // "statement completion unknown".
         sqlx::Error::Database(database) => database
             .code()
@@ -85,52 +85,52 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
     Some(match error.code()?.as_ref() {
         "42P01" | "3F000" => (
             Unavailable,
-            "the table is missing; run `PostgresStore::migrate` or the SQL file, and check schema and table name",
+            "the table is missing; run `PostgresStore::migrate` or the SQL file, and check the schema and the table name",
         ),
         "42703" | "42804" | "42883" | "42P10" | "42809" | "23502" => (
             Unavailable,
-            "the table has another layout than this release knows; compare it with the SQL file of the store",
+            "the table's layout is not the one that this release expects; compare it with the store's SQL file",
         ),
         "42501" => (
             Unavailable,
-            "the role lacks a permission: it needs SELECT, INSERT, UPDATE and DELETE on the table, and CREATE on the schema to migrate",
+            "the role lacks a permission; it needs SELECT, INSERT, UPDATE and DELETE on the table, and CREATE on the schema to migrate",
         ),
         "53100" => (Full, "the database's disk is full"),
         "53200" => (Full, "the database is out of memory"),
         "53300" => (
             Unavailable,
-            "the database has no connection left; lower `max_connections` of the pools",
+            "the database has no connections left; lower the pools' `max_connections`",
         ),
         "25006" => (
             Unavailable,
-            "the database is read-only: a replica, or one that is being failed over; the store needs the primary",
+            "the database is read-only, because it is a replica or a failover is in progress; connect to the primary",
         ),
         "28P01" | "28000" => (Unavailable, "the database refused the role or its password"),
         "3D000" => (Unavailable, "there is no such database"),
         "26000" | "42P05" => (Unavailable, NO_STATEMENTS),
         "08P01" => (
             Unavailable,
-            "what lies between does not take the connection's parameters; PgBouncer needs `ignore_startup_parameters = extra_float_digits`, or `extra_float_digits(None)` in the connect options",
+            "a pooler or proxy does not accept the connection's parameters; PgBouncer needs `ignore_startup_parameters = extra_float_digits`, or `extra_float_digits(None)` in the connect options",
         ),
         "55P03" => (
             Unavailable,
-            "another transaction holds a lock on the table or the row for too long",
+            "another transaction held a lock on the table or the row for too long",
         ),
-        "40001" | "40P01" => (Unavailable, "a concurrent transaction was in the way"),
+        "40001" | "40P01" => (Unavailable, "a concurrent transaction conflicted with this one"),
         "25P02" => (
             Unavailable,
-            "a statement of the handler had failed in the transaction, so that it can only be rolled back",
+            "an earlier statement of the handler failed, so the transaction can only be rolled back",
         ),
         "25P03" => (
             Unavailable,
-            "the transaction was idle for too long, and the database ended it",
+            "the transaction was idle for too long, so the database ended it",
         ),
         "57014" => (
             Unavailable,
             "the statement was cancelled, or took longer than `statement_timeout`",
         ),
         code if code.starts_with("57P") => (Unavailable, "the database is starting or shutting down"),
-        code if code.starts_with("23") => (Unavailable, "a constraint was violated as the transaction committed"),
+        code if code.starts_with("23") => (Unavailable, "a constraint was violated when the transaction committed"),
         _ => return None,
     })
 }

@@ -1,10 +1,10 @@
 //! How PostgreSQL guards a transaction.
 //!
-//! Three settings of the session do it. `default_transaction_read_only` is on for as long as the
-//! transaction is open, and the transaction itself is `READ WRITE`: what runs outside of it cannot
-//! write. `tower_idempotency.open` is local to the transaction: it reads back empty once the
-//! transaction is over. `tower_idempotency.kept` is set in the transaction and stays if that is
-//! committed: it tells a commit from a roll-back.
+//! It uses three settings of the session. `default_transaction_read_only` is on for as long as the
+//! transaction is open, and the transaction itself is `READ WRITE`, so that statements outside the
+//! transaction cannot write. `tower_idempotency.open` is local to the transaction, so it is empty
+//! once the transaction is over. `tower_idempotency.kept` is set in the transaction and persists if
+//! the transaction is committed, so it distinguishes a commit from a rollback.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Database, Postgres, Row, SqlSafeStr, raw_sql};
@@ -15,7 +15,7 @@ use crate::store::sql::guarded::{AtomicDatabase, Guarded, RolledBack};
 
 type Manager = <Postgres as Database>::TransactionManager;
 
-/// What the settings hold while a transaction is open.
+/// The value of the settings while a transaction is open.
 #[derive(Debug)]
 pub struct Mark(String);
 
@@ -29,7 +29,8 @@ impl Mark {
         &self.0
     }
 
-    /// All in one round trip, and so on one connection behind a pooler.
+    /// The script that begins the transaction. It is one round trip, and so runs on one connection
+    /// behind a pooler.
     fn begin(&self) -> String {
         let mark = &self.0;
         format!(
@@ -38,7 +39,8 @@ impl Mark {
         )
     }
 
-    /// Whether the transaction is open. Resets the session as of the commit.
+    /// The statement that returns whether the transaction is open. It resets the session as of the
+    /// commit.
     fn is_open(&self) -> String {
         let mark = &self.0;
         format!(
@@ -47,7 +49,7 @@ impl Mark {
         )
     }
 
-    /// Whether the transaction was committed. Resets the session.
+    /// The statement that returns whether the transaction was committed. It resets the session.
     fn was_committed(&self) -> String {
         let mark = &self.0;
         format!(
@@ -62,7 +64,7 @@ impl AtomicDatabase for Postgres {}
 impl Guarded for Postgres {
     type Guard = Mark;
 
-    // A script that failed in the middle may have left a transaction or a setting.
+    // A script that failed in the middle may have left a transaction or a setting behind.
     const CLEAN_IF_NOT_BEGUN: bool = false;
 
     async fn begin(connection: &mut PgConnection) -> Result<Mark, sqlx::Error> {
@@ -89,8 +91,8 @@ impl Guarded for Postgres {
     async fn roll_back(connection: &mut PgConnection, mark: &Mark) -> Result<RolledBack, sqlx::Error> {
         let ask = mark.was_committed();
         if Self::depth(connection) == 1 {
-            // The second transaction keeps a pooler from changing the connection before the session is
-            // reset, and is the one that `sqlx` believes to be open.
+            // The second transaction keeps a pooler from changing the connection before the session
+            // is reset. It is also the transaction that `sqlx` believes to be open.
             let was_committed = yes(connection, format!("ROLLBACK; BEGIN; {ask}")).await?;
             Manager::commit(connection).await?;
             return Ok(RolledBack {
@@ -98,7 +100,7 @@ impl Guarded for Postgres {
                 is_clean: true,
             });
         }
-        // `sqlx` has rolled back already, or has savepoints in mind that are gone.
+        // `sqlx` has already rolled back, or still tracks savepoints that no longer exist.
         let script = if connection.is_in_transaction() {
             format!("ROLLBACK; {ask}")
         } else {
@@ -111,7 +113,8 @@ impl Guarded for Postgres {
     }
 }
 
-/// The first column of a script's only row. The script has a mark of ours in it, and nothing else that varies.
+/// Returns the first column of a script's only row. The script contains a mark of ours, and nothing
+/// else that varies.
 async fn yes(connection: &mut PgConnection, script: String) -> Result<bool, sqlx::Error> {
     let rows = raw_sql(AssertSqlSafe(script)).fetch_all(connection).await?;
     rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)

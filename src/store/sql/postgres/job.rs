@@ -1,4 +1,4 @@
-//! What the store asks on its lane, and what it is answered.
+//! The jobs that the store sends on its lane, and their answers.
 
 use std::time::Duration;
 
@@ -18,15 +18,16 @@ pub(super) enum Job {
     Forget(Slot),
 }
 
-/// What happens to a claim that is held.
+/// A change to a held claim.
 #[derive(Clone)]
 pub(super) struct Change {
     pub(super) slot: Slot,
     pub(super) token: Token,
     pub(super) what: What,
-    /// It may have happened already.
+    /// Whether the change may already have been made.
     pub(super) is_repeated: bool,
-    /// Another transaction had locked the row for long. It is not waited for again.
+    /// Whether another transaction has locked the row for long. The change does not wait for the
+    /// lock again.
     pub(super) skips_lock: bool,
 }
 
@@ -44,13 +45,13 @@ pub(super) enum Answer {
     Changed(Held),
     Done(bool),
     LookedUp(Option<EntryRow>),
-    /// Whether the row still counted.
+    /// Whether the row had not expired yet.
     Forgotten(bool),
-    /// Another transaction holds the row: retry later.
+    /// Another transaction has locked the row: retry later.
     Locked,
 }
 
-/// What a claim found in its slot. Neither: a row that is forgotten, or another statement was faster.
+/// The result of a claim. It is empty if the row is forgotten, or if another statement was faster.
 #[derive(Default)]
 pub(super) struct Found {
     /// The attempt, if it claimed the slot.
@@ -58,14 +59,15 @@ pub(super) struct Found {
     pub(super) seen: Option<Seen>,
 }
 
-/// Records in one batch have so many bytes together at most, but for one that is larger by itself.
+/// The maximum total size of the records in one batch, except that a single record can be larger.
 const MOST_BYTES: usize = 512 * 1024;
 
 impl Job {
-    /// Whether it can be one statement with these.
+    /// Returns whether this job can be sent in one statement with the batch.
     pub(super) fn joins(&self, batch: &[Self]) -> bool {
         match (self, batch.first()) {
-            // Of several claims on one slot the first gets it, as if they came one after the other.
+            // If several claims are on one slot, the first one gets it, as if they came one after
+            // the other.
             (Self::Claim(_), Some(Self::Claim(_))) => true,
             (Self::TakeOver(claim), Some(Self::TakeOver(_))) => !batch
                 .iter()
@@ -86,7 +88,7 @@ impl Job {
         }
     }
 
-    /// The row was locked for as long as it is waited for.
+    /// Notes that the row stayed locked for as long as a change waits for it.
     pub(super) fn met_lock(&mut self) {
         if let Self::Change(change) = self {
             change.skips_lock = true;
@@ -111,7 +113,7 @@ impl Change {
 }
 
 impl What {
-    /// The lease or the TTL.
+    /// Returns the lease or the TTL.
     pub(super) fn duration(&self) -> Duration {
         match self {
             Self::Renew(duration) | Self::Complete(_, duration) => *duration,

@@ -1,4 +1,4 @@
-//! Making the table, and checking its layout.
+//! Creates the table, and checks its layout.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -17,25 +17,25 @@ use crate::store::{StoreError, Token};
 
 /// The SQL that [`PostgresStore::migrate`] runs.
 const LAYOUT: &str = include_str!("table.sql");
-/// The columns that begin an index. The indexes have no names of ours: they are those of the table, whatever
-/// it was called before.
+/// The first column of each index. The store does not name the indexes: they are the table's
+/// indexes, whatever the table was called before.
 const INDEXED: [&str; 2] = ["sweep_at", "scope"];
-/// Whether there is an index of a table that begins with a column.
+/// Whether a table has an index that begins with a column.
 const HAS_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index AS found \
      JOIN pg_catalog.pg_attribute AS col ON col.attrelid = found.indrelid AND col.attnum = found.indkey[0] \
      WHERE found.indrelid = pg_catalog.to_regclass($1) AND found.indisvalid AND col.attname = $2)";
-/// The advisory lock by which those who migrate at once take turns: "idempkey" in ASCII.
+/// The advisory lock with which concurrent migrations take turns: "idempkey" in ASCII.
 const MIGRATION_LOCK: i64 = 0x6964_656d_706b_6579;
 
 impl PostgresStore {
-    /// Makes the table and its indexes if they are missing, and checks the layout. Safe to call from many
-    /// processes at once: they take turns. The same SQL is in `src/store/sql/postgres/table.sql`. It uses a
-    /// connection of its own.
+    /// Creates the table and its indexes if they are missing, and checks the layout. It is safe to
+    /// call this from many processes at once, because they take turns. The same SQL is in
+    /// `src/store/sql/postgres/table.sql`. The call uses a connection of its own.
     ///
     /// # Errors
     ///
-    /// The database cannot be reached, the role may not create tables, or a table of that name has
-    /// another layout.
+    /// The database cannot be reached, the role is not allowed to create tables, or a table with
+    /// this name has a different layout.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let failed = |error| failed("migrate", error);
         let driver = self.lanes.driver();
@@ -44,7 +44,7 @@ impl PostgresStore {
         self.migrate_in_turn(&mut connection).await.map_err(failed)?;
         let sql = self.pin.find(&mut connection).await.map_err(failed)?;
         let mut wire = Wire { connection, sql };
-        // Finds a table of that name that belongs to something else, and rights that are missing.
+        // Detects a table with this name that belongs to something else, and missing permissions.
         self.try_out(&mut wire).await.map_err(failed)?;
         PostgresDriver::close(wire).await;
         Ok(())
@@ -52,7 +52,7 @@ impl PostgresStore {
 
     async fn migrate_in_turn(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let mut transaction = connection.begin().await?;
-        // Others may take a while.
+        // Other migrations may take a while.
         sqlx::raw_sql("SET LOCAL lock_timeout = 0")
             .execute(&mut *transaction)
             .await?;
@@ -61,7 +61,8 @@ impl PostgresStore {
             .execute(&mut *transaction)
             .await?;
         if let Some(schema) = &self.table.schema {
-            // Not `IF NOT EXISTS`, which asks for the right to create a schema even if it is there.
+            // Not `IF NOT EXISTS`, which requires the right to create a schema even if the schema
+            // exists.
             let there: bool = sqlx::query_scalar("SELECT to_regnamespace($1) IS NOT NULL")
                 .bind(format!("\"{schema}\""))
                 .fetch_one(&mut *transaction)
@@ -71,7 +72,7 @@ impl PostgresStore {
                 sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
             }
         }
-        // A role that may not create anything can migrate what is there.
+        // A role that is not allowed to create anything can migrate a table that exists.
         let table = self.table.sql(DEFAULT);
         let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
             .bind(table.as_ref())
@@ -95,7 +96,7 @@ impl PostgresStore {
         transaction.commit().await
     }
 
-    /// Goes through the life of a claim, and undoes it.
+    /// Takes a trial claim through its life, and undoes it.
     async fn try_out(&self, wire: &mut Wire) -> Result<(), sqlx::Error> {
         let begin = trial();
         sqlx::raw_sql("BEGIN").execute(&mut wire.connection).await?;
@@ -113,7 +114,7 @@ impl PostgresStore {
         let retry = begin.with_token(Token::random());
         let kept = claim_one(wire, &retry).await?.seen.and_then(|seen| seen.record);
         if kept.as_deref() != Some(b"trial") {
-            return Err(sqlx::Error::Decode("the record did not come back".into()));
+            return Err(sqlx::Error::Decode("the trial record could not be read back".into()));
         }
         take_over(wire, &[&retry]).await?;
         for job in [Job::LookUp(begin.slot), Job::Forget(begin.slot)] {

@@ -28,44 +28,48 @@ use driver::PostgresDriver;
 use pin::Pin;
 use statements::Statements;
 
-/// Keeps claims and records in a table of PostgreSQL.
+/// Keeps claims and records in a table in PostgreSQL.
 ///
-/// It has the **atomic mode**: what a handler writes through [`Transaction`](super::Transaction) is
+/// It has the **atomic mode**: a handler's writes through [`Transaction`](super::Transaction) are
 /// committed together with the record of its response.
 ///
-/// Needs PostgreSQL 12 or later. A claim, a renewal, a record and a release are one statement each,
-/// and so one round trip at most. A replay or a refusal costs one, a first request two. Taking over a claim
-/// that lapsed, or a row that expired and is not swept yet, costs one more. A claim does not wait for another
-/// transaction: a slot whose row another transaction is writing is in flight. A record or a release waits for a
-/// locked row on its connection once, for up to 100 ms. That is enough for the sweeper, whose locks last
-/// milliseconds. Then it is asked again with pauses of 10 to 320 ms and passes the lock by, for as long as the
-/// layer tries: `store_timeout`, and `settle_within` in the background. Leases and expiry go by the database's
-/// clock.
+/// It needs PostgreSQL 12 or later. A claim, a renewal, a record and a release are one statement
+/// each, and so at most one round trip. A replay or a refusal costs one round trip, and a first
+/// request costs two. Taking over a claim that lapsed, or a row that expired and is not swept yet,
+/// costs one more. A claim does not wait for another transaction: if another transaction is writing
+/// the slot's row, the slot is in flight. A record or a release waits once for a locked row, on its
+/// connection, for up to 100 ms. That is enough for the sweeper, whose locks last milliseconds.
+/// Then the store tries again with pauses of 10 to 320 ms, without waiting for the lock, for as
+/// long as the layer tries: `store_timeout`, and `settle_within` in the background. Leases and
+/// expiry use the database's clock.
 ///
-/// **Connections.** Claims, renewals, records, releases and look-ups have up to two connections of the
-/// store's own ([`connections`](Self::connections)), which are made like those of the pool, when they are
-/// needed. So a handler's transactions do not keep them waiting, and what a handler sets on a connection
-/// does not reach them. Calls that wait are sent together, as one statement. Clones share the
-/// connections; each Tokio runtime that uses the store has its own. A process then has as many connections
-/// as its pool, and two more for each runtime: count them when you set `max_connections` of the server.
+/// **Connections.** Claims, renewals, records, releases and look-ups use up to two connections of
+/// the store's own ([`connections`](Self::connections)). They are opened like the pool's
+/// connections, when they are needed. So a handler's transactions do not keep these calls waiting,
+/// and a handler's settings on a connection do not affect them. Waiting calls are sent together, as
+/// one statement. Clones share the connections. Each Tokio runtime that uses the store has its own.
+/// A process then has as many connections as its pool, plus two for each runtime. Include them when
+/// you set the server's `max_connections`.
 ///
-/// The pool is for the transactions of handlers in atomic mode, from
+/// The pool is for handlers' transactions in atomic mode, from
 /// [`Transaction::begin`](super::Transaction::begin) to the commit, for the sweeper, and for
-/// [`count`](crate::store::Inspect::count). Do not connect it to a replica, or through a proxy that answers
-/// reads from one. When you close the pool, the store ends with it.
+/// [`count`](crate::store::Inspect::count). Do not connect the pool to a replica, or through a
+/// proxy that sends reads to a replica. When you close the pool, the store closes with it.
 ///
-/// **The table** is found once, by the search path of the first connection. Later changes to a search path
-/// do not matter. Name a [`schema`](Self::schema) if search paths differ between processes.
+/// **The table** is located once, by the search path of the first connection. Later changes to a
+/// search path have no effect. Set a [`schema`](Self::schema) if search paths differ between
+/// processes.
 ///
-/// **Poolers.** PgBouncer in session mode works. In transaction mode it must be version 1.21 or later with
-/// `max_prepared_statements` above 0; name a [`schema`](Self::schema), because there a search path may be that
-/// of another client. An older one is refused, and the error says why. The store sets nothing on sessions
-/// that are shared in this way, so that a call may wait for another transaction's lock until `store_timeout`.
-/// `sqlx` itself needs `ignore_startup_parameters = extra_float_digits`.
+/// **Poolers.** PgBouncer in session mode works. In transaction mode, it must be version 1.21 or
+/// later with `max_prepared_statements` above 0. In this mode, also set a [`schema`](Self::schema),
+/// because the search path may be another client's. An older version is refused, and the error says
+/// why. The store changes no settings on sessions that are shared in this way, so a call may wait
+/// for another transaction's lock until `store_timeout`. `sqlx` itself needs
+/// `ignore_startup_parameters = extra_float_digits`.
 ///
 /// **Durability** is the database's. With `synchronous_commit = off`, or when a replica that lags
-/// is promoted, the last claims and records can be lost, and a retry then runs again; in atomic
-/// mode its effect is lost along with its record, so that running again is right.
+/// is promoted, the last claims and records can be lost, and a retry then runs again. In atomic
+/// mode, the effect is lost along with its record, so running again is correct.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -85,7 +89,7 @@ use statements::Statements;
 /// # }
 /// ```
 ///
-/// For the person on call, with [`Slot::to_hex`](crate::Slot::to_hex) for the slot:
+/// For the person on call ([`Slot::to_hex`](crate::Slot::to_hex) returns the slot):
 ///
 /// ```sql
 /// SELECT attempt, lease_until, forget_at, length(record) FROM idempotency_keys WHERE slot = '\x…';
@@ -95,7 +99,7 @@ use statements::Statements;
 /// ```
 #[derive(Clone)]
 pub struct PostgresStore {
-    /// The application's: for its handlers' transactions, and for what may take a while.
+    /// The application's pool, for handlers' transactions and for statements that may take a while.
     pool: PgPool,
     table: Table,
     limits: Limits,
@@ -104,7 +108,7 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// A store in the table `idempotency_keys` of the connection's search path.
+    /// Creates a store in the table `idempotency_keys` of the connection's search path.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self::with(pool, Table::default(), Limits::default())
@@ -122,18 +126,18 @@ impl PostgresStore {
         }
     }
 
-    /// How many connections the store has for itself at most: 2 by default. They are made when they are
-    /// needed, and each Tokio runtime that uses the store has its own.
+    /// Sets the maximum number of the store's own connections: 2 by default. They are opened when
+    /// they are needed, and each Tokio runtime that uses the store has its own.
     ///
-    /// Two are enough for most: calls that wait are sent together. More help where the database is far away
-    /// and requests are many.
+    /// Two are enough for most services, because waiting calls are sent together. More connections
+    /// help if the database is far away and there are many requests.
     ///
     /// # Errors
     ///
-    /// It is not 1 to 64.
+    /// `connections` is not between 1 and 64.
     pub fn connections(self, connections: usize) -> Result<Self, ConfigError> {
         if !(1..=64).contains(&connections) {
-            let what = format!("{connections} is not 1 to 64");
+            let what = format!("{connections} is not between 1 and 64");
             return Err(ConfigError::new("connections", what));
         }
         let limits = Limits {
@@ -143,7 +147,8 @@ impl PostgresStore {
         Ok(Self::with(self.pool, self.table, limits))
     }
 
-    /// Another table name: 1 to 48 ASCII letters, digits and underscores. It is case-sensitive.
+    /// Sets another table name: 1 to 48 ASCII letters, digits and underscores. It is
+    /// case-sensitive.
     ///
     /// # Errors
     ///
@@ -153,8 +158,8 @@ impl PostgresStore {
         Ok(Self::with(self.pool, table, self.limits))
     }
 
-    /// Another schema than the search path's. The rules are those of [`table`](Self::table).
-    /// [`migrate`](Self::migrate) makes the schema if it is missing.
+    /// Sets a schema, instead of the search path's. The rules are the same as for
+    /// [`table`](Self::table). [`migrate`](Self::migrate) creates the schema if it is missing.
     ///
     /// # Errors
     ///
@@ -164,13 +169,14 @@ impl PostgresStore {
         Ok(Self::with(self.pool, table, self.limits))
     }
 
-    /// The pool, which is the application's own.
+    /// Returns the pool, which belongs to the application.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }
 
-    /// The statements: for the table that was found, or by the search path as long as none was.
+    /// Returns the statements for the table that was found or, until then, for the search path's
+    /// table.
     fn statements(&self) -> Arc<Statements> {
         self.pin.statements()
     }
@@ -178,7 +184,7 @@ impl PostgresStore {
 
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the pool: its options hold the password.
+        // Without the pool, whose options contain the password.
         f.debug_struct("PostgresStore")
             .field("table", &self.table)
             .field("connections", &self.pool.size())

@@ -1,4 +1,4 @@
-//! The statements of a table whose schema is known, and the role that they are for.
+//! The statements for a table whose schema is known, and the role that they need.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,8 +8,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::statements::Statements;
 use crate::store::sql::table::{DEFAULT, Table};
 
-/// The schema of a table, the role, and whether the session's user can set another one: a superuser can, and
-/// so can a member of any role.
+/// Selects the table's schema, the role, and whether the session's user can set another role. A
+/// superuser can, and so can a member of any role.
 const FOUND: &str = "\
 SELECT nspname::text, current_setting('role'), EXISTS (
     SELECT FROM pg_catalog.pg_roles AS own
@@ -19,21 +19,21 @@ FROM pg_catalog.pg_class AS found
      JOIN pg_catalog.pg_namespace AS named ON named.oid = found.relnamespace
 WHERE found.oid = pg_catalog.to_regclass($1)";
 
-/// The statements once the schema is known. It is found once, on a connection that nobody else has
-/// used, and then written into every statement: whatever a handler sets on a connection, it is the same
-/// table.
+/// The statements, once the schema is known. The schema is found once, on a connection that nobody
+/// else has used, and is then part of every statement. So the table is the same, whatever a handler
+/// sets on a connection.
 pub(super) struct Pin {
-    /// As the application named it.
+    /// The table as the application named it.
     table: Table,
     unpinned: Arc<Statements>,
     pinned: Mutex<Option<Pinned>>,
-    /// Whether a handler may set another role than the session's.
+    /// Whether a handler can set a role other than the session's.
     roles_vary: AtomicBool,
 }
 
 struct Pinned {
     statements: Arc<Statements>,
-    /// The setting `role` of the store's own connections: mostly `none`.
+    /// The setting `role` of the store's own connections: usually `none`.
     role: Arc<str>,
 }
 
@@ -52,13 +52,14 @@ impl Pin {
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The statements: for the table that was found, or by the search path as long as none was.
+    /// Returns the statements for the table that was found or, until then, for the search path's
+    /// table.
     pub(super) fn statements(&self) -> Arc<Statements> {
         let pinned = self.pinned();
         Arc::clone(pinned.as_ref().map_or(&self.unpinned, |pinned| &pinned.statements))
     }
 
-    /// The role that the statements need, if a handler may have set another one.
+    /// Returns the role that the statements need, if a handler may have set another one.
     pub(super) fn role(&self) -> Option<Arc<str>> {
         if !self.roles_vary.load(Ordering::Relaxed) {
             return None;
@@ -66,12 +67,13 @@ impl Pin {
         self.pinned().as_ref().map(|pinned| Arc::clone(&pinned.role))
     }
 
-    /// A permission was missing. Perhaps the session has become a member of other roles meanwhile.
+    /// Notes that a permission was missing. The user may have become a member of other roles in the
+    /// meantime.
     pub(super) fn doubt_role(&self) {
         self.roles_vary.store(true, Ordering::Relaxed);
     }
 
-    /// Finds the table by the connection's search path, unless it was found before.
+    /// Finds the table by the connection's search path, unless it was already found.
     pub(super) async fn find(&self, connection: &mut PgConnection) -> Result<Arc<Statements>, sqlx::Error> {
         if let Some(pinned) = &*self.pinned() {
             return Ok(Arc::clone(&pinned.statements));
@@ -82,7 +84,7 @@ impl Pin {
             .fetch_optional(&mut *connection)
             .await?;
         let Some((schema, role, roles_vary)) = found else {
-            // The database's own error.
+            // Returns the database's own error.
             let probe = format!("SELECT FROM {table} LIMIT 0");
             sqlx::raw_sql(AssertSqlSafe(probe)).execute(connection).await?;
             return Err(sqlx::Error::RowNotFound);
@@ -92,13 +94,13 @@ impl Pin {
         if roles_vary {
             self.doubt_role();
         }
-        // Whoever was first decides.
+        // The first caller decides.
         let mut pinned = self.pinned();
         let pinned = pinned.get_or_insert(Pinned { statements, role });
         Ok(Arc::clone(&pinned.statements))
     }
 
-    /// Forgets what was found, and says whether there was anything to forget.
+    /// Forgets the table that was found, and returns whether there was one.
     pub(super) fn forget(&self) -> bool {
         self.pinned().take().is_some()
     }

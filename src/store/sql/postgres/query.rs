@@ -1,4 +1,4 @@
-//! Statements that may take a while, on a connection of the application's pool.
+//! Statements that may take a while, on a connection from the application's pool.
 
 use sqlx::postgres::PgRow;
 use sqlx::{Execute, Executor, FromRow, Postgres};
@@ -7,7 +7,7 @@ use super::PostgresStore;
 use crate::store::sql::asking::Asking;
 
 impl PostgresStore {
-    /// Runs a statement that answers with one row.
+    /// Runs a statement that returns one row.
     pub(super) async fn ask_pool<'q, T>(&self, query: impl Execute<'q, Postgres> + 'q) -> Result<T, sqlx::Error>
     where
         T: for<'r> FromRow<'r, PgRow>,

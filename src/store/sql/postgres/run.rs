@@ -1,4 +1,4 @@
-//! The statements of a lane, on its connection.
+//! Runs a lane's statements on its connection.
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -17,7 +17,7 @@ pub(super) async fn claim_one(wire: &mut Wire, claim: &ClaimRequest) -> Result<F
         .bind(as_float(claim.lease))
         .bind(as_float(claim.ttl))
         .bind(claim.scope.as_bytes().as_slice());
-    // All rows, although there is one: the error of the commit comes after it.
+    // All rows are fetched, although there is only one: an error of the commit arrives after it.
     let rows = query.fetch_all(&mut wire.connection).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     Ok(Found {
@@ -53,7 +53,7 @@ pub(super) async fn claim_together(wire: &mut Wire, claims: &[&ClaimRequest]) ->
                 sorted.find(slot, |claim| signed(claim.token) == token)
             }
         };
-        // There is no other row.
+        // No other rows are possible.
         let Some(found) = at.and_then(|at| found.get_mut(at)) else {
             continue;
         };
@@ -65,7 +65,7 @@ pub(super) async fn claim_together(wire: &mut Wire, claims: &[&ClaimRequest]) ->
     Ok(found)
 }
 
-/// The attempts of the claims that took their slots over.
+/// Returns the attempts of the claims that took over their slots.
 pub(super) async fn take_over(wire: &mut Wire, claims: &[&ClaimRequest]) -> Result<Vec<Option<i32>>, sqlx::Error> {
     let sorted = Sorted::new(claims, |claim| &claim.slot);
     let refuses: Vec<_> = sorted.column(|claim| claim.on_lapse == OnLapse::Refuse);
@@ -111,7 +111,7 @@ pub(super) async fn change_one(wire: &mut Wire, change: &Change) -> Result<Answe
     answers.pop().ok_or(sqlx::Error::RowNotFound)
 }
 
-/// Changes of one kind.
+/// Makes changes of one kind.
 pub(super) async fn change_together(wire: &mut Wire, changes: &[&Change]) -> Result<Vec<Answer>, sqlx::Error> {
     let sorted = Sorted::new(changes, |change| &change.slot);
     let Some(first) = changes.first() else {
@@ -145,9 +145,9 @@ pub(super) async fn change_together(wire: &mut Wire, changes: &[&Change]) -> Res
     Ok(answers)
 }
 
-/// Finds out about changes that were not made, where that does not say yet that the claim is lost: a
-/// renewal skips locked rows, and so does a change that met one. A change that is asked again may have been made
-/// the first time.
+/// Checks changes that were not made, if that does not yet mean that the claim is lost. A renewal
+/// skips locked rows, and so does a change that has met one. A change that is sent again may have
+/// been made the first time.
 async fn explain(wire: &mut Wire, changes: &[&Change], answers: &mut [Answer]) -> Result<(), sqlx::Error> {
     let in_question = |change: &Change, answer: &Answer| {
         let skips = change.skips_lock || matches!(change.what, What::Renew(_));
@@ -173,7 +173,7 @@ async fn explain(wire: &mut Wire, changes: &[&Change], answers: &mut [Answer]) -
         let is_held = is_ours && !is_done && row.is_some_and(|row| row.3);
         *answer = match &change.what {
             _ if is_held => Answer::Locked,
-            // Only its holder writes its record.
+            // Only the claim's holder writes its record.
             What::Complete(..) if change.is_repeated && is_ours && is_done => Answer::Changed(Held::Yes),
             What::Release if change.is_repeated && row.is_none() => Answer::Changed(Held::Yes),
             _ => Answer::Changed(Held::Lost),
@@ -182,7 +182,7 @@ async fn explain(wire: &mut Wire, changes: &[&Change], answers: &mut [Answer]) -
     Ok(())
 }
 
-/// Whether the record of that claim is there, once no transaction is left that may still write it.
+/// Returns whether the claim's record exists, once no transaction is left that may still write it.
 pub(super) async fn is_done(wire: &mut Wire, slot: &Slot, token: Token) -> Result<Answer, sqlx::Error> {
     let query = sqlx::query_scalar(wire.sql.is_done.text())
         .bind(signed(token))
@@ -216,7 +216,7 @@ pub(super) async fn read(wire: &mut Wire, job: &Job) -> Result<Answer, sqlx::Err
     }
 }
 
-/// Questions in the order of their slots, and where each of them stood before.
+/// Items in the order of their slots, with the original position of each item.
 struct Sorted<'a, T> {
     items: &'a [T],
     order: Vec<usize>,
@@ -234,13 +234,13 @@ impl<'a, T> Sorted<'a, T> {
         self.order.iter().map(|at| value(&self.items[*at])).collect()
     }
 
-    /// Where the question of that number stood; numbers count from 1.
+    /// Returns the original position of the item with this number. Numbers start at 1.
     fn at(&self, number: i64) -> Option<usize> {
         let number = usize::try_from(number).ok()?;
         self.order.get(number.checked_sub(1)?).copied()
     }
 
-    /// Where a question of that slot stood.
+    /// Returns the original position of an item with this slot.
     fn find(&self, slot: &[u8], is_it: impl Fn(&T) -> bool) -> Option<usize> {
         let slot_at = |at: &usize| (self.slot)(&self.items[*at]).as_bytes().as_slice();
         let first = self.order.partition_point(|at| slot_at(at) < slot);

@@ -13,10 +13,11 @@ const DIALECT: Dialect = Dialect {
     numbers_parameters: true,
 };
 
-/// Answers what is in the slot, and claims it if no row is there. If it did neither, the row is
-/// forgotten, or another statement came in between. It does not try to insert where a row is: that would
-/// wait for a transaction that deletes it. The record is left out if its fingerprint conflicts: it is of the
-/// same rule, which the first two bytes name, and another digest.
+/// Reads the slot, and claims it if it has no row. If the statement did neither, the row is
+/// forgotten, or another statement came in between. It does not try to insert if a row exists,
+/// because the insert would wait for a transaction that deletes the row. The record is left out if
+/// its fingerprint conflicts: the rule, which the first two bytes name, is the same, but the digest
+/// is different.
 ///
 /// `$1` slot, `$2` fingerprint, `$3` token, `$4` lease, `$5` ttl, `$6` scope.
 const CLAIM: &str = "\
@@ -40,9 +41,9 @@ SELECT (SELECT attempt FROM inserted) AS started,
             THEN seen.record END AS record
 FROM (SELECT 1) AS one LEFT JOIN seen ON seen.counts";
 
-/// [`CLAIM`] for many: the same parameters as arrays, in the order of the slots, so that two such
-/// statements do not wait for each other. Rows with `n` are what was seen for the question of that number.
-/// Rows without are claims that started.
+/// [`CLAIM`] for several claims. The parameters are the same, but as arrays in the order of the
+/// slots, so that two such statements do not wait for each other. Rows with `n` show what was seen
+/// for the claim with that number. Rows without `n` are claims that started.
 const CLAIM_MANY: &str = "\
 WITH seen AS MATERIALIZED (
     SELECT asked.*, held.slot IS NOT NULL AS is_there, held.forget_at > {now} AS counts,
@@ -69,11 +70,12 @@ FROM seen WHERE counts
 UNION ALL
 SELECT NULL, slot, token, NULL, NULL, NULL, NULL, NULL FROM inserted";
 
-/// Claims rows that are forgotten, or whose lease has lapsed and whose fingerprint does not conflict.
-/// It is separate from [`CLAIM`] because it is rare, and would make every claim slower. Rows that
-/// are being written are skipped, not waited for. Answers with the slots that it took, and their attempts.
+/// Claims rows that are forgotten, or whose lease has lapsed and whose fingerprint does not
+/// conflict. It is separate from [`CLAIM`] because it is rare and would make every claim slower.
+/// Rows that are being written are skipped, not waited for. Returns the slots that were claimed,
+/// and their attempts.
 ///
-/// `$1` to `$6` as in [`CLAIM_MANY`], `$7` whether a lapsed claim is refused.
+/// `$1` to `$6` are as in [`CLAIM_MANY`], and `$7` is whether a lapsed claim is refused.
 const TAKE_OVER: &str = "\
 UPDATE idempotency_keys AS claimed SET
     attempt = CASE WHEN claimed.forget_at <= {now} THEN 1
@@ -98,7 +100,7 @@ FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::float8[], $5::float8[], 
 WHERE claimed.slot = free.slot
 RETURNING claimed.slot, claimed.attempt";
 
-/// The end of a statement about claims that are held, which skips those whose rows are locked.
+/// The end of a statement about held claims. It skips claims whose rows are locked.
 macro_rules! of_unlocked {
     () => {
         "     CROSS JOIN LATERAL (
@@ -112,8 +114,8 @@ RETURNING asked.n"
     };
 }
 
-/// Moves leases. A row that a transaction is writing is skipped: it may be the operation's own, which
-/// takes as long as it likes. Answers with the numbers of those that were moved.
+/// Renews leases. A row that a transaction is writing is skipped: this may be the operation's own
+/// transaction, which takes as long as it likes. Returns the numbers of the renewed claims.
 ///
 /// `$1` slots, `$2` tokens, `$3` leases.
 const RENEW_MANY: &str = concat!(
@@ -126,7 +128,7 @@ FROM unnest($1::bytea[], $2::bigint[], $3::float8[]) WITH ORDINALITY AS asked (s
     of_unlocked!()
 );
 
-/// `COMPLETE` for many: `$1` slots, `$2` tokens, `$3` records, `$4` ttls.
+/// `COMPLETE` for several claims: `$1` slots, `$2` tokens, `$3` records, `$4` ttls.
 const COMPLETE_MANY: &str = "\
 UPDATE idempotency_keys AS claimed SET
     record = asked.record, forget_at = {now} + asked.ttl * interval '1 millisecond'
@@ -135,8 +137,8 @@ WHERE claimed.slot = asked.slot AND claimed.token = asked.token
   AND claimed.record IS NULL AND claimed.forget_at > {now}
 RETURNING asked.n";
 
-/// [`COMPLETE_MANY`] without those whose rows are locked. It is separate because taking the lock first makes
-/// every record slower.
+/// [`COMPLETE_MANY`] without the claims whose rows are locked. It is separate because taking the
+/// lock first makes every record slower.
 const COMPLETE_UNLOCKED: &str = concat!(
     "\
 UPDATE idempotency_keys AS claimed SET
@@ -146,7 +148,7 @@ FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::float8[]) WITH ORDINALIT
     of_unlocked!()
 );
 
-/// `RELEASE` for many: `$1` slots, `$2` tokens.
+/// `RELEASE` for several claims: `$1` slots, `$2` tokens.
 const RELEASE_MANY: &str = "\
 DELETE FROM idempotency_keys AS claimed
 USING unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (slot, token, n)
@@ -154,7 +156,7 @@ WHERE claimed.slot = asked.slot AND claimed.token = asked.token
   AND claimed.record IS NULL AND claimed.forget_at > {now}
 RETURNING asked.n";
 
-/// [`RELEASE_MANY`] without those whose rows are locked.
+/// [`RELEASE_MANY`] without the claims whose rows are locked.
 const RELEASE_UNLOCKED: &str = concat!(
     "\
 DELETE FROM idempotency_keys AS claimed
@@ -163,14 +165,16 @@ USING unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (slot, token, n
     of_unlocked!()
 );
 
-/// What is in the rows of these slots: slot, token, whether it is done, whether it counts.
+/// Reads the rows of these slots: slot, token, whether a record exists, whether the row is still
+/// valid.
 const CHECK: &str =
     "SELECT slot, token, record IS NOT NULL, forget_at > {now} FROM idempotency_keys WHERE slot = ANY ($1)";
 
-/// One window of the sweeper, in one round trip and one transaction. It reads the index on `sweep_at` in its
-/// order, whatever the planner believes of the table, and finds the rows by their place. `{from}` is the time
-/// from which on rows are looked at, `{rows}` how many. Answers: how many were removed, and how many were due;
-/// microseconds since 1970 of the last of them, and milliseconds since then.
+/// One window of the sweeper, in one round trip and one transaction. It reads the index on
+/// `sweep_at` in order, whatever the planner believes about the table, and finds the rows by their
+/// location. `{from}` is the time from which rows are looked at, and `{rows}` is how many. Returns
+/// how many rows were removed, how many were due, the due time of the last one in microseconds
+/// since 1970, and the milliseconds since then.
 const SWEEP: &str = "\
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL enable_seqscan = off;
@@ -192,8 +196,8 @@ SELECT (SELECT count(*) FROM removed), count(*),
        (extract(epoch FROM {now} - max(sweep_at)) * 1000)::bigint
 FROM due";
 
-/// Removes some of what is of one scope. Answers: rows found, and rows removed. A row that another transaction
-/// changes is waited for, and found again by the next statement.
+/// Removes some of a scope's rows. Returns how many rows were found, and how many were removed. A
+/// row that another transaction is changing is waited for, and found again by the next statement.
 ///
 /// `$1` scope.
 const FORGET_SCOPE: &str = "\
@@ -204,16 +208,18 @@ WITH found AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed WHERE counts)";
 
-/// Around `COMPLETE` in a handler's transaction, which must still be open: the setting that marks it is
-/// local to it. Resets what guarded the session (`guarded.rs`) as of the commit.
+/// Surrounds `COMPLETE` in a handler's transaction. The transaction must still be open: the setting
+/// that marks it is local to it. As of the commit, this resets the settings that guarded the
+/// session (`guarded.rs`).
 ///
-/// From here to the commit the row is locked: a client that falls silent is cut off, because its key
-/// would otherwise be stuck for as long as its connection lives.
+/// From here to the commit, the row is locked. A client that stops responding is disconnected,
+/// because its key would otherwise be stuck for as long as its connection lives.
 ///
-/// The role that the handler had set comes back after it, so that what is deferred to the commit runs with it.
+/// The role that the handler had set is restored afterwards, so that work that is deferred to the
+/// commit runs with it.
 ///
-/// Parameters: those of `COMPLETE`, the mark, the mark again, how long a client may be silent, in
-/// milliseconds, as text, and the handler's role twice, or NULL.
+/// Parameters: those of `COMPLETE`, the mark, the mark again, how long a client may be silent (in
+/// milliseconds, as text), and the handler's role twice, or NULL.
 const COMPLETE_IN: [&str; 2] = [
     "WITH completed AS (",
     " AND current_setting('tower_idempotency.open', true) = ? RETURNING true)
@@ -224,8 +230,9 @@ SELECT EXISTS (SELECT FROM completed) AS is_completed,
        CASE WHEN ?::text IS NOT NULL THEN set_config('role', ?, true) END",
 ];
 
-/// Takes a role for the rest of a transaction, and answers which one it was if it was another. A statement has
-/// the rights of the role with which it begins, so this cannot be part of [`COMPLETE_IN`].
+/// Sets a role for the rest of a transaction, and returns the previous role if it was a different
+/// one. A statement has the rights of the role with which it begins, so this cannot be part of
+/// [`COMPLETE_IN`].
 ///
 /// `$1` role.
 pub(super) const TAKE_ROLE: &str = "\

@@ -63,12 +63,12 @@ impl Store for PostgresStore {
     }
 }
 
-/// The first pause before a row that is locked is asked for again. Each is twice as long as the last.
+/// The first pause before a locked row is tried again. Each pause is twice as long as the last one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 
 impl PostgresStore {
-    /// Asks on a connection of the store's own.
+    /// Sends a job on one of the store's own connections.
     pub(super) async fn ask(&self, operation: &'static str, job: Job) -> Result<Answer, StoreError> {
         if self.pool.is_closed() {
             self.lanes.close();
@@ -78,8 +78,9 @@ impl PostgresStore {
         answer.map_err(|failure| unanswered(operation, failure))
     }
 
-    /// The same, and again as long as another transaction holds the row. The caller bounds the time. Only the
-    /// first time waits for the row on the connection, and briefly: others need that.
+    /// Like [`ask`](Self::ask), but tries again as long as another transaction has locked the row.
+    /// The caller limits the time. Only the first attempt waits for the row on the connection, and
+    /// only briefly, because other calls need the connection.
     pub(super) async fn ask_until_unlocked(&self, operation: &'static str, mut job: Job) -> Result<Answer, StoreError> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -103,9 +104,9 @@ impl PostgresStore {
     }
 }
 
-/// An answer to another question.
+/// The error for an answer that belongs to a different job.
 pub(super) fn unexpected(operation: &'static str) -> StoreError {
     let message =
-        format!("{NAME}: {operation}: the answer is not to what was asked; this is a bug of tower-idempotency");
+        format!("{NAME}: {operation}: the answer does not match the request; this is a bug in tower-idempotency");
     StoreError::new(StoreErrorKind::Unavailable, message)
 }

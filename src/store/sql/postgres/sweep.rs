@@ -10,12 +10,13 @@ use crate::store::StoreError;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;
 
-/// What the statement answers: rows removed, rows due, when the last was due, and how long ago.
+/// The result of the statement: rows removed, rows due, when the last one was due, and how long
+/// ago.
 type WindowRow = (i64, i64, Option<i64>, Option<i64>);
 
 impl PostgresStore {
-    /// Removes at most `batch` expired rows, and says how many. It is for those who sweep on their own
-    /// schedule; otherwise see [`sweep_every`](Self::sweep_every).
+    /// Removes at most `batch` expired rows and returns how many it removed. It is for services
+    /// that sweep on their own schedule. Otherwise, see [`sweep_every`](Self::sweep_every).
     ///
     /// # Errors
     ///
@@ -24,9 +25,9 @@ impl PostgresStore {
         sweep_once(self, batch).await
     }
 
-    /// Starts removing expired rows in the background, 500 at a time. After each round it pauses for
-    /// `every`, and for 100 ms at least. It uses one connection of the application's pool. Must be called on
-    /// a Tokio runtime.
+    /// Starts removing expired rows in the background, 500 at a time. After each round, it pauses
+    /// for `every`, but at least for 100 ms. It uses one connection from the application's pool. It
+    /// must be called on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
     }

@@ -1,4 +1,4 @@
-//! What the atomic mode asks of PostgreSQL.
+//! The atomic mode in PostgreSQL.
 
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl AtomicStore for PostgresStore {
     }
 }
 
-/// Takes the store's own role in a transaction. Answers with the one that the handler had set, if any.
+/// Sets the store's own role in a transaction. Returns the role that the handler had set, if any.
 async fn take_role(connection: &mut PgConnection, own: &str) -> Result<Option<String>, sqlx::Error> {
     let before = sqlx::query_scalar(TAKE_ROLE).bind(own);
     Ok(before.fetch_all(connection).await?.into_iter().next())

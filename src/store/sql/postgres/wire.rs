@@ -1,4 +1,4 @@
-//! A connection of the store's own, and how statements are put to it.
+//! The store's own connection, and how statements are sent on it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::store::sql::value::millis;
 
 pub(super) type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 
-/// A connection, and the statements for the table that it has found.
+/// A connection, and the statements for the table that was found on it.
 pub(super) struct Wire {
     pub(super) connection: PgConnection,
     pub(super) sql: Arc<Statements>,
 }
 
-/// Milliseconds as a factor of an interval.
+/// Returns milliseconds as the factor of an interval.
 #[allow(clippy::cast_precision_loss, reason = "exact up to three hundred thousand years")]
 pub(super) fn as_float(duration: Duration) -> f64 {
     millis(duration) as f64

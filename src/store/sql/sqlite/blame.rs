@@ -1,13 +1,13 @@
-//! What is to blame for an error of SQLite.
+//! What is to blame for an SQLite error.
 
 use crate::store::sql::lane::Blame;
 
-/// The result code of SQLite, extended. The low byte is the primary code.
+/// Returns SQLite's extended result code. The low byte is the primary code.
 pub(super) fn code(error: &sqlx::Error) -> Option<i32> {
     error.as_database_error()?.code()?.parse().ok()
 }
 
-/// Whether another connection holds the lock that was waited for.
+/// Returns whether another connection holds the lock that the statement waited for.
 pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     matches!(code(error).map(|code| code & 0xff), Some(5 | 6))
 }

@@ -1,4 +1,4 @@
-//! What SQLite's errors mean.
+//! The meaning of SQLite's errors.
 
 use sqlx::error::DatabaseError;
 
@@ -13,7 +13,7 @@ pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError 
     unsuitable(operation, &error).unwrap_or_else(|| store_error(NAME, operation, error, advice))
 }
 
-/// Why a lane of the store has no answer.
+/// Returns the error of a lane that has no answer.
 pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreError {
     let unsuitable = match &failure {
         Failure::Database(error) => unsuitable(operation, error),
@@ -22,7 +22,7 @@ pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreErro
     unsuitable.unwrap_or_else(|| lane_error(NAME, operation, failure, advice))
 }
 
-/// The error of a database that cannot be the store's, which says so itself.
+/// Returns the error of a database that the store cannot use. The error says why.
 fn unsuitable(operation: &'static str, error: &sqlx::Error) -> Option<StoreError> {
     match error {
         sqlx::Error::Configuration(why) => {
@@ -33,9 +33,10 @@ fn unsuitable(operation: &'static str, error: &sqlx::Error) -> Option<StoreError
     }
 }
 
-/// Whether a commit that failed with this error may have taken effect all the same.
+/// Returns whether a commit that failed with this error may have taken effect nevertheless.
 pub(super) fn leaves_in_doubt(error: &sqlx::Error) -> bool {
-    // An error of SQLite itself says that it did not. An error of the thread between says nothing.
+    // An error from SQLite itself means that it did not. An error from the worker thread does not
+    // tell.
     !matches!(error, sqlx::Error::Database(_))
 }
 
@@ -46,7 +47,7 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
     Some(match code & 0xff {
         1 if error.message().contains("no such table") => (
             Unavailable,
-            "the table is missing; run `SqliteStore::migrate` or the SQL file, and check the table's name",
+            "the table is missing; run `SqliteStore::migrate` or the SQL file, and check the table name",
         ),
         1 if ["column", "ON CONFLICT"]
             .iter()
@@ -54,13 +55,13 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
         {
             (
                 Unavailable,
-                "the table has another layout than this release knows; compare it with the SQL file of the store",
+                "the table's layout is not the one that this release expects; compare it with the store's SQL file",
             )
         }
-        // A column that must be given and is not known.
+        // A required column that this release does not know.
         19 if code == 1299 => (
             Unavailable,
-            "the table has another layout than this release knows; compare it with the SQL file of the store",
+            "the table's layout is not the one that this release expects; compare it with the store's SQL file",
         ),
         3 | 23 => (Unavailable, "access to the database file is denied"),
         5 | 6 => (
@@ -69,19 +70,19 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
         ),
         8 => (
             Unavailable,
-            "the database is read-only; check the permissions of the file and of its directory",
+            "the database is read-only; check the permissions of the file and its directory",
         ),
         10 => (
             Unavailable,
-            "the disk failed, or the file system does not do what SQLite needs",
+            "the disk failed, or the file system does not support what SQLite needs",
         ),
-        11 | 26 => (Corrupt, "the file is damaged, or no SQLite database"),
-        13 => (Full, "the disk, or the database's size limit, is full"),
+        11 | 26 => (Corrupt, "the file is damaged, or is not an SQLite database"),
+        13 => (Full, "the disk is full, or the database has reached its size limit"),
         14 => (
             Unavailable,
             "the database file cannot be opened; check its path and permissions",
         ),
-        19 => (Unavailable, "a constraint was violated as the transaction committed"),
+        19 => (Unavailable, "a constraint was violated when the transaction committed"),
         _ => return None,
     })
 }

@@ -12,15 +12,15 @@ use crate::store::{ClaimRequest, OnLapse, Slot, Token};
 
 type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 
-/// The attempt, if it claims the slot.
+/// Claims the slot, and returns the attempt if it succeeds.
 pub(super) async fn claim(
     connection: &mut SqliteConnection,
     sql: &Statements,
     begin: &ClaimRequest,
 ) -> Result<Option<i32>, sqlx::Error> {
     let (lease, ttl) = (millis(begin.lease), millis(begin.ttl));
-    // All rows, although there is at most one: `fetch_optional` ends at the first, and would not tell that
-    // the commit after it failed.
+    // All rows are fetched, although there is at most one: `fetch_optional` ends at the first row,
+    // and would not report that the commit after it failed.
     let rows: Vec<i32> = sqlx::query_scalar(sql.claim.text())
         .bind(begin.slot.as_bytes().as_slice())
         .bind(begin.scope.as_bytes().as_slice())
@@ -35,7 +35,7 @@ pub(super) async fn claim(
     Ok(rows.first().copied())
 }
 
-/// Writes the record of a claim that is held.
+/// Returns the query that writes the record of a held claim.
 pub(super) fn complete<'q>(
     sql: &Statements,
     slot: &'q Slot,
@@ -50,7 +50,7 @@ pub(super) fn complete<'q>(
         .bind(signed(token))
 }
 
-/// A statement for rows by their handles.
+/// Returns the query of a statement for rows, by their handles.
 pub(super) fn of_rows<'q>(statement: &Statement, rows: &[i64]) -> Query<'q> {
     let rows: Vec<_> = rows.iter().map(i64::to_string).collect();
     sqlx::query(statement.text()).bind(format!("[{}]", rows.join(",")))
@@ -64,11 +64,12 @@ pub(super) async fn execute(connection: &mut SqliteConnection, sql: &'static str
     sqlx::query(sql).execute(connection).await.map(drop)
 }
 
-/// Rolls back what failed. SQLite has done it itself after some errors, such as a full disk.
+/// Rolls back a failed transaction. After some errors, such as a full disk, SQLite has already done
+/// so itself.
 pub(super) async fn roll_back(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     match execute(connection, "ROLLBACK").await {
         Err(sqlx::Error::Database(error)) if error.message().contains("no transaction is active") => Ok(()),
-        // The connection cannot be used as it is.
+        // The connection cannot be used in this state.
         Err(error) => Err(sqlx::Error::Protocol(format!(
             "the transaction could not be rolled back: {error}"
         ))),

@@ -1,4 +1,4 @@
-//! The database file of a store: how the store connects to it, and what cannot be its file.
+//! The store's database file: how the store connects to it, and which databases it refuses.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -12,22 +12,24 @@ use tokio::time::Instant;
 use crate::error::BoxError;
 use crate::store::sql::turns::Turns;
 
-/// How long a statement waits for a writer that is not in the queue, where the store opens the pool.
+/// How long a statement waits for a writer that is not in the queue, if the store opens the pool.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How a transaction begins: with the writer's lock. A read that becomes a write fails if another
-/// transaction has written in between.
+/// How a transaction begins: with the writer's lock. A read that becomes a write would fail if
+/// another transaction has written in between.
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
-/// The statements that a connection of the store prepares at most.
+/// The maximum number of statements that a connection of the store prepares.
 const STATEMENTS: usize = 32;
-/// The pause before the next attempt to connect to a file whose mode another connection changes.
+/// The pause before the next attempt to connect to a file whose mode another connection is
+/// changing.
 const PAUSE: Duration = Duration::from_millis(10);
-/// The first version with `unixepoch('subsec')`, by which times are told.
+/// The first version with `unixepoch('subsec')`, which the statements use as their clock.
 const OLDEST: (u32, u32) = (3, 42);
 
-/// The database file that the store's table is in.
+/// The database file that contains the store's table.
 pub(super) struct File {
     pool: SqlitePool,
-    /// The schema under which the pool's connections have attached it. `None`: it is their main one.
+    /// The schema under which the pool's connections have attached the file. `None` if it is their
+    /// main database.
     schema: Option<Arc<str>>,
     /// Known after the first connection.
     turns: OnceLock<Turns>,
@@ -46,12 +48,12 @@ impl File {
         &self.pool
     }
 
-    /// The queue of those who write to the file. `None` before the store's first connection.
+    /// Returns the queue of the writers to the file. `None` before the store's first connection.
     pub(super) fn turns(&self) -> Option<&Turns> {
         self.turns.get()
     }
 
-    /// Makes a connection of the store's own, in which the file is the main database.
+    /// Opens a connection of the store's own, in which the file is the main database.
     pub(super) async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
         if self.pool.is_closed() {
             return Err(sqlx::Error::PoolClosed);
@@ -70,13 +72,13 @@ impl File {
                 .await?;
         if !is_known(&version) {
             return Err(unsuitable(format!(
-                "SQLite {version} is too old; link {}.{} or later, or use the feature `sqlite`, which brings its own",
+                "SQLite {version} is too old; link {}.{} or later, or use the feature `sqlite`, which bundles its own",
                 OLDEST.0, OLDEST.1
             )));
         }
         let Some(file) = file.filter(|file| !file.is_empty()) else {
             return Err(unsuitable(
-                "the database is in memory, where connections do not see the same data or fail while another one \
+                "the database is in memory, where connections do not share data, or fail while another connection \
                  writes; open a file, or use `MemoryStore`",
             ));
         };
@@ -84,7 +86,7 @@ impl File {
         Ok(connection)
     }
 
-    /// The file that the pool's connections have attached under that name.
+    /// Returns the file that the pool's connections have attached under this name.
     async fn attached(&self, schema: &str) -> Result<String, sqlx::Error> {
         let file: Option<Option<String>> =
             sqlx::query_scalar("SELECT file FROM pragma_database_list WHERE name = ?1 COLLATE NOCASE")
@@ -93,7 +95,7 @@ impl File {
                 .await?;
         file.map(Option::unwrap_or_default).ok_or_else(|| {
             unsuitable(format!(
-                "no database is attached as `{schema}`; attach it in `after_connect` of the pool's options"
+                "no database is attached as `{schema}`; attach it in the pool's `after_connect`"
             ))
         })
     }
@@ -104,7 +106,8 @@ pub(super) async fn open(pool: SqlitePoolOptions, options: SqliteConnectOptions)
     while_changing_mode(|| pool.clone().connect_with(options.clone())).await
 }
 
-/// Connects. If several switch a new file to WAL at once, SQLite does not wait for its lock: it fails.
+/// Connects. If several connections switch a new file to WAL mode at once, SQLite fails instead of
+/// waiting for its lock.
 async fn while_changing_mode<T, F>(mut connect: impl FnMut() -> F) -> Result<T, sqlx::Error>
 where
     F: Future<Output = Result<T, sqlx::Error>>,
@@ -127,7 +130,7 @@ fn is_known(version: &str) -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= OLDEST
 }
 
-/// The error of a database that cannot be the store's.
+/// The error of a database that the store cannot use.
 fn unsuitable(why: impl Into<BoxError>) -> sqlx::Error {
     sqlx::Error::Configuration(why.into())
 }

@@ -1,8 +1,8 @@
 //! How SQLite guards a transaction.
 //!
-//! Two hooks of the connection do it. The commit hook turns each commit that is not ours into a
-//! roll-back, even that of a single statement outside a transaction. The roll-back hook notes that
-//! the transaction is over.
+//! It uses two hooks of the connection. The commit hook turns each commit that is not ours into a
+//! rollback, even the commit of a single statement outside a transaction. The rollback hook notes
+//! that the transaction is over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,8 @@ use crate::store::sql::guarded::{AtomicDatabase, Guarded, RolledBack};
 
 type Manager = <Sqlite as Database>::TransactionManager;
 
-/// What the hooks know. They stay on the connection until the next transaction replaces them.
+/// The state of the hooks. The hooks stay on the connection until the next transaction replaces
+/// them.
 #[derive(Debug, Clone)]
 pub struct Hooks(Arc<Watch>);
 
@@ -23,7 +24,7 @@ pub struct Hooks(Arc<Watch>);
 struct Watch {
     /// Whether a commit is refused.
     refuses: AtomicBool,
-    /// Whether there was a roll-back while commits were refused.
+    /// Whether there was a rollback while commits were refused.
     is_over: AtomicBool,
 }
 
@@ -45,7 +46,7 @@ impl Hooks {
         Ok(Self(watch))
     }
 
-    /// From now on the connection is as any other.
+    /// Makes the connection behave like any other from now on.
     fn let_go(&self) {
         self.0.refuses.store(false, Ordering::Release);
     }
@@ -76,7 +77,7 @@ impl Guarded for Sqlite {
     }
 
     async fn is_open(connection: &mut SqliteConnection, hooks: &Hooks) -> Result<bool, sqlx::Error> {
-        // Behind what dropped futures have left in the connection's queue.
+        // The ping comes after everything that dropped futures have left in the connection's queue.
         sqlx::Connection::ping(connection).await?;
         Ok(Self::depth(connection) == 1 && !hooks.saw_the_end())
     }
@@ -89,7 +90,7 @@ impl Guarded for Sqlite {
     async fn roll_back(connection: &mut SqliteConnection, hooks: &Hooks) -> Result<RolledBack, sqlx::Error> {
         sqlx::Connection::ping(connection).await?;
         if hooks.saw_the_end() {
-            // Something may still be in the queue: the hooks have to refuse it.
+            // Statements may still be in the queue, and the hooks have to refuse them.
             return Ok(RolledBack {
                 was_committed: false,
                 is_clean: false,

@@ -1,4 +1,4 @@
-//! Making the table, and checking its layout.
+//! Creates the table, and checks its layout.
 
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
@@ -12,16 +12,17 @@ use crate::store::sql::claim::trial;
 /// The SQL that [`SqliteStore::migrate`] runs: the table, and its indexes.
 const LAYOUT: &str = include_str!("table.sql");
 const TABLE_END: &str = "\n);\n";
-/// The columns by which rows are looked for, beside the primary key.
+/// The columns by which rows are looked up, in addition to the primary key.
 const INDEXED: [&str; 2] = ["sweep_at", "scope"];
 
 impl SqliteStore {
-    /// Makes the table if it is missing, and checks its layout. Safe to call from many processes at
-    /// once. The same SQL is in `src/store/sql/sqlite/table.sql`.
+    /// Creates the table if it is missing, and checks its layout. It is safe to call this from many
+    /// processes at once. The same SQL is in `src/store/sql/sqlite/table.sql`.
     ///
     /// # Errors
     ///
-    /// The database cannot be opened or written, is in memory, or a table of that name has another layout.
+    /// The database cannot be opened or written, the database is in memory, or a table with this
+    /// name has a different layout.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         self.make_and_check().await.map_err(|error| failed("migrate", error))
     }
@@ -39,21 +40,21 @@ impl SqliteStore {
     }
 
     async fn make_and_check_on(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        // The writer's lock from the start, so that those who migrate at once take turns.
+        // Takes the writer's lock from the start, so that concurrent migrations take turns.
         let mut transaction = connection.begin_with(BEGIN).await?;
         let table = LAYOUT.split_once(TABLE_END).map_or(LAYOUT, |(table, _)| table);
         let table = self.own.table.sql(&format!("{table}{TABLE_END}"));
         sqlx::raw_sql(AssertSqlSafe(table)).execute(&mut *transaction).await?;
         self.make_indexes(&mut transaction).await?;
         transaction.commit().await?;
-        // Finds a table of that name that belongs to something else.
+        // Detects a table with this name that belongs to something else.
         let mut transaction = connection.begin_with(BEGIN).await?;
         self.try_out(&mut transaction).await?;
         transaction.rollback().await
     }
 
-    /// Makes the indexes that are missing. After a table was renamed, it has indexes of the former name,
-    /// which the next table of that name cannot have.
+    /// Creates the missing indexes. After a table was renamed, its indexes keep the former name, so
+    /// the next table of that name cannot use these index names.
     async fn make_indexes(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let name = &*self.own.table.name;
         for column in INDEXED {
@@ -89,7 +90,7 @@ impl SqliteStore {
         Ok(index)
     }
 
-    /// Goes through the life of a claim, which the caller rolls back.
+    /// Takes a trial claim through its life. The caller rolls it back.
     async fn try_out(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let (begin, sql) = (trial(), &self.own.sql);
         claim(connection, sql, &begin).await?;

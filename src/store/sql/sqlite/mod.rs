@@ -31,43 +31,46 @@ use read::Reading;
 use statements::Statements;
 use write::Writing;
 
-/// Calls that are written in one transaction at most: what that costs beside its commit is a few milliseconds.
+/// The maximum number of calls in one transaction. Apart from the commit, that costs a few
+/// milliseconds.
 const TOGETHER: usize = 128;
-/// Connections that read. A large record does not keep the others waiting.
+/// The number of connections that read. A large record does not keep the other reads waiting.
 const READERS: usize = 2;
 
-/// Keeps claims and records in a table of an SQLite database that the application has.
+/// Keeps claims and records in a table in the application's SQLite database.
 ///
-/// It has the **atomic mode**: what a handler writes through [`Transaction`](super::Transaction) is
+/// It has the **atomic mode**: a handler's writes through [`Transaction`](super::Transaction) are
 /// committed together with the record of its response.
 ///
-/// It is for one host. Several processes may share the file, but not over a network file system. The
-/// database must be a file: a database in memory is refused.
+/// It is for one host. Several processes can share the file, but not over a network file system.
+/// The database must be a file: an in-memory database is refused.
 ///
-/// **Connections.** Claims, renewals, records and look-ups travel on connections of the store's own: one
-/// that writes and up to two that read, for each Tokio runtime that uses the store. They are made with
-/// the options of the pool when they are needed, and closed when the store is dropped or the pool is
-/// closed. Handlers' transactions use the pool. A pool of one connection is enough.
+/// **Connections.** Claims, renewals, records and look-ups use connections of the store's own: one
+/// that writes and up to two that read, for each Tokio runtime that uses the store. They are opened
+/// with the pool's options when they are needed, and closed when the store is dropped or the pool
+/// is closed. Handlers' transactions use the pool. A pool of one connection is enough.
 ///
-/// **Who writes.** SQLite has one writer at a time. All who write to a file through this crate in one
-/// process wait in one queue, and the first who comes is served first: handlers' transactions and the
-/// store's own calls, of every store and pool on that file. What waits of the store's own calls is written
-/// in one transaction. At most 1024 calls wait; one more is refused at once. Whoever else writes, such as
-/// the application's own statements and other processes, polls SQLite's lock as usual. A call that meets
-/// such a writer waits for the busy timeout, which is 5 s with [`open`](Self::open).
+/// **Writers.** SQLite has one writer at a time. In each process, everyone who writes to a file
+/// through this crate waits in one queue, first come, first served: handlers' transactions and the
+/// store's own calls, from every store and pool on that file. The store's own waiting calls are
+/// written in one transaction. At most 1024 calls can wait. Further calls are refused at once.
+/// Other writers, such as the application's own statements and other processes, poll SQLite's lock
+/// as usual. A call that meets such a writer waits for the busy timeout, which is 5 s with
+/// [`open`](Self::open).
 ///
-/// **Who reads.** Replays and refusals only read. In WAL mode they wait for nobody, so give the pool WAL
-/// mode.
+/// **Readers.** Replays and refusals only read. In WAL mode, they wait for nobody, so give the pool
+/// WAL mode.
 ///
-/// **A handler's transaction holds up every other write** until its response is committed. Begin it late,
-/// and do not answer with a body that comes slowly: the layer reads the body before it commits. It waits
-/// for at most [`response_body_within`](crate::IdempotencyLayerBuilder::response_body_within), 30 s by
-/// default, then commits and lets the rest of the body go out as a stream. A few seconds are a good limit
-/// for SQLite.
+/// **A handler's transaction blocks every other write** until its response is committed. Begin it
+/// late, and do not return a body that arrives slowly: the layer reads the body before it commits.
+/// It waits for at most
+/// [`response_body_within`](crate::IdempotencyLayerBuilder::response_body_within), 30 s by default.
+/// Then it commits and sends the rest of the body as a stream. A few seconds are a good limit for
+/// SQLite.
 ///
-/// Leases and expiry go by the host's wall clock, because SQLite does. If the clock is set forward by
-/// more than a lease, a running operation can be taken over. In atomic mode the former holder is then
-/// rolled back; otherwise both take effect.
+/// Leases and expiry use the host's wall clock, because SQLite does. If the clock is set forward by
+/// more than a lease, a running operation can be taken over. In atomic mode, the former holder is
+/// then rolled back. Otherwise, both take effect.
 ///
 /// If you link your own SQLite (feature `sqlite-unbundled`), it must be version 3.42 or later.
 ///
@@ -88,7 +91,7 @@ const READERS: usize = 2;
 /// # }
 /// ```
 ///
-/// For the person on call, with [`Slot::to_hex`](crate::Slot::to_hex) for the slot:
+/// For the person on call ([`Slot::to_hex`](crate::Slot::to_hex) returns the slot):
 ///
 /// ```sql
 /// SELECT attempt, datetime(lease_until / 1000, 'unixepoch'), datetime(forget_at / 1000, 'unixepoch'),
@@ -100,15 +103,15 @@ const READERS: usize = 2;
 #[derive(Clone)]
 pub struct SqliteStore {
     table: Table,
-    /// For the application's connections, which may have attached the file under a name.
+    /// Statements for the application's connections, which may have attached the file under a name.
     sql: Arc<Statements>,
     own: Arc<Own>,
 }
 
-/// What the store has for itself.
+/// The parts of the store that it does not share with the application.
 struct Own {
     file: Arc<File>,
-    /// In the file, which is the main database of the store's connections.
+    /// The table in the file, which is the main database of the store's connections.
     table: Table,
     sql: Arc<Statements>,
     reading: Lanes<Reading>,
@@ -116,9 +119,9 @@ struct Own {
 }
 
 impl SqliteStore {
-    /// Opens a database, and creates it if it is missing: WAL mode, full durability, a busy timeout
-    /// of 5 s, foreign keys, up to 8 connections. Use [`pool`](Self::pool) for the application's own
-    /// data.
+    /// Opens a database, and creates it if it is missing. The database has WAL mode, full
+    /// durability, a busy timeout of 5 s, foreign keys and up to 8 connections. Use
+    /// [`pool`](Self::pool) for the application's own data.
     ///
     /// # Errors
     ///
@@ -134,8 +137,8 @@ impl SqliteStore {
         pool.map(Self::new).map_err(|error| failed("open", error))
     }
 
-    /// A store in the table `idempotency_keys` of the application's database. Give the pool WAL
-    /// mode and a busy timeout.
+    /// Creates a store in the table `idempotency_keys` of the application's database. Give the pool
+    /// WAL mode and a busy timeout.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
         Self::with(pool, Table::default())
@@ -182,7 +185,7 @@ impl SqliteStore {
         }
     }
 
-    /// Another table name: 1 to 48 ASCII letters, digits and underscores.
+    /// Sets another table name: 1 to 48 ASCII letters, digits and underscores.
     ///
     /// # Errors
     ///
@@ -192,13 +195,13 @@ impl SqliteStore {
         Ok(Self::with(self.pool().clone(), table))
     }
 
-    /// The schema of an attached database, which each connection of the pool attaches as it is made
-    /// (`after_connect` of the pool's options). The store's own connections open its file directly. The
-    /// rules for the name are those of [`table`](Self::table).
+    /// Sets the schema of an attached database, which each connection of the pool attaches when it
+    /// is opened (`after_connect` in the pool's options). The store's own connections open the
+    /// attached file directly. The rules for the name are the same as for [`table`](Self::table).
     ///
-    /// In WAL mode SQLite commits each file on its own. If the host dies in the middle of a commit, the
-    /// effect may be in one file without the record in the other. For atomic mode, keep the table in
-    /// the file of the application's data.
+    /// In WAL mode, SQLite commits each file separately. If the host dies in the middle of a
+    /// commit, the effect may be in one file without the record in the other. For atomic mode, keep
+    /// the table in the same file as the application's data.
     ///
     /// # Errors
     ///
@@ -208,7 +211,7 @@ impl SqliteStore {
         Ok(Self::with(self.pool().clone(), table))
     }
 
-    /// The pool, which is the application's own.
+    /// Returns the pool, which belongs to the application.
     #[must_use]
     pub fn pool(&self) -> &SqlitePool {
         self.own.file.pool()

@@ -1,4 +1,4 @@
-//! Reading on connections of the store's own, which waits for no writer.
+//! Reads on the store's own connections, which wait for no writer.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ pub(super) struct Reading {
     pub(super) sql: Arc<Statements>,
 }
 
-/// A question that changes nothing.
+/// A call that changes nothing.
 #[derive(Clone)]
 pub(super) enum Read {
-    /// What a `begin` finds.
+    /// The slot as a `begin` finds it.
     Seen(Slot, Fingerprint),
     Entry(Slot),
-    /// The rows that the sweeper looks at next; how many at most.
+    /// The rows that the sweeper looks at next, and how many at most.
     Due(u32),
 }
 
@@ -40,9 +40,9 @@ pub(super) enum Found {
 pub(super) struct DueRow {
     pub(super) handle: i64,
     pub(super) is_forgotten: bool,
-    /// Bytes of its record.
+    /// The length of its record, in bytes.
     pub(super) length: i64,
-    /// For how many milliseconds it has been due.
+    /// How many milliseconds it has been due.
     pub(super) lag: i64,
 }
 
@@ -57,7 +57,7 @@ impl Driver for Reading {
         self.file.connect().await
     }
 
-    /// Only small questions share a batch.
+    /// Only small reads share a batch.
     fn joins(job: &Read, batch: &[Read]) -> bool {
         let is_small = |job: &Read| !matches!(job, Read::Due(_));
         is_small(job) && batch.iter().all(is_small)
@@ -102,7 +102,7 @@ impl Driver for Reading {
     }
 }
 
-/// What is in a slot, as a `begin` with that fingerprint sees it.
+/// Returns the contents of a slot, as a `begin` with this fingerprint sees them.
 pub(super) async fn read(
     connection: &mut SqliteConnection,
     sql: &Statements,

@@ -9,23 +9,24 @@ const DIALECT: Dialect = Dialect {
     lease_left: "lease_until - {now}",
     forgotten_in: "forget_at - {now}",
     record_length: "length(record)",
-    // There is one writer, whose transaction holds the lock for the whole database.
+    // There is one writer, whose transaction locks the whole database.
     skip_locked: "",
     numbers_parameters: false,
 };
 
-/// What is in the slot. The record is left out if its fingerprint conflicts: it is of the same rule,
-/// which the first two bytes name, and another digest. Parameters: fingerprint, fingerprint again, slot.
+/// Reads the slot. The record is left out if its fingerprint conflicts: the rule, which the first
+/// two bytes name, is the same, but the digest is different. Parameters: fingerprint, fingerprint
+/// again, slot.
 const READ: &str = "SELECT fingerprint, token, attempt, {lease_left} AS lease_left, \
      record IS NOT NULL AS done, \
      CASE WHEN fingerprint = ? OR substr(fingerprint, 1, 2) <> substr(?, 1, 2) THEN record END AS record \
      FROM idempotency_keys WHERE slot = ? AND forget_at > {now}";
 
-/// Claims a slot that is free, forgotten, or whose lease has lapsed and whose fingerprint does not
-/// conflict.
+/// Claims a slot that is free, that is forgotten, or whose lease has lapsed and whose fingerprint
+/// does not conflict.
 ///
-/// Parameters: slot, scope, fingerprint, token, lease, lease and ttl together, the same again, whether
-/// a lapsed claim is refused.
+/// Parameters: slot, scope, fingerprint, token, lease, lease plus ttl, lease plus ttl again,
+/// whether a lapsed claim is refused.
 const CLAIM: &str = "INSERT INTO idempotency_keys AS held \
      (slot, scope, fingerprint, token, attempt, lease_until, forget_at, sweep_at) \
      VALUES (?, ?, ?, ?, 1, {from_now}, {from_now}, {from_now}) \
@@ -39,21 +40,22 @@ const CLAIM: &str = "INSERT INTO idempotency_keys AS held \
      AND held.token <> excluded.token AND held.lease_until <= {now} AND NOT ?) \
      RETURNING attempt";
 
-/// The rows that the sweeper looks at next: their handles, whether they are forgotten, the lengths of their
-/// records, and for how long they have been due. Reads as many entries of the index as rows, however many are due. Parameter: how many.
+/// Reads the rows that the sweeper looks at next: their handles, whether they are forgotten, their
+/// records' lengths, and how long they have been due. It reads as many index entries as rows,
+/// however many are due. Parameter: the maximum number of rows.
 const DUE: &str = "SELECT rowid, forget_at <= {now}, coalesce(length(record), 0), {now} - sweep_at FROM idempotency_keys \
      WHERE sweep_at <= {now} ORDER BY sweep_at LIMIT ?";
 
-/// Removes those of the rows that are forgotten. Parameter: the rows, as an array in JSON.
+/// Removes those of the rows that are forgotten. Parameter: the rows, as a JSON array.
 const REMOVE: &str =
     "DELETE FROM idempotency_keys WHERE rowid IN (SELECT value FROM json_each(?)) AND forget_at <= {now}";
 
-/// Lets the sweeper come back later to those of the rows that live longer than was planned. Parameter:
-/// the rows, as an array in JSON.
+/// Puts off those of the rows that live longer than planned, so that the sweeper comes back to them
+/// later. Parameter: the rows, as a JSON array.
 const PUT_OFF: &str = "UPDATE idempotency_keys SET sweep_at = forget_at \
      WHERE rowid IN (SELECT value FROM json_each(?)) AND forget_at > {now}";
 
-/// Parameters: scope, how many at most.
+/// Parameters: scope, maximum number of rows.
 const FORGET_SCOPE: &str = "DELETE FROM idempotency_keys WHERE rowid IN \
      (SELECT rowid FROM idempotency_keys WHERE scope = ? AND record IS NOT NULL LIMIT ?) \
      RETURNING forget_at > {now}";
@@ -111,7 +113,7 @@ mod tests {
         steps.into_iter().map(|(.., step)| step).collect::<Vec<_>>().join("; ")
     }
 
-    /// Whatever is in the table, each statement looks at the rows that it is about.
+    /// Whatever is in the table, each statement looks only at the rows that it is about.
     #[tokio::test]
     async fn no_statement_scans_the_table() {
         let table = Table::default();
@@ -134,7 +136,7 @@ mod tests {
         ] {
             assert_eq!(plan(&mut connection, statement).await, by_slot);
         }
-        // In the order of the index, so that it ends with the last row that it gives.
+        // In the order of the index, so that the statement ends with the last row that it returns.
         assert_eq!(
             plan(&mut connection, &sql.due).await,
             "SEARCH idempotency_keys USING INDEX idempotency_keys_sweep_at (sweep_at<?)"

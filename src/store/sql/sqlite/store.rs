@@ -15,8 +15,8 @@ use crate::store::sql::value::{attempts, held};
 use crate::store::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, StoreError, Token, UnitOfWork};
 
 impl Store for SqliteStore {
-    /// Reads first: replays and refusals wait for no writer. What is free is decided by the statement
-    /// that claims it.
+    /// Reads first, so that replays and refusals wait for no writer. If the slot is free, the
+    /// statement that claims it decides.
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         const BEGIN: &str = "begin";
         for _ in 0..ROUNDS {
@@ -86,7 +86,7 @@ impl SqliteStore {
         written.map_err(|error| unanswered(operation, Failure::Database(error)))
     }
 
-    /// Whoever closes the pool wants the file to be let go.
+    /// An application that closes the pool wants the file to be released.
     fn check_pool(&self, operation: &'static str) -> Result<(), StoreError> {
         if self.pool().is_closed() {
             self.own.reading.close();
@@ -96,7 +96,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Changes a claim, and says whether it was held.
+    /// Changes a claim, and returns whether it was held.
     async fn change(&self, operation: &'static str, change: Write) -> Result<Held, StoreError> {
         match self.write(operation, change).await? {
             Written::Rows(rows) => Ok(held(rows)),

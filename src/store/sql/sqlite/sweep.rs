@@ -10,17 +10,19 @@ use crate::store::StoreError;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;
 
-/// Rows that are removed in one transaction at most.
+/// The maximum number of rows that are removed in one transaction.
 pub(super) const MOST_ROWS: usize = 64;
-/// Bytes of the records that are removed in one transaction, unless one record alone is larger.
+/// The maximum size of the records that are removed in one transaction, in bytes, unless a single
+/// record is larger.
 const MOST_BYTES: i64 = 512 * 1024;
 
-/// How often SQLite writes what is removed: to its log, and from there to the file, at a time of its own.
+/// How often SQLite writes a removal: to its log and, at a time of its choice, from there to the
+/// file.
 const WRITTEN: u32 = 2;
 
 impl SqliteStore {
-    /// Removes at most `batch` expired rows, and says how many. It is for those who sweep on their own
-    /// schedule; otherwise see [`sweep_every`](Self::sweep_every).
+    /// Removes at most `batch` expired rows and returns how many it removed. It is for services
+    /// that sweep on their own schedule. Otherwise, see [`sweep_every`](Self::sweep_every).
     ///
     /// # Errors
     ///
@@ -29,8 +31,8 @@ impl SqliteStore {
         sweep_once(self, batch).await
     }
 
-    /// Starts removing expired rows in the background. After each round it pauses for `every`, and for
-    /// 100 ms at least. Must be called on a Tokio runtime.
+    /// Starts removing expired rows in the background. After each round, it pauses for `every`, but
+    /// at least for 100 ms. It must be called on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
     }
@@ -40,8 +42,8 @@ impl Sweepable for SqliteStore {
     const NAME: &'static str = NAME;
     const ROWS: u32 = 256;
 
-    /// Looks at the rows without the lock. Then it takes a turn for each part of them, so that claims come
-    /// in between.
+    /// Looks at the rows without the lock. Then takes a turn for each part of them, so that claims
+    /// can come in between.
     async fn sweep_window(&self, _: Option<Mark>, rows: u32) -> Result<Window, StoreError> {
         let mut window = Window {
             removed: 0,
@@ -73,7 +75,7 @@ impl Sweepable for SqliteStore {
     }
 }
 
-/// Divides rows into parts that are removed in a few milliseconds each.
+/// Divides rows into parts that can each be removed in a few milliseconds.
 fn parts(due: &[DueRow]) -> impl Iterator<Item = &[DueRow]> {
     let mut rest = due;
     std::iter::from_fn(move || {
@@ -82,7 +84,7 @@ fn parts(due: &[DueRow]) -> impl Iterator<Item = &[DueRow]> {
             bytes += row.length;
             bytes <= MOST_BYTES
         };
-        // One at least, however large.
+        // At least one row, however large.
         let count = rest.iter().take(MOST_ROWS).take_while(fits).count().max(1);
         let (part, others) = rest.split_at_checked(count)?;
         rest = others;

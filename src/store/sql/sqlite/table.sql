@@ -1,22 +1,23 @@
--- The table of `SqliteStore`. `SqliteStore::migrate` runs this; run it yourself if your migrations
--- are made otherwise, with the name that you give the store. Times are milliseconds since 1970.
+-- The table of `SqliteStore`. `SqliteStore::migrate` runs this. If you manage migrations in another
+-- way, run it yourself, with the name that you give the store. Times are milliseconds since 1970.
 CREATE TABLE IF NOT EXISTS idempotency_keys (
     -- SHA-256 of scope and key.
     slot        BLOB    NOT NULL PRIMARY KEY,
-    -- A tag of the scope: whose operation it is.
+    -- The operation's owner: a tag of the scope.
     scope       BLOB    NOT NULL,
-    -- What the request was: two bytes for the rule, and 14 of a digest.
+    -- The request's content: two bytes for the rule, and 14 bytes of a digest.
     fingerprint BLOB    NOT NULL,
-    -- The fencing token of the present or last claim.
+    -- The fencing token of the current or last claim.
     token       INTEGER NOT NULL,
-    -- 1, and one more for each lapsed claim that was taken over.
+    -- 1, plus one for each lapsed claim that was taken over.
     attempt     INTEGER NOT NULL,
-    -- Until when the claim holds without being renewed.
+    -- The time until which the claim is valid without a renewal.
     lease_until INTEGER NOT NULL,
-    -- From when on the row counts as absent.
+    -- The time from which the row is treated as absent.
     forget_at   INTEGER NOT NULL,
-    -- From when on the sweeper looks at the row. Separate from `forget_at`, which changes more often, so
-    -- that renewing a claim and recording its outcome do not write the index.
+    -- The time from which the sweeper looks at the row. It is separate from `forget_at`, which
+    -- changes more often, so that renewing a claim and recording its outcome do not write the
+    -- index.
     sweep_at    INTEGER NOT NULL,
     -- The outcome, or NULL while the operation runs.
     record      BLOB

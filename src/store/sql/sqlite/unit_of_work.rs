@@ -1,4 +1,4 @@
-//! What the atomic mode asks of SQLite.
+//! The atomic mode in SQLite.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl AtomicStore for SqliteStore {
         let query = complete(&self.own.sql, &claim.slot, claim.token, record, ttl);
         let completed = query.execute(connection).await;
         if hooks.saw_the_end() {
-            // Outside of the transaction the statement has failed.
+            // Outside the transaction, the statement has failed.
             return Ok(Completed::NotOpen);
         }
         Ok(match completed?.rows_affected() {
@@ -48,7 +48,7 @@ impl AtomicStore for SqliteStore {
     }
 
     async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {
-        // The writer's lock waits for a transaction that may still commit.
+        // Taking the writer's lock waits for a transaction that may still commit.
         let done = self.write("read back", Write::IsDone(claim.slot, claim.token)).await?;
         Ok(matches!(done, Written::Is(true)))
     }

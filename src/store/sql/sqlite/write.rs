@@ -1,4 +1,4 @@
-//! Writing on a connection of the store's own, in turns with the transactions of handlers.
+//! Writes on the store's own connection, in turns with handlers' transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,8 @@ use crate::store::sql::turns::{Turn, Turns};
 use crate::store::sql::value::{millis, signed};
 use crate::store::{ClaimRequest, ScopeTag, Slot, Token};
 
-/// Bytes of records that are written in one transaction, so that it stays short.
+/// The maximum size of the records in one transaction, in bytes, so that the transaction stays
+/// short.
 const MOST_BYTES: usize = 1024 * 1024;
 
 /// Writes on a connection of the store's own.
@@ -26,7 +27,7 @@ pub(super) struct Writing {
     pub(super) sql: Arc<Statements>,
 }
 
-/// A change.
+/// A call that changes something.
 #[derive(Clone)]
 pub(super) enum Write {
     Claim(ClaimRequest),
@@ -36,19 +37,19 @@ pub(super) enum Write {
         token: Token,
         record: Arc<Vec<u8>>,
         ttl: Duration,
-        /// It may have been written already.
+        /// Whether the record may already have been written.
         again: bool,
     },
     Release {
         slot: Slot,
         token: Token,
-        /// It may have been released already.
+        /// Whether the claim may already have been released.
         again: bool,
     },
     Forget(Slot),
     /// Whether a transaction that may still be open has written the record.
     IsDone(Slot, Token),
-    /// Looks at rows that are due: those that are forgotten are removed, and the others put off.
+    /// Looks at rows that are due. Forgotten rows are removed, and the others are put off.
     Sweep {
         forgotten: Vec<i64>,
         others: Vec<i64>,
@@ -59,12 +60,12 @@ pub(super) enum Write {
 pub(super) enum Written {
     /// The attempt, if the slot was claimed.
     Claimed(i32),
-    /// The slot was not claimed: what is in it.
+    /// The slot was not claimed. This is its content.
     Taken(Option<Seen>),
-    /// How many rows were changed.
+    /// The number of rows that were changed.
     Rows(u64),
     Is(bool),
-    /// Rows that were removed, and how many of them had not expired.
+    /// The number of rows that were removed, and how many of them had not expired.
     Forgotten {
         rows: usize,
         counted: u64,
@@ -75,14 +76,14 @@ pub(super) enum Written {
     },
 }
 
-/// What a job came to. Errors of one job that leave the others alone are its answer.
+/// The result of a job. An error of one job that does not affect the others is that job's answer.
 pub(super) type Answer = Result<Written, Arc<sqlx::Error>>;
 
 /// The connection that writes.
 pub(super) struct Writer {
     connection: SqliteConnection,
-    /// Held while a statement may be under way. If the call is dropped, the turn goes with the connection,
-    /// and is over when that is closed.
+    /// Held while a statement may be running. If the call is dropped, the turn stays with the
+    /// connection and ends when the connection is closed.
     turn: Option<Turn>,
 }
 
@@ -98,8 +99,8 @@ impl Driver for Writing {
         Ok(Writer { connection, turn: None })
     }
 
-    /// A transaction of many is short: it has few bytes to write, and few rows to remove. What is swept with
-    /// others needs no commit of its own.
+    /// A transaction for many jobs is short: it has few bytes to write, and few rows to remove. A
+    /// sweep that shares a transaction needs no commit of its own.
     fn joins(job: &Write, batch: &[Write]) -> bool {
         let is_alone = |job: &Write| matches!(job, Write::ForgetScope(..));
         let sweeps = |job: &Write| matches!(job, Write::Sweep { .. });
@@ -135,7 +136,8 @@ impl Driver for Writing {
         let answers = self.write(&mut writer.connection, jobs).await;
         writer.turn = None;
         match answers {
-            // Another process writes. It holds up everybody alike, so there is no use in asking one by one.
+            // Another process is writing. It blocks all jobs alike, so trying them one by one is no
+            // use.
             Err(error) if is_busy(&error) => {
                 let error = Arc::new(error);
                 Ok(jobs.iter().map(|_| Err(Arc::clone(&error))).collect())
@@ -155,16 +157,16 @@ impl Driver for Writing {
     }
 
     async fn close(writer: Writer) {
-        // Statements that are under way end before.
+        // Running statements end first.
         let _ = writer.connection.close().await;
         drop(writer.turn);
     }
 }
 
 impl Writing {
-    /// A job alone needs no transaction around it: mostly it is one statement.
+    /// A single job needs no transaction around it: usually it is one statement.
     async fn write(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
-        // But a transaction that may still commit is waited for by the lock that it holds.
+        // `IsDone` does: the lock that `BEGIN` takes waits for a transaction that may still commit.
         if let [job] = jobs
             && !matches!(job, Write::IsDone(..))
         {
@@ -181,8 +183,8 @@ impl Writing {
         answers
     }
 
-    /// Does all in an open transaction. First those who hold a claim: a renewal must not come after the
-    /// claim that takes over.
+    /// Runs all jobs in an open transaction. Jobs of those who hold a claim come first: a renewal
+    /// must not come after the claim that takes over.
     async fn all(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
         let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
         for claims in [false, true] {
@@ -225,11 +227,12 @@ impl Writing {
                     .bind(slot.as_bytes().as_slice())
                     .bind(signed(*token));
                 let written = rows(connection, release).await?;
-                // If it is not held, it is released, by the first time or by another's takeover.
+                // If the claim is not held, it was released, by the first attempt or by another
+                // claim's takeover.
                 Written::Rows(if *again { 1 } else { written })
             }
             Write::Forget(slot) => {
-                // All rows, as in `claim`.
+                // All rows are fetched, as in `claim`.
                 let known: Vec<bool> = sqlx::query_scalar(self.sql.forget.text())
                     .bind(slot.as_bytes().as_slice())
                     .fetch_all(connection)
@@ -307,7 +310,7 @@ mod tests {
                 vec![complete(MOST_BYTES / 2), complete(MOST_BYTES / 2)],
                 false,
             ),
-            // One is larger by itself: it is written alone.
+            // A record that is too large on its own is written alone.
             (&renew, vec![complete(2 * MOST_BYTES)], false),
         ] {
             assert_eq!(Writing::joins(job, &batch), joins);

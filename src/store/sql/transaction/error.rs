@@ -1,18 +1,19 @@
-//! Why a handler's transaction could not begin, or failed.
+//! The error of a handler's transaction that could not begin, or that failed.
 
 use std::error::Error as StdError;
 use std::fmt;
 
 use sqlx::error::DatabaseError;
 
-/// Why a [`Transaction`](super::Transaction) could not begin or commit, or a statement in it failed.
+/// The error of a [`Transaction`](super::Transaction) that could not begin or commit, or of a
+/// statement in it.
 ///
-/// In Axum it is a response, whose text says nothing of the database: the log does. A
-/// [transient](Self::is_transient) error is `503` with `Retry-After: 1`, every other is `500`. With
-/// either status the transaction is rolled back, and by default the key is free.
+/// In Axum, the error is also a response. Its text says nothing about the database; the log does. A
+/// [transient](Self::is_transient) error is a `503` with `Retry-After: 1`. Every other error is a
+/// `500`. With either status, the transaction is rolled back and, by default, the key is free.
 ///
-/// A statement that failed is [`as_database_error`](Self::as_database_error), so that a handler can give
-/// an answer of its own:
+/// A failed statement is available as [`as_database_error`](Self::as_database_error), so that a
+/// handler can return a response of its own:
 ///
 /// ```
 /// # #[cfg(all(feature = "axum", feature = "postgres"))]
@@ -44,20 +45,20 @@ pub struct TransactionError {
     source: Option<sqlx::Error>,
 }
 
-/// What sort of failure a [`TransactionError`] is.
+/// The kind of a [`TransactionError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TransactionErrorKind {
     /// The database failed, or refused the statement.
     Database,
-    /// The [`Work`](super::Work) of an earlier [`Transaction::begin`](super::Transaction::begin) is
-    /// still there.
+    /// The [`Work`](super::Work) from an earlier [`Transaction::begin`](super::Transaction::begin)
+    /// still exists.
     InUse,
-    /// The response has been given already, or the transaction was committed.
+    /// The response has already been returned, or the transaction was committed.
     Over,
     /// [`Transaction::abort`](super::Transaction::abort) was called.
     Aborted,
-    /// At the commit the transaction was not open any more: a statement of the handler ended it, or a
+    /// At the commit, the transaction was no longer open: a statement of the handler ended it, or a
     /// savepoint was cut off.
     Ended,
 }
@@ -67,28 +68,29 @@ impl TransactionError {
         Self { kind, source: None }
     }
 
-    /// What sort of failure it is.
+    /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> TransactionErrorKind {
         self.kind
     }
 
-    /// The error of `sqlx`, if the kind is [`Database`](TransactionErrorKind::Database).
+    /// Returns the `sqlx` error if the kind is [`Database`](TransactionErrorKind::Database).
     #[must_use]
     pub fn as_sqlx_error(&self) -> Option<&sqlx::Error> {
         self.source.as_ref()
     }
 
-    /// The error that the database itself gave, as for a unique constraint that was violated.
+    /// Returns the error that the database itself reported, such as a violated unique constraint.
     #[must_use]
     pub fn as_database_error(&self) -> Option<&(dyn DatabaseError + 'static)> {
         self.source.as_ref()?.as_database_error()
     }
 
-    /// Whether the same work may succeed if it is tried again: the database could not be reached, is
-    /// shutting down, read-only or out of resources, or a concurrent transaction was in the way.
+    /// Returns whether the same work may succeed if it is tried again. That is so if the database
+    /// could not be reached, is shutting down, is read-only or is out of resources, or if a
+    /// concurrent transaction conflicted with this one.
     ///
-    /// Everything else is permanent: a constraint that was violated, a statement that is wrong, a value that
+    /// Every other error is permanent: a violated constraint, an invalid statement, a value that
     /// cannot be decoded, or a mistake in how the transaction was used.
     #[must_use]
     pub fn is_transient(&self) -> bool {
@@ -103,7 +105,7 @@ impl TransactionError {
 
 #[cfg_attr(
     not(all(feature = "postgres", feature = "_sqlite")),
-    allow(clippy::needless_bool, reason = "one of the two is left out")
+    allow(clippy::needless_bool, reason = "one of the two databases is left out")
 )]
 fn is_transient(error: &dyn DatabaseError) -> bool {
     #[cfg(feature = "postgres")]
@@ -121,28 +123,29 @@ fn is_transient(error: &dyn DatabaseError) -> bool {
     false
 }
 
-/// By PostgreSQL's SQLSTATE ("PostgreSQL Error Codes", appendix A of its manual).
+/// Decides by PostgreSQL's SQLSTATE ("PostgreSQL Error Codes", appendix A of its manual).
 #[cfg(feature = "postgres")]
 fn is_transient_state(state: &str) -> bool {
-    // Connection exceptions, insufficient resources, errors of the system around the database, shutdowns.
+    // Connection exceptions, insufficient resources, system errors outside the database, shutdowns.
     ["08", "53", "58", "57P0"].iter().any(|class| state.starts_with(class))
         || matches!(
             state,
-            // Read-only, idle for too long, serialization failure, deadlock, cancelled or timed out, lock not available.
+            // Read-only, idle for too long, serialization failure, deadlock, cancelled or timed
+            // out, lock not available.
             "25006" | "25P03" | "40001" | "40P01" | "57014" | "55P03"
         )
 }
 
-/// By SQLite's extended result code, whose low byte is the primary code.
+/// Decides by SQLite's extended result code, whose low byte is the primary code.
 #[cfg(feature = "_sqlite")]
 fn is_transient_code(code: u32) -> bool {
     const COMMIT_HOOK: u32 = 531;
-    // Busy, locked, interrupted, a disk that failed, full, cannot open, a protocol of locks that failed; and
-    // what runs after a savepoint was cut off.
+    // Busy, locked, interrupted, disk failure, full, cannot open, lock protocol failure, and
+    // statements that run after a savepoint was cut off.
     matches!(code & 0xff, 5 | 6 | 9 | 10 | 13 | 14 | 15) || code == COMMIT_HOOK
 }
 
-/// For `?` on statements in a handler.
+/// Lets a handler use `?` on statements.
 impl From<sqlx::Error> for TransactionError {
     fn from(error: sqlx::Error) -> Self {
         Self {
@@ -155,17 +158,20 @@ impl From<sqlx::Error> for TransactionError {
 impl fmt::Display for TransactionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
-            TransactionErrorKind::Database => "the database failed in the operation's transaction",
+            TransactionErrorKind::Database => "a database error occurred in the operation's transaction",
             TransactionErrorKind::InUse => {
-                "the operation's transaction is in use: drop the `Work` of the earlier `begin`, or hand it on"
+                "the operation's transaction is in use; drop the `Work` from the earlier `begin`, or pass it on"
             }
             TransactionErrorKind::Over => {
-                "the operation's transaction is over: it was committed, or the response was given, before this work began"
+                "the operation's transaction is over; it was committed, or the response was returned, before this work \
+                 began"
             }
-            TransactionErrorKind::Aborted => "the operation's transaction was aborted: begin no work after `abort`",
+            TransactionErrorKind::Aborted => {
+                "the operation's transaction was aborted; do not call `begin` after `abort`"
+            }
             TransactionErrorKind::Ended => {
-                "the operation's transaction was ended before its commit: send no `COMMIT` or `ROLLBACK`, and do not drop \
-                 the future of a savepoint"
+                "the operation's transaction ended before its commit; do not send `COMMIT` or `ROLLBACK`, and do not \
+                 drop the future of a savepoint"
             }
         })
     }
@@ -193,11 +199,12 @@ mod tests {
         ] {
             assert!(!is_transient_state(state), "{state}");
         }
-        // Busy, a snapshot that is too old, locked, interrupted, a failed write, full, cannot open, a refused commit.
+        // Busy, outdated snapshot, locked, interrupted, failed write, full, cannot open, refused
+        // commit.
         for code in [5, 517, 6, 9, 778, 13, 14, 531] {
             assert!(is_transient_code(code), "{code}");
         }
-        // A wrong statement, and the constraints: unique, primary key, not null, foreign key.
+        // An invalid statement, and the constraints: unique, primary key, not null, foreign key.
         for code in [1, 19, 2067, 1555, 1299, 787] {
             assert!(!is_transient_code(code), "{code}");
         }

@@ -1,4 +1,4 @@
-//! What the handler's end and the layer's end of a transaction share.
+//! The state that the handler's side and the layer's side of a transaction share.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,20 +12,21 @@ use super::open::Open;
 use crate::store::sql::guarded::AtomicDatabase;
 use crate::store::sql::turns::Turns;
 
-/// What is to be done after the commit.
+/// Work to run after the commit.
 pub(in crate::store::sql) type AfterCommit = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One transaction, from before it begins until after it is over.
 pub(in crate::store::sql) struct Joint<DB: AtomicDatabase> {
     pub(super) pool: Pool<DB>,
-    /// Where the transaction waits for its turn. `None`: in a database with more writers than one.
+    /// The queue in which the transaction waits for its turn. `None` in a database with more than
+    /// one writer.
     pub(super) turns: Option<Turns>,
-    /// Who commits it.
+    /// Who commits the transaction.
     pub(super) owner: Owner,
     /// Locked by the handler while it works in the transaction.
     pub(super) state: Arc<Mutex<State<DB>>>,
     pub(super) begun: AtomicBool,
-    /// Set when the handler wants no effect, whatever it answers.
+    /// Set when the handler wants no effect, whatever its response is.
     pub(super) aborted: AtomicBool,
     /// Set when the layer no longer waits for work that the handler left behind. That work is then
     /// rolled back when it ends.
@@ -35,7 +36,7 @@ pub(in crate::store::sql) struct Joint<DB: AtomicDatabase> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// With the record of the response.
+    /// The layer, which commits it together with the record of the response.
     Layer,
     Handler,
 }
@@ -43,7 +44,7 @@ pub(super) enum Owner {
 pub(super) enum State<DB: AtomicDatabase> {
     NotBegun,
     Open(Open<DB>),
-    /// The transaction is committed or rolled back, and takes no more work.
+    /// The transaction is committed or rolled back, and accepts no more work.
     Over,
 }
 
@@ -78,13 +79,13 @@ impl<DB: AtomicDatabase> Joint<DB> {
         after.push(work);
     }
 
-    /// What is to be done after the commit. Taken once.
+    /// Takes the work to run after the commit. A second call does not return it again.
     pub(in crate::store::sql) fn after_commit(&self) -> Vec<AfterCommit> {
         std::mem::take(&mut *self.after_commit.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes the transaction away from the handler, and waits for work that the handler left behind.
-    /// If the wait is given up, that work can only be rolled back.
+    /// Takes the transaction away from the handler, and waits for work that the handler left
+    /// behind. If the caller stops waiting, that work can only be rolled back.
     pub(in crate::store::sql) async fn take(&self) -> Option<Open<DB>> {
         let giving_up = Raise(&self.given_up);
         let mut state = self.state.lock().await;
@@ -96,7 +97,7 @@ impl<DB: AtomicDatabase> Joint<DB> {
     }
 }
 
-/// Sets a flag if it is dropped.
+/// Sets a flag when it is dropped.
 struct Raise<'a>(&'a AtomicBool);
 
 impl Drop for Raise<'_> {

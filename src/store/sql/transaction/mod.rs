@@ -1,4 +1,4 @@
-//! The transaction that a handler writes in together with the record of its response.
+//! The transaction in which a handler's writes are committed together with the response's record.
 
 mod error;
 pub(super) mod joint;
@@ -20,19 +20,20 @@ use open::Open;
 #[cfg(feature = "axum")]
 pub use own::TransactionOrOwn;
 
-/// The transaction of the operation that a handler runs for. What is written in it is committed
-/// together with the record of the response, or not at all.
+/// The operation's transaction, for the handler's writes. They are committed together with the
+/// record of the response, or not at all.
 ///
-/// In Axum it is an extractor; elsewhere it is in the request's extensions. It is there whenever
-/// the layer runs a handler for a key and its store is a `PostgresStore` or a `SqliteStore`
-/// (`DB` is `sqlx::Postgres` or `sqlx::Sqlite`). It is absent if the request has no key, if the store
-/// has no atomic mode, and if the handler runs unprotected because the store failed. A handler for
-/// those requests too takes an `Option<Transaction<DB>>`, or a `TransactionOrOwn<DB>`, which begins a
-/// transaction of the handler's own.
+/// In Axum, it is an extractor. Elsewhere, it is in the request's extensions. It is available
+/// whenever the layer runs a handler for a key and the layer's store is a `PostgresStore` or a
+/// `SqliteStore` (`DB` is `sqlx::Postgres` or `sqlx::Sqlite`). It is absent if the request has no
+/// key, if the store has no atomic mode, or if the handler runs unprotected because the store
+/// failed. A handler that also serves such requests takes an `Option<Transaction<DB>>`, or a
+/// `TransactionOrOwn<DB>`, which begins a transaction of the handler's own.
 ///
-/// It begins when the handler first calls [`begin`](Self::begin), not before: call slow services
-/// first, and write then. A response that the policy stores (or seals) commits it. Any other
-/// response, an error, a panic, [`abort`](Self::abort), or the death of the process rolls it back.
+/// The transaction does not begin until the handler first calls [`begin`](Self::begin), so call
+/// slow services first and write afterwards. A response that the policy stores (or seals) commits
+/// the transaction. Any other response, an error, a panic, [`abort`](Self::abort), or the death of
+/// the process rolls it back.
 ///
 /// ```
 /// # #[cfg(all(feature = "axum", feature = "_sqlite"))]
@@ -53,31 +54,33 @@ pub use own::TransactionOrOwn;
 /// # }
 /// ```
 ///
-/// **The layer commits.** Do not send `COMMIT` or `ROLLBACK`: the handler's answer would then speak of
-/// another effect than the one that is there. The layer notices. It answers `500` problem
-/// `outcome-unknown` in place of the handler, logs the reason, and seals the key, so that no retry
-/// runs. A savepoint is fine (`work.begin()` of `sqlx`). If a savepoint is cut off, as when a time-out
-/// drops its `begin`, `sqlx` rolls the whole transaction back. Each later statement of the handler then
-/// fails, nothing is kept, and the client gets a `503` and may retry.
+/// **The layer commits.** Do not send `COMMIT` or `ROLLBACK`: the handler's response would then not
+/// match the actual effect. The layer detects this. It sends a `500` problem `outcome-unknown`
+/// instead of the handler's response, logs the reason, and seals the key, so that no retry runs.
+/// Savepoints are fine (`work.begin()` in `sqlx`). If a savepoint is cut off, for example because a
+/// timeout drops its `begin`, `sqlx` rolls back the whole transaction. Each later statement in the
+/// handler then fails, nothing is kept, and the client gets a `503` and can retry.
 ///
-/// **PostgreSQL.** It is an ordinary transaction at the session's default isolation. At `REPEATABLE
-/// READ` and above, a renewal of the claim's lease counts as a concurrent update, and the commit
-/// fails if the work took longer than a third of the lease. While it is open,
-/// `default_transaction_read_only` is on in its session, so that nothing can be written outside of it.
-/// Behind a pooler in transaction mode, a handler that ends the transaction by itself leaves that
-/// setting on a connection of others; PgBouncer's `server_reset_query_always` prevents that.
+/// **PostgreSQL.** It is an ordinary transaction at the session's default isolation level. At
+/// `REPEATABLE READ` and above, a renewal of the claim's lease is a concurrent update, so the
+/// commit fails if the work takes longer than a third of the lease. While the transaction is open,
+/// `default_transaction_read_only` is on in its session, so that nothing can be written outside the
+/// transaction. Behind a pooler in transaction mode, a handler that ends the transaction itself
+/// leaves that setting on a connection that other clients use. PgBouncer's
+/// `server_reset_query_always` prevents that.
 ///
-/// A handler may set a role or a search path for the transaction (`SET LOCAL ROLE`, `SET LOCAL search_path`).
-/// The record is written with the role and in the schema of the store. The handler's role then comes back:
-/// triggers that are deferred to the commit run with it. If the pool's user is a superuser or a member of
-/// any role, this costs a round trip for each commit. If it became a member after the store had connected, the
-/// first such operation of a process gets `503`, and its retry succeeds. What else a handler sets applies to
-/// the record too, such as `statement_timeout`.
+/// A handler can set a role or a search path for the transaction (`SET LOCAL ROLE`,
+/// `SET LOCAL search_path`). The record is written with the store's role and in the store's schema.
+/// The handler's role is then restored, so triggers that are deferred to the commit run with it. If
+/// the pool's user is a superuser or a member of any role, this costs a round trip for each commit.
+/// If the user became a member after the store had connected, the first such operation in a process
+/// gets `503`, and its retry succeeds. Other settings that a handler makes, such as
+/// `statement_timeout`, also apply when the record is written.
 ///
-/// **SQLite.** It is `BEGIN IMMEDIATE`. Because there is one writer, every other write waits while it
-/// is open. [`begin`](Self::begin) waits for its turn for up to the pool's `acquire_timeout`. The
-/// transaction takes the place of a commit hook and a roll-back hook that the application has set on the
-/// connection.
+/// **SQLite.** It is a `BEGIN IMMEDIATE` transaction. Because SQLite has one writer, every other
+/// write waits while the transaction is open. [`begin`](Self::begin) waits for its turn for up to
+/// the pool's `acquire_timeout`. The transaction replaces a commit hook and a rollback hook that
+/// the application has set on the connection.
 pub struct Transaction<DB: AtomicDatabase>(Arc<Joint<DB>>);
 
 impl<DB: AtomicDatabase> Clone for Transaction<DB> {
@@ -99,13 +102,13 @@ impl<DB: AtomicDatabase> Transaction<DB> {
         Self(joint)
     }
 
-    /// Begins the transaction, or goes on in it if it has begun.
+    /// Begins the transaction, or continues it if it has already begun.
     ///
     /// # Errors
     ///
-    /// The database failed; the response has been given already; the operation was
-    /// [aborted](Self::abort); or the [`Work`] of an earlier call is still there. There is one
-    /// connection, so hand that `Work` on instead.
+    /// The database failed, the response has already been returned, the operation was
+    /// [aborted](Self::abort), or the [`Work`] from an earlier call still exists. There is one
+    /// connection, so pass that `Work` on instead.
     pub async fn begin(&self) -> Result<Work<DB>, TransactionError> {
         let joint = &self.0;
         if joint.is_aborted() {
@@ -129,11 +132,11 @@ impl<DB: AtomicDatabase> Transaction<DB> {
         Ok(Work { state, given_up })
     }
 
-    /// Rolls the work back when the handler has answered, whatever it answers.
+    /// Rolls back the work after the handler has responded, whatever the response is.
     ///
-    /// The answer is judged by the policy as any other. If it is stored, its record is stored on its
-    /// own, without an effect: for an operation that was refused after some of it was written, and whose
-    /// refusal is a `200`.
+    /// The policy judges the response like any other. If the response is stored, its record is
+    /// stored on its own, without the effect. This is for an operation that was refused after part
+    /// of it was written, and whose refusal is a `200`.
     ///
     /// ```
     /// # #[cfg(feature = "_sqlite")]
@@ -155,26 +158,28 @@ impl<DB: AtomicDatabase> Transaction<DB> {
         self.0.aborted.store(true, Ordering::Release);
     }
 
-    /// Runs `work` in the background after the transaction is committed, and not if it is rolled back.
+    /// Runs `work` in the background after the transaction is committed, but not if it is rolled
+    /// back.
     ///
-    /// It also runs if the client has disconnected. [`background`](crate::IdempotencyLayer::background) waits
-    /// for it, and it counts as work without a client (`max_detached`). It runs at most once: if the process
-    /// dies after the commit, it never runs, because a retry gets the stored response. Use it for what may be
-    /// lost, such as the invalidation of a cache. What must happen belongs in the transaction, as a row that
-    /// another process works off (an outbox).
+    /// `work` also runs if the client has disconnected.
+    /// [`background`](crate::IdempotencyLayer::background) waits for it, and it is included in the
+    /// limit on work without a client (`max_detached`). `work` runs at most once: if the process
+    /// dies after the commit, it never runs, because a retry gets the stored response. Use it for
+    /// work that may be lost, such as invalidating a cache. Work that must happen belongs in the
+    /// transaction, as a row that another process handles (an outbox).
     ///
-    /// Do not move a clone of a transaction of the handler's [`own`](Self::own) into `work`, unless you call
-    /// [`commit`](Self::commit) in any case. The clone would keep the transaction open.
+    /// Do not move a clone of a handler's [`own`](Self::own) transaction into `work` unless you
+    /// always call [`commit`](Self::commit). Otherwise, the clone keeps the transaction open.
     ///
-    /// If the commit's outcome is unknown at first, `work` runs as soon as it turns out to be committed.
-    /// If there was nothing to commit because the handler never called [`begin`](Self::begin), it does
-    /// not run.
+    /// If the commit's outcome is unknown at first, `work` runs as soon as the transaction turns
+    /// out to be committed. If there was nothing to commit because the handler never called
+    /// [`begin`](Self::begin), `work` does not run.
     pub fn on_commit(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.0.do_after_commit(Box::pin(work));
     }
 }
 
-/// Work in a [`Transaction`]: a connection to run statements on, as in `execute(&mut *work)`.
+/// A connection for running statements in a [`Transaction`], as in `execute(&mut *work)`.
 ///
 /// Dropping it does not end the transaction.
 pub struct Work<DB: AtomicDatabase> {
@@ -202,7 +207,7 @@ impl<DB: AtomicDatabase> Deref for Work<DB> {
     fn deref(&self) -> &Self::Target {
         match &*self.state {
             State::Open(transaction) => transaction,
-            State::NotBegun | State::Over => unreachable!("work is made of an open transaction, and locks it"),
+            State::NotBegun | State::Over => unreachable!("`Work` locks a transaction that is open"),
         }
     }
 }
@@ -211,7 +216,7 @@ impl<DB: AtomicDatabase> DerefMut for Work<DB> {
     fn deref_mut(&mut self) -> &mut Self::Target {
         match &mut *self.state {
             State::Open(transaction) => transaction,
-            State::NotBegun | State::Over => unreachable!("work is made of an open transaction, and locks it"),
+            State::NotBegun | State::Over => unreachable!("`Work` locks a transaction that is open"),
         }
     }
 }

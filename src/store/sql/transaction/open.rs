@@ -1,4 +1,4 @@
-//! A connection with an open transaction of a handler, which is rolled back if it is dropped.
+//! A connection with a handler's open transaction. Dropping it rolls the transaction back.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::store::sql::guarded::{AtomicDatabase, RolledBack};
 use crate::store::sql::pool::{acquire, close, put_back};
 use crate::store::sql::turns::{Turn, Turns};
 
-/// How long a roll-back may take that nobody waits for, before the connection is closed.
+/// How long a rollback that nobody waits for can take before the connection is closed.
 const CLEANING: Duration = Duration::from_secs(5);
 
 /// A connection with a guarded transaction on it. Dropping it rolls the transaction back.
@@ -19,16 +19,19 @@ pub(in crate::store::sql) struct Open<DB: AtomicDatabase> {
     connection: Option<PoolConnection<DB>>,
     /// Absent while the transaction begins.
     guard: Option<DB::Guard>,
-    /// Whether one of our own statements waits for its answer. If it is dropped then, the connection
-    /// is closed: in the pool it would keep its place until an answer comes that may never come.
+    /// Whether a statement of this crate is waiting for its answer. If this is dropped meanwhile,
+    /// the connection is closed. In the pool, it would keep its place until an answer arrives,
+    /// which may never happen.
     asking: bool,
-    /// In a database with one writer. It is over when the connection has no transaction any more.
+    /// The turn to write, in a database with one writer. It ends when the connection no longer has
+    /// a transaction.
     turn: Option<Turn>,
 }
 
 impl<DB: AtomicDatabase> Open<DB> {
-    /// The connection comes before the turn: whoever has a turn must not wait for a connection, because
-    /// those who have one may wait for their turn.
+    /// Begins a transaction. The connection comes before the turn: a caller that has a turn must
+    /// not wait for a connection, because the callers that have connections may be waiting for
+    /// their turn.
     pub(super) async fn begin(pool: &Pool<DB>, turns: Option<&Turns>) -> Result<Self, sqlx::Error> {
         let mut open = Self {
             connection: Some(acquire(pool).await?),
@@ -57,18 +60,18 @@ impl<DB: AtomicDatabase> Open<DB> {
         }
     }
 
-    /// How deep in transactions `sqlx` believes the connection to be.
+    /// Returns how deep in transactions `sqlx` believes the connection to be.
     pub(in crate::store::sql) fn depth(&self) -> usize {
         DB::depth(self)
     }
 
-    /// The connection and its guard, for a statement during which they may be dropped. Tell when it
-    /// is [`answered`](Self::answered).
+    /// Returns the connection and its guard, for a statement during which they may be dropped. Call
+    /// [`answered`](Self::answered) when the answer has arrived.
     pub(in crate::store::sql) fn ask(&mut self) -> (&mut DB::Connection, &DB::Guard) {
         self.asking = true;
         match (&mut self.connection, &self.guard) {
             (Some(connection), Some(guard)) => (connection, guard),
-            _ => unreachable!("both are there from the beginning until this is dropped"),
+            _ => unreachable!("the connection and the guard are present from `begin` until this is dropped"),
         }
     }
 
@@ -76,7 +79,7 @@ impl<DB: AtomicDatabase> Open<DB> {
         self.asking = false;
     }
 
-    /// Whether the transaction is still open. An error of the database says that it is, and that it
+    /// Returns whether the transaction is still open. A database error means that it is open, but
     /// can only be rolled back.
     pub(in crate::store::sql) async fn is_open(&mut self) -> Result<bool, sqlx::Error> {
         let (connection, guard) = self.ask();
@@ -85,7 +88,8 @@ impl<DB: AtomicDatabase> Open<DB> {
         open
     }
 
-    /// Commits the transaction, which was just found to be open. If that fails, the connection is closed.
+    /// Commits the transaction, which was just found to be open. If the commit fails, the
+    /// connection is closed.
     pub(in crate::store::sql) async fn commit(mut self) -> Result<(), sqlx::Error> {
         let (connection, guard) = self.ask();
         DB::commit(connection, guard).await?;
@@ -93,7 +97,8 @@ impl<DB: AtomicDatabase> Open<DB> {
         Ok(())
     }
 
-    /// Rolls back, and says what had become of the transaction. If that fails, the connection is closed.
+    /// Rolls the transaction back and reports what had become of it. If the rollback fails, the
+    /// connection is closed.
     pub(in crate::store::sql) async fn roll_back(mut self) -> Result<RolledBack, sqlx::Error> {
         let (connection, guard) = self.ask();
         let rolled_back = DB::roll_back(connection, guard).await?;
@@ -103,7 +108,7 @@ impl<DB: AtomicDatabase> Open<DB> {
         Ok(rolled_back)
     }
 
-    /// Nothing is under way on the connection any more.
+    /// Gives the connection back. No statement is running on it any more.
     fn give_back(mut self) {
         if let Some(connection) = self.connection.take() {
             put_back(connection, ());
@@ -117,7 +122,7 @@ impl<DB: AtomicDatabase> Deref for Open<DB> {
     fn deref(&self) -> &DB::Connection {
         match &self.connection {
             Some(connection) => connection,
-            None => unreachable!("the connection is there until this is dropped"),
+            None => unreachable!("the connection is present until this is dropped"),
         }
     }
 }
@@ -126,7 +131,7 @@ impl<DB: AtomicDatabase> DerefMut for Open<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
         match &mut self.connection {
             Some(connection) => connection,
-            None => unreachable!("the connection is there until this is dropped"),
+            None => unreachable!("the connection is present until this is dropped"),
         }
     }
 }
@@ -140,22 +145,23 @@ impl<DB: AtomicDatabase> Drop for Open<DB> {
             (Some(guard), Ok(runtime)) if !self.asking => {
                 drop(runtime.spawn(clean::<DB>(connection, guard, self.turn.take())));
             }
-            // It has waited for its turn, and nothing was asked.
+            // It was waiting for its turn, and no statement was sent.
             (None, _) if !self.asking => put_back(connection, self.turn.take()),
             _ => close(connection, self.turn.take()),
         }
     }
 }
 
-/// The error of a handler that did not get to write. As transient as that of a pool without a free connection.
+/// The error for a handler that did not get to write. It is as transient as the error of a pool
+/// without a free connection.
 fn no_turn(within: Duration) -> sqlx::Error {
     let what = format!(
-        "other writers of this process held the database for longer than the pool's `acquire_timeout`, which is {within:?}"
+        "other writers in this process held the database for longer than the pool's `acquire_timeout` ({within:?})"
     );
     std::io::Error::new(std::io::ErrorKind::TimedOut, what).into()
 }
 
-/// Rolls back what nobody waits for.
+/// Rolls back a transaction that nobody waits for.
 async fn clean<DB: AtomicDatabase>(connection: PoolConnection<DB>, guard: DB::Guard, turn: Option<Turn>) {
     let open = Open {
         connection: Some(connection),
@@ -170,7 +176,7 @@ async fn clean<DB: AtomicDatabase>(connection: PoolConnection<DB>, guard: DB::Gu
     {
         tracing::error!(
             target: "tower_idempotency",
-            "a handler committed the operation's transaction by itself; what it wrote is kept, whatever it answered"
+            "a handler committed the operation's transaction on its own; its writes are kept, whatever its response was"
         );
     }
 }

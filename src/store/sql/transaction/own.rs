@@ -1,4 +1,4 @@
-//! A transaction that the handler commits by itself, where no layer does.
+//! A transaction that the handler commits itself, because no layer does.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,20 +10,20 @@ use super::{Transaction, TransactionError, TransactionErrorKind};
 use crate::store::sql::guarded::AtomicDatabase;
 
 impl<DB: AtomicDatabase> Transaction<DB> {
-    /// A transaction of the handler's own on this pool, for a request that no layer guards in atomic
-    /// mode.
+    /// Creates a transaction of the handler's own on this pool, for a request that no layer guards
+    /// in atomic mode.
     ///
-    /// Nobody else commits it: call [`commit`](Self::commit). If the last clone is dropped before,
-    /// it is rolled back.
+    /// Nothing else commits the transaction, so call [`commit`](Self::commit). If the last clone is
+    /// dropped before that, the transaction is rolled back.
     #[must_use]
     pub fn own(pool: Pool<DB>) -> Self {
         Self::of(Arc::new(Joint::new(pool, None, Owner::Handler)))
     }
 
-    /// A transaction to call a handler with in a test, without the layer.
+    /// Creates a transaction for calling a handler in a test, without the layer.
     ///
-    /// As [`own`](Self::own): the test decides whether to [`commit`](Self::commit), or to drop what the
-    /// handler wrote.
+    /// As with [`own`](Self::own), the test decides whether to [`commit`](Self::commit) the
+    /// handler's writes or to drop them.
     ///
     /// ```
     /// # #[cfg(feature = "_sqlite")]
@@ -56,18 +56,21 @@ impl<DB: AtomicDatabase> Transaction<DB> {
         Self::own(pool)
     }
 
-    /// Commits a transaction of the handler's [own](Self::own). Leaves one of the layer to the layer,
-    /// which commits it with the record of the response.
+    /// Commits a transaction of the handler's [own](Self::own). Leaves the layer's transaction to
+    /// the layer, which commits it with the record of the response.
     ///
-    /// So a handler that may be given either calls it when everything is written, and does not answer
-    /// with success if it fails. It is the last call: the transaction takes no more work. After
-    /// [`abort`](Self::abort) it rolls back.
+    /// So a handler that may receive either kind calls `commit` when everything is written, and
+    /// does not return a success if `commit` fails. This is the last call: the transaction accepts
+    /// no more work. After [`abort`](Self::abort), `commit` rolls the transaction back.
     ///
     /// # Errors
     ///
-    /// The database failed, so that nothing is committed, or, if the connection was lost, perhaps all; the
-    /// transaction is not open any more, because a statement of the handler ended it or a savepoint was
-    /// cut off; the [`Work`](super::Work) of [`begin`](Self::begin) is still there; or it is over.
+    /// - The database failed. Then nothing is committed or, if the connection was lost, perhaps
+    ///   everything.
+    /// - The transaction is no longer open, because a statement of the handler ended it or a
+    ///   savepoint was cut off.
+    /// - The [`Work`](super::Work) from [`begin`](Self::begin) still exists.
+    /// - The transaction is already over.
     pub async fn commit(&self) -> Result<(), TransactionError> {
         if self.0.owner == Owner::Layer {
             return Ok(());
@@ -82,14 +85,15 @@ impl<DB: AtomicDatabase> Transaction<DB> {
                 Ok(())
             };
         };
-        // Dropped where nothing is committed: it may hold this transaction, which would hold it in turn.
+        // Dropped if nothing is committed: this work may own the transaction, which would in turn
+        // own the work.
         let following = self.0.after_commit();
         if self.0.is_aborted() {
             open.roll_back().await?;
             return Ok(());
         }
         if !open.is_open().await? {
-            // What is left of it is rolled back.
+            // Dropping `open` rolls back the rest of it.
             return Err(TransactionError::of(TransactionErrorKind::Ended));
         }
         open.commit().await?;
@@ -100,12 +104,12 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     }
 }
 
-/// The layer's [`Transaction`] if there is one, and otherwise one of the handler's own: an extractor
-/// for handlers that also run without a key.
+/// The layer's [`Transaction`] if the request has one, and otherwise a transaction of the handler's
+/// own. This is an extractor for handlers that also run without a key.
 ///
 /// The router's state provides the pool (`Pool<DB>: FromRef<S>`). End with
-/// [`commit`](Transaction::commit): it commits a transaction of the handler's own, and leaves the layer's
-/// to the layer. Without it, a request without a key has no effect.
+/// [`commit`](Transaction::commit): it commits a transaction of the handler's own, and leaves the
+/// layer's transaction to the layer. Without this call, a request without a key has no effect.
 ///
 /// ```
 /// # #[cfg(feature = "_sqlite")]
