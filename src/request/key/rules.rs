@@ -340,7 +340,12 @@ mod tests {
 
     #[test]
     fn contract_2_5_joined_values_name_one_key_each() {
-        let lists: [&[&str]; 8] = [
+        let lists: [&[&str]; 13] = [
+            &["7:CAPTURE5:ref-1"],
+            &["CAPTURE", "ref-1"],
+            &["5:12:30"],
+            &["12:30"],
+            &[":a"],
             &["ab", "c"],
             &["a", "bc"],
             &["", "abc"],

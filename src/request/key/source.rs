@@ -213,9 +213,10 @@ impl KeySource {
     }
 
     /// Joins several values into one key, each prefixed with its length. A single value stays
-    /// unchanged.
+    /// unchanged, unless it begins like a joined key, with digits and a colon.
     ///
-    /// No two different lists give the same key. [`json_pointers`](Self::json_pointers) joins
+    /// Two different lists never give the same key, except that an empty list and a single empty
+    /// value both give the empty key, which the layer refuses. [`json_pointers`](Self::json_pointers) joins
     /// values in this way. Use this function in your own closures and with
     /// [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot).
     ///
@@ -224,6 +225,7 @@ impl KeySource {
     ///
     /// assert_eq!(KeySource::join(["CAPTURE", "ref-1"]), "7:CAPTURE5:ref-1");
     /// assert_eq!(KeySource::join(["evt_1"]), "evt_1");
+    /// assert_eq!(KeySource::join(["12:30"]), "5:12:30");
     /// ```
     #[must_use]
     pub fn join<I>(values: I) -> String
@@ -232,7 +234,9 @@ impl KeySource {
         I::Item: AsRef<str>,
     {
         let values: Vec<_> = values.into_iter().collect();
-        if let [value] = &values[..] {
+        if let [value] = &values[..]
+            && !begins_with_a_length(value.as_ref())
+        {
             return value.as_ref().to_owned();
         }
         let mut key = String::new();
@@ -253,6 +257,12 @@ impl KeySource {
     pub(crate) fn needs_body(&self) -> bool {
         matches!(self.0, Source::Pointers(_) | Source::Body(_))
     }
+}
+
+fn begins_with_a_length(value: &str) -> bool {
+    value
+        .split_once(':')
+        .is_some_and(|(length, _)| !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn at_least_one<T>(values: Named<Vec<T>>, otherwise: &'static str) -> Named<Vec<T>> {
