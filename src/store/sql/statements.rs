@@ -1,10 +1,9 @@
-//! The statements that the databases have in common, and the parts that each dialect writes
-//! differently.
+//! The statements that the databases have in common, and the parts that differ between dialects.
 //!
 //! A template contains the default table name, marks in braces that a [`Dialect`] fills in, and one
 //! `?` for each parameter. Parameters are bound in the order in which they appear, so that a
-//! template also suits a database without numbered parameters. If a database needs different words
-//! for a whole statement, it has a statement of its own.
+//! template also works for a database without numbered parameters. If a database needs an entirely
+//! different statement, its own module contains that statement.
 
 use std::sync::Arc;
 
@@ -12,17 +11,18 @@ use sqlx::AssertSqlSafe;
 
 use super::table::Table;
 
-/// How a database writes its clock, its time arithmetic, its locks and its parameters.
+/// A database's syntax for the clock, time arithmetic, locks and parameters.
 pub(super) struct Dialect {
-    /// `{now}`: the time, the same throughout a statement.
+    /// `{now}`: the current time, which is the same throughout a statement.
     pub(super) now: &'static str,
-    /// `{from_now}`: the time that is the parameter's number of milliseconds from now.
+    /// `{from_now}`: the current time plus the parameter's number of milliseconds.
     pub(super) from_now: &'static str,
-    /// `{lease_left}`: milliseconds from now until `lease_until`. Negative if that time is over.
+    /// `{lease_left}`: the number of milliseconds from now until `lease_until`, which is negative
+    /// if that time has passed.
     pub(super) lease_left: &'static str,
-    /// `{forgotten_in}`: milliseconds from now until `forget_at`.
+    /// `{forgotten_in}`: the number of milliseconds from now until `forget_at`.
     pub(super) forgotten_in: &'static str,
-    /// `{record_length}`: bytes of the record, as a 64-bit integer.
+    /// `{record_length}`: the record's length in bytes, as a 64-bit integer.
     pub(super) record_length: &'static str,
     /// `{skip_locked}`: locks the rows that a `SELECT` reads, and skips rows that are locked.
     pub(super) skip_locked: &'static str,
@@ -39,20 +39,27 @@ impl Statement {
         AssertSqlSafe(Arc::clone(&self.0))
     }
 
-    /// Returns the statement with one more mark filled in: a number, or text made from a number.
+    /// Returns a text that contains this statement twice, with separate parameters for each copy.
+    #[cfg(feature = "_sqlite")]
+    pub(super) fn twice(&self) -> Self {
+        Self(format!("{0}; {0}", self.0).into())
+    }
+
+    /// Returns the statement with one more mark replaced by a number, or by text that contains a
+    /// number.
     #[cfg(feature = "postgres")]
     pub(super) fn with(&self, mark: &str, number: &str) -> Self {
         Self(self.0.replace(mark, number).into())
     }
 }
 
-/// `{held}`: the row of a claim that its holder still holds. Parameters: slot, token.
+/// `{held}`: matches the row of a claim that is still held. Parameters: slot, token.
 const HELD: &str = "slot = ? AND token = ? AND record IS NULL AND forget_at > {now}";
 
 /// Parameters: lease, lease again, slot, token.
 ///
-/// `forget_at` is first: a database that evaluates assignments from left to right, such as MySQL,
-/// would otherwise subtract the new `lease_until`.
+/// `forget_at` is assigned first, because a database that evaluates assignments from left to right,
+/// such as MySQL, would otherwise subtract the new `lease_until`.
 #[cfg_attr(not(feature = "_sqlite"), allow(dead_code, reason = "PostgreSQL has its own"))]
 pub(super) const RENEW: &str = "UPDATE idempotency_keys SET \
      forget_at = {from_now} + (forget_at - lease_until), lease_until = {from_now} WHERE {held}";
@@ -63,8 +70,8 @@ pub(super) const COMPLETE: &str = "UPDATE idempotency_keys SET record = ?, forge
 /// Parameters: slot, token.
 pub(super) const RELEASE: &str = "DELETE FROM idempotency_keys WHERE {held}";
 
-/// Reads whether the claim with this token has its record. Returns no row if the slot is empty, or
-/// if a transaction is writing the row. Parameters: token, slot.
+/// Reads whether the claim with this token has a record. Returns no row if the slot is empty, or if
+/// a transaction is writing the row. Parameters: token, slot.
 pub(super) const IS_DONE: &str =
     "SELECT token = ? AND record IS NOT NULL FROM idempotency_keys WHERE slot = ? {skip_locked}";
 
@@ -72,7 +79,7 @@ pub(super) const IS_DONE: &str =
 pub(super) const LOOK_UP: &str = "SELECT fingerprint, attempt, {record_length}, {lease_left}, {forgotten_in} \
      FROM idempotency_keys WHERE slot = ? AND forget_at > {now}";
 
-/// Returns whether the row had not expired yet. Parameter: slot.
+/// Removes the row, and returns whether the row had not yet expired. Parameter: slot.
 pub(super) const FORGET: &str = "DELETE FROM idempotency_keys WHERE slot = ? RETURNING forget_at > {now}";
 
 /// Counts held claims, lapsed claims and records.
@@ -82,7 +89,7 @@ pub(super) const COUNT: &str = "SELECT \
      count(record) FROM idempotency_keys WHERE forget_at > {now}";
 
 impl Dialect {
-    /// Returns the statement that a template stands for in this table.
+    /// Returns the statement that a template describes, for this table.
     pub(super) fn statement(&self, table: &Table, template: &str) -> Statement {
         let text = template
             .replace("{held}", HELD)
@@ -91,7 +98,7 @@ impl Dialect {
             .replace("{forgotten_in}", self.forgotten_in)
             .replace("{record_length}", self.record_length)
             .replace("{skip_locked}", self.skip_locked)
-            // Last, because the others contain it.
+            // `{now}` is replaced last, because the other replacements contain `{now}`.
             .replace("{now}", self.now);
         Statement(table.sql(&if self.numbers_parameters { numbered(&text) } else { text }))
     }

@@ -95,6 +95,77 @@ async fn a_full_queue_is_told_at_once_and_what_waits_is_written_in_few_transacti
     assert_eq!(store.count().await.unwrap().running, 512 + 1, "who left has no claim");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_call_of_a_batch_gets_its_own_result() {
+    const HELD: u64 = 37;
+    let directory = Directory::new();
+    let store = impatient(&directory).await;
+    let of = |number: u64| {
+        let body = Bytes::from(format!("the response of {number}"));
+        Record::of_response(PRINT, &http::Response::new(body))
+    };
+    for number in 0..HELD {
+        store.begin(&claim(number).token(number + 1)).await.unwrap();
+    }
+    done(&store, &claim(50)).await;
+    let handler = Handler::of(&store, &claim(60)).await;
+    let work = handler.begin().await;
+    let completions = (0..HELD).map(|number| {
+        let is_held = number % 3 != 2;
+        let token = Token(if is_held { number + 1 } else { 1000 });
+        let store = store.clone();
+        tokio::spawn(async move {
+            let held = store
+                .complete(&claim(number).slot, token, &of(number), HOUR)
+                .await
+                .unwrap();
+            assert_eq!(held, if is_held { Held::Yes } else { Held::Lost }, "{number}");
+        })
+    });
+    let completions: Vec<_> = completions.collect();
+    let begin = |number| {
+        let store = store.clone();
+        tokio::spawn(async move { store.begin(&claim(number)).await.unwrap() })
+    };
+    let begins: Vec<_> = (100..123).map(|number| [begin(number), begin(number)]).collect();
+    let replay = begin(50);
+    let before = commits(&directory.path("keys.db"));
+    // The lane takes its jobs when it is its turn.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(work);
+    drop(handler);
+    for completion in completions {
+        completion.await.unwrap();
+    }
+    for [one, other] in begins {
+        let outcomes = [one.await.unwrap(), other.await.unwrap()];
+        let started = outcomes.iter().filter(|outcome| **outcome == ClaimOutcome::started(1));
+        assert_eq!(started.count(), 1, "{outcomes:?}");
+        assert!(
+            outcomes
+                .iter()
+                .any(|outcome| matches!(outcome, ClaimOutcome::InFlight { .. })),
+            "{outcomes:?}"
+        );
+    }
+    assert_eq!(replay.await.unwrap(), ClaimOutcome::Done(record()));
+    assert_eq!(
+        commits(&directory.path("keys.db")) - before,
+        1,
+        "all in one transaction"
+    );
+    for number in 0..HELD {
+        let outcome = store.begin(&claim(number)).await.unwrap();
+        match number % 3 {
+            2 => assert!(
+                matches!(outcome, ClaimOutcome::InFlight { .. }),
+                "{number}: {outcome:?}"
+            ),
+            _ => assert_eq!(outcome, ClaimOutcome::Done(of(number)), "{number}"),
+        }
+    }
+}
+
 /// Through two pools, one of which knows the file by another name, with transactions that are committed,
 /// rolled back, dropped, and given up before they begin.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! The statements of the store in SQLite.
+//! The SQLite store's statements.
 
 use crate::store::sql::statements::{self, Dialect, Statement};
 use crate::store::sql::table::Table;
@@ -9,21 +9,21 @@ const DIALECT: Dialect = Dialect {
     lease_left: "lease_until - {now}",
     forgotten_in: "forget_at - {now}",
     record_length: "length(record)",
-    // There is one writer, whose transaction locks the whole database.
+    // SQLite allows one writer, whose transaction locks the whole database.
     skip_locked: "",
     numbers_parameters: false,
 };
 
-/// Reads the slot. The record is left out if its fingerprint conflicts: the rule, which the first
-/// two bytes name, is the same, but the digest is different. Parameters: fingerprint, fingerprint
-/// again, slot.
+/// Reads the slot. The record is left out if its fingerprint conflicts with the parameter: the
+/// rule, which the first two bytes identify, is the same, but the digest is different. Parameters:
+/// fingerprint, fingerprint again, slot.
 const READ: &str = "SELECT fingerprint, token, attempt, {lease_left} AS lease_left, \
      record IS NOT NULL AS done, \
      CASE WHEN fingerprint = ? OR substr(fingerprint, 1, 2) <> substr(?, 1, 2) THEN record END AS record \
      FROM idempotency_keys WHERE slot = ? AND forget_at > {now}";
 
-/// Claims a slot that is free, that is forgotten, or whose lease has lapsed and whose fingerprint
-/// does not conflict.
+/// Claims a slot if it has no row, if its row is forgotten, or if its lease has lapsed and its
+/// fingerprint does not conflict.
 ///
 /// Parameters: slot, scope, fingerprint, token, lease, lease plus ttl, lease plus ttl again,
 /// whether a lapsed claim is refused.
@@ -40,17 +40,18 @@ const CLAIM: &str = "INSERT INTO idempotency_keys AS held \
      AND held.token <> excluded.token AND held.lease_until <= {now} AND NOT ?) \
      RETURNING attempt";
 
-/// Reads the rows that the sweeper looks at next: their handles, whether they are forgotten, their
-/// records' lengths, and how long they have been due. It reads as many index entries as rows,
-/// however many are due. Parameter: the maximum number of rows.
+/// Reads the rows that the sweeper processes next. For each row, returns its handle, whether it is
+/// forgotten, its record's length, and how long it has been due. The statement reads one index
+/// entry for each row that it returns, however many rows are due. Parameter: the maximum number of
+/// rows.
 const DUE: &str = "SELECT rowid, forget_at <= {now}, coalesce(length(record), 0), {now} - sweep_at FROM idempotency_keys \
      WHERE sweep_at <= {now} ORDER BY sweep_at LIMIT ?";
 
-/// Removes those of the rows that are forgotten. Parameter: the rows, as a JSON array.
+/// Removes the given rows if they are forgotten. Parameter: the rows, as a JSON array.
 const REMOVE: &str =
     "DELETE FROM idempotency_keys WHERE rowid IN (SELECT value FROM json_each(?)) AND forget_at <= {now}";
 
-/// Puts off those of the rows that live longer than planned, so that the sweeper comes back to them
+/// Postpones the given rows if they live longer than planned, so that the sweeper processes them
 /// later. Parameter: the rows, as a JSON array.
 const PUT_OFF: &str = "UPDATE idempotency_keys SET sweep_at = forget_at \
      WHERE rowid IN (SELECT value FROM json_each(?)) AND forget_at > {now}";
@@ -60,12 +61,47 @@ const FORGET_SCOPE: &str = "DELETE FROM idempotency_keys WHERE rowid IN \
      (SELECT rowid FROM idempotency_keys WHERE scope = ? AND record IS NOT NULL LIMIT ?) \
      RETURNING forget_at > {now}";
 
+/// A statement, and texts that repeat the statement 2, 4, 8 and up to [`Repeated::MOST`] times.
+///
+/// Each connection of `sqlx` runs SQLite in its own thread. Sending a statement to that thread and
+/// waiting for its result takes longer than most statements do, so a batch sends few texts.
+pub(super) struct Repeated(Vec<Statement>);
+
+impl Repeated {
+    /// The largest number of repetitions. Each repetition is a separate prepared statement, which a
+    /// connection keeps in memory.
+    const MOST: usize = 16;
+
+    fn new(one: Statement) -> Self {
+        let mut texts = vec![one];
+        while texts.len() <= Self::MOST.ilog2() as usize {
+            texts.extend(texts.last().map(Statement::twice));
+        }
+        Self(texts)
+    }
+
+    pub(super) fn once(&self) -> &Statement {
+        &self.0[0]
+    }
+
+    /// Splits jobs into groups. With each group, returns the text that contains the statement once
+    /// for each job in the group.
+    pub(super) fn groups<'j, T>(&self, mut jobs: &'j [T]) -> impl Iterator<Item = (&Statement, &'j [T])> {
+        std::iter::from_fn(move || {
+            let power = jobs.len().min(Self::MOST).checked_ilog2()? as usize;
+            let (group, rest) = jobs.split_at(1 << power);
+            jobs = rest;
+            Some((&self.0[power], group))
+        })
+    }
+}
+
 /// The statements for one table.
 pub(super) struct Statements {
     pub(super) read: Statement,
-    pub(super) claim: Statement,
+    pub(super) claim: Repeated,
     pub(super) renew: Statement,
-    pub(super) complete: Statement,
+    pub(super) complete: Repeated,
     pub(super) release: Statement,
     pub(super) is_done: Statement,
     pub(super) look_up: Statement,
@@ -82,9 +118,9 @@ impl Statements {
         let statement = |template: &str| DIALECT.statement(table, template);
         Self {
             read: statement(READ),
-            claim: statement(CLAIM),
+            claim: Repeated::new(statement(CLAIM)),
             renew: statement(statements::RENEW),
-            complete: statement(statements::COMPLETE),
+            complete: Repeated::new(statement(statements::COMPLETE)),
             release: statement(statements::RELEASE),
             is_done: statement(statements::IS_DONE),
             look_up: statement(statements::LOOK_UP),
@@ -113,7 +149,7 @@ mod tests {
         steps.into_iter().map(|(.., step)| step).collect::<Vec<_>>().join("; ")
     }
 
-    /// Whatever is in the table, each statement looks only at the rows that it is about.
+    /// Whatever the table contains, each statement reads only the rows that it applies to.
     #[tokio::test]
     async fn no_statement_scans_the_table() {
         let table = Table::default();
@@ -128,7 +164,7 @@ mod tests {
         for statement in [
             &sql.read,
             &sql.renew,
-            &sql.complete,
+            sql.complete.once(),
             &sql.release,
             &sql.is_done,
             &sql.look_up,
@@ -136,7 +172,8 @@ mod tests {
         ] {
             assert_eq!(plan(&mut connection, statement).await, by_slot);
         }
-        // In the order of the index, so that the statement ends with the last row that it returns.
+        // The rows are in the order of the index, so that the statement ends with the last row that
+        // it returns.
         assert_eq!(
             plan(&mut connection, &sql.due).await,
             "SEARCH idempotency_keys USING INDEX idempotency_keys_sweep_at (sweep_at<?)"
@@ -150,5 +187,20 @@ mod tests {
         }
         let plan = plan(&mut connection, &sql.forget_scope).await;
         assert!(plan.contains("USING INDEX idempotency_keys_scope (scope=?)"), "{plan}");
+    }
+
+    #[test]
+    fn jobs_are_split_into_groups_with_a_text_of_their_size() {
+        let sql = Statements::new(&Table::default());
+        let jobs: Vec<usize> = (0..2 * Repeated::MOST + 7).collect();
+        for length in 0..=jobs.len() {
+            let mut split: Vec<usize> = Vec::new();
+            for (text, group) in sql.complete.groups(&jobs[..length]) {
+                assert_eq!(text.text().0.matches("UPDATE").count(), group.len());
+                split.extend(group);
+            }
+            assert_eq!(split, jobs[..length], "{length}");
+        }
+        assert_eq!(sql.complete.groups(&jobs[..Repeated::MOST]).count(), 1);
     }
 }

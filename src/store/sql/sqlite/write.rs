@@ -7,7 +7,7 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::time::Instant;
 
 use super::blame::{blame, is_busy};
-use super::execute::{claim, complete, execute, of_rows, roll_back, rows};
+use super::execute::{Completion, claim, claims, complete, completions, execute, of_rows, roll_back, rows};
 use super::file::{BEGIN, File};
 use super::read::read;
 use super::statements::Statements;
@@ -17,11 +17,11 @@ use crate::store::sql::turns::{Turn, Turns};
 use crate::store::sql::value::{millis, signed};
 use crate::store::{ClaimRequest, ScopeTag, Slot, Token};
 
-/// The maximum size of the records in one transaction, in bytes, so that the transaction stays
-/// short.
+/// The maximum total size of the records in one transaction, in bytes. The limit keeps the
+/// transaction short.
 const MOST_BYTES: usize = 1024 * 1024;
 
-/// Writes on a connection of the store's own.
+/// The driver that writes on the store's own connection.
 pub(super) struct Writing {
     pub(super) file: Arc<File>,
     pub(super) sql: Arc<Statements>,
@@ -47,9 +47,9 @@ pub(super) enum Write {
         again: bool,
     },
     Forget(Slot),
-    /// Whether a transaction that may still be open has written the record.
+    /// Reads whether a transaction that may still be open has written the record.
     IsDone(Slot, Token),
-    /// Looks at rows that are due. Forgotten rows are removed, and the others are put off.
+    /// Processes rows that are due. Forgotten rows are removed, and the other rows are postponed.
     Sweep {
         forgotten: Vec<i64>,
         others: Vec<i64>,
@@ -58,14 +58,14 @@ pub(super) enum Write {
 }
 
 pub(super) enum Written {
-    /// The attempt, if the slot was claimed.
+    /// The slot was claimed, with this attempt number.
     Claimed(i32),
-    /// The slot was not claimed. This is its content.
+    /// The slot was not claimed, and has these contents.
     Taken(Option<Seen>),
     /// The number of rows that were changed.
     Rows(u64),
     Is(bool),
-    /// The number of rows that were removed, and how many of them had not expired.
+    /// The number of removed rows, and the number of removed rows that had not expired.
     Forgotten {
         rows: usize,
         counted: u64,
@@ -76,14 +76,14 @@ pub(super) enum Written {
     },
 }
 
-/// The result of a job. An error of one job that does not affect the others is that job's answer.
+/// The result of a job. If an error affects only one job, the error is that job's answer.
 pub(super) type Answer = Result<Written, Arc<sqlx::Error>>;
 
 /// The connection that writes.
 pub(super) struct Writer {
     connection: SqliteConnection,
-    /// Held while a statement may be running. If the call is dropped, the turn stays with the
-    /// connection and ends when the connection is closed.
+    /// The turn, which is kept while a statement may be running. If the call is dropped, the turn
+    /// stays with the connection and ends when the connection closes.
     turn: Option<Turn>,
 }
 
@@ -99,8 +99,8 @@ impl Driver for Writing {
         Ok(Writer { connection, turn: None })
     }
 
-    /// A transaction for many jobs is short: it has few bytes to write, and few rows to remove. A
-    /// sweep that shares a transaction needs no commit of its own.
+    /// A transaction for many jobs stays short, because it writes few bytes and removes few rows. A
+    /// sweep that shares a transaction does not need a separate commit.
     fn joins(job: &Write, batch: &[Write]) -> bool {
         let is_alone = |job: &Write| matches!(job, Write::ForgetScope(..));
         let sweeps = |job: &Write| matches!(job, Write::Sweep { .. });
@@ -136,8 +136,8 @@ impl Driver for Writing {
         let answers = self.write(&mut writer.connection, jobs).await;
         writer.turn = None;
         match answers {
-            // Another process is writing. It blocks all jobs alike, so trying them one by one is no
-            // use.
+            // Another process is writing. That process blocks all jobs alike, so retrying the jobs
+            // one by one would not help.
             Err(error) if is_busy(&error) => {
                 let error = Arc::new(error);
                 Ok(jobs.iter().map(|_| Err(Arc::clone(&error))).collect())
@@ -157,16 +157,18 @@ impl Driver for Writing {
     }
 
     async fn close(writer: Writer) {
-        // Running statements end first.
+        // Running statements finish first.
         let _ = writer.connection.close().await;
         drop(writer.turn);
     }
 }
 
 impl Writing {
-    /// A single job needs no transaction around it: usually it is one statement.
+    /// Runs the jobs. A single job does not need a transaction, because it is usually one
+    /// statement.
     async fn write(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
-        // `IsDone` does: the lock that `BEGIN` takes waits for a transaction that may still commit.
+        // `IsDone` needs a transaction, because `BEGIN` takes the writer's lock and so waits for
+        // any transaction that may still be committed.
         if let [job] = jobs
             && !matches!(job, Write::IsDone(..))
         {
@@ -183,26 +185,79 @@ impl Writing {
         answers
     }
 
-    /// Runs all jobs in an open transaction. Jobs of those who hold a claim come first: a renewal
-    /// must not come after the claim that takes over.
+    /// Runs all jobs in an open transaction. Jobs from claim holders run first, because a renewal
+    /// must not run after another claim has taken over the slot.
     async fn all(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
+        let mut written = self.completions(connection, jobs).await?.into_iter();
         let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
-        for claims in [false, true] {
-            for (job, answer) in jobs.iter().zip(&mut answers) {
-                if matches!(job, Write::Claim(_)) == claims {
-                    *answer = Some(Ok(self.one(connection, job).await?));
-                }
-            }
+        for (job, answer) in jobs.iter().zip(&mut answers) {
+            *answer = match job {
+                Write::Claim(_) => None,
+                Write::Complete { again: false, .. } => written.next().map(|rows| Ok(Written::Rows(rows))),
+                _ => Some(Ok(self.one(connection, job).await?)),
+            };
         }
+        let mut claimed = self.claims(connection, jobs).await?.into_iter();
+        let unanswered = answers.iter_mut().filter(|answer| answer.is_none());
+        unanswered
+            .zip(&mut claimed)
+            .for_each(|(answer, written)| *answer = Some(Ok(written)));
         Ok(answers.into_iter().flatten().collect())
+    }
+
+    /// Returns the number of rows that each first attempt to write a record changed.
+    async fn completions(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<u64>, sqlx::Error> {
+        let first_attempts = jobs.iter().filter_map(|job| match job {
+            Write::Complete {
+                slot,
+                token,
+                record,
+                ttl,
+                again: false,
+            } => Some(Completion {
+                slot,
+                token: *token,
+                record,
+                ttl: *ttl,
+            }),
+            _ => None,
+        });
+        let all: Vec<_> = first_attempts.collect();
+        completions(connection, &self.sql, &all).await
+    }
+
+    async fn claims(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Written>, sqlx::Error> {
+        let begins = jobs.iter().filter_map(|job| match job {
+            Write::Claim(begin) => Some(begin),
+            _ => None,
+        });
+        let begins: Vec<_> = begins.collect();
+        let attempts = claims(connection, &self.sql, &begins).await?;
+        let mut written = Vec::with_capacity(begins.len());
+        for (begin, attempt) in begins.into_iter().zip(attempts) {
+            written.push(self.claimed(connection, begin, attempt).await?);
+        }
+        Ok(written)
+    }
+
+    async fn claimed(
+        &self,
+        connection: &mut SqliteConnection,
+        begin: &ClaimRequest,
+        attempt: Option<i32>,
+    ) -> Result<Written, sqlx::Error> {
+        Ok(match attempt {
+            Some(attempt) => Written::Claimed(attempt),
+            None => Written::Taken(read(connection, &self.sql, &begin.slot, &begin.fingerprint).await?),
+        })
     }
 
     async fn one(&self, connection: &mut SqliteConnection, job: &Write) -> Result<Written, sqlx::Error> {
         Ok(match job {
-            Write::Claim(begin) => match claim(connection, &self.sql, begin).await? {
-                Some(attempt) => Written::Claimed(attempt),
-                None => Written::Taken(read(connection, &self.sql, &begin.slot, &begin.fingerprint).await?),
-            },
+            Write::Claim(begin) => {
+                let attempt = claim(connection, &self.sql, begin).await?;
+                self.claimed(connection, begin, attempt).await?
+            }
             Write::Renew(slot, token, lease) => {
                 let renew = sqlx::query(self.sql.renew.text())
                     .bind(millis(*lease))
@@ -227,8 +282,8 @@ impl Writing {
                     .bind(slot.as_bytes().as_slice())
                     .bind(signed(*token));
                 let written = rows(connection, release).await?;
-                // If the claim is not held, it was released, by the first attempt or by another
-                // claim's takeover.
+                // If the claim is not held any more, either the first attempt released the claim,
+                // or another claim took over the slot.
                 Written::Rows(if *again { 1 } else { written })
             }
             Write::Forget(slot) => {
@@ -310,7 +365,7 @@ mod tests {
                 vec![complete(MOST_BYTES / 2), complete(MOST_BYTES / 2)],
                 false,
             ),
-            // A record that is too large on its own is written alone.
+            // A record that exceeds the limit is written alone.
             (&renew, vec![complete(2 * MOST_BYTES)], false),
         ] {
             assert_eq!(Writing::joins(job, &batch), joins);
