@@ -1,7 +1,7 @@
 //! The bounds that a service and its request bodies must meet, each under one name.
 //!
 //! The names exist for two reasons: each where-clause is written only once, and the compiler can
-//! say which bound is missing and how to fix it.
+//! report which bound is missing and how to fix the error.
 
 use std::any::Any;
 
@@ -17,8 +17,8 @@ use crate::error::BoxError;
 
 /// A request body that can be created from its bytes.
 ///
-/// The layer reads the body of a request with a key, and passes a body of the same type to the
-/// service. Axum's body, tonic's body (feature `tonic`), [`Full`], [`BoxBody`] and
+/// The layer reads the body of each request that has a key, and passes a body of the same type to
+/// the service. Axum's body, tonic's body (feature `tonic`), [`Full`], [`BoxBody`] and
 /// [`UnsyncBoxBody`] implement this trait, and so does [`RequestBody`] around any other body, such
 /// as hyper's `Incoming`. You can also implement the trait for your own body type:
 ///
@@ -58,11 +58,11 @@ pub trait GuardedBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'stati
     /// Creates a body that yields the same frames as `body`, for a layer with
     /// [`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies).
     ///
-    /// The default implementation returns `None`, which means that the type cannot be made from a
-    /// stream. A layer that streams bodies then refuses each request with a key with `500` problem
-    /// `misconfigured`, and the log says why. The types that can be made from a stream are Axum's
-    /// body, tonic's body, [`RequestBody`], and [`BoxBody`] and [`UnsyncBoxBody`] with the error
-    /// type [`BoxError`].
+    /// The default implementation returns `None`, which means that the type cannot be created from
+    /// a stream. A layer that streams bodies then refuses each request that has a key. The response
+    /// is the `500` problem `misconfigured`, and the layer logs the reason. The types that can be
+    /// created from a stream are Axum's body, tonic's body, [`RequestBody`], and [`BoxBody`] and
+    /// [`UnsyncBoxBody`] with the error type [`BoxError`].
     fn from_streamed(body: StreamedBody) -> Option<Self>
     where
         Self: Sized,
@@ -72,7 +72,7 @@ pub trait GuardedBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'stati
     }
 }
 
-/// `Full` contains all its bytes, so it cannot be made from a stream.
+/// `Full` contains all its bytes, so it cannot be created from a stream.
 impl GuardedBody for Full<Bytes> {
     fn from_buffered(data: Bytes) -> Self {
         Self::new(data)

@@ -1,21 +1,22 @@
 //! A length-prefixed, domain-separated SHA-256 digest. Slots, fingerprints and derived keys are
-//! made with it.
+//! computed with this digest.
 //!
-//! SHA-256 digests short inputs (about 90 and 250 bytes for a small JSON request). For these two
-//! lengths, SHA-256 with the processor's own instructions took 89 and 211 ns, and BLAKE3 took 165
-//! and 309 ns (measured on the machine of `docs/benchmarks.md`). From 4 KiB, BLAKE3 is faster, so
-//! it digests long inputs. Neither needs a C compiler.
+//! Short inputs (about 90 and 250 bytes for a small JSON request) are digested with SHA-256. For
+//! these two lengths, SHA-256 with the processor's own instructions took 89 and 211 ns, and BLAKE3
+//! took 165 and 309 ns (measured on the machine described in `docs/benchmarks.md`). From 4 KiB
+//! upward, BLAKE3 is faster, so long inputs are digested with BLAKE3. Neither implementation needs
+//! a C compiler.
 
 use sha2::{Digest as _, Sha256};
 
-/// The length in bytes from which BLAKE3 is faster.
+/// The length in bytes at which BLAKE3 becomes faster.
 pub(crate) const BY_BLAKE3: usize = 4096;
 
 /// Set in the tag of a field whose content is replaced by its BLAKE3 digest.
 const LONG: u8 = 0x80;
 
 /// A digest under construction. A tag and the length precede each field, so that two different
-/// lists of fields never give the same input.
+/// lists of fields never produce the same input.
 pub(crate) struct Digest(Sha256);
 
 impl Digest {
@@ -48,14 +49,15 @@ impl Digest {
     }
 }
 
-/// BLAKE3 over bytes that arrive in pieces of any size. It digests streamed bodies.
+/// A BLAKE3 digest of bytes that arrive in pieces of any size. This digest is used for streamed
+/// bodies.
 ///
-/// The hash is fast only on whole blocks. On pieces of 1000 bytes it was four times slower, and on
-/// pieces of 64 KiB at arbitrary offsets half as slow again. So incomplete blocks are collected
-/// until they are complete.
+/// The hash is fast only on whole blocks. For pieces of 1000 bytes, it was four times slower, and
+/// for pieces of 64 KiB at arbitrary offsets, it took 50% longer. Incomplete blocks are therefore
+/// collected until they are complete.
 pub(crate) struct StreamDigest {
     hasher: blake3::Hasher,
-    /// Less than a block.
+    /// The bytes of an incomplete block.
     rest: Vec<u8>,
 }
 
@@ -90,7 +92,7 @@ impl StreamDigest {
     fn keep(&mut self, more: &[u8]) {
         let length = self.rest.len() + more.len();
         if length > self.rest.capacity() {
-            // Doubles each time, up to one block.
+            // The capacity doubles each time, up to one block.
             let capacity = (2 * length).min(Self::BLOCK);
             self.rest.reserve_exact(capacity - self.rest.len());
         }
@@ -105,7 +107,7 @@ impl StreamDigest {
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-/// Formats bytes in hexadecimal, for slots and the names of keys.
+/// Formats bytes in hexadecimal, for slots and key names.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut hex = String::with_capacity(2 * bytes.len());
     for byte in bytes {

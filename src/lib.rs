@@ -36,13 +36,13 @@
 //!
 //! | the request | what happens |
 //! |---|---|
-//! | has a method that is not guarded (default: `POST` and `PATCH` are guarded), or has no key | it passes through untouched |
-//! | is the first with its key | the handler runs, and a success is stored before the client sees it |
+//! | has a method that is not guarded (default: `POST` and `PATCH` are guarded), or has no key | the request passes through untouched |
+//! | is the first with its key | the handler runs, and a successful response is stored before the client receives it |
 //! | repeats the first request, which has succeeded | the client gets the stored status, headers and body, byte for byte, with `Idempotency-Replayed: true` |
 //! | repeats the first request, which is still running | the client gets `409` problem [`in-flight`](ProblemKind#in-flight), or the request waits for the outcome ([`wait`](IdempotencyLayerBuilder::wait)) |
 //! | is a different request with the same key | the client gets `422` problem [`key-reused`](ProblemKind#key-reused) |
 //! | repeats the first request, which has failed | the handler runs again: by default, failures are not stored ([`Policy`], [`Verdict`]) |
-//! | loses its client while the handler runs | the handler runs to completion, and the retry gets its response |
+//! | comes from a client that disconnects while the handler runs | the handler runs to completion, and a retry gets the response |
 //!
 //! # Whose key it is
 //!
@@ -59,9 +59,9 @@
 //!             └─ timeout, body limits, routes, handlers
 //! ```
 //!
-//! A timeout inside the layer stops the handler before it has finished. [`Policy::cautious`]
+//! A timeout inside the layer cancels the handler before it has finished. [`Policy::cautious`]
 //! describes what happens to the key. If a request passes through several idempotency layers, each
-//! of them guards it, unless they use the same store and the same slot.
+//! layer guards the request, unless the layers use the same store and the same slot.
 //!
 //! # What it guarantees, and what no middleware can
 //!
@@ -70,14 +70,15 @@
 //!
 //! - With a store in the application's own SQL database, the effect and the record are committed
 //!   together: the operation happens exactly once ([atomic mode](store#atomic-mode)).
-//! - Otherwise, it is not known what the handler had done. After the lease, the next retry runs as
-//!   attempt 2, which the handler sees in [`IdempotencyKey::attempt`], or the retry is refused
-//!   ([`Policy::on_lapse`]). A key from [`IdempotencyKey::derive`] makes effects in other systems
-//!   safe to repeat.
+//! - In all other cases, it is unknown whether the handler's effect happened. After the lease
+//!   expires, the next retry either runs as attempt 2 or is refused ([`Policy::on_lapse`]). The
+//!   handler sees the attempt number in [`IdempotencyKey::attempt`]. A key from
+//!   [`IdempotencyKey::derive`] makes effects in other systems safe to repeat.
 //!
-//! A process that is *frozen* for longer than its lease may be overtaken, and its outcome is then
-//! not stored. With [`MemoryStore`], a restart loses every key, and a full store evicts records or
-//! refuses requests ([`WhenFull`](store::WhenFull)).
+//! If a process is *frozen* for longer than its lease, a second run may take over its operation. In
+//! that case, the outcome from the frozen process is not stored. With [`MemoryStore`], all keys are
+//! lost when the process restarts, and a full store evicts records or refuses requests
+//! ([`WhenFull`](store::WhenFull)).
 //!
 //! # Options
 //!
@@ -91,13 +92,13 @@
 //! | [`key`](IdempotencyLayerBuilder::key) | the `Idempotency-Key` header | where the key comes from: headers, the head, JSON pointers, a closure ([`KeySource`]) |
 //! | [`key_format`](IdempotencyLayerBuilder::key_format) | any | which key formats are accepted: quoted and bare keys, only the draft's quoted form, or UUIDs ([`KeyFormat`]) |
 //! | [`max_key_length`](IdempotencyLayerBuilder::max_key_length) | 255 bytes | the maximum length of a key |
-//! | [`require_key`](IdempotencyLayerBuilder::require_key) | off | refuses a request without a key with `400` |
-//! | [`scope`](IdempotencyLayerBuilder::scope) | `Authorization` | what separates callers ([`ScopeSource`]) |
+//! | [`require_key`](IdempotencyLayerBuilder::require_key) | off | a request without a key is refused with `400` |
+//! | [`scope`](IdempotencyLayerBuilder::scope) | `Authorization` | the values that separate callers ([`ScopeSource`]) |
 //! | [`namespace`](IdempotencyLayerBuilder::namespace) | none | the application's name, if several applications share a store |
-//! | [`fingerprint`](IdempotencyLayerBuilder::fingerprint) | method, path, query, body | which parts of a request make two requests the same ([`FingerprintSource`]) |
+//! | [`fingerprint`](IdempotencyLayerBuilder::fingerprint) | method, path, query, body | the parts that must be equal for two requests to be the same ([`FingerprintSource`]) |
 //! | [`policy`](IdempotencyLayerBuilder::policy) | stores 2xx and 303 | which responses are stored, and what happens after a panic, an error, a lost body or a lapsed lease ([`Policy`]) |
 //! | [`ttl`](IdempotencyLayerBuilder::ttl) | 24 h | how long an outcome is kept after completion |
-//! | [`lease`](IdempotencyLayerBuilder::lease) | 30 s | how long a key is blocked after its process died; `MemoryStore` does not need a lease |
+//! | [`lease`](IdempotencyLayerBuilder::lease) | 30 s | how long a key stays blocked after its process dies; `MemoryStore` does not need a lease |
 //! | [`wait`](IdempotencyLayerBuilder::wait) | 0 | how long a duplicate waits for the first outcome before it gets `409` |
 //! | [`store_timeout`](IdempotencyLayerBuilder::store_timeout) | 5 s | the time limit for each store call |
 //! | [`settle_within`](IdempotencyLayerBuilder::settle_within) | 5 min | how long the layer keeps trying to store an outcome |
@@ -106,41 +107,41 @@
 //! | [`max_request_body`](IdempotencyLayerBuilder::max_request_body) | 2 MiB | the maximum body size of a request with a key; a larger body gets `413` |
 //! | [`max_response_body`](IdempotencyLayerBuilder::max_response_body) | 1 MiB | the maximum size of a stored body; a larger response is delivered and leaves a tombstone |
 //! | [`response_body_within`](IdempotencyLayerBuilder::response_body_within) | 30 s | how long the layer reads a response body; a body that takes longer is a stream |
-//! | [`max_detached`](IdempotencyLayerBuilder::max_detached) | 1024 | the maximum number of operations without a client; beyond it, new first requests get `503` |
+//! | [`max_detached`](IdempotencyLayerBuilder::max_detached) | 1024 | the maximum number of operations that run without a client; beyond this number, new first requests get `503` |
 //! | [`cancel_on_disconnect`](IdempotencyLayerBuilder::cancel_on_disconnect) | off | cancels the handler when its client disconnects |
 //! | [`drain_streams`](IdempotencyLayerBuilder::drain_streams) | off | reads a stream to its end even if its client disconnects |
 //! | [`replay_header`](IdempotencyLayerBuilder::replay_header) | `Idempotency-Replayed` | the header that marks replays |
 //! | [`unreplayed_headers`](IdempotencyLayerBuilder::unreplayed_headers) | `Date`, `Set-Cookie` | response headers that are not stored |
-//! | [`lifetime_header`](IdempotencyLayerBuilder::lifetime_header) | none | a response header that says how long the outcome is kept |
+//! | [`lifetime_header`](IdempotencyLayerBuilder::lifetime_header) | none | a response header that reports when the stored outcome expires |
 //! | [`on_replay`](IdempotencyLayerBuilder::on_replay) | nothing | changes each replay |
 //! | [`problem_documentation`](IdempotencyLayerBuilder::problem_documentation) | this crate's documentation | the URL of your own idempotency policy, which each refusal links to |
 //! | [`problem_response`](IdempotencyLayerBuilder::problem_response) | RFC 9457 | refusals in your API's own format |
 //! | [`enabled`](IdempotencyLayerBuilder::enabled), [`pass_when`](IdempotencyLayerBuilder::pass_when) | on, none | turns the layer off, entirely or for some requests |
-//! | [`stripe`](IdempotencyLayerBuilder::stripe) |  | profile: the layer answers as Stripe does |
+//! | [`stripe`](IdempotencyLayerBuilder::stripe) |  | profile: the layer responds as Stripe does |
 //! | [`webhooks`](IdempotencyLayerBuilder::webhooks) |  | profile: the event id is the key |
 //! | [`grpc`](IdempotencyLayerBuilder::grpc) |  | profile: for gRPC servers, such as tonic's |
 //!
 //! # Requirements
 //!
 //! - A Tokio runtime with its timer enabled (`enable_all`, which `#[tokio::main]` uses). Leases,
-//!   timeouts and work without a client need the timer. Without it, requests with a key are
-//!   refused with `500` problem [`misconfigured`](ProblemKind#misconfigured).
+//!   timeouts and work that continues without a client need the timer. Without a timer, requests
+//!   with a key are refused with `500` problem [`misconfigured`](ProblemKind#misconfigured).
 //! - A request body that is a [`GuardedBody`], such as Axum's or tonic's body. Wrap other bodies in
 //!   a [`RequestBody`].
-//! - Task-local values are not available to a handler after its client has disconnected. Its
-//!   `tracing` span is still active.
+//! - Task-local values are not available to a handler after its client has disconnected. The
+//!   handler's `tracing` span is still active.
 //! - Response extensions are not stored. Use [`on_replay`](IdempotencyLayerBuilder::on_replay) to
-//!   restore the ones you need.
+//!   restore the extensions that you need.
 //!
 //! # Features
 //!
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `axum` | yes | the [`IdempotencyKey`] extractor; [`Verdict`] as a part of a response; fingerprints over the original URI in nested routers |
-//! | `tonic` | no | the layer in tonic's `Server::builder().layer(…)`; see [`grpc`](IdempotencyLayerBuilder::grpc) |
+//! | `tonic` | no | support for the layer in tonic's `Server::builder().layer(…)`; see [`grpc`](IdempotencyLayerBuilder::grpc) |
 //! | `metrics` | no | metrics through the `metrics` facade: requests by outcome, store latency, entries and bytes |
 //! | `client` | no | [`client`]: Tower layers that generate keys and retry requests |
-//! | `reqwest` | no | `client::reqwest`: the same for `reqwest-middleware`, as a middleware |
+//! | `reqwest` | no | `client::reqwest`: a middleware for `reqwest-middleware` that generates keys and retries requests |
 //! | `redis` | no | `store::RedisStore` |
 //! | `postgres` | no | `store::sql::PostgresStore`, and its atomic mode |
 //! | `sqlite` | no | `store::sql::SqliteStore`, and its atomic mode; builds SQLite, which needs a C compiler |
@@ -200,7 +201,7 @@ struct Readme;
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;
 
-/// The examples for the person on call compile.
+/// The examples in the operating guide compile.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/operating.md")]
 struct Operating;

@@ -1,7 +1,7 @@
 """Draws the results of load.py as SVG for docs/benchmarks.md: RESULTS DIRECTORY.
 
-It needs nothing but Python. The drawings have no background and colours of medium lightness, so that
-light and dark pages can show them.
+It needs nothing but Python. The drawings have no background and colours of medium lightness, so
+that light and dark pages can show them.
 """
 
 import json
@@ -64,7 +64,7 @@ def ratio(slices, base):
 
 
 def throughput(results):
-    """Bars up or down from 1, with each line at double the one below, because a replay may not need a slow disk."""
+    """Bars up or down from 1. Each line doubles the one below, as replays may not need a slow disk."""
     drawing = Drawing("Requests per second, as multiples of those without a key", 300)
     kinds = ["first", "replay"]
     drawing.legend(kinds)
@@ -98,7 +98,7 @@ def throughput(results):
 
 
 def scale(values, bottom, drawing):
-    """Draws the lines of a logarithmic scale over whole decades of milliseconds, and returns the scale."""
+    """Draws the lines of a logarithmic scale of whole decades of milliseconds. Returns the scale."""
     low = math.floor(math.log10(min(values)))
     high = max(math.ceil(math.log10(max(values))), low + 1)
 

@@ -23,7 +23,7 @@ WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 760, 215, 45, 58, 46, 13
 
 
 def rows_under_peers():
-    """Each table row under the heading: its first cell, and the other cells by the names of their columns."""
+    """Each table row under the heading: its first cell, and the others by their columns' names."""
     section = TABLES.read_text().split("\n## Peers\n")[1].split("\n## ")[0]
     columns, rows = [], {}
     for line in section.splitlines():

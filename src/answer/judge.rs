@@ -1,4 +1,4 @@
-//! How a policy judges a response: by its head if the head is enough, otherwise by the complete
+//! Judges a response for a policy: by its head if the head is enough, otherwise by the complete
 //! response.
 
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ pub struct WholeResponse<'a> {
     pub headers: &'a HeaderMap,
     /// The complete body.
     pub body: &'a Bytes,
-    /// The trailers, if there are any.
+    /// The trailers, if any.
     pub trailers: Option<&'a HeaderMap>,
 }
 
@@ -54,12 +54,12 @@ pub(super) enum Judge {
     Grpc,
     Head(Arc<HeadFn>),
     Whole(Arc<WholeFn>),
-    /// The second judge decides about the responses that the first releases.
+    /// The second judge judges the responses that the first judge releases.
     Either(Arc<(Judge, Judge)>),
 }
 
 impl Judge {
-    /// Judges by the head. Returns `None` if the head is not enough.
+    /// Judges the response by its head. Returns `None` if the head is not enough.
     pub(super) fn by_head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Verdict> {
         let store_if = |stored| if stored { Verdict::Store } else { Verdict::Release };
         Some(match self {
@@ -132,8 +132,8 @@ impl Judge {
     }
 }
 
-/// `303 See Other` is the response to a form that created something: create, then redirect (RFC
-/// 9110, section 15.4.4).
+/// `303 See Other` is the response to a form submission that created something: create, then
+/// redirect (RFC 9110, section 15.4.4).
 fn is_success(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SEE_OTHER
 }
@@ -150,8 +150,8 @@ fn is_json(headers: &HeaderMap) -> bool {
             .is_some_and(|suffix| suffix.eq_ignore_ascii_case("+json"))
 }
 
-/// Whether the top-level `errors` of a GraphQL response has an element. A body that is not a JSON
-/// object is not a GraphQL success either.
+/// Returns whether the top-level `errors` of a GraphQL response contains an element. A body that is
+/// not a JSON object is treated as a GraphQL failure too.
 fn has_graphql_errors(body: &[u8]) -> bool {
     let Ok(members) = serde_json::from_slice::<HashMap<String, &RawValue>>(body) else {
         return true;

@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::problem::ProblemKind;
 
-/// How a guarded request ended. The layer inserts the outcome into the extensions of every response
-/// to a guarded request, so that outer layers can log or count it.
+/// The outcome of a guarded request. The layer inserts the outcome into the extensions of every
+/// response to a guarded request, so outer layers can log or count it.
 ///
 /// ```
 /// use tower_idempotency::Outcome;
@@ -31,7 +31,8 @@ pub enum Outcome {
     Reopened,
     /// The operation did not run. The stored response was sent.
     Replayed,
-    /// The operation did not run. A tombstone says that it is done or must not run again.
+    /// The operation did not run. A tombstone shows that the operation completed or must not run
+    /// again.
     NotRetained,
     /// The operation ran without protection, because the store failed and the layer fails open.
     Unprotected,

@@ -1,4 +1,5 @@
-//! The policy: what the layer stores about a finished operation (contract, section 4).
+//! The policy, which decides what the layer stores about a finished operation (contract, section
+//! 4).
 
 use std::fmt;
 use std::future::Future;
@@ -81,18 +82,19 @@ impl Policy {
         Self::new(Judge::Success)
     }
 
-    /// Stores every response, whatever its status, as in section 2.6 of the draft. Only a `1xx`
-    /// response is never stored.
+    /// Stores every response, whatever its status, as in section 2.6 of the draft. The only
+    /// exception is a `1xx` response, which is never stored.
     #[must_use]
     pub fn everything() -> Self {
         Self::new(Judge::Everything)
     }
 
     /// Like [`success`](Self::success), but reopens the operation if the effect is in doubt: after
-    /// a status of 5xx, a panic, or an error from the inner service. The next attempt sees that it
-    /// is not the first.
+    /// a status of 5xx, a panic, or an error from the inner service. The next attempt can see that
+    /// it is not the first attempt.
     ///
-    /// Use this policy with a timeout inside the layer: its `504` says nothing about the effect.
+    /// Use this policy with a timeout inside the layer: the timeout's `504` does not show whether
+    /// the effect happened.
     #[must_use]
     pub fn cautious() -> Self {
         Self::new(Judge::Cautious).on_panic(Fate::Reopen).on_error(Fate::Reopen)
@@ -108,8 +110,8 @@ impl Policy {
 
     /// Stores a response whose `grpc-status`, in its headers or trailers, is 0, and releases all
     /// others. A gRPC server reports failures with status 200. A response that is too large or
-    /// takes too long to be held in memory leaves a tombstone if its trailers have `grpc-status: 0`
-    /// when it ends.
+    /// takes too long to be held in memory leaves a tombstone if it ends with `grpc-status: 0` in
+    /// its trailers.
     #[must_use]
     pub fn grpc() -> Self {
         Self::new(Judge::Grpc)
@@ -121,8 +123,8 @@ impl Policy {
         Self::new(Judge::Stripe).on_panic(Fate::Seal).on_error(Fate::Seal)
     }
 
-    /// Creates a policy from a closure that sees the status and headers. A panic in the closure is
-    /// treated like a panic in the handler.
+    /// Creates a policy from a closure that receives the status and headers. A panic in the closure
+    /// is treated like a panic in the handler.
     #[must_use]
     pub fn from_fn<F>(judge: F) -> Self
     where
@@ -131,12 +133,12 @@ impl Policy {
         Self::new(Judge::Head(Arc::new(judge)))
     }
 
-    /// Creates a policy from a closure that sees the complete response: status, headers, body and
-    /// trailers.
+    /// Creates a policy from a closure that receives the complete response: status, headers, body
+    /// and trailers.
     ///
-    /// The body is buffered, as it would be for storing. The closure does not see a response that
-    /// cannot be buffered: a stream is sealed, and [`on_lost_body`](Self::on_lost_body) applies to
-    /// a response that is too large or breaks off.
+    /// The body is buffered, as it would be for storing. The closure is not called for a response
+    /// that cannot be buffered: a stream is sealed, and [`on_lost_body`](Self::on_lost_body)
+    /// applies to a response that is too large or breaks off.
     ///
     /// ```
     /// use tower_idempotency::{Policy, Verdict};
@@ -158,18 +160,19 @@ impl Policy {
         Self::new(Judge::Whole(Arc::new(judge)))
     }
 
-    /// Lets `other` judge the responses that this policy releases. All other settings are those of
-    /// this policy.
+    /// Lets `other` judge the responses that this policy releases. This policy keeps all of its
+    /// other settings.
     #[must_use]
     pub fn or(mut self, other: Self) -> Self {
         self.judge = Judge::Either(Arc::new((self.judge, other.judge)));
         self
     }
 
-    /// Sets the media types of responses that are streams. A stream is sealed instead of stored,
-    /// and is sent to its client live. If the client disconnects before the end, a retry gets
-    /// `outcome-unknown`; see [`drain_streams`](crate::IdempotencyLayerBuilder::drain_streams).
-    /// Parameters and case are ignored.
+    /// Sets the media types of the responses that are treated as streams. A stream is sealed
+    /// instead of stored, and is sent to its client live. If the client disconnects before the end,
+    /// a retry gets `outcome-unknown`; see
+    /// [`drain_streams`](crate::IdempotencyLayerBuilder::drain_streams). Parameters and case are
+    /// ignored.
     ///
     /// Default: `text/event-stream`, `application/x-ndjson`, `application/jsonl`,
     /// `application/json-seq`, `multipart/x-mixed-replace`.
@@ -207,8 +210,8 @@ impl Policy {
         self
     }
 
-    /// Sets what happens if a lease lapsed because the process died. In this case, it is not known
-    /// whether the operation was done. Default: [`OnLapse::RunAgain`].
+    /// Sets what happens if a lease lapsed because the process died. In that case, the operation
+    /// may or may not have completed. Default: [`OnLapse::RunAgain`].
     #[must_use]
     pub fn on_lapse(mut self, on_lapse: OnLapse) -> Self {
         self.on_lapse = on_lapse;
@@ -216,13 +219,14 @@ impl Policy {
         self
     }
 
-    /// Calls the closure to find out what happened to an operation whose lease lapsed ("was this
-    /// charge made?"), before anything runs.
+    /// Sets a closure that finds out what happened to an operation whose lease lapsed ("was this
+    /// charge made?"), before the handler runs again.
     ///
-    /// The layer stores the response that the closure returns, or the handler runs as the next
-    /// attempt. An error means that the closure could not find out: this retry gets `409` problem
+    /// If the closure returns `Reconciled::Done` with a response, the layer stores the response. If
+    /// the closure returns `Reconciled::Run`, the handler runs as the next attempt. If the closure
+    /// returns an error, the outcome could not be determined: this retry gets `409` problem
     /// `outcome-unknown`, and the next retry calls the closure again. Only one retry at a time
-    /// calls the closure; the others get `409` `in-flight`. This setting replaces
+    /// calls the closure; the other retries get `409` problem `in-flight`. This setting replaces
     /// [`on_lapse`](Self::on_lapse).
     ///
     /// ```
@@ -262,9 +266,9 @@ impl Policy {
         self.judge.needs_trailers_alone()
     }
 
-    /// Judges a complete response. The layer does this after it has looked for the handler's own
-    /// [`Verdict`] and before it checks whether the response is a stream. Use this method to test a
-    /// policy.
+    /// Judges a complete response. The layer judges the response after it has checked for the
+    /// handler's own [`Verdict`] and before it checks whether the response is a stream. Use this
+    /// method to test a policy.
     #[must_use]
     pub fn verdict(&self, response: &WholeResponse<'_>) -> Verdict {
         self.judge.by_whole(response)

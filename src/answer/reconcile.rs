@@ -1,4 +1,4 @@
-//! Asks the application what happened to an operation whose attempt died.
+//! Calls the application's reconciler to find out what happened to an operation whose attempt died.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,8 +10,8 @@ use http::Response;
 use crate::error::BoxError;
 use crate::request::IdempotencyKey;
 
-/// An operation whose lease lapsed: an earlier attempt died, and it is not known how far it got.
-/// The layer passes the operation to the reconciler.
+/// An operation whose lease lapsed: an earlier attempt died, and its progress is unknown. The layer
+/// passes the operation to the reconciler.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Lapsed {
@@ -19,30 +19,29 @@ pub struct Lapsed {
     pub key: IdempotencyKey,
     /// The head of the retry. The retry is the same request as the first one.
     pub request: http::request::Parts,
-    /// The body of the retry. It is empty if the layer does not hold the body; see
+    /// The body of the retry. It is empty if the layer does not hold the body in memory; see
     /// [`has_body`](Self::has_body).
     pub body: Bytes,
-    /// Whether `body` contains the retry's body. It does not if the layer does not hold bodies in
-    /// memory ([`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies), or
-    /// a fingerprint that does not cover the body). The body then goes directly to the handler.
+    /// Whether `body` contains the retry's body. This is `false` if the layer does not hold bodies
+    /// in memory ([`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies),
+    /// or a fingerprint that does not cover the body). The body then goes directly to the handler.
     pub has_body: bool,
 }
 
-/// The result of a reconciler.
+/// The result that a reconciler returns.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Reconciled {
-    /// The operation was not done, or can safely be done again. The handler runs as the next
-    /// attempt.
+    /// The operation did not happen, or can safely run again. The handler runs as the next attempt.
     Run,
-    /// The operation was done, with this response. The response is stored and sent to this retry
-    /// and to every later one.
+    /// The operation completed with this response. The response is stored and sent to this retry
+    /// and to every later retry.
     Done(Response<Bytes>),
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Reconciled, BoxError>> + Send>>;
 
-/// The application's closure that says what happened to a lapsed operation.
+/// The application's closure that reports what happened to a lapsed operation.
 #[derive(Clone)]
 pub(crate) struct Reconciler(Arc<dyn Fn(Lapsed) -> Answer + Send + Sync>);
 

@@ -33,7 +33,8 @@ pub(crate) enum Rendering {
 }
 
 impl Rendering {
-    /// RFC 9457, with each `type` under the given URL and a `Link` header to it.
+    /// Returns the RFC 9457 format, with each `type` under the given URL and a `Link` header to
+    /// that URL.
     pub(crate) fn documented(url: &str) -> Result<Self, ConfigError> {
         let invalid = |why: &str| ConfigError::new("problem_documentation", format!("{url:?} {why}"));
         let parsed: Uri = url.parse().map_err(|_| invalid("is not a URL"))?;
@@ -110,8 +111,8 @@ impl Serialize for Members<'_> {
     }
 }
 
-/// Stripe's error body. The statuses, types and codes are those in Stripe's API reference, under
-/// "Errors" and "Idempotent requests".
+/// Renders Stripe's error body. The statuses, types and codes are those in Stripe's API reference,
+/// under "Errors" and "Idempotent requests".
 fn stripe(problem: &Problem) -> Response<Bytes> {
     let kind = problem.kind();
     let (status, r#type, code) = match kind {
@@ -140,8 +141,8 @@ fn stripe(problem: &Problem) -> Response<Bytes> {
     respond(problem, status, "application/json", &json!({ "error": error }))
 }
 
-/// A gRPC status as a response that has only headers ("Trailers-Only" in the protocol description).
-/// A negative push-back tells clients not to retry (gRFC A6).
+/// Renders a gRPC status as a response that has only headers ("Trailers-Only" in the protocol
+/// description). A negative push-back tells clients not to retry (gRFC A6).
 fn grpc(problem: &Problem) -> Response<Bytes> {
     const INVALID_ARGUMENT: u8 = 3;
     const ALREADY_EXISTS: u8 = 6;
@@ -180,7 +181,7 @@ fn grpc(problem: &Problem) -> Response<Bytes> {
     response
 }
 
-/// Where the first response said that its result can be read.
+/// Returns the location of the result, as stated in the first response.
 fn original_location(problem: &Problem) -> Option<&str> {
     problem.original_location()?.to_str().ok()
 }
@@ -191,7 +192,7 @@ fn respond(
     content_type: &'static str,
     body: &impl Serialize,
 ) -> Response<Bytes> {
-    // Strings and numbers under the names of members: there is nothing that could fail.
+    // The members are only strings and numbers, so serializing them cannot fail.
     let body = serde_json::to_vec(body).unwrap_or_default();
     let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = status;

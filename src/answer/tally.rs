@@ -31,7 +31,7 @@ fn index(outcome: Outcome) -> usize {
         Outcome::Released => 1,
         Outcome::Sealed => 2,
         Outcome::Replayed => 3,
-        // Answers from a tombstone have their own outcome.
+        // Responses based on a tombstone have a separate outcome.
         Outcome::NotRetained | Outcome::Refused(ProblemKind::ResponseNotRetained) => 4,
         Outcome::Unprotected => 5,
         Outcome::Reopened => 6,
@@ -39,7 +39,7 @@ fn index(outcome: Outcome) -> usize {
     }
 }
 
-/// Every outcome that has its own counter.
+/// Returns every outcome that has a separate counter.
 fn outcomes() -> impl Iterator<Item = Outcome> {
     let refusals = ProblemKind::ALL.iter().copied().map(Outcome::Refused);
     let refusals = refusals.filter(|refusal| *refusal != Outcome::Refused(ProblemKind::ResponseNotRetained));
@@ -88,7 +88,7 @@ impl Tally {
         );
     }
 
-    /// The name and count of every outcome, including outcomes that did not occur.
+    /// Returns the name and count of every outcome, including outcomes that did not occur.
     pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let guarded = outcomes().map(|outcome| (outcome.as_str(), &self.guarded[index(outcome)]));
         guarded

@@ -1,12 +1,12 @@
-//! What happens to a key after its operation has ended.
+//! Decisions about a key after its operation has ended.
 
 use std::time::Duration;
 
-/// What to store of a response.
+/// Determines what the layer stores for a response, if anything.
 ///
-/// A [`Policy`](crate::Policy) gives a verdict on each response. A handler that knows better
-/// inserts its own verdict into the extensions of its response, and the policy is then not
-/// consulted. With Axum, the handler returns the verdict as a part of the response:
+/// A [`Policy`](crate::Policy) returns a verdict on each response. A handler can override the
+/// policy by inserting its own verdict into its response's extensions. In that case, the layer does
+/// not consult the policy. With Axum, the handler returns the verdict as a part of the response:
 ///
 /// ```
 /// # #[cfg(feature = "axum")]
@@ -33,21 +33,22 @@ pub enum Verdict {
     StoreFor(Duration),
     /// Store nothing. The key becomes free, and a retry runs the operation again as attempt 1.
     Release,
-    /// Store only that the operation was done. A retry gets `409` problem `response-not-retained`.
-    /// The response is sent to its client live, without buffering. If the status is 500 or above,
-    /// it is not known what was done, and a retry gets `outcome-unknown` instead.
+    /// Store only the fact that the operation completed. A retry gets `409` problem
+    /// `response-not-retained`. The response is sent to its client live, without buffering. If the
+    /// status is 500 or above, the effect is unknown, and a retry gets `outcome-unknown` instead.
     Seal,
     /// Store nothing, and let the same request run again immediately, as the next attempt.
     ///
-    /// Use it for outcomes that leave the effect in doubt, such as `502` and `504` from an
-    /// upstream. If there is a reconciler, it is called before the next attempt runs. The handler
-    /// sees in [`IdempotencyKey::attempt`](crate::IdempotencyKey::attempt) that the attempt is not
-    /// the first. With [`OnLapse::Refuse`](crate::store::OnLapse::Refuse), the retry is refused
+    /// Use this verdict for outcomes that leave the effect in doubt, such as `502` and `504` from
+    /// an upstream service. If the policy has a reconciler, the layer calls it before the next
+    /// attempt runs. The handler can see in
+    /// [`IdempotencyKey::attempt`](crate::IdempotencyKey::attempt) that the attempt is not the
+    /// first attempt. With [`OnLapse::Refuse`](crate::store::OnLapse::Refuse), the retry is refused
     /// instead.
     Reopen,
 }
 
-/// What happens to a key whose operation ended without a response that could be stored.
+/// The fate of a key whose operation ended without a response that could be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fate {

@@ -41,7 +41,7 @@ impl IntoResponse for MissingIdempotencyLayer {
     }
 }
 
-/// Logs the reason instead of sending it, because the client cannot fix the error.
+/// Logs the reason instead of sending it to the client, because the client cannot fix the error.
 fn not_set_up(reason: &dyn fmt::Display) -> Response {
     tracing::error!(target: "tower_idempotency", "{reason}");
     let text = "The server is not set up for this request. See the server's log for the reason.";
@@ -64,7 +64,8 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// Allows `(Verdict::Release, response)`: the handler decides what happens to its response.
+/// Allows a handler to return `(Verdict::Release, response)` and thereby decide what the layer
+/// stores.
 impl IntoResponseParts for Verdict {
     type Error = Infallible;
 

@@ -1,4 +1,4 @@
-//! The extractors for the operation's transaction, and the response to an error in it.
+//! The extractors for the operation's transaction, and the response to an error in the transaction.
 
 use std::convert::Infallible;
 use std::fmt;

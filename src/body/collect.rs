@@ -23,9 +23,9 @@ pin_project! {
     }
 }
 
-/// The data read so far: a single frame as it came, or several frames copied together. Frames are
-/// not kept separately, because a body of a million one-byte frames must not cost thirty times its
-/// size.
+/// The data read so far: a single frame as it arrived, or several frames copied together. Frames
+/// are not kept separately, because a body of a million one-byte frames must not take thirty times
+/// its size in memory.
 #[derive(Default)]
 enum Read {
     #[default]
@@ -75,7 +75,7 @@ impl Read {
     }
 }
 
-/// How reading ended. The data that was read is never lost.
+/// The result of reading a body. The data that was read is never lost.
 pub(crate) enum Collected<E> {
     Whole {
         data: Bytes,
@@ -103,8 +103,9 @@ impl<B: Body<Data = Bytes>> Collect<B> {
         }
     }
 
-    /// Reserves the declared length at once, so that the buffer does not have to grow. Use it only
-    /// for the application's bodies: a client could declare a large length and send little.
+    /// Reserves the declared length at once, so that the buffer does not have to grow. Use this
+    /// method only for the application's bodies: a client could declare a large length and send
+    /// little.
     pub(crate) fn expecting(self, declared: u64) -> Self {
         let declared = usize::try_from(declared).unwrap_or(usize::MAX);
         Self {

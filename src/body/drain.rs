@@ -14,10 +14,10 @@ use http_body::Body;
 const DRAIN_BYTES: u64 = 16 * 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// Disposes of an unwanted body, of which nothing was read.
+/// Disposes of an unwanted body that has not been read at all.
 ///
-/// A client that waits for `100 Continue` (RFC 9110, section 10.1.1) gets the refusal instead and
-/// never sends the body. Reading the body would make the server send `100 Continue`.
+/// A client that waits for `100 Continue` (RFC 9110, section 10.1.1) receives the refusal instead
+/// and never sends the body. Reading the body would make the server send `100 Continue`.
 pub(crate) fn let_go<B>(headers: &HeaderMap, body: B)
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -38,7 +38,7 @@ pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
 ///
 /// If a server closes a connection while the client is still sending, the connection is reset. A
 /// client that sends its whole request before it reads the response would then never see the
-/// refusal. A client that reads immediately gets its response immediately.
+/// refusal. A client that reads immediately receives its response immediately.
 pub(crate) fn drain<B>(body: B)
 where
     B: Body<Data = Bytes> + Send + 'static,

@@ -1,4 +1,4 @@
-//! The error of a body that exceeds its length limit. It is the error that `http-body-util` uses.
+//! The error from a body that exceeds its length limit. `http-body-util` uses the same error.
 
 use std::error::Error;
 use std::pin::pin;
@@ -22,8 +22,8 @@ pub(crate) fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// Creates a [`LengthLimitError`]. It has no public constructor, so a body that exceeds its limit
-/// has to produce it.
+/// Creates a [`LengthLimitError`]. This type has no public constructor, so a body that exceeds its
+/// limit has to produce the error.
 pub(super) fn length_limit_error() -> BoxError {
     let beyond = pin!(Limited::new(Full::new(Bytes::from_static(b".")), 0));
     match beyond.poll_frame(&mut Context::from_waker(Waker::noop())) {
@@ -36,7 +36,7 @@ pub(super) fn length_limit_error() -> BoxError {
 mod tests {
     use super::*;
 
-    /// The error of a body that wraps another body.
+    /// The error from a body that wraps another body.
     #[derive(Debug)]
     struct Outer(BoxError);
 

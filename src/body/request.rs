@@ -15,10 +15,10 @@ pin_project! {
     /// A request body for services whose own body type cannot be created from bytes, such as
     /// hyper's `Incoming`.
     ///
-    /// The layer reads the body of a guarded request and passes it on as the same type. This type
-    /// must therefore be a [`GuardedBody`](crate::GuardedBody). Axum's body is one. With plain
-    /// hyper, wrap the body in `RequestBody` first. The error type is [`BoxError`], which contains
-    /// the error of the inner body.
+    /// The layer reads the body of a guarded request and passes on a body of the same type. The
+    /// body type must therefore implement [`GuardedBody`](crate::GuardedBody), as Axum's body does.
+    /// With plain hyper, wrap the body in `RequestBody` first. The error type is [`BoxError`],
+    /// which contains the inner body's error.
     ///
     /// ```
     /// use http_body_util::Full;
@@ -52,7 +52,7 @@ pin_project! {
 }
 
 impl<B> RequestBody<B> {
-    /// Wraps a body as it comes from the client.
+    /// Wraps a body as it arrives from the client.
     #[must_use]
     pub fn live(body: B) -> Self {
         Self {

@@ -58,7 +58,7 @@ impl<B: Body<Data = Bytes>> ResponseBody<B> {
         }
     }
 
-    /// Yields `read`, then the rest of the body, and reports how it ended.
+    /// Yields `read`, then the rest of the body, and reports how the body ended.
     pub(crate) fn stream(read: [Bytes; 2], rest: Pin<Box<B>>, on_end: OnEnd<B>) -> Self {
         Self {
             inner: Inner::Stream {
@@ -127,7 +127,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
         match &self.inner {
             Inner::Live { body } => body.size_hint(),
             Inner::Kept { data, trailers: None } => SizeHint::with_exact(data.len() as u64),
-            // With an exact length, HTTP/1.1 would use Content-Length, which leaves no place for
+            // With an exact length, HTTP/1.1 would use Content-Length, which does not allow
             // trailers (RFC 9112, section 7.1.2).
             Inner::Kept { data, .. } => {
                 let mut hint = SizeHint::new();
@@ -140,7 +140,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     }
 }
 
-/// The size of the part that was read and the rest together.
+/// The combined size of the part that was read and the rest.
 fn both(read: &VecDeque<Bytes>, rest: Option<&impl Body>) -> SizeHint {
     let read: u64 = read.iter().map(|data| data.len() as u64).sum();
     let mut hint = SizeHint::new();

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 
-/// How a stream ended.
+/// The way in which a stream ended.
 pub(crate) enum StreamEnd<B> {
     /// The stream was read to its end, with these trailers.
     Complete(Option<Box<HeaderMap>>),
@@ -81,7 +81,7 @@ impl<B: Body> Drop for WatchedStream<B> {
             return;
         }
         let Some(body) = self.body.take() else { return };
-        // A server that knows where the body ends does not poll the body again.
+        // A server that can tell where the body ends does not poll the body again.
         if body.is_end_stream() || body.size_hint().exact() == Some(0) {
             self.end(StreamEnd::Complete(None));
         } else {

@@ -20,14 +20,14 @@ pub(super) trait Streamed: fmt::Debug + Send + Sync {
 }
 
 /// A request body that arrives while the handler reads it. A layer with
-/// [`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies) passes it on
-/// inside the service's own body type
+/// [`stream_request_bodies`](crate::IdempotencyLayerBuilder::stream_request_bodies) passes this
+/// body on inside the service's own body type
 /// ([`GuardedBody::from_streamed`](crate::GuardedBody::from_streamed)).
 ///
 /// The frames and trailers are those that the client sent. The body fails if the client's body
 /// fails, if it is longer than the limit (with an [`http_body_util::LengthLimitError`], like every
-/// limit of that crate), if it ends before its declared length, or if it does not match the digest
-/// that its headers declare (RFC 9530).
+/// length limit in that crate), if it ends before its declared length, or if it does not match the
+/// digest that its headers declare (RFC 9530).
 pub struct StreamedBody {
     source: Arc<dyn Streamed>,
 }

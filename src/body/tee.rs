@@ -12,19 +12,19 @@ use super::length_limit::{is_length_limit, length_limit_error};
 use super::streamed::{Streamed, StreamedBody};
 use crate::error::BoxError;
 
-/// The number of frames that are read before other tasks get their turn.
+/// The number of frames that are read before other tasks get a turn.
 const FRAMES_AT_ONCE: usize = 64;
 
-/// Observes a body as it passes.
+/// Observes a body while a reader reads it.
 pub(crate) trait Witness: Send + 'static {
     fn data(&mut self, data: &[u8]);
 
-    /// The body has ended and is complete. If this method returns an error, the reader gets the
-    /// error in place of the end.
+    /// Called when the body has ended and is complete. If this method returns an error, the reader
+    /// receives the error in place of the end.
     fn end(&mut self) -> Result<(), BoxError>;
 }
 
-/// How a body ended.
+/// The way in which a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyEnd {
     Whole,
@@ -32,12 +32,12 @@ pub(crate) enum BodyEnd {
     Refused,
     /// The body is longer than the limit.
     TooLong,
-    /// A limit outside the layer cut off the body.
+    /// A limit outside the layer ended the body early.
     CutOff,
     BrokenOff,
 }
 
-/// How a body ended, and who was reading it.
+/// The way in which a body ended, and who was reading the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) how: BodyEnd,
@@ -48,8 +48,8 @@ pub(crate) struct Ended {
 /// A body with two readers in turn: first the handler, then the layer once the handler has dropped
 /// the body.
 ///
-/// Nothing is buffered: each frame goes to the witness and then to the reader. The state is behind
-/// a lock, because handlers can move bodies to other tasks.
+/// The tee does not buffer data. It passes each frame to the witness and then to the reader. The
+/// state is behind a lock, because handlers can move bodies to other tasks.
 pub(crate) struct Tee<B, W> {
     state: Mutex<State<B, W>>,
 }
@@ -188,7 +188,7 @@ where
                     }
                     self.witness.data(data);
                 }
-                // A reader that knows where the body ends does not poll the body again.
+                // A reader that can tell where the body ends does not poll the body again.
                 if body.is_end_stream() {
                     self.end(before_handler);
                 } else {

@@ -8,7 +8,7 @@ use pin_project_lite::pin_project;
 
 pin_project! {
     /// A body that has not been read yet. A body without a declared length is boxed, so that the
-    /// rest can be taken out if the body turns out to be too long.
+    /// rest can be taken out if the body is too long.
     #[project = UnreadProj]
     pub(crate) enum Unread<B> {
         Declared { #[pin] body: B },

@@ -1,4 +1,4 @@
-//! One attempt, which reads a complete response within a time limit and a size limit.
+//! One attempt: reading a complete response within a time limit and a size limit.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::BoxError;
 
-/// The reason why an attempt has no complete response.
+/// The reason why an attempt did not return a complete response.
 #[derive(Debug)]
 pub(super) enum AttemptError<E> {
-    /// The client failed.
+    /// The client returned an error.
     Client(E),
     /// No response arrived in time.
     NoResponse(Duration),
@@ -25,14 +25,14 @@ pub(super) enum AttemptError<E> {
 
 #[derive(Debug)]
 pub(super) enum BodyError {
-    /// The body did not end in time.
+    /// The body did not arrive completely in time.
     Endless(Duration),
     BrokenOff(BoxError),
     /// The body is larger than allowed.
     TooLarge(usize),
 }
 
-/// Reads the complete response from the future that returns its head.
+/// Awaits the head of a response, and reads its complete body.
 pub(super) async fn whole<E, B>(
     head: impl Future<Output = Result<Response<B>, E>>,
     time: Duration,

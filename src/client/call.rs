@@ -17,11 +17,11 @@ use super::retry::{Next, Repeatable, RetryPolicy, Seen};
 use super::stopped::Stopped;
 use crate::error::{BoxError, ConfigError};
 
-/// The bounds of a call.
+/// The limits that apply to a call.
 #[derive(Clone)]
 pub(super) struct Limits<C> {
     pub(super) policy: RetryPolicy<C>,
-    /// The time for each attempt, up to the last byte of its response.
+    /// The time limit for each attempt, up to the last byte of its response.
     pub(super) attempt_time: Duration,
     pub(super) max_response_body: usize,
 }
@@ -43,10 +43,10 @@ impl<C> Limits<C> {
     }
 }
 
-/// Sends the request until its result is final or a bound is reached.
+/// Sends the request until its result is final or the call reaches a limit.
 ///
-/// `replay` makes a copy of the request. `is_transient` says whether another attempt may end
-/// without the error. `send` sends a request.
+/// `replay` returns a copy of the request. `is_transient` returns whether another attempt may avoid
+/// the error. `send` sends a request.
 pub(super) async fn call<Req, C, B, E, F>(
     limits: &Limits<C>,
     operation: &Operation,
@@ -71,7 +71,7 @@ where
         let stopped = if limits.policy.key_left(call, repeatable, Some(operation)).is_zero() {
             Some(Stopped::KeyExpired)
         } else if left.is_zero() {
-            // A request that is sent now would be given up at once.
+            // A request that is sent now would time out immediately.
             Some(Stopped::TotalTime)
         } else {
             None
@@ -133,7 +133,7 @@ fn seen<'r, E>(
         Err(AttemptError::Body(head, error)) => Seen::HeadAlone {
             status: head.status(),
             headers: head.headers(),
-            // The body would be just as large the next time.
+            // The body would be just as large in the next attempt.
             transient: !matches!(error, BodyError::TooLarge(_)),
         },
     }

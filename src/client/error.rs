@@ -1,4 +1,4 @@
-//! The error of a call that has no final answer.
+//! The error of a call without a final response.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -15,12 +15,12 @@ use super::retry::Call;
 use super::stopped::Stopped;
 use crate::error::BoxError;
 
-/// A call that ended without a final answer.
+/// The error of a call that ended without a final response.
 ///
-/// It says how the last attempt ended, why there was no further attempt, and what the last response
-/// was. The operation may have happened nevertheless. To find out, call again with the same
-/// [`operation`](Self::operation), later or from another process. If you use a new operation, it
-/// could happen twice.
+/// This error reports how the last attempt ended and why no further attempt was made. It also
+/// contains the last response. The operation may still have taken effect. To find out, repeat the
+/// call with the same [`operation`](Self::operation), later or from a different process. If you use
+/// a new operation, the effect could happen twice.
 ///
 /// ```
 /// use tower_idempotency::client::{CallError, Stopped};
@@ -43,7 +43,7 @@ struct Inner {
     elapsed: Duration,
     stopped: Option<Stopped>,
     last: Last,
-    /// The failure of the last attempt. `None` if the attempt had a response.
+    /// The failure of the last attempt. `None` if the attempt received a response.
     failure: Option<String>,
     timed_out: bool,
     source: Option<BoxError>,
@@ -79,13 +79,13 @@ impl CallError {
         }))
     }
 
-    /// Creates the error of a client that was not ready for a call.
+    /// Creates the error for a client that was not ready for a call.
     pub(super) fn not_ready(error: impl Into<BoxError>) -> Self {
         let cause = AttemptError::Client(error);
         Self::new(&Operation::new(), Call::new(), None, Last::default(), Some(cause))
     }
 
-    /// The operation. Retry with its key.
+    /// This call's operation. To retry the call, use the operation's key.
     #[must_use]
     pub fn operation(&self) -> &Operation {
         &self.0.operation
@@ -103,8 +103,8 @@ impl CallError {
         self.0.elapsed
     }
 
-    /// The reason why there was no further attempt. `None` if another attempt could not have
-    /// helped: the response was too large, or the error was not transient.
+    /// The reason why no further attempt was made. `None` if another attempt could not have helped:
+    /// the response was too large, or the error was not transient.
     #[must_use]
     pub fn stopped(&self) -> Option<Stopped> {
         self.0.stopped
@@ -116,21 +116,21 @@ impl CallError {
         self.0.timed_out
     }
 
-    /// The last complete response of any attempt.
+    /// The last complete response from any attempt.
     #[must_use]
     pub fn last_response(&self) -> Option<&Response<Full<Bytes>>> {
         self.0.last.response.as_ref()
     }
 
-    /// Returns the last complete response by value.
+    /// Converts this error into the last complete response, if any.
     #[must_use]
     pub fn into_last_response(self) -> Option<Response<Full<Bytes>>> {
         self.0.last.response
     }
 
-    /// The last status that arrived. The body of that response may have broken off, not ended, or
-    /// been too large. If the status is a success, the operation has happened, but its answer is
-    /// not known.
+    /// The last response status that arrived. The body of that response may have broken off, not
+    /// arrived completely in time, or been too large. If the status is a success, the operation has
+    /// completed, but its complete response is unknown.
     #[must_use]
     pub fn last_status(&self) -> Option<StatusCode> {
         self.last_headers_and_status().map(|(status, _)| status)
@@ -189,7 +189,8 @@ impl StdError for CallError {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the response: its body and headers may contain data that must not be in a log.
+        // The response is left out because its body and headers may contain data that must not be
+        // logged.
         f.debug_struct("Inner")
             .field("operation", &self.operation)
             .field("attempts", &self.attempts)

@@ -1,4 +1,4 @@
-//! The layer that gives each operation its key.
+//! The layer that adds a key to each operation.
 
 use std::fmt;
 use std::pin::Pin;
@@ -13,18 +13,18 @@ use uuid::Uuid;
 use super::operation::{Key, Operation};
 use crate::request::key::IDEMPOTENCY_KEY;
 
-/// Gives a key to each unsafe request that has none.
+/// Adds a key to each unsafe request that does not have one.
 ///
 /// Each request that passes through this layer is one logical operation, so put the layer
-/// **outside** any layer that retries. The key is the first of these keys that is present:
+/// **outside** any layer that retries. The layer uses the first of these keys that is available:
 ///
 /// 1. the key in the request's header;
 /// 2. the key of the [`Operation`] that the caller put into the request's extensions;
 /// 3. a new UUID.
 ///
-/// The response has the [`Operation`] as an extension. If the keys in the header and in the
-/// caller's operation differ, the header takes precedence. The response then has a new operation
-/// with the header's key.
+/// The response carries the [`Operation`] in its extensions. If the header and the caller's
+/// operation contain different keys, the header takes precedence. In that case, the response
+/// carries a new operation with the header's key.
 ///
 /// ```
 /// use tower_idempotency::client::IdempotencyKeyLayer;
@@ -65,8 +65,9 @@ impl Default for IdempotencyKeyLayer {
 }
 
 impl IdempotencyKeyLayer {
-    /// Creates the layer with all defaults: random UUIDs (version 4, RFC 9562) without quotes, in
-    /// the header `Idempotency-Key`, for every method that is not safe (RFC 9110, section 9.2.1).
+    /// Creates a layer with the default settings: random UUIDs (version 4, RFC 9562) without
+    /// quotes, in the header `Idempotency-Key`, for every method that is not safe (RFC 9110,
+    /// section 9.2.1).
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(KeyRules {
@@ -83,15 +84,15 @@ impl IdempotencyKeyLayer {
     }
 
     /// Sends keys in quotes, as the draft's structured-field String. By default, keys are bare, as
-    /// most SDKs send them. Servers that follow the draft strictly require quotes. A key with a
-    /// space, a comma or a quotation mark is always quoted.
+    /// most SDKs send them. Servers that follow the draft strictly require quotes. A key that
+    /// contains a space, a comma or a quotation mark is always quoted.
     #[must_use]
     pub fn quoted(self) -> Self {
         self.change(|rules| rules.quoted = true)
     }
 
-    /// Makes version 7 UUIDs, which sort by time, for servers that keep keys in an index. These
-    /// UUIDs reveal when the operation began.
+    /// Generates version 7 UUIDs, which sort by time, for servers that keep keys in an index. A
+    /// version 7 UUID reveals the time at which the operation began.
     #[must_use]
     pub fn time_ordered(self) -> Self {
         self.change(|rules| rules.time_ordered = true)
@@ -132,8 +133,8 @@ impl IdempotencyKeyLayer {
     }
 }
 
-/// The header that contains the request's key, if the request has a key. This value is in the
-/// request's extensions.
+/// The name of the header that contains the request's key, if the request has a key. The layer puts
+/// this value into the request's extensions.
 #[derive(Clone)]
 pub(super) struct KeyHeader(pub(super) HeaderName);
 
@@ -157,8 +158,8 @@ impl KeyRules {
         }
     }
 
-    /// Returns the header line for a key. There is always a line, because operations contain only
-    /// printable ASCII.
+    /// Returns the header value for a key. Every key can be sent as a header value, because the
+    /// keys in operations contain only printable ASCII.
     fn line(&self, key: &Key) -> Option<HeaderValue> {
         if let Some(line) = &key.as_written {
             return Some(line.clone());
@@ -173,7 +174,7 @@ impl KeyRules {
             let text = sfv::StringRef::from_str(key).ok()?;
             HeaderValue::from_str(&sfv::ItemSerializer::new().bare_item(text).finish()).ok()?
         };
-        // Whoever knows the key can request the response.
+        // Anyone who knows the key can request the response.
         line.set_sensitive(true);
         Some(line)
     }
@@ -190,7 +191,7 @@ impl<S> Layer<S> for IdempotencyKeyLayer {
     }
 }
 
-/// The service of [`IdempotencyKeyLayer`].
+/// The service that [`IdempotencyKeyLayer`] creates.
 #[derive(Clone, Debug)]
 pub struct IdempotencyKeyService<S> {
     inner: S,
@@ -222,7 +223,7 @@ where
 }
 
 pin_project! {
-    /// The future of [`IdempotencyKeyService`].
+    /// The response future of [`IdempotencyKeyService`].
     #[derive(Debug)]
     pub struct KeyFuture<F> {
         #[pin]

@@ -1,4 +1,4 @@
-//! The last responses of a call.
+//! The last responses that a call received.
 
 use bytes::Bytes;
 use http::Response;
@@ -16,7 +16,8 @@ pub(super) struct Last {
 }
 
 impl Last {
-    /// Keeps the part of a response that the result has, and returns the result's error.
+    /// Keeps the response or response head that the result contains, and returns the result's
+    /// error.
     pub(super) fn keep<E>(
         &mut self,
         result: Result<Response<Full<Bytes>>, AttemptError<E>>,

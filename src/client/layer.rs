@@ -21,19 +21,19 @@ use super::replay::{ReplayableBody, replay};
 use super::retry::{EveryError, RetryPolicy, Transient};
 use crate::error::{BoxError, ConfigError};
 
-/// Adds keys, retries and bounds to a Tower HTTP client, such as `hyper_util`'s.
+/// Adds keys, retries and limits to a Tower HTTP client, such as `hyper_util`'s.
 ///
-/// Each call is one logical operation. Its request gets a key ([`IdempotencyKeyLayer`]) and is sent
-/// until a response is final, or until a bound of the [`RetryPolicy`] is reached. The call returns
-/// the complete response with its body read. Trailers are not kept. The response has the
-/// [`Operation`](super::Operation) as an extension. A [`CallError`] has the operation and the last
-/// response.
+/// Each call is one logical operation. The layer adds a key to the request
+/// ([`IdempotencyKeyLayer`]) and sends the request until a response is final, or until the call
+/// reaches a limit of the [`RetryPolicy`]. The call reads the complete body before it returns the
+/// response, and drops the trailers. The response carries the [`Operation`](super::Operation) in
+/// its extensions. A [`CallError`] contains the operation and the last response.
 ///
 /// A response is final if the [policy](super) does not retry it. `404`, `422` and redirects are
 /// final. To follow redirects, put the layer that follows them inside this layer.
 ///
-/// If you drop a call's future, no further attempt is sent. The server may still finish an attempt
-/// that it has begun.
+/// If you drop a call's future, no further attempt is sent. The server may still complete an
+/// attempt that it has begun to process.
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,7 +54,7 @@ pub struct ClientLayer<C = EveryError> {
 }
 
 impl ClientLayer {
-    /// Creates the layer with all defaults.
+    /// Creates a layer with the default settings.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -65,7 +65,7 @@ impl ClientLayer {
 }
 
 impl<C> ClientLayer<C> {
-    /// Starts the configuration of a layer with this policy.
+    /// Returns a builder for a layer with this policy.
     pub fn builder(policy: RetryPolicy<C>) -> ClientLayerBuilder<C> {
         ClientLayerBuilder {
             limits: Limits::new(policy),
@@ -80,7 +80,7 @@ impl Default for ClientLayer {
     }
 }
 
-/// Configures a [`ClientLayer`]. [`build`](Self::build) returns an error if a setting cannot work.
+/// Configures a [`ClientLayer`]. [`build`](Self::build) returns an error if a setting is invalid.
 #[must_use]
 pub struct ClientLayerBuilder<C> {
     limits: Limits<C>,
@@ -88,21 +88,21 @@ pub struct ClientLayerBuilder<C> {
 }
 
 impl<C> ClientLayerBuilder<C> {
-    /// Sets how keys are made and sent. Default: [`IdempotencyKeyLayer::new`].
+    /// Sets how keys are generated and sent. Default: [`IdempotencyKeyLayer::new`].
     pub fn keys(mut self, keys: IdempotencyKeyLayer) -> Self {
         self.keys = keys;
         self
     }
 
     /// Sets how long one attempt can take, up to the last byte of its response. Default: 20 s. Zero
-    /// is an error. An attempt is also limited by the rest of the policy's total time.
+    /// is an error. The policy's remaining total time also limits each attempt.
     pub fn attempt_time(mut self, attempt_time: Duration) -> Self {
         self.limits.attempt_time = attempt_time;
         self
     }
 
-    /// Sets the maximum size of a response body, in bytes. Default: 2 MiB. A larger body is an
-    /// error at once, because it would be just as large the next time.
+    /// Sets the maximum size of a response body, in bytes. Default: 2 MiB. If a body is larger, the
+    /// call fails without a retry, because the body would be just as large in the next attempt.
     pub fn max_response_body(mut self, bytes: usize) -> Self {
         self.limits.max_response_body = bytes;
         self
@@ -112,7 +112,7 @@ impl<C> ClientLayerBuilder<C> {
     ///
     /// # Errors
     ///
-    /// Returns a [`ConfigError`] that names the setting that cannot work.
+    /// Returns a [`ConfigError`] that names the invalid setting.
     pub fn build(self) -> Result<ClientLayer<C>, ConfigError> {
         Ok(ClientLayer {
             limits: Arc::new(self.limits.validated()?),
@@ -151,7 +151,7 @@ impl<S, C> Layer<S> for ClientLayer<C> {
     }
 }
 
-/// The service of [`ClientLayer`].
+/// The service that [`ClientLayer`] creates.
 pub struct ClientService<S, C = EveryError> {
     inner: S,
     limits: Arc<Limits<C>>,
@@ -217,7 +217,7 @@ where
     }
 }
 
-/// The future of [`ClientService`].
+/// The response future of [`ClientService`].
 #[must_use = "futures do nothing unless polled"]
 pub struct ClientFuture(Pin<Box<dyn Future<Output = Called> + Send>>);
 

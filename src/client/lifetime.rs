@@ -1,4 +1,4 @@
-//! The time for which a key can be sent, until the server may have forgotten it.
+//! The time for which a key can be sent before the server may have forgotten the key.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,19 +6,19 @@ use http::header::DATE;
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-/// The default lifetime. It is an hour less than servers keep keys, according to this crate's
-/// default and the documentation of most providers. The hour allows for the network, and for a
-/// server that counts from another moment.
+/// The default lifetime. It is one hour shorter than the time for which servers keep keys: this
+/// crate's default, which most providers also document. The hour allows for network delays, and for
+/// a server that counts from a different starting point.
 pub(super) const DEFAULT: Duration = Duration::from_secs(23 * 3600);
 
-/// The part of a server's time that is not used: one part in 24, as in the default. Dates are whole
-/// seconds, and an attempt takes a while to arrive.
+/// The fraction of a server-reported time that is not used: 1/24, as in the default. This margin is
+/// needed because dates are in whole seconds and an attempt takes a while to arrive.
 const SPARED: u32 = 24;
 
 const EXPIRES: &str = "idempotency-expires";
 
-/// The time for which an operation can be sent. It is measured by the monotonic clock, so setting
-/// the system's clock does not change it.
+/// The time for which an operation can be sent. This time is measured with the monotonic clock, so
+/// setting the system clock does not change it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lifetime {
     begun: Instant,
@@ -42,17 +42,17 @@ impl Default for Lifetime {
 }
 
 impl Lifetime {
-    /// Records that this process first sees the operation now, and that the operation began
-    /// `before` ago.
+    /// Records that this process first saw the operation now, and that the operation's age at that
+    /// time is `before`.
     pub(super) fn begun_before(&mut self, before: Duration) {
         self.begun = Instant::now();
         self.before = before;
     }
 
-    /// Records that the server forgets the key when the time `left` is over. If there are several
-    /// such times, the earliest applies.
+    /// Records that the server forgets the key after the duration `left`. If the server reports
+    /// several times, the earliest applies.
     pub(super) fn ends_within(&mut self, left: Duration, now: Instant) {
-        // A time that the clock cannot represent is no limit.
+        // A time that the clock cannot represent is too far away to be a limit.
         if let Some(end) = now.checked_add(left - left / SPARED) {
             self.told = Some(self.told.map_or(end, |told| told.min(end)));
         }
@@ -68,11 +68,11 @@ impl Lifetime {
     }
 }
 
-/// Returns how long the server keeps the key after its response, if the response has an HTTP date
-/// (RFC 9110, section 5.6.7) in `Idempotency-Expires`. Values that cannot be read are ignored.
+/// Returns how long the server keeps the key after this response, if the response contains an HTTP
+/// date (RFC 9110, section 5.6.7) in `Idempotency-Expires`. Values that cannot be read are ignored.
 ///
-/// The date is compared with the server's own `Date` if that header is present, so that a
-/// difference between the two clocks does not matter.
+/// The date is compared with the server's own `Date` if that header is present, so a difference
+/// between the two clocks does not matter.
 pub(super) fn told_by(headers: &HeaderMap) -> Option<Duration> {
     let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?.trim()).ok();
     let expires = headers.get_all(EXPIRES).iter().filter_map(date).min()?;

@@ -1,8 +1,8 @@
 //! Clients that retry correctly.
 //!
-//! A key protects an operation only if it is made once for the operation and sent with every
-//! attempt. [`ClientLayer`] wraps any Tower HTTP client. It makes and sends the key in this way,
-//! and retries:
+//! A key protects an operation only if the client generates the key once for the operation and
+//! sends it with every attempt. [`ClientLayer`] wraps any Tower HTTP client. The layer generates
+//! and sends keys in this way, and retries failed attempts:
 //!
 //! ```
 //! use bytes::Bytes;
@@ -36,11 +36,11 @@
 //!
 //! | part | what it does |
 //! |---|---|
-//! | [`Operation`] | one logical operation: its key, and how it went |
-//! | [`IdempotencyKeyLayer`] | gives each unsafe request a key, once for all its attempts |
-//! | [`RetryPolicy`] | decides what is retried, and when; also works with [`tower::retry`] |
-//! | [`ClientLayer`] | does both, and bounds each attempt and the whole call |
-//! | `client::reqwest` | the same for `reqwest`, as middleware for `reqwest-middleware` (feature `reqwest`) |
+//! | [`Operation`] | one logical operation: its key, its attempts, and how it ended |
+//! | [`IdempotencyKeyLayer`] | adds one key to each unsafe request, for all of its attempts |
+//! | [`RetryPolicy`] | decides which results are retried, and when; also works with [`tower::retry`] |
+//! | [`ClientLayer`] | adds keys and retries, and limits each attempt and the whole call |
+//! | `client::reqwest` | the same as `ClientLayer`, but for `reqwest`, as middleware for `reqwest-middleware` (feature `reqwest`) |
 //!
 //! # What is retried
 //!
@@ -49,9 +49,9 @@
 //! | a lost connection, a timeout, a body that broke off | yes |
 //! | `408`, `425`, `429`, `5xx` | yes, after `Retry-After` or a pause |
 //! | `409` with `Retry-After` or `x-should-retry: true` (the operation is in flight) | yes |
-//! | `501`, `505`, `506`, `507`, `508`, `510`, `511` | no: the server cannot handle the request, or a person has to act first |
-//! | `422` (the key was used with another request) | no: a new key would be a new operation |
-//! | a failure that is a replay | no: the next response would be the same |
+//! | `501`, `505`, `506`, `507`, `508`, `510`, `511` | no: the server cannot handle the request, or a person must act first |
+//! | `422` (the key was used with a different request) | no: a new key would start a new operation |
+//! | a replayed failure | no: the next response would be the same |
 //! | any other response | no |
 //!
 //! A server can overrule the table with `x-should-retry` or `stripe-should-retry`. Your own
@@ -61,12 +61,12 @@
 //!
 //! - a request without a key, unless its method is idempotent (RFC 9110, section 9.2.2);
 //! - a request whose body cannot be sent again;
-//! - a request whose key's [lifetime](Operation#lifetime) is over.
+//! - a request whose key's [lifetime](Operation#lifetime) has elapsed.
 //!
 //! # Building the stack yourself
 //!
 //! The parts fit into any Tower stack. Put the key layer outside the retries, so that every attempt
-//! has the same key. Put a timeout for each attempt inside:
+//! carries the same key. Put a timeout for each attempt inside the retries:
 //!
 //! ```
 //! use std::time::Duration;
@@ -87,9 +87,9 @@
 //! # }
 //! ```
 //!
-//! [`ClientLayer`] does more. It reads the complete response within the attempt, so that a body
-//! that breaks off or never ends is retried. It ends an attempt when the total time is over. Its
-//! error contains the last response.
+//! [`ClientLayer`] does more. It reads the complete response within the attempt, so it also retries
+//! an attempt whose response body breaks off or never ends. When the total time has elapsed, the
+//! layer cancels the running attempt. The layer's error contains the last response.
 
 mod attempt;
 mod call;

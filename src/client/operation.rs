@@ -1,4 +1,4 @@
-//! One logical operation, as its client sees it.
+//! One logical operation, as the client sees it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -19,14 +19,14 @@ use crate::request::key::{self, InvalidKey};
 /// most providers.
 const MAX_KEY_LENGTH: usize = 255;
 
-/// One logical operation: its key, and how it went.
+/// One logical operation: its key, its attempts, and how it ended.
 ///
-/// To choose the key, put an operation into the request's extensions. Clones are the same
-/// operation. Keep a clone to see how many attempts there were, even if the call failed. If a
-/// request has no operation, [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) makes one. In both
-/// cases, the response has the operation in its extensions.
+/// To choose the key, put an operation into the request's extensions. Clones represent the same
+/// operation. Keep a clone to see how many attempts were made, even if the call fails. If a request
+/// has no operation, [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) creates one. In both
+/// cases, the response carries the operation in its extensions.
 ///
-/// A new intent is a new operation. A second try of the same intent is the same operation, even
+/// A new intent is a new operation. A second attempt at the same intent is the same operation, even
 /// after the program restarts. Store the key with the order, or derive the key from the order
 /// number.
 ///
@@ -46,19 +46,21 @@ const MAX_KEY_LENGTH: usize = 255;
 /// # Lifetime
 ///
 /// A server forgets a key after a while (24 hours by this crate's default), and an attempt after
-/// that runs the operation again. An operation therefore has a lifetime, which is 23 hours by
-/// default ([`RetryPolicyBuilder::key_lifetime`](super::RetryPolicyBuilder::key_lifetime)). When
-/// the lifetime is over, [`ClientLayer`](super::ClientLayer) and the middleware send nothing more
+/// that time would run the operation again. An operation therefore has a lifetime, which is 23
+/// hours by default
+/// ([`RetryPolicyBuilder::key_lifetime`](super::RetryPolicyBuilder::key_lifetime)). After the
+/// lifetime, [`ClientLayer`](super::ClientLayer) and the middleware do not send the operation again
 /// and report [`Stopped::KeyExpired`].
 ///
-/// The lifetime begins when this value is made, or at [`begun_at`](Self::begun_at). It is measured
-/// by the monotonic clock, so setting the system's clock does not change it. On Linux, the time
-/// during which the machine is suspended is not included.
+/// The lifetime begins when this value is created, or at the time set with
+/// [`begun_at`](Self::begun_at). The lifetime is measured with the monotonic clock, so setting the
+/// system clock does not change it. On Linux, the time during which the machine is suspended is not
+/// included.
 ///
-/// A server can say when it forgets the key, in the response header `Idempotency-Expires` (an HTTP
-/// date, RFC 9110, section 5.6.7). This can shorten the lifetime, but never extends it. One
-/// twenty-fourth of the remaining time is not used, because dates are whole seconds and an attempt
-/// takes a while to arrive.
+/// A server can report when it forgets the key, in the response header `Idempotency-Expires` (an
+/// HTTP date, RFC 9110, section 5.6.7). This date can shorten the lifetime, but never extends it.
+/// One twenty-fourth of the remaining time is not used, because dates are in whole seconds and an
+/// attempt takes a while to arrive.
 #[derive(Clone, Default)]
 pub struct Operation(Arc<State>);
 
@@ -71,17 +73,17 @@ struct State {
     lifetime: Mutex<Lifetime>,
 }
 
-/// A key and, if the caller wrote it into the header, the form in which the caller wrote it.
+/// A key and, if the caller wrote the key into the header, the header value as written.
 #[derive(Clone)]
 pub(super) struct Key {
     pub(super) text: String,
     /// The header value that the caller wrote. A server may treat the quoted and the bare form as
-    /// two keys, so retries send the same form.
+    /// two different keys, so retries send the same form.
     pub(super) as_written: Option<HeaderValue>,
 }
 
 impl Operation {
-    /// Creates an operation whose key is made when its first request is sent. Use the same
+    /// Creates an operation whose key is generated when its first request is sent. Use the same
     /// operation, or clones of it, for all requests with this intent.
     #[must_use]
     pub fn new() -> Self {
@@ -93,17 +95,17 @@ impl Operation {
     ///
     /// # Errors
     ///
-    /// Returns an [`InvalidKey`] that says which rule the key breaks.
+    /// Returns an [`InvalidKey`] that names the rule that the key breaks.
     pub fn with_key(key: impl Into<String>) -> Result<Self, InvalidKey> {
         let key = key.into();
         key::check_text(&key, MAX_KEY_LENGTH)?;
         Ok(Self::keyed(key))
     }
 
-    /// Creates an operation whose key is a UUID (version 8, RFC 9562) made from these parts. The
+    /// Creates an operation whose key is a UUID (version 8, RFC 9562) derived from these parts. The
     /// same parts in the same order give the same key, in every process and release.
     ///
-    /// The parts must separate this intent from every other intent. For example, use the order
+    /// The parts must distinguish this intent from every other intent. For example, use the order
     /// number and the step. The content of the request is not enough, because two orders for the
     /// same goods are two operations.
     #[must_use]
@@ -128,8 +130,8 @@ impl Operation {
 
     /// Sets the [lifetime](Self#lifetime) of this operation and its clones, counted from the
     /// beginning of the operation. Default: the policy's
-    /// [`key_lifetime`](super::RetryPolicyBuilder::key_lifetime). Use a shorter time than the
-    /// server keeps keys.
+    /// [`key_lifetime`](super::RetryPolicyBuilder::key_lifetime). Use less than the time for which
+    /// the server keeps keys.
     ///
     /// # Errors
     ///
@@ -153,10 +155,10 @@ impl Operation {
         Ok(self)
     }
 
-    /// Sets when the operation began, if it began in another process. Pass the time that you stored
-    /// with its key. The [lifetime](Self#lifetime) is counted from that time. The operation's age
-    /// is read from the system's clock only once, in this call. A time in the future is treated as
-    /// now.
+    /// Sets the time at which the operation began, if it began in a different process. Pass the
+    /// time that you stored with the key. The [lifetime](Self#lifetime) is counted from that time.
+    /// The system clock is read only once, in this call, to determine the operation's age. A time
+    /// in the future is treated as now.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -174,9 +176,9 @@ impl Operation {
         self
     }
 
-    /// Returns the operation of a request with this header. It is this operation, if this operation
-    /// has the header's key or no key yet. Otherwise it is a new operation, because the server sees
-    /// the header.
+    /// Returns the operation for a request that has this header. The result is this operation if
+    /// this operation has the header's key or no key yet. Otherwise, the result is a new operation,
+    /// because the server receives the key in the header.
     pub(super) fn written(self, line: &HeaderValue) -> Self {
         let Some(text) = key::text_of_line(line) else {
             return Self::new();
@@ -191,21 +193,21 @@ impl Operation {
         Self::new().written(line)
     }
 
-    /// The key. `None` before the first request is sent, or if the request needs no key.
+    /// The key. `None` before the first request is sent, or if the request does not need a key.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.0.key.get().map(|key| key.text.as_str())
     }
 
-    /// The number of times that the operation was sent, over all calls with it or a clone of it.
-    /// [`ClientLayer`](super::ClientLayer), the middleware and [`RetryPolicy`](super::RetryPolicy)
-    /// count the attempts.
+    /// The number of times that the operation was sent, in all calls with this operation or a clone
+    /// of it. [`ClientLayer`](super::ClientLayer), the middleware and
+    /// [`RetryPolicy`](super::RetryPolicy) count the attempts.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts.load(Ordering::Relaxed)
     }
 
-    /// Whether the response was a replay: an earlier attempt ran, and its response got lost. The
+    /// Whether the response was a replay: an earlier attempt ran, and its response was lost. The
     /// server marks a replay with `Idempotency-Replayed: true`, or Stripe's `Idempotent-Replayed`.
     #[must_use]
     pub fn replayed(&self) -> bool {
@@ -219,8 +221,8 @@ impl Operation {
         *self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the key, and makes it first if there is none. If two requests of one operation are
-    /// sent at once, only one of them makes the key.
+    /// Returns the operation's key, and generates it first if the operation has none. If two
+    /// requests for the same operation are sent at once, only one of them generates the key.
     pub(super) fn key_or_else(&self, make: impl FnOnce() -> Key) -> &Key {
         self.0.key.get_or_init(make)
     }
@@ -234,15 +236,15 @@ impl Operation {
         self.told_lifetime(headers);
     }
 
-    /// Records what a response says about the key's lifetime.
+    /// Records the key's remaining lifetime if the response headers report it.
     pub(super) fn told_lifetime(&self, headers: &HeaderMap) {
         if let Some(left) = told_by(headers) {
             self.lifetime().ends_within(left, Instant::now());
         }
     }
 
-    /// Returns how long the key can still be sent. `by_default` is the lifetime of operations that
-    /// do not have their own.
+    /// Returns how long the key can still be sent. `by_default` is the lifetime for operations that
+    /// do not set one.
     pub(super) fn lifetime_left(&self, by_default: Duration) -> Duration {
         self.lifetime().left(by_default, Instant::now())
     }
@@ -265,7 +267,8 @@ pub(super) fn is_replay(headers: &HeaderMap) -> bool {
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the key: whoever knows the key and the credentials can read the response.
+        // The key is left out because anyone who knows the key and the credentials can read the
+        // response.
         f.debug_struct("Operation")
             .field("has_key", &self.key().is_some())
             .field("attempts", &self.attempts())
@@ -282,7 +285,7 @@ mod tests {
     #[test]
     fn derived_keys_are_stable_and_apart() {
         let key = |parts: &[&str]| Operation::derived(parts).key().unwrap().to_owned();
-        // Servers remember keys: this value must never change.
+        // Servers remember keys, so this value must never change.
         assert_eq!(key(&["order-17", "charge"]), "80af2aac-a236-8b84-b633-5ffb24e7e760");
         assert_ne!(key(&["order-17", "charge"]), key(&["order-17charge"]));
         assert_ne!(key(&["order-17", "charge"]), key(&["charge", "order-17"]));

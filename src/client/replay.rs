@@ -9,12 +9,12 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Either, Empty, Full};
 use pin_project_lite::pin_project;
 
-/// A request body that may be able to make an identical copy of itself before it is sent.
+/// A request body that may be able to return an identical copy of itself before it is sent.
 ///
-/// If [`replay`](Self::replay) returns `None`, the body can be sent only once. Its request is then
-/// not retried, and the error (or [`Operation::stopped`](super::Operation::stopped)) says so.
-/// [`Full`], [`Empty`] and `String` can be sent again. [`Once`] cannot be sent again. [`Either`]
-/// behaves like the body inside it.
+/// If [`replay`](Self::replay) returns `None`, the body can be sent only once. The request is then
+/// not retried, and the error (or [`Operation::stopped`](super::Operation::stopped)) reports the
+/// reason. [`Full`], [`Empty`] and `String` can be sent again. [`Once`] cannot be sent again.
+/// [`Either`] behaves like the body inside it.
 pub trait ReplayableBody: Sized {
     /// Returns a copy of the body, or `None` if the body can be sent only once.
     fn replay(&self) -> Option<Self>;

@@ -35,18 +35,20 @@ use super::layer::ClientLayer;
 use super::operation::Operation;
 use super::retry::{EveryError, Transient};
 
-/// Adds the keys, retries and bounds of a [`ClientLayer`] to `reqwest`.
+/// Adds the keys, retries and limits of a [`ClientLayer`] to `reqwest`.
 ///
-/// Middleware after this one sees each attempt, so put middleware that signs or authenticates
-/// there. Set the operation with `RequestBuilder::with_extension`. The response has the operation
-/// in its extensions. A request whose body is a stream cannot be sent again, so it is not retried.
+/// Middleware that is added after this middleware sees each attempt, so add signing or
+/// authentication middleware after this middleware. Set the operation with
+/// `RequestBuilder::with_extension`. The response carries the operation in its extensions. A
+/// request whose body is a stream cannot be sent again, so it is not retried.
 ///
-/// A call without a final answer returns an [`Error::Middleware`] that contains a
-/// [`CallError`](super::CallError). To get it, call `error.downcast_ref::<CallError>()`.
+/// A call without a final response returns an [`Error::Middleware`] that contains a
+/// [`CallError`](super::CallError). To get the `CallError`, call
+/// `error.downcast_ref::<CallError>()`.
 ///
 /// `reqwest` follows redirects itself, within each attempt and with the key. `307` and `308` repeat
-/// the request; `301`, `302` and `303` turn a `POST` into a `GET`. Too many redirects are an error
-/// that is not retried. A request that `reqwest` cannot build is not retried either.
+/// the request; `301`, `302` and `303` turn a `POST` into a `GET`. Too many redirects cause an
+/// error that is not retried. A request that `reqwest` cannot build is not retried either.
 ///
 /// ```
 /// use std::time::Duration;
@@ -71,7 +73,7 @@ impl<C> IdempotencyMiddleware<C> {
     }
 }
 
-/// Creates the middleware with all defaults.
+/// Creates the middleware with the default settings.
 impl Default for IdempotencyMiddleware {
     fn default() -> Self {
         Self::new(ClientLayer::new())
@@ -101,18 +103,18 @@ where
         let operation = keys.begin(&method, request.headers_mut(), extensions);
         let repeatable = limits.policy.repeatable(&method, request.headers(), extensions);
 
-        // Attempts run one after the other, so nothing ever waits for the lock.
+        // Attempts run one after the other, so no attempt ever waits for the lock.
         let extensions = Mutex::new(extensions);
         let send = |request| {
             let next = next.clone();
             let extensions = &extensions;
             async move {
-                // The query of the URL may contain data that must not be in an error.
+                // The query of the URL may contain data that must not appear in an error.
                 let response = next.run(request, *extensions.lock().await).await;
                 Ok(with_url(response.map_err(Error::without_url)?))
             }
         };
-        // An error in the request itself would occur again the next time.
+        // An error in the request itself would occur again in the next attempt.
         let is_transient =
             |error: &Error| !error.is_builder() && !error.is_redirect() && limits.policy.is_transient(error);
         let called = call::call(
@@ -126,7 +128,7 @@ where
         )
         .await;
         if !callers {
-            // The next request with these extensions is another operation.
+            // The next request with these extensions is a different operation.
             extensions.into_inner().remove::<Operation>();
         }
         let response = called.map_err(Error::middleware)?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// The reason why there was no further attempt, although the result of the last attempt could have
+/// The reason why no further attempt was made, although the result of the last attempt could have
 /// been retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -13,15 +13,15 @@ pub enum Stopped {
     Attempts,
     /// The next attempt would have begun after
     /// [`RetryPolicyBuilder::total_time`](super::RetryPolicyBuilder::total_time), or the last
-    /// attempt lasted until then.
+    /// attempt was still running at that time.
     TotalTime,
-    /// The server's `Retry-After` is longer than the rest of the total time.
+    /// The server's `Retry-After` is longer than the remaining total time.
     RetryAfter(Duration),
     /// The retry budget is used up: too many of this client's requests are already retries.
     Budget,
-    /// The operation's lifetime is over. The server may have forgotten the key, and would then run
-    /// another attempt as a new operation. Find out whether the operation was done before you begin
-    /// a new one.
+    /// The operation's lifetime has elapsed. The server may have forgotten the key, and would then
+    /// run another attempt as a new operation. Find out whether the operation has completed before
+    /// you begin a new operation.
     KeyExpired,
     /// The request has no key, and its method is not idempotent.
     NoKey,

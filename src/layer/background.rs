@@ -1,7 +1,7 @@
 //! Work that continues without its client.
 
-/// Work that continues without its client: handlers whose client has disconnected, and outcomes
-/// that the layer tries to store again after the store failed.
+/// A handle to the work that continues without a client: handlers whose client has disconnected,
+/// and outcomes that the layer tries to store again after a store failure.
 ///
 /// ```
 /// use std::time::Duration;

@@ -1,4 +1,5 @@
-//! The response future of [`IdempotencyService`](crate::IdempotencyService). It only polls.
+//! The response future of [`IdempotencyService`](crate::IdempotencyService). The future only polls
+//! the current stage.
 
 use std::fmt;
 use std::future::Future;
@@ -21,8 +22,8 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// Panics if it is polled again after it has completed. A panic in the inner service is passed
-    /// on.
+    /// Panics if the future is polled again after it has completed. A panic in the inner service is
+    /// passed on.
     pub struct ResponseFuture<S, B, St>
     where
         S: GuardedService<B>,

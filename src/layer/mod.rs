@@ -20,9 +20,9 @@ pub use builder::IdempotencyLayerBuilder;
 pub use future::ResponseFuture;
 pub use service::IdempotencyService;
 
-/// Makes the requests of an HTTP service safe to retry.
+/// Makes requests to an HTTP service safe to retry.
 ///
-/// Clones share the store, the counts and the work that continues without its client.
+/// Clones share the store, the counts and the work that continues without a client.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -36,8 +36,8 @@ pub use service::IdempotencyService;
 ///
 /// **Order of layers.** Authentication and authorization belong outside this layer, so that each
 /// replay is authorized again. Compression, CORS and request ids also belong outside, so that they
-/// are applied to each replay. A timeout outside this layer answers the client while the handler
-/// continues to run; a timeout inside it cancels the handler.
+/// are applied to each replay. A timeout outside this layer sends the client a response, and the
+/// handler continues to run. A timeout inside this layer cancels the handler.
 pub struct IdempotencyLayer<St = MemoryStore> {
     pub(crate) guard: Arc<Guard<St>>,
 }
@@ -67,7 +67,7 @@ impl<St: Store> IdempotencyLayer<St> {
         self.guard.tally.counts()
     }
 
-    /// Returns the slot of a key, for looking up the key in the store
+    /// Returns a key's slot, for looking up the key in the store
     /// ([`Inspect`](crate::store::Inspect)).
     ///
     /// `scope` is the value that the layer's [`ScopeSource`](crate::ScopeSource) finds in the
@@ -82,7 +82,7 @@ impl<St: Store> IdempotencyLayer<St> {
     ///
     /// # Errors
     ///
-    /// Returns a [`SlotError`] if the layer would refuse the key, or if the scope has a different
+    /// Returns a [`SlotError`] if the layer would refuse the key, or if `scope` has the wrong
     /// number of values.
     ///
     /// ```
@@ -106,7 +106,7 @@ impl<St: Store> IdempotencyLayer<St> {
     ///
     /// # Errors
     ///
-    /// Returns [`SlotError::ScopeValues`] if the scope has a different number of values.
+    /// Returns [`SlotError::ScopeValues`] if `scope` has the wrong number of values.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -120,7 +120,8 @@ impl<St: Store> IdempotencyLayer<St> {
         self.guard.config.scope.tag_of(&scope.into())
     }
 
-    /// Returns the work that continues without its client, so that you can wait for it at shutdown.
+    /// Returns a handle to the work that continues without a client, so that you can wait for this
+    /// work at shutdown.
     #[must_use]
     pub fn background(&self) -> Background {
         Background(self.guard.tasks.clone())

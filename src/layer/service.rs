@@ -14,11 +14,11 @@ use crate::run::called;
 use crate::run::guard::Guard;
 use crate::store::{MemoryStore, Store};
 
-/// Makes the requests of an HTTP service safe to retry. Created by
+/// Makes requests to an HTTP service safe to retry. Created by
 /// [`IdempotencyLayer`](crate::IdempotencyLayer).
 ///
-/// It is ready when its inner service is ready. Errors from the inner service are passed on
-/// unchanged; refusals are responses.
+/// The service is ready when its inner service is ready. Errors from the inner service are passed
+/// on unchanged. Refusals are returned as responses.
 pub struct IdempotencyService<S, St = MemoryStore> {
     inner: S,
     guard: Arc<Guard<St>>,

@@ -15,8 +15,7 @@ const CHANGING: [&str; 8] = [
     "Hawk",
 ];
 
-/// Returns whether the value has a scheme that nearly every client sends, in the spelling of the
-/// RFCs.
+/// Returns whether the value has a scheme that nearly every client sends, spelled as in the RFCs.
 fn is_usual(value: &[u8]) -> bool {
     value.starts_with(b"Bearer ") || value.starts_with(b"Basic ")
 }
@@ -57,8 +56,8 @@ pub(crate) fn with_scheme_in_one_case(value: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(value)
 }
 
-/// Returns the scheme before the first space. A value of one word has no scheme. It may be a bare
-/// token, which is case-sensitive.
+/// Returns the scheme before the first space. A single-word value has no scheme. Such a value may
+/// be a bare token, which is case-sensitive.
 fn scheme_of(value: &[u8]) -> Option<&[u8]> {
     let end = value.iter().position(|byte| *byte == b' ')?;
     let scheme = &value[..end];

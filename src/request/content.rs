@@ -38,7 +38,7 @@ pub(crate) fn is_form(headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether the request declares its body as JSON (`application/json`, or the suffix `+json`
-/// of RFC 6839), or declares no type at all.
+/// from RFC 6839), or declares no type at all.
 pub(crate) fn may_be_json(headers: &HeaderMap) -> bool {
     if !headers.contains_key(CONTENT_TYPE) {
         return true;

@@ -1,4 +1,4 @@
-//! The information that a handler gets about the operation that it runs.
+//! The information that a handler receives about the operation that it runs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use super::key::KeyText;
 use super::slot::Slot;
 use crate::digest::Digest;
 
-/// The idempotency key of the request that a handler runs for, and the number of the attempt.
+/// The idempotency key of the request that a handler processes, and the number of the attempt.
 ///
-/// The layer puts this value into the request's extensions whenever it runs a handler for a key. In
-/// Axum, it is an extractor. Use `IdempotencyKey` if the handler needs a key, and
-/// `Option<IdempotencyKey>` if requests without a key pass through.
+/// The layer puts this value into the request's extensions whenever it runs a handler for a request
+/// with a key. In Axum, this type is an extractor. Use `IdempotencyKey` if the handler needs a key,
+/// and `Option<IdempotencyKey>` if requests without a key pass through.
 ///
 /// ```
 /// use tower_idempotency::IdempotencyKey;
@@ -79,7 +79,7 @@ impl IdempotencyKey {
         self.claims.token.is_some()
     }
 
-    /// Sets the key that an outer layer gave the request.
+    /// Sets the key that an outer layer inserted into the request.
     pub(crate) fn set_outer(&mut self, outer: Self) {
         self.claims.outer = Some(Arc::new((outer.slot, outer.claims)));
     }
@@ -111,7 +111,7 @@ impl IdempotencyKey {
         Self::new(key.into(), Slot::from_bytes(digest.finish()), attempt)
     }
 
-    /// The key itself, without quotes and parameters.
+    /// The key itself, without quotes or parameters.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.key.as_str()
@@ -120,16 +120,16 @@ impl IdempotencyKey {
     /// The number of this attempt: 1 for the first attempt, and one more for each takeover of a
     /// lapsed or reopened claim.
     ///
-    /// If the number is 2 or more, an earlier attempt ended in doubt: its process died, or its
-    /// outcome was [reopened](crate::Verdict::Reopen). If its process was only frozen, the earlier
-    /// attempt may still be running. After an attempt that released the key, the next attempt is
-    /// number 1 again.
+    /// If the number is 2 or more, the outcome of an earlier attempt is in doubt: its process died,
+    /// or its outcome was [reopened](crate::Verdict::Reopen). If the process was only frozen, the
+    /// earlier attempt may still be running. After an attempt that released the key, the next
+    /// attempt is number 1 again.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// The name of the operation in the store: a digest of the scope and the key.
+    /// The operation's name in the store: a digest of the scope and the key.
     #[must_use]
     pub fn slot(&self) -> &Slot {
         &self.slot
@@ -158,7 +158,8 @@ impl IdempotencyKey {
 
 impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the key: whoever knows the key and the scope can read the response.
+        // The key is not shown, because anyone who knows the key and the scope can read the
+        // response.
         f.debug_struct("IdempotencyKey")
             .field("slot", &self.slot)
             .field("attempt", &self.attempt)
@@ -174,7 +175,7 @@ mod tests {
     fn derived_keys_are_stable_and_apart() {
         let operation = |byte, attempt| IdempotencyKey::new("k".into(), Slot::from_bytes([byte; 32]), attempt);
         let derived = operation(1, 1).derive("charge");
-        // Providers remember keys: this value must never change.
+        // Providers remember keys, so this value must never change.
         assert_eq!(derived.to_string(), "ab286900-93b1-8da3-8189-3468155ba995");
         assert_eq!(derived.get_version_num(), 8);
         assert_eq!(derived, operation(1, 2).derive("charge"), "the same at each attempt");

@@ -10,10 +10,10 @@ use smallvec::SmallVec;
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
-/// The name under which a record keeps a declared digest that was found to be correct.
+/// The name under which a record keeps a declared digest that was verified.
 pub(crate) type Vouch = [u8; 16];
 
-/// A digest header that cannot be correct, whatever the body is.
+/// A digest header that is invalid, whatever the body contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InvalidDigest {
     /// The header is not a structured field of digests.
@@ -22,7 +22,7 @@ pub(crate) enum InvalidDigest {
     Contradictory,
 }
 
-/// The declared digests of a body that can be checked. Other algorithms are ignored.
+/// The declared digests that can be checked. Digests with other algorithms are ignored.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct DeclaredDigests {
     sha256: Option<[u8; 32]>,
@@ -50,7 +50,7 @@ impl DeclaredDigests {
             sha512: None,
         };
         declared.read(headers, &CONTENT_DIGEST, "Content-Digest")?;
-        // The digest of a representation says nothing about a part of it.
+        // The digest of a representation does not apply to a part of the representation.
         if !headers.contains_key(CONTENT_RANGE) {
             declared.read(headers, &REPR_DIGEST, "Repr-Digest")?;
         }
@@ -81,14 +81,14 @@ impl DeclaredDigests {
         Ok(())
     }
 
-    /// Returns whether the body has these digests.
+    /// Returns whether the body matches these digests.
     pub(crate) fn match_body(&self, body: &[u8]) -> bool {
         let mut check = self.check();
         check.data(body);
         check.finish()
     }
 
-    /// Starts a check of a body that is streamed.
+    /// Starts to check a streamed body.
     pub(crate) fn check(&self) -> DigestCheck {
         DigestCheck {
             sha256: self.sha256.map(|declared| (Sha256::new(), declared)),
@@ -96,8 +96,8 @@ impl DeclaredDigests {
         }
     }
 
-    /// Returns the names of the declared digests. Each name also covers the headers that say how to
-    /// read the body.
+    /// Returns the names of the declared digests. Each name also covers the headers that determine
+    /// how the body is read.
     pub(crate) fn vouches(&self, headers: &HeaderMap) -> SmallVec<[Vouch; 2]> {
         let of = |algorithm: &[u8], digest: &[u8]| {
             let mut vouch = blake3::Hasher::new();
@@ -152,7 +152,7 @@ impl DigestCheck {
         }
     }
 
-    /// Returns whether every declared digest is correct. Call it when the body has ended.
+    /// Returns whether every declared digest is correct. Call this method when the body has ended.
     pub(crate) fn finish(self) -> bool {
         self.sha256
             .is_none_or(|(digest, declared)| <[u8; 32]>::from(digest.finalize()) == declared)

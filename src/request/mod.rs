@@ -1,5 +1,5 @@
-//! The parts of a request that the layer reads: its key, the scope of the key, and what makes it
-//! the same as another request. All the code here is pure.
+//! The parts of a request that the layer reads: its key, the key's scope, and the parts that decide
+//! whether two requests are the same. All the code here is pure.
 
 mod authorization;
 mod content;

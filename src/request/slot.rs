@@ -6,7 +6,7 @@ use super::key::InvalidKey;
 use crate::digest::hex;
 
 /// The name under which a store keeps an operation: a SHA-256 digest of the scope and the key, each
-/// prefixed with its length. Neither the key nor the credentials can be read from it.
+/// prefixed with its length. Neither the key nor the credentials can be recovered from the slot.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot([u8; Slot::LEN]);
 
@@ -20,7 +20,7 @@ impl Slot {
         Self(bytes)
     }
 
-    /// Returns the complete slot in hexadecimal, as the stores show it.
+    /// Returns the complete slot in hexadecimal, as the stores display it.
     #[must_use]
     pub fn to_hex(&self) -> String {
         hex(&self.0)
@@ -33,8 +33,8 @@ impl Slot {
     }
 }
 
-/// Shows the first four bytes in hexadecimal. This is enough to find an operation in a log, but too
-/// little to test guesses of a weak credential.
+/// Shows the first four bytes in hexadecimal. These bytes are enough to find an operation in a log,
+/// but not enough to test guesses of a weak credential.
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -47,7 +47,7 @@ impl fmt::Debug for Slot {
     }
 }
 
-/// The reason why [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot) cannot name a slot.
+/// The reason why [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot) cannot return a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SlotError {
@@ -96,8 +96,8 @@ impl From<InvalidKey> for SlotError {
 ///
 /// The tag is a 128-bit SipHash-2-4, keyed with
 /// [`scope_tag_secret`](crate::IdempotencyLayerBuilder::scope_tag_secret). Processes with the same
-/// secret make the same tags. [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag)
-/// returns a caller's tag.
+/// secret compute the same tags.
+/// [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag) returns a caller's tag.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ScopeTag([u8; ScopeTag::LEN]);
 
@@ -105,7 +105,7 @@ impl ScopeTag {
     /// The length of a tag, in bytes.
     pub const LEN: usize = 16;
 
-    /// Creates a tag from its bytes, such as those that a store kept.
+    /// Creates a tag from its bytes, such as the bytes that a store kept.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)

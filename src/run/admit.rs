@@ -19,7 +19,7 @@ use super::pauses::Pauses;
 use super::store_call::{Watch, at_once, bounded};
 use crate::store::{ClaimOutcome, ClaimRequest, Held, Store, StoreError, StoreErrorKind, Token};
 
-/// What the store decided.
+/// The store's decision.
 pub(crate) enum Admission<St: Store> {
     /// The handler must run.
     Started(Claim<St>),
@@ -29,7 +29,8 @@ pub(crate) enum Admission<St: Store> {
     HeldOutside,
 }
 
-/// Tokens of outer layers that may hold this same claim. Nearly every request has at most one.
+/// Tokens of outer layers that may have taken this same claim. Nearly every request has at most
+/// one.
 pub(crate) type OuterTokens = SmallVec<[Token; 1]>;
 
 /// A pending request to the store.
@@ -42,7 +43,8 @@ fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &ClaimRequest, begun: Cla
     }
 }
 
-/// Requests a claim from a store that answers at once. This needs no boxed future.
+/// Requests a claim from a store that answers immediately. Such a call does not need a boxed
+/// future.
 pub(crate) fn admit_now<St: Store>(
     guard: &Arc<Guard<St>>,
     begin: &ClaimRequest,
@@ -75,8 +77,8 @@ pub(crate) fn admit_now<St: Store>(
     }
 }
 
-/// Requests a claim from the store. If `wait` is set, repeats the request until the outcome of the
-/// other request is available or the wait is over.
+/// Requests a claim from the store. If `wait` is set, repeats the call until the outcome of the
+/// other request is available or the waiting time has elapsed.
 pub(crate) async fn admit<St: Store>(
     guard: Arc<Guard<St>>,
     begin: ClaimRequest,
@@ -119,8 +121,8 @@ pub(crate) async fn admit<St: Store>(
         let nap = left.min(lease_left).max(Duration::from_millis(1));
         let mut changed = pin!(tokio::time::timeout(nap, guard.store.changed(&begin.slot, round)));
         poll_fn(|cx| match disconnected.load(Ordering::Relaxed) {
-            // The client has disconnected. The last round finds out whether a claim must be given
-            // back.
+            // The client has disconnected. One more call to `begin` finds out whether a claim must
+            // be given back.
             true => Poll::Ready(()),
             false => changed.as_mut().poll(cx).map(drop),
         })
@@ -138,14 +140,15 @@ fn may_be_held_outside(begun: &ClaimOutcome) -> bool {
 }
 
 /// Called after a `begin` whose answer was lost. Finds out in the background whether the call took
-/// effect, and if so, gives the claim back. Otherwise the claim would block the key for its lease.
+/// effect, and if so, gives the claim back, because the claim would block the key until its lease
+/// expires.
 ///
 /// It is safe to call `begin` again with the same token, whether or not the first call took effect.
 /// Shutdown does not wait for this work: a claim that is not given back lapses.
 fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: ClaimRequest, error: &StoreError) {
     let lost = matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable);
     let config = &guard.config;
-    // An outage must not pile up work. Claims beyond the limit lapse.
+    // Without a limit, this work would pile up during an outage. Claims beyond the limit lapse.
     if !lost || guard.taking_back.load(Ordering::Relaxed) >= config.max_detached {
         return;
     }
@@ -167,8 +170,8 @@ fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: ClaimRequest, error: &Sto
             }
         }
     };
-    // At least as long as the lease: a lapsed claim would also be mistaken for an operation that
-    // died.
+    // The time limit is at least as long as the lease, because a lapsed claim would be mistaken for
+    // an operation that died.
     let long = config.settle_within.max(config.lease);
     let guard = Arc::clone(guard);
     runtime.spawn(async move {

@@ -1,4 +1,4 @@
-//! A circuit breaker around `begin`, which refuses quickly while the store is unavailable.
+//! A circuit breaker around `begin` that refuses requests quickly while the store is unavailable.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ pub(crate) struct Breaker {
 
 #[derive(Default)]
 struct State {
-    /// The number of failures in a row.
+    /// The number of consecutive failures.
     failures: u32,
     /// The breaker is open until this time, and after that until a probe succeeds.
     open_until: Option<Instant>,
@@ -25,7 +25,7 @@ struct State {
     probing: bool,
 }
 
-/// The source of the error that a request gets if the store was not called.
+/// The source of the error that a request receives if the store was not called.
 #[derive(Debug)]
 struct Open;
 
@@ -45,7 +45,7 @@ impl Breaker {
         }
     }
 
-    /// Returns the permission to call the store, or the error for the refusal.
+    /// Returns permission to call the store, or the error for the refusal.
     pub(crate) fn enter(&self) -> Result<Permit<'_>, StoreError> {
         let mut is_probe = false;
         if let Some(config) = self.config {
@@ -96,7 +96,8 @@ impl Permit<'_> {
         let mut state = self.breaker.state();
         let was_open = state.open_until.is_some();
         if failed && was_open && !self.is_probe {
-            // This call began before the breaker opened, so its failure says nothing new.
+            // This call began before the breaker opened, so its failure does not provide new
+            // information.
             return;
         }
         if failed {

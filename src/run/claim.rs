@@ -17,8 +17,8 @@ use crate::answer::{Fate, Outcome};
 use crate::request::{Fingerprint, Slot};
 use crate::store::{ClaimRequest, Held, Record, RollBack, Store, StoreError, Token, UnitOfWork};
 
-/// A claim on a slot. It must be settled. A claim that is dropped unsettled lapses, and the lapse
-/// is logged.
+/// A claim on a slot, which must be settled. A claim that is dropped unsettled lapses, and the
+/// lapse is logged.
 pub(crate) struct Claim<St: Store> {
     pub(crate) guard: Arc<Guard<St>>,
     pub(crate) slot: Slot,
@@ -63,8 +63,9 @@ impl<St: Store> Claim<St> {
         tokio::task::yield_now().await;
     }
 
-    /// Ends the claim of an operation that was not begun, and restores the slot to its earlier
-    /// state. This is tried only once, because little is lost if it fails: the claim then lapses.
+    /// Ends the claim of an operation that has not begun, and restores the slot to its earlier
+    /// state. The layer tries this only once. If the attempt fails, the claim lapses, and little is
+    /// lost.
     pub(crate) async fn give_back(&mut self) {
         let settlement = if self.attempt == 1 {
             Settlement::Release
@@ -82,7 +83,7 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// Returns the settlement of this claim for a fate, and the outcome to report.
+    /// Returns the settlement of this claim for the given fate, and the outcome to report.
     pub(crate) fn settlement_of(
         &self,
         fate: Fate,
@@ -99,7 +100,7 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// Returns the record with the digest of the streamed body, if the body has ended.
+    /// Adds the digest of the streamed body to the record, if the body has ended.
     pub(crate) fn knowing_body(&self, record: Record) -> Record {
         let print = self.upload.as_ref().and_then(|upload| upload.print());
         print.map_or_else(|| record.clone(), |print| record.with_body(&print))
@@ -111,16 +112,17 @@ impl<St: Store> Claim<St> {
         unit.is_some_and(|unit| unit.is_begun() && !unit.is_aborted())
     }
 
-    /// Rolls back the handler's transaction. Returns an error if the handler itself had committed
+    /// Rolls back the handler's transaction. Returns an error if the handler itself has committed
     /// the transaction.
     async fn roll_back(&mut self) -> Result<(), StoreError> {
         let Some(unit) = self.unit.take().filter(|unit| unit.is_begun()) else {
             return Ok(());
         };
         let within_time = self.guard.config.store_timeout;
-        // Boxed, like the commit.
+        // This future is boxed, like the commit.
         Box::pin(async move {
-            // If this takes too long, the transaction is dropped, which also rolls it back.
+            // If the rollback takes too long, the transaction is dropped, which also rolls the
+            // transaction back.
             match within(within_time, pin!(unit.roll_back())).await {
                 Ok(RollBack::Broken(error)) => Err(error),
                 _ => Ok(()),
@@ -143,7 +145,7 @@ impl<St: Store> Claim<St> {
         );
     }
 
-    /// Ends the claim in the background, or immediately if the store answers at once.
+    /// Ends the claim in the background, or in this call if the store answers immediately.
     ///
     /// `home` is the request's runtime, for callers that may be outside a runtime.
     pub(crate) fn settle_detached(mut self, settlement: Settlement, home: Option<&Handle>) {
@@ -183,8 +185,8 @@ impl<St: Store> Claim<St> {
     }
 
     /// Ends the claim and rolls back the handler's transaction. If the store fails, the layer tries
-    /// again in the background, within `settle_within`. Meanwhile, the lease prevents a retry from
-    /// running.
+    /// again in the background for up to `settle_within`. Meanwhile, the lease prevents a retry
+    /// from running.
     pub(crate) async fn settle(&mut self, settlement: &Settlement) -> Settled {
         self.is_being_settled();
         if let Err(error) = self.roll_back().await {
@@ -267,8 +269,8 @@ async fn try_to_settle<St: Store>(claim: &Claim<St>, settlement: Settlement) {
             match apply(guard, slot, claim.token, &settlement).await {
                 Ok(Held::Yes) => return,
                 Ok(Held::Lost) => {
-                    // The store also answers this if an earlier attempt took effect but its answer
-                    // was lost.
+                    // The store also returns this result if an earlier call took effect but its
+                    // answer was lost.
                     tracing::warn!(target: "tower_idempotency", %slot, "the claim ended before its outcome was stored");
                     return;
                 }

@@ -19,7 +19,8 @@ impl<St: Store> Claim<St> {
             && self.has_begun_work()
             && let Some(unit) = self.unit.take()
         {
-            // Boxed, so that the commit takes no space in the futures of requests without a commit.
+            // The commit is boxed, so that it takes no space in the futures of requests without a
+            // commit.
             return Box::pin(self.commit(unit, record, *ttl)).await;
         }
         self.settle(settlement).await
@@ -79,7 +80,7 @@ impl<St: Store> Claim<St> {
         }
     }
 
-    /// Called when the effect and the record are committed.
+    /// Called when the effect and the record have been committed.
     fn is_committed(&mut self, unit: &dyn UnitOfWork) -> Settled {
         self.settled = true;
         for work in unit.after_commit() {

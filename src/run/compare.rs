@@ -1,5 +1,6 @@
-//! Duplicates of a finished operation whose requests the store cannot compare completely, because
-//! the body of the first request was streamed or the body of the duplicate is.
+//! Compares a duplicate with the first request of a finished operation if the store cannot compare
+//! the two completely, because the first request's body was streamed or the duplicate's body is
+//! being streamed.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -25,7 +26,7 @@ pub(crate) enum Known {
     Asks(First),
 }
 
-/// What is known about the first request's body.
+/// The available information about the first request's body.
 pub(crate) enum First {
     /// The body was streamed.
     Streamed(BodyPrint),
@@ -51,7 +52,7 @@ impl<S, St: Store> Exchange<S, St> {
                     false => Known::Other,
                 })
             }
-            // The store has compared them.
+            // The store has already compared the requests.
             Received::Whole(_) => Ok(Known::Same),
             Received::Unread {
                 arrival: Some(arrival), ..
@@ -60,7 +61,7 @@ impl<S, St: Store> Exchange<S, St> {
                     return Ok(Known::Asks(First::Held(first)));
                 }
                 let body = record.body_print()?;
-                // A fingerprint that was made by another rule cannot be compared.
+                // A fingerprint that was made by a different rule cannot be compared.
                 let same_rule = first.is_same_rule(fingerprint);
                 let asks = body.filter(|first| same_rule && !arrival.is_vouched_for(first));
                 Ok(asks.map_or(Known::Same, |first| Known::Asks(First::Streamed(first))))

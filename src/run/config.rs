@@ -14,10 +14,10 @@ use crate::request::FingerprintSource;
 use crate::request::key::{KeyFormat, KeyRules, KeySource};
 use crate::request::scope::ScopeRules;
 
-/// A crash blocks a key for the duration of its lease. Because leases are renewed, no lease needs
-/// to be longer than this.
+/// After a crash, a key stays blocked until its lease expires. Because leases are renewed, no lease
+/// needs to be longer than this limit.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
-/// Longer than any process, database or API stays unchanged, and far from overflow.
+/// No process, database or API stays unchanged for this long, and the value is far from overflow.
 const MAX_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 /// Longer waits and timeouts are mistakes.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -50,7 +50,7 @@ pub(crate) struct Config {
     /// `None`: the handler runs to completion.
     pub(crate) cancel_on_disconnect: Option<Fate>,
     pub(crate) replay_header: HeaderName,
-    /// The response header that says until when a retry gets the response, if any.
+    /// The response header with the time at which the stored response expires, if any.
     pub(crate) lifetime_header: Option<HeaderName>,
     /// Whether a stream is read to its end even if its client disconnects.
     pub(crate) drain_streams: bool,
@@ -64,7 +64,7 @@ pub(crate) struct Config {
     pub(crate) breaker: Option<BreakerConfig>,
 }
 
-/// Which requests pass through untouched.
+/// Selects the requests that pass through untouched.
 #[derive(Clone)]
 pub(crate) struct Predicate(pub(crate) Arc<dyn Fn(&Parts) -> bool + Send + Sync>);
 
@@ -76,7 +76,7 @@ impl fmt::Debug for Predicate {
 
 type ReplayFn = dyn Fn(&Parts, &mut http::response::Parts) + Send + Sync;
 
-/// Changes a replay before it is sent.
+/// Changes a replayed response before the response is sent.
 #[derive(Clone)]
 pub(crate) struct ReplayHook(pub(crate) Arc<ReplayFn>);
 
@@ -86,12 +86,12 @@ impl fmt::Debug for ReplayHook {
     }
 }
 
-/// When the circuit breaker stops calling the store.
+/// The settings of the circuit breaker, which stops calling a failing store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BreakerConfig {
-    /// The number of failures in a row.
+    /// The number of consecutive failures after which the store is not called.
     pub(crate) failures: u32,
-    /// How long the store is not called.
+    /// How long the store is not called after these failures.
     pub(crate) pause: Duration,
 }
 
@@ -212,18 +212,18 @@ impl Config {
         }
     }
 
-    /// Clamps a TTL that a handler chose to the range of the option.
+    /// Clamps a handler's TTL to the option's range.
     pub(crate) fn ttl_within_range(ttl: Duration) -> Duration {
         ttl.clamp(MIN, MAX_TTL)
     }
 
-    /// How often a lease is renewed.
+    /// Returns the interval at which a lease is renewed.
     pub(crate) fn third_of_lease(&self) -> Duration {
         (self.lease / 3).max(MIN)
     }
 
-    /// The time limit for making or renewing a claim. An answer that takes a large part of the
-    /// lease would leave too little of it.
+    /// Returns the time limit for requesting or renewing a claim. If the store's answer took a
+    /// large part of the lease, too little of the lease would remain.
     pub(crate) fn claim_timeout(&self) -> Duration {
         self.store_timeout.min(self.third_of_lease())
     }
@@ -232,9 +232,9 @@ impl Config {
         self.enabled && self.methods.contains(method)
     }
 
-    /// Returns which response headers are left out of the record: hop-by-hop headers (RFC 9110,
-    /// section 7.6.1, including the headers that `Connection` names) and those in `unreplayed`.
-    /// `Trailer` stays if the response has trailers.
+    /// Returns a predicate for the response headers that are left out of the record: hop-by-hop
+    /// headers (RFC 9110, section 7.6.1, including the headers that `Connection` names) and the
+    /// headers in `unreplayed`. `Trailer` is kept if the response has trailers.
     pub(crate) fn skips<'h>(&'h self, headers: &'h HeaderMap, trailers: bool) -> impl Fn(&HeaderName) -> bool + 'h {
         static HOP_BY_HOP: [HeaderName; 7] = [
             header::CONNECTION,
@@ -245,8 +245,8 @@ impl Config {
             header::TRANSFER_ENCODING,
             header::UPGRADE,
         ];
-        // A linear search: responses have few headers, and comparing names is faster than hashing
-        // them.
+        // This is a linear search, because responses have few headers, and comparing names is
+        // faster than hashing them.
         let named = headers.keys().any(|name| name == header::CONNECTION);
         move |name| {
             HOP_BY_HOP.contains(name)

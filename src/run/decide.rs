@@ -16,7 +16,7 @@ use crate::request::Fingerprint;
 use crate::store::{ClaimOutcome, ClaimRequest, Store, StoreError, StoreErrorKind};
 
 impl<S, St: Store> Exchange<S, St> {
-    /// Passes on a request that turns out not to be guarded, as if its body had not been buffered.
+    /// Passes on a request that is not guarded, as if its body had not been buffered.
     pub(crate) fn pass<B>(self, body: Received<B>) -> Stage<S, B, St>
     where
         S: GuardedService<B>,
@@ -66,7 +66,7 @@ impl<S, St: Store> Exchange<S, St> {
             Ok(Admission::Found(found)) => return self.found(&begin.fingerprint, found, body),
             Err(error) => error,
         };
-        // A stored record that cannot be read still shows that the operation was done.
+        // A stored record that cannot be read still shows that the operation completed.
         if !guard.config.fail_open || error.kind() == StoreErrorKind::Corrupt {
             body.refuse(&self.parts.headers);
             return Stage::answered(self.refuse_for_store(&error));
@@ -80,7 +80,7 @@ impl<S, St: Store> Exchange<S, St> {
         running(run, cancel)
     }
 
-    /// Answers a request whose operation is done or is running for another request.
+    /// Responds to a request whose operation has completed or is running for a different request.
     fn found<B>(self: Box<Self>, fingerprint: &Fingerprint, found: ClaimOutcome, body: Received<B>) -> Stage<S, B, St>
     where
         S: GuardedService<B>,
@@ -103,7 +103,7 @@ impl<S, St: Store> Exchange<S, St> {
             Err(error) => Err(error),
         };
         body.refuse(&self.parts.headers);
-        // Even if the record cannot be read, it shows that the operation was done.
+        // Even if the record cannot be read, it shows that the operation completed.
         Stage::answered(answered.unwrap_or_else(|error| self.refuse_for_store(&error)))
     }
 }

@@ -1,5 +1,6 @@
-//! Work that must not end when its client disconnects: a call to the store, and the running inner
-//! service. Each is polled in place, and moves to the runtime only when its owner drops it.
+//! Work that must not be cancelled when its client disconnects: a call to the store, and the
+//! running inner service. Each future is polled in place, and moves to the runtime only when its
+//! owner drops the future.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +20,7 @@ use super::handler::Run;
 use crate::body::ResponseBody;
 use crate::store::{ClaimRequest, Store, StoreError};
 
-/// A call to a store that does not answer at once.
+/// A call to a store that does not answer immediately.
 pub(crate) struct Admitting<St: Store> {
     answer: Option<Question<St>>,
     disconnected: Disconnected,
@@ -50,8 +51,8 @@ impl<St: Store> Admitting<St> {
     }
 }
 
-/// Polls a boxed future, and drops it when it completes or panics, so that it does not move to the
-/// runtime afterwards.
+/// Polls a boxed future, and drops the future when it completes or panics, so that a finished
+/// future is not moved to the runtime.
 fn poll_in_place<T>(
     place: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     home: &mut Option<Handle>,
@@ -72,8 +73,8 @@ fn poll_in_place<T>(
 
 impl<St: Store> Drop for Admitting<St> {
     /// The client disconnected before the store answered. The store may have granted the claim, so
-    /// the layer waits for the answer. It gives a granted claim back immediately, so that the claim
-    /// does not block the key for its lease.
+    /// the layer waits for the answer. If the claim was granted, the layer gives it back
+    /// immediately, so that the claim does not block the key until its lease expires.
     fn drop(&mut self) {
         let Some(answer) = self.answer.take() else { return };
         self.disconnected.store(true, Ordering::Relaxed);
@@ -88,7 +89,7 @@ impl<St: Store> Drop for Admitting<St> {
 /// The running inner service.
 pub(crate) struct Running<RB: Body + 'static, E: 'static, St: Store> {
     run: Option<Run<RB, E>>,
-    /// With `cancel_on_disconnect`, raising this flag stops the run.
+    /// With `cancel_on_disconnect`, setting this flag cancels the run.
     cancel: Option<Disconnected>,
     guard: Arc<Guard<St>>,
     span: Span,

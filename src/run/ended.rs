@@ -1,4 +1,4 @@
-//! How work ends: it returns, panics or is cancelled.
+//! The ways in which work ends: it returns, panics or is cancelled.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,20 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
-/// A flag that is raised when the client disconnects.
+/// A flag that is set when the client disconnects.
 pub(crate) type Disconnected = Arc<AtomicBool>;
 
 /// The payload of a panic.
 pub(crate) type Panic = Box<dyn std::any::Any + Send>;
 
-/// How the inner service ended.
+/// The way in which the inner service ended.
 pub(crate) enum Ended<T> {
     Returned(T),
     Panicked(Panic),
     Cancelled,
 }
 
-/// Polls the inner service. Catches a panic, and stops when the flag is raised.
+/// Polls the inner service. Catches a panic, and stops when the flag is set.
 pub(crate) async fn to_its_end<F: Future + ?Sized>(
     mut work: Pin<&mut F>,
     cancelled: Option<&Disconnected>,

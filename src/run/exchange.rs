@@ -1,5 +1,5 @@
-//! A guarded request before the decision, and the answers that are sent without running the
-//! handler.
+//! A guarded request before the store's decision, and the responses that are sent without running
+//! the handler.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,7 +26,7 @@ use crate::request::{Fingerprint, IdempotencyKey, ScopeTag, Slot};
 use crate::store::record::Opened;
 use crate::store::{ClaimOutcome, ClaimRequest, Store, StoreError, Token};
 
-/// A guarded request before the decision.
+/// A guarded request before the store's decision.
 pub(crate) struct Exchange<S, St> {
     pub(crate) guard: Arc<Guard<St>>,
     /// The inner service. It is ready, or its readiness is checked before it is called.
@@ -35,7 +35,7 @@ pub(crate) struct Exchange<S, St> {
     pub(crate) identity: Option<Identity>,
 }
 
-/// The key, and who sent it.
+/// The key and its sender.
 pub(crate) struct Identity {
     pub(crate) key: KeyText,
     pub(crate) slot: Slot,
@@ -43,8 +43,8 @@ pub(crate) struct Identity {
 }
 
 impl<S, St: Store> Exchange<S, St> {
-    /// Finds the key in the body, if that is where keys are. Returns `None` if the request has no
-    /// key and can pass.
+    /// Finds the key in the body, if the key source needs the body. Returns `None` if the request
+    /// has no key and can pass through.
     pub(crate) fn key_in(&self, body: &Bytes) -> Result<Option<KeyText>, Problem> {
         let config = &self.guard.config;
         match config.key.in_body(&self.parts, body).map_err(Problem::invalid_key)? {
@@ -54,7 +54,7 @@ impl<S, St: Store> Exchange<S, St> {
         }
     }
 
-    /// Finds out who sent the key.
+    /// Determines who sent the key.
     pub(crate) fn identify(&mut self, key: KeyText) -> Result<(), Problem> {
         let scoped = self.guard.config.scope.slot(&self.parts, key.as_bytes());
         let Scoped { slot, tag, doubts } = scoped.map_err(|unavailable| {
@@ -88,13 +88,13 @@ impl<S, St: Store> Exchange<S, St> {
 
     /// Whether an outer layer runs this request. For the outer layer, the response is a first
     /// response. Once this layer has passed its key to the handler, the key in the extensions is
-    /// its own.
+    /// this layer's own key.
     fn is_inside_another_layer(&self) -> bool {
         self.identity.is_some() && self.parts.extensions.get::<IdempotencyKey>().is_some()
     }
 
     /// The tokens with which outer idempotency layers have claimed the same slot. If an outer layer
-    /// did so in the same store, this layer would find its own request in flight.
+    /// has claimed the slot in the same store, this layer would find its own request in flight.
     pub(crate) fn tokens_of_outer_layers(&self) -> OuterTokens {
         match (self.parts.extensions.get::<IdempotencyKey>(), &self.identity) {
             (Some(outer), Some(identity)) => outer.tokens_for(&identity.slot).map(Token).collect(),
@@ -115,7 +115,7 @@ impl<S, St: Store> Exchange<S, St> {
         }
     }
 
-    /// Like `tell_handler`, for a request without a claim.
+    /// Like `tell_handler`, but for a request without a claim.
     pub(crate) fn tell_handler_unprotected(&mut self) {
         if let Some(Identity { key, slot, .. }) = self.identity.take() {
             self.parts.extensions.insert(IdempotencyKey::new(key, slot, 1));
@@ -131,8 +131,8 @@ impl<S, St: Store> Exchange<S, St> {
             scope: identity.scope,
             fingerprint,
             token: self.guard.token(),
-            // The holder of a claim in this process's memory cannot die without the claim. Such a
-            // claim lapses when it is dropped, not after a time.
+            // If a claim is in this process's memory, its holder cannot die without the claim. Such
+            // a claim lapses when it is dropped, rather than after a period of time.
             lease: if St::IN_PROCESS { Duration::MAX } else { config.lease },
             ttl: config.ttl,
             on_lapse: config.policy.on_lapse,
@@ -140,7 +140,7 @@ impl<S, St: Store> Exchange<S, St> {
         })
     }
 
-    /// Answers from the store's result, without running the handler.
+    /// Creates the response from the store's result, without running the handler.
     pub(crate) fn answer<RB>(&self, begun: ClaimOutcome) -> Result<Response<ResponseBody<RB>>, StoreError>
     where
         RB: Body<Data = Bytes>,

@@ -1,8 +1,8 @@
 //! Detects unary gRPC requests, which end after one message.
 //!
-//! HTTP does not show the kind of a call. A unary request ends with its first message. A request
-//! that continues is a stream, and its client may wait for a response that a guarded method would
-//! send only after the request has ended.
+//! HTTP does not show whether a call is unary. A unary request ends with its first message. A
+//! request that continues is a stream, and its client may wait for a response that a guarded method
+//! would send only after the request has ended.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -41,7 +41,7 @@ impl UnaryRequest {
             self.late.as_mut().reset(Instant::now() + self.within);
         }
         // A client that sends nothing may be waiting for the server to send first. A client that
-        // has begun its first message may need time because of its network.
+        // has begun its first message may need more time because of its network.
         if self.has_message || read.is_empty() {
             self.late.as_mut().poll(cx)
         } else {
@@ -51,8 +51,8 @@ impl UnaryRequest {
 }
 
 impl<S, St: Store> Exchange<S, St> {
-    /// Returns `Ready` if the request is a gRPC stream. `read` is the part that was read so far.
-    /// Call this method whenever no more data is available.
+    /// Returns `Ready` if the request is a gRPC stream. `read` is the part of the body that has
+    /// been read so far. Call this method whenever no more data is available.
     pub(crate) fn poll_streams(
         &self,
         cx: &mut Context<'_>,
@@ -77,7 +77,8 @@ fn starts_with_a_message(read: &[u8]) -> bool {
     usize::try_from(u32::from_be_bytes([a, b, c, d])).is_ok_and(|length| message.len() >= length)
 }
 
-/// Whether the body has gRPC framing. A grpc-web body may be base64, and no browser streams one.
+/// Whether the body has gRPC framing. A grpc-web body may be base64-encoded, and browsers do not
+/// stream grpc-web bodies.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(CONTENT_TYPE).map(|value| value.as_bytes()) else {
         return false;

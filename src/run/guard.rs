@@ -35,8 +35,8 @@ pub(crate) struct Guard<St> {
 
 impl<St> Guard<St> {
     pub(crate) fn new(store: St, config: Config) -> Self {
-        // The random start makes tokens unique across processes, and the counter makes them unique
-        // within this process.
+        // Tokens are unique across processes because of the random start, and unique within this
+        // process because of the counter.
         let (start, _) = uuid::Uuid::new_v4().as_u64_pair();
         Self {
             store: CachePadded::new(store),
@@ -74,7 +74,7 @@ impl<St> Guard<St> {
         }
     }
 
-    /// Runs a future to completion after its owner is dropped.
+    /// Runs a future to completion after its owner has been dropped.
     ///
     /// `home` is the runtime that polled the future, for owners that are dropped outside a runtime.
     pub(crate) fn adopt(&self, home: Option<&Handle>, future: impl Future<Output = ()> + Send + 'static) {

@@ -25,7 +25,8 @@ use crate::body::ResponseBody;
 use crate::bounds::{GuardedBody, GuardedService};
 use crate::store::{ClaimRequest, Record, Store, StoreError};
 
-/// The result of a run. `None` if the run was cancelled, because no client waits for it then.
+/// The result of a run. `None` if the run was cancelled, because no client is waiting for the
+/// result in that case.
 type Ending<RB, E> = Option<Result<Response<ResponseBody<RB>>, E>>;
 
 /// The result of a run of a service.
@@ -35,7 +36,7 @@ type EndingOf<S, B> = Ending<<S as GuardedService<B>>::ResponseBody, <S as Servi
 /// has disconnected.
 pub(crate) type Run<RB, E> = Pin<Box<dyn Future<Output = Ending<RB, E>> + Send>>;
 
-/// Runs the inner service under a claim, and settles the claim before the response goes out.
+/// Runs the inner service under a claim, and settles the claim before the response is sent.
 pub(crate) fn run<S, B, St>(
     mut exchange: Box<Exchange<S, St>>,
     mut claim: Claim<St>,
@@ -67,7 +68,8 @@ where
             body.refuse(&exchange.parts.headers);
             return Some(Ok(answer));
         }
-        // Separate from the call: a request that ends here has not begun the operation.
+        // This step is separate from the call, because a request that is cancelled or fails here
+        // has not begun the operation.
         match until_ready(&mut exchange.inner, cancelled.as_ref()).await {
             Ended::Returned(Ok(())) => {}
             ended => {
@@ -125,7 +127,8 @@ where
     B: GuardedBody,
     St: Store,
 {
-    // Pinned where it is created: a local variable would take its space in this future twice.
+    // The call is pinned where it is created, because a local variable would take its space in this
+    // future twice.
     let mut call = pin!(match catch_unwind(AssertUnwindSafe(|| exchange.call(body))) {
         Ok(call) => Some(call),
         Err(panic) => return Ended::Panicked(panic),
@@ -154,7 +157,7 @@ async fn end_without_response<St: Store>(claim: &mut Claim<St>, fate: Fate) {
     tally.report(outcome, Some(&claim.slot), Some(claim.attempt), None);
 }
 
-/// Refuses an operation that was not begun, and gives its claim back.
+/// Refuses an operation that has not begun, and gives its claim back.
 pub(crate) async fn refuse<S, RB, E, St>(
     exchange: Box<Exchange<S, St>>,
     claim: Option<Claim<St>>,

@@ -1,4 +1,4 @@
-//! Handles the response: reads its body as far as it is to be stored, settles the claim, and
+//! Handles the response: reads the part of its body that is to be stored, settles the claim, and
 //! returns the response.
 
 use std::future::Future;
@@ -20,18 +20,19 @@ use crate::answer::{Fate, Outcome, Problem, Verdict};
 use crate::body::ResponseBody;
 use crate::store::Store;
 
-/// What the layer knows about the request when its response arrives.
+/// The information about the request that the layer needs when the response arrives.
 pub(crate) struct Asked {
     pub(crate) is_head: bool,
     /// The head of the request, in atomic mode or if the body is streamed. If a problem replaces
-    /// the response, it is rendered from this head.
+    /// the response, the problem is rendered from this head.
     pub(crate) head: Option<Box<Parts>>,
 }
 
 /// Judges a response by its head. Returns `None` if the policy needs the complete response.
 pub(crate) fn judge<B>(config: &Config, response: &Response<B>) -> Option<Verdict> {
     let extensions = response.extensions();
-    // An interim response, for example to a protocol switch, is a connection rather than an answer.
+    // An interim response, for example for a protocol switch, concerns the connection and is not
+    // the operation's response.
     if response.status().is_informational() {
         return Some(Verdict::Release);
     }
@@ -45,7 +46,7 @@ pub(crate) fn judge<B>(config: &Config, response: &Response<B>) -> Option<Verdic
     config.policy.verdict_on_head(response.status(), response.headers())
 }
 
-/// Stores the response as the verdict says, and settles the claim.
+/// Stores the response according to the verdict, and settles the claim.
 pub(crate) fn keep<RB, St>(
     claim: &mut Claim<St>,
     asked: Asked,
@@ -58,18 +59,21 @@ where
     St: Store,
 {
     let (mut head, body) = response.into_parts();
-    // A handler may have copied the marker from its own upstream. This response is not a replay.
+    // A handler may have copied the marker from the response of its own upstream service. The
+    // handler's response is not a replay.
     remove_marker(&mut head.headers, &claim.guard.config);
     async move {
         let tally = |claim: &Claim<St>, outcome, status| {
             let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
             claim.guard.tally.report(outcome, slot, attempt, Some(status));
         };
-        // A separate scope: a value that is moved out of still takes space until its scope ends.
+        // This scope is separate, because a variable takes space until its scope ends, even after
+        // its value has been moved.
         let (settlement, outcome, body, panicked) = {
             let mut read = read_to_keep(claim, asked.is_head, verdict, &mut head, body, cancelled.as_ref()).await;
             if let Some(upload) = claim.upload.clone() {
-                // Boxed, so that uploads do not take space in the futures of other requests.
+                // This future is boxed, so that uploads do not take space in the futures of other
+                // requests.
                 let ended = Box::pin(end_or_abandon(claim, &*upload, &head, &mut read, cancelled.as_ref())).await;
                 if let Err(problem) = ended {
                     return refuse_instead(claim, &problem, asked.head);
@@ -86,8 +90,8 @@ where
                     panicked,
                 } => (settlement, outcome, body, panicked),
                 Read::Stream { read, rest, ttl, .. } if claim.has_begun_work() => {
-                    // A transaction cannot wait for a stream, so it is committed with the tombstone
-                    // now.
+                    // A transaction cannot wait for a stream, so the transaction is committed with
+                    // the tombstone now.
                     let (settlement, outcome) = claim.settlement_of(Fate::Seal, not_retained(&head));
                     (
                         settlement.kept_for(ttl),
@@ -115,7 +119,7 @@ where
             }
         };
         // A failure has no effect to commit, whether or not its response is stored. The application
-        // treats a sealed client error as done.
+        // treats a sealed client error as completed.
         let stored = outcome == Outcome::Executed;
         let has_failed = head.status.is_server_error() || stored && head.status.is_client_error();
         let settled = claim.end(&settlement, !has_failed).await;
@@ -168,8 +172,8 @@ where
     ended
 }
 
-/// Waits for a streamed body to end, and adapts the settlement to its end. If the body fails,
-/// nothing is stored, because the handler answered an incomplete request.
+/// Waits for a streamed body to end, and adapts the settlement to how the body ended. If the body
+/// fails, nothing is stored, because the handler responded to an incomplete request.
 async fn end_upload<RB, St>(
     claim: &Claim<St>,
     upload: &dyn Upload,
@@ -193,8 +197,8 @@ where
         Read::Stream { .. } => (true, false),
     };
     let uploaded = if stores {
-        // The response body may be made from the request body. The layer waits for the handler to
-        // finish reading only if it has already read the whole response.
+        // The response body may be generated from the request body. The layer waits for the handler
+        // to finish reading only if the layer has already read the whole response.
         rest_of(upload, was_read, config.response_body_within, cancelled).await
     } else {
         so_far(upload)
@@ -203,7 +207,7 @@ where
         settlement, outcome, ..
     } = read
     else {
-        // The tombstone of a stream is created when the stream ends.
+        // The tombstone for a stream is created when the stream ends.
         return uploaded.into_problem().map_or(Ok(()), Err);
     };
     match (uploaded, &mut *settlement) {
@@ -222,7 +226,8 @@ where
     Ok(())
 }
 
-/// The problem that replaces a response that would report an effect that does not exist.
+/// Returns the problem that replaces a response, because the response would report an effect that
+/// does not exist.
 fn problem_of(why: Undone) -> Problem {
     match why {
         Undone::Lost => Problem::taken_over(),

@@ -83,7 +83,7 @@ where
     guarded(guard, inner, request)
 }
 
-/// Passes on a request untouched.
+/// Passes on a request unchanged.
 fn through<S, B, St>(guard: &Guard<St>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
 where
     S: GuardedService<B>,
@@ -125,7 +125,7 @@ where
     } else {
         Err(Problem::misconfigured())
     };
-    // The request takes the service that is ready. The clone stays for the next call.
+    // The request uses the service that is ready. The clone is kept for the next call.
     let clone = inner.clone();
     let ready = std::mem::replace(inner, clone);
     let (parts, body) = request.into_parts();
@@ -148,7 +148,7 @@ where
         Ok(Some(unread)) => exchange.claim_unread(unread, body),
         Ok(None) => Stage::reading(exchange, body),
         Err(problem) => {
-            // Draining needs a timer, like all work in the background.
+            // Like all background work, draining needs a timer.
             if problem.kind() != ProblemKind::Misconfigured {
                 let_go(&exchange.parts.headers, body);
             }
@@ -158,8 +158,8 @@ where
 }
 
 impl<S, St: Store> Exchange<S, St> {
-    /// Continues with the body, or with the reason why it could not be read. `rest` is the rest of
-    /// a body that was not read to its end.
+    /// Continues with the body, or with the reason why it could not be read. `rest` is the unread
+    /// part of a body that was not read to its end.
     pub(crate) fn body_read<B>(
         mut self: Box<Self>,
         collected: Collected<B::Error>,
@@ -218,9 +218,9 @@ impl<S, St: Store> Exchange<S, St> {
             return self.store_answered(&begin, answer, body);
         }
         if !self.guard.config.wait.is_zero() && outer.is_empty() {
-            // A waiting request must not hold the slot that readiness reserved, for example under a
-            // concurrency limit. A request that an outer layer has claimed may continue without
-            // waiting, and then needs that slot.
+            // A waiting request must not hold the capacity that readiness reserved, for example
+            // under a concurrency limit. A request that an outer layer has claimed may continue
+            // without waiting, and then needs that capacity.
             self.inner = self.inner.clone();
         }
         Stage::Admitting {
@@ -230,7 +230,7 @@ impl<S, St: Store> Exchange<S, St> {
         }
     }
 
-    /// Refuses a gRPC stream. `rest` is the rest of its body.
+    /// Refuses a gRPC stream. `rest` is the unread part of its body.
     pub(crate) fn refuse_stream<B>(&self, rest: Option<Pin<Box<B>>>) -> Stage<S, B, St>
     where
         S: GuardedService<B>,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Each pause is twice as long as the last, up to five seconds.
+/// Each pause is twice as long as the previous pause, up to five seconds.
 pub(crate) struct Pauses(Duration);
 
 impl Default for Pauses {

@@ -1,4 +1,4 @@
-//! Reads a response body as far as it is to be stored, and decides how the claim ends.
+//! Reads the part of a response body that is to be stored, and decides how the claim ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -37,8 +37,8 @@ pub(crate) enum Read<RB: Body> {
     },
 }
 
-/// The tombstone of a response that was not stored. After a server error, it is not known what was
-/// done.
+/// The tombstone for a response that was not stored. After a server error, the operation's effect
+/// is unknown.
 pub(crate) fn not_retained(head: &response::Parts) -> impl FnOnce(Fingerprint) -> Record {
     move |fingerprint| {
         if head.status.is_server_error() {
@@ -49,7 +49,7 @@ pub(crate) fn not_retained(head: &response::Parts) -> impl FnOnce(Fingerprint) -
     }
 }
 
-/// Reads a response body as far as it is to be stored.
+/// Reads the part of a response body that is to be stored.
 pub(crate) async fn read_to_keep<RB, St>(
     claim: &Claim<St>,
     is_head: bool,
@@ -110,7 +110,7 @@ where
         }
         Err(panic) => return end_by_panic(panic),
     };
-    // Boxed, so that the rest can be passed on after the body was polled.
+    // The body is boxed, so that the rest can be passed on after the body has been polled.
     let mut collect = Collect::new(Box::pin(body), config.max_response_body).expecting(declared);
     let collected = {
         let work = pin!(to_its_end(Pin::new(&mut collect), cancelled));
@@ -211,7 +211,7 @@ fn fitted(data: Bytes) -> Bytes {
     }
 }
 
-/// Tells the client until when a retry gets this response.
+/// Adds the header with the time at which the stored response expires.
 fn announce_lifetime(config: &Config, ttl: Duration, head: &mut response::Parts) {
     if let Some(name) = &config.lifetime_header
         && let Some(end) = SystemTime::now().checked_add(ttl)

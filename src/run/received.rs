@@ -1,4 +1,4 @@
-//! The body of a guarded request, before the handler gets it.
+//! The body of a guarded request, before the handler receives the body.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ impl<B: GuardedBody> Received<B> {
         }
     }
 
-    /// Returns the body as the type that the service takes.
+    /// Returns the body as the type that the service accepts.
     pub(crate) fn into_body(self) -> B {
         match self {
             Self::Whole(data) => B::from_buffered(data),
@@ -38,8 +38,8 @@ impl<B: GuardedBody> Received<B> {
         }
     }
 
-    /// Returns the body for a handler that runs under a claim, and the handle with which the
-    /// claim's outcome inspects a streamed body.
+    /// Returns the body for a handler that runs under a claim, and the handle through which the
+    /// claim inspects a streamed body.
     pub(crate) fn start(self) -> Result<(Self, Option<Arc<dyn Upload>>), Unstreamable> {
         let Self::Unread {
             body,

@@ -1,5 +1,5 @@
-//! Asks the application what happened to an operation whose earlier attempt died, before anything
-//! runs.
+//! Calls the application's reconciler before anything runs, to find out what happened to an
+//! operation whose earlier attempt died.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
@@ -17,8 +17,8 @@ use crate::body::ResponseBody;
 use crate::request::IdempotencyKey;
 use crate::store::{ClaimOutcome, Record, Store};
 
-/// Asks the application what happened to an operation whose earlier attempt died. Returns `None` if
-/// the operation must run.
+/// Calls the application's reconciler for an operation whose earlier attempt died. Returns `None`
+/// if the operation must run.
 pub(crate) async fn reconcile<S, RB, St>(
     // Mutable, because a shared borrow across an await would require a `Sync` service.
     exchange: &mut Exchange<S, St>,
@@ -38,7 +38,7 @@ where
         has_body: body.is_some(),
     };
     let asked = match catch_unwind(AssertUnwindSafe(|| reconciler.ask(lapsed))) {
-        // Like a handler, it continues after its client has disconnected.
+        // Like a handler, the reconciler continues after its client has disconnected.
         Ok(mut asking) => to_its_end(Pin::new(&mut asking), None).await,
         Err(panic) => Ended::Panicked(panic),
     };

@@ -15,17 +15,17 @@ use crate::store::{Held, Store, Token};
 
 /// The task that renews a claim's lease.
 ///
-/// It is a separate task, so that a handler that blocks its thread does not stop the renewal. A
-/// store in this process does not need renewals: its claims last until they are dropped.
+/// The renewal is a separate task, so that a handler that blocks its thread does not stop the
+/// renewal. A store in this process does not need renewals: its claims last until they are dropped.
 pub(crate) struct Renewal {
     task: AbortHandle,
-    /// Set when the claim is being settled. It is then expected that the claim is gone.
+    /// Set when the claim is being settled. From then on, the end of the claim is expected.
     settling: Arc<AtomicBool>,
 }
 
 impl Renewal {
-    /// Starts to renew the lease. `since` is when the lease began. Returns `None` if there is no
-    /// runtime.
+    /// Starts to renew the lease. `since` is the time at which the lease began. Returns `None` if
+    /// there is no runtime.
     pub(crate) fn start<St: Store>(guard: &Arc<Guard<St>>, slot: Slot, token: Token, since: Instant) -> Option<Self> {
         let Ok(runtime) = Handle::try_current() else {
             tracing::error!(

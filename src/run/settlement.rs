@@ -1,4 +1,4 @@
-//! How a claim ends, and the result of ending it.
+//! The ways in which a claim ends, and the result of ending a claim.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::store_call::bounded;
 use crate::request::Slot;
 use crate::store::{Held, Record, Store, StoreError, Token};
 
-/// How a claim ends.
+/// The ways in which a claim ends.
 #[derive(Clone)]
 pub(crate) enum Settlement {
     Complete {
@@ -16,8 +16,8 @@ pub(crate) enum Settlement {
         ttl: Duration,
     },
     Release,
-    /// Returns to the state before it was taken over from a holder that died: lapsed, with its
-    /// fingerprint and number of attempts kept.
+    /// The claim returns to its state before it was taken over from a holder that died: it has
+    /// lapsed, and its fingerprint and number of attempts are kept.
     Lapse,
 }
 
@@ -43,12 +43,13 @@ pub(crate) enum Settled {
     Undone(Undone),
 }
 
-/// Why an operation in atomic mode has no effect, although its handler answered.
+/// The reason why an operation in atomic mode has no effect, although its handler returned a
+/// response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Undone {
     /// Another attempt took over the claim.
     Lost,
-    /// The store refused the commit, or failed before it.
+    /// The store refused the commit, or failed before the commit.
     Failed,
     /// The layer finds out in the background whether the transaction was committed.
     Unknown,
@@ -56,7 +57,7 @@ pub(crate) enum Undone {
     Broken,
 }
 
-/// Ends the claim in the store. Calls the store once.
+/// Ends the claim in the store, with a single call.
 pub(crate) async fn apply<St: Store>(
     guard: &Guard<St>,
     slot: &Slot,

@@ -23,22 +23,22 @@ pin_project! {
         // The inner service's own future, for a request that is not guarded. Its body may have been
         // buffered to look for the key.
         Through { #[pin] future: S::Future },
-        // Reads the request body. If the future is dropped here, nothing has happened yet.
+        // Reads the request body. If the future is dropped in this stage, nothing has happened yet.
         Reading {
             #[pin] body: Collect<Unread<B>>,
             exchange: Option<Box<Exchange<S, St>>>,
-            // For a gRPC call whose request did not arrive at once.
+            // Present for a gRPC call whose complete request did not arrive immediately.
             unary: Option<Box<UnaryRequest>>,
         },
-        // Calls the store, or waits for the outcome of another request. If the future is dropped
-        // here, a claim is given back.
+        // Calls the store, or waits for the outcome of another request. If the future is dropped in
+        // this stage, a claim is given back.
         Admitting { asked: Admitting<St>, exchange: Option<Box<Exchange<S, St>>>, body: Option<Received<B>> },
-        // The operation is done, and the body of this request is read and compared. If the future
-        // is dropped here, nothing has happened.
+        // The operation has completed, and the body of this request is being read and compared. If
+        // the future is dropped in this stage, nothing has happened.
         Comparing { comparing: Comparing<S, St> },
-        // The handler runs. If the future is dropped here, the handler continues.
+        // The handler runs. If the future is dropped in this stage, the handler continues.
         Running { running: Running<S::ResponseBody, S::Error, St> },
-        // Answered without running.
+        // A response is sent without running the handler.
         Answered { response: Option<Response<ResponseBody<S::ResponseBody>>> },
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::error::Elapsed;
 use crate::request::Slot;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Runs work that can take at most `limit`. Work that is ready at once needs no timer.
+/// Runs work that can take at most `limit`. Work that is ready immediately does not need a timer.
 ///
 /// Here and below, futures are passed pinned in place. If they were passed by value, they would
 /// take space twice in the future of the whole request, which is allocated and moved.
@@ -25,13 +25,14 @@ pub(crate) fn within<F: Future>(
     async move {
         match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
             Poll::Ready(output) => Ok(output),
-            // Boxed, so that the timer takes no space in the futures of work that does not need it.
+            // The timer is boxed, so that it takes no space in the futures of work that does not
+            // need a timer.
             Poll::Pending => Box::pin(tokio::time::timeout(limit, work)).await,
         }
     }
 }
 
-/// Polls a future of a store in this process once. Such a future is ready at its first poll.
+/// Polls a future from an in-process store once. Such a future is ready at its first poll.
 pub(crate) fn at_once<F: Future>(future: F) -> Poll<F::Output> {
     pin!(future).poll(&mut Context::from_waker(Waker::noop()))
 }

@@ -1,4 +1,4 @@
-//! Responses that are streams. The claim of a stream is held until the stream ends, and is then
+//! Streamed responses. The claim for a stream is kept until the stream ends, and the key is then
 //! sealed.
 
 use std::future::poll_fn;
@@ -41,7 +41,7 @@ where
     RB: Body<Data = Bytes> + Send + 'static,
     St: Store,
 {
-    // The lock only serves to keep a `Sync` body `Sync`.
+    // The only purpose of the lock is to keep a `Sync` body `Sync`.
     let held = Mutex::new((claim, at_end));
     let home = Handle::try_current().ok();
     let settle = move |end: StreamEnd<RB>| {
@@ -117,7 +117,7 @@ fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&Header
             return unknown(claim, fate, home);
         }
     };
-    // A handler that continued to read while it answered may have reached the end of an incomplete
+    // A handler that continued to read while it responded may have reached the end of an incomplete
     // body.
     let failed = claim
         .upload

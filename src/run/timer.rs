@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-/// Checks for a timer until it has found one.
+/// Checks for a timer on each call until one has been found.
 #[derive(Debug, Default)]
 pub(crate) struct Timer {
     found: AtomicBool,
@@ -14,8 +14,8 @@ pub(crate) struct Timer {
 }
 
 impl Timer {
-    /// Returns whether the runtime has a timer. The first time that it has none is logged as an
-    /// error.
+    /// Returns whether the runtime has a timer. Logs an error the first time it does not find a
+    /// timer.
     pub(crate) fn is_there(&self) -> bool {
         if self.found.load(Ordering::Relaxed) {
             return true;

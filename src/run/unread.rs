@@ -14,15 +14,16 @@ use crate::request::Fingerprint;
 use crate::request::integrity::DeclaredDigests;
 use crate::store::Store;
 
-/// What the head says about a request whose body is not held in memory.
+/// The information in the head of a request whose body is not held in memory.
 pub(crate) struct Unread {
     fingerprint: Fingerprint,
-    /// Observes the body as it arrives, if it is streamed.
+    /// Observes the body as it arrives, if the body is streamed.
     arrival: Option<Box<Arrival>>,
 }
 
 impl<S, St: Store> Exchange<S, St> {
-    /// Returns what to claim before the body is read, or `None` if the body is held in memory.
+    /// Returns the information for claiming the key before the body is read, or `None` if the body
+    /// is held in memory.
     pub(crate) fn to_claim_unread(&self, body: &impl Body) -> Result<Option<Unread>, Problem> {
         let config = &self.guard.config;
         let identified = self.identity.is_some();

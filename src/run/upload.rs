@@ -25,8 +25,8 @@ use crate::request::integrity::{DeclaredDigests, DigestCheck, InvalidDigest, Vou
 /// Observes a body while it arrives.
 pub(crate) struct Arrival {
     limit: usize,
-    /// Digests the parts of the body that the fingerprint covers. `None` if it covers nothing, or
-    /// after the body has ended.
+    /// Digests the parts of the body that the fingerprint covers. `None` if the fingerprint covers
+    /// nothing, or after the body has ended.
     digest: Option<BodyDigest>,
     check: Option<DigestCheck>,
     /// The digests that the client declares for the body.
@@ -37,11 +37,11 @@ pub(crate) struct Arrival {
     expects_continue: bool,
 }
 
-/// The part of a body that is held in memory, to compare it with a first body that was held in
-/// memory.
+/// The part of a body that is held in memory, so that the body can be compared with a first
+/// request's body that was held in memory.
 enum Held {
     Nothing,
-    /// The limit, and the data so far.
+    /// The limit, and the data received so far.
     UpTo(usize, Vec<u8>),
     /// The body is longer than the limit.
     TooLong,
@@ -76,7 +76,8 @@ impl Arrival {
         Tee::unread(body, self, limit)
     }
 
-    /// Whether the client declares a digest of the body that was verified for `first`.
+    /// Whether the client declares a digest of the body that was already verified for the body
+    /// `first`.
     pub(crate) fn is_vouched_for(&self, first: &BodyPrint) -> bool {
         self.vouched.iter().any(|vouch| first.vouched.contains(vouch))
     }
@@ -113,18 +114,18 @@ impl Witness for Arrival {
 
 /// A streamed body of any type.
 pub(crate) trait Upload: Send + Sync {
-    /// Reads the rest, unless the handler can still read it. Returns `Ready(None)` if the handler
-    /// can still read and `wait_for_reader` is `false`.
+    /// Reads the rest of the body, unless the handler can still read the body. Returns
+    /// `Ready(None)` if the handler can still read and `wait_for_reader` is `false`.
     fn poll_end(&self, cx: &mut Context<'_>, wait_for_reader: bool) -> Poll<Option<Ended>>;
     /// Returns how the body ended, if it has ended.
     fn ended(&self) -> Option<Ended>;
-    /// Returns the digest of the parts that the fingerprint covers. `None` if it covers nothing, or
-    /// if the complete body has not arrived.
+    /// Returns the digest of the parts that the fingerprint covers. `None` if the fingerprint
+    /// covers nothing, or if the complete body has not arrived.
     fn print(&self) -> Option<BodyPrint>;
     /// Returns the body, if it was to be held in memory and is not too long.
     fn held(&self) -> Option<Bytes>;
     fn limit(&self) -> usize;
-    /// Disposes of the rest, which is not needed.
+    /// Disposes of the rest of the body, which is not needed.
     fn abandon(&self);
 }
 
@@ -161,15 +162,15 @@ impl<B: GuardedBody> Upload for Tee<B, Arrival> {
     }
 }
 
-/// What the body means for an outcome that is about to be stored.
+/// The effect of the body on an outcome that is about to be stored.
 pub(crate) enum Uploaded {
     /// The body is complete.
     Whole(Option<BodyPrint>),
-    /// The handler continues to read while the response is sent.
+    /// The handler continues to read while the response is being sent.
     GoesOn,
-    /// The body did not arrive completely, and the handler answered without the rest.
+    /// The body did not arrive completely, and the handler responded without the rest.
     RestMissing,
-    /// The handler read an incomplete body. Nothing is stored, and this is the response.
+    /// The handler read an incomplete body. Nothing is stored, and this problem is the response.
     Failed(Problem),
     /// The client disconnected, and its operation must be cancelled.
     Cancelled,
@@ -184,7 +185,7 @@ impl Uploaded {
     }
 }
 
-/// Reads the rest of a body after the handler has answered.
+/// Reads the rest of a body after the handler has responded.
 pub(crate) async fn rest_of(
     upload: &dyn Upload,
     wait_for_reader: bool,
@@ -202,7 +203,7 @@ pub(crate) async fn rest_of(
     }
 }
 
-/// Returns what a body means for the outcome, as far as it was read.
+/// Returns the effect of a body on the outcome, based on the part that was read.
 pub(crate) fn so_far(upload: &dyn Upload) -> Uploaded {
     match upload.ended() {
         Some(ended) => what_it_says(upload, ended),
@@ -218,7 +219,7 @@ fn what_it_says(upload: &dyn Upload, ended: Ended) -> Uploaded {
     }
 }
 
-/// Returns the problem for a body that ended this way, if any.
+/// Returns the problem for a body that ended in this way, if any.
 pub(crate) fn problem_of(end: BodyEnd, limit: usize) -> Option<Problem> {
     match end {
         BodyEnd::Whole => None,

@@ -1,4 +1,4 @@
-//! Requests to a store, and its answers.
+//! Requests to a store, and their results.
 
 use std::time::Duration;
 
@@ -24,15 +24,16 @@ impl Millis {
     }
 }
 
-/// A fencing token, which names one claim of one slot. A call with another token gets `Lost`.
+/// A fencing token, which identifies one claim on a slot. A call with a different token returns
+/// `Lost`.
 ///
-/// The layer draws the token before it calls the store. If the answer to `begin` is lost, the layer
-/// can repeat the call, or undo it with `release`.
+/// The layer draws the token before it calls the store. If the result of `begin` is lost, the layer
+/// can repeat the call, or undo the claim with `release`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
 
 impl Token {
-    /// Creates a random token that nobody else has drawn.
+    /// Generates a unique random token.
     #[must_use]
     pub fn random() -> Self {
         // The fixed bits of a UUID are at different positions in its two halves.
@@ -41,17 +42,17 @@ impl Token {
     }
 }
 
-/// What to do with a claim whose lease has lapsed. Its holder died, and it is unknown whether the
-/// operation was done.
+/// The action to take for a claim whose lease has lapsed. The claim's holder died, and it is
+/// unknown whether the operation completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnLapse {
-    /// Run the operation again, as the next attempt, which the handler can see. The operation runs
-    /// at least once.
+    /// Run the operation again as the next attempt. The handler can see the attempt number. The
+    /// operation runs at least once.
     #[default]
     RunAgain,
-    /// Refuse with `409` problem `outcome-unknown` until the store forgets the claim. The operation
-    /// runs at most once.
+    /// Refuse the request with a `409` problem `outcome-unknown` until the store forgets the claim.
+    /// The operation runs at most once.
     Refuse,
 }
 
@@ -72,23 +73,24 @@ pub enum OnLapse {
 pub struct ClaimRequest {
     /// The operation's slot.
     pub slot: Slot,
-    /// The tag of the operation's scope. All slots of one scope have the same tag. A store may
-    /// divide its space among the tags.
+    /// The tag of the operation's scope. All slots in a scope have the same tag. A store may divide
+    /// its space among tags.
     pub scope: ScopeTag,
-    /// The request's fingerprint. If the slot is running or done under another fingerprint of the
-    /// same rule, the result is a mismatch. A fingerprint of another rule is treated as the same
-    /// request, because the two cannot be compared.
+    /// The request's fingerprint. If the slot's claim or record has a different fingerprint that
+    /// was computed with the same rule, the result is a mismatch. A request whose fingerprint was
+    /// computed with a different rule is treated as the same request, because the two fingerprints
+    /// cannot be compared.
     pub fingerprint: Fingerprint,
-    /// The token that names the claim if it is granted.
+    /// The token that identifies the claim if the claim is granted.
     pub token: Token,
-    /// How long the claim is held without a renewal.
+    /// How long the claim is held if it is not renewed.
     pub lease: Duration,
-    /// How long a lapsed claim is remembered after its lease ended.
+    /// How long the store remembers a lapsed claim after its lease expires.
     pub ttl: Duration,
-    /// What to do with a lapsed claim of the same request.
+    /// The action to take if the same request already has a lapsed claim.
     pub on_lapse: OnLapse,
-    /// The operation will not run, because a person is recording how it ended. The claim can
-    /// therefore also take over a claim whose operation is known to be done.
+    /// Whether a person uses this claim to record the operation's outcome. The operation will not
+    /// run, so this claim can also take over a claim whose operation is known to have completed.
     #[cfg_attr(
         not(feature = "redis"),
         allow(dead_code, reason = "only Redis knows such claims: its memory may be full")
@@ -113,7 +115,7 @@ impl ClaimRequest {
         }
     }
 
-    /// Creates a claim for an operation whose outcome a person knows.
+    /// Creates a request that a person uses to settle an operation whose outcome is known to them.
     pub(crate) fn to_settle(slot: Slot, fingerprint: Fingerprint) -> Self {
         Self {
             is_to_settle: true,
@@ -128,7 +130,7 @@ impl ClaimRequest {
         self
     }
 
-    /// Sets the scope's tag.
+    /// Sets the scope tag.
     #[must_use]
     pub fn with_scope(mut self, scope: ScopeTag) -> Self {
         self.scope = scope;
@@ -142,14 +144,14 @@ impl ClaimRequest {
         self
     }
 
-    /// Sets how long the claim is remembered after it lapses.
+    /// Sets how long the store remembers the claim after it lapses.
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Sets what to do with a lapsed claim of the same request.
+    /// Sets the action to take if the same request already has a lapsed claim.
     #[must_use]
     pub fn with_on_lapse(mut self, on_lapse: OnLapse) -> Self {
         self.on_lapse = on_lapse;
@@ -161,34 +163,34 @@ impl ClaimRequest {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClaimOutcome {
-    /// The slot was free, or its claim had lapsed, and it is now claimed with the given token.
+    /// The slot was vacant, or its claim had lapsed. The slot is now claimed with the given token.
     #[non_exhaustive]
     Started {
-        /// The attempt's number: 1, plus one for each lapsed claim that was taken over.
+        /// The attempt number: 1, plus 1 for each lapsed claim that was taken over.
         attempt: u32,
     },
     /// Another claim for the same request is running.
     #[non_exhaustive]
     InFlight {
-        /// How much of the running claim's lease is left. The claim may still be renewed.
+        /// The time until the running claim's lease expires. The holder may still renew the claim.
         lease_left: Duration,
     },
-    /// The slot is running or done under another fingerprint of the same rule.
+    /// The slot's claim or record has a different fingerprint that was computed with the same rule.
     Mismatch,
-    /// The operation is done, and this is its outcome.
+    /// The operation has completed, and this is its outcome.
     Done(Record),
-    /// The claim lapsed, and the request has [`OnLapse::Refuse`].
+    /// The claim lapsed, and the request specifies [`OnLapse::Refuse`].
     OutcomeUnknown,
 }
 
 impl ClaimOutcome {
-    /// Returns [`Started`](Self::Started). A store implementation uses it.
+    /// Creates a [`Started`](Self::Started) outcome. Store implementations use this constructor.
     #[must_use]
     pub const fn started(attempt: u32) -> Self {
         Self::Started { attempt }
     }
 
-    /// Returns [`InFlight`](Self::InFlight). A store implementation uses it.
+    /// Creates an [`InFlight`](Self::InFlight) outcome. Store implementations use this constructor.
     #[must_use]
     pub const fn in_flight(lease_left: Duration) -> Self {
         Self::InFlight { lease_left }
@@ -201,6 +203,7 @@ impl ClaimOutcome {
 pub enum Held {
     /// The claim was held, and the call took effect.
     Yes,
-    /// The claim was not held: another claim took it over, or it has ended. Nothing was changed.
+    /// The claim was not held, because it had ended or a newer claim had taken over the slot. The
+    /// call changed nothing.
     Lost,
 }

@@ -13,7 +13,7 @@ use super::{
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// [`Inspect`] and [`Store`] with boxed futures, so that they can be used as a trait object.
+/// [`Inspect`] and [`Store`] combined, with boxed futures, for use as a trait object.
 trait Erased: Send + Sync {
     fn begin<'a>(&'a self, begin: &'a ClaimRequest) -> Answer<'a, Result<ClaimOutcome, StoreError>>;
     fn renew<'a>(&'a self, slot: &'a Slot, token: Token, lease: Duration) -> Answer<'a, Result<Held, StoreError>>;
@@ -73,7 +73,7 @@ impl<S: Inspect> Erased for S {
 }
 
 /// A store whose type is chosen at run time, for example from a URL in the configuration. Each call
-/// costs one allocation. If you know the type at compile time, use it directly.
+/// allocates once. If you know the store's type at compile time, use that type directly.
 ///
 /// ```
 /// use tower_idempotency::{IdempotencyLayer, store::{DynStore, MemoryStore}};
@@ -89,7 +89,7 @@ impl<S: Inspect> Erased for S {
 pub struct DynStore(Arc<dyn Erased>);
 
 impl DynStore {
-    /// Erases the type of a store.
+    /// Wraps a store and erases its type.
     #[must_use]
     pub fn new(store: impl Inspect) -> Self {
         Self(Arc::new(store))

@@ -6,26 +6,27 @@ use std::fmt;
 
 use crate::error::BoxError;
 
-/// Why a store call failed.
+/// The reason that a store call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
-    /// The store cannot be reached, or refused the operation.
+    /// The store was unreachable, or it refused the operation.
     Unavailable,
-    /// The store did not answer within `store_timeout`.
+    /// The store did not respond within `store_timeout`.
     Timeout,
-    /// The store has no room for a new key, and its policy is to refuse.
+    /// The store has no room for a new key, and its policy is to refuse new keys.
     Full,
-    /// The store answered, but its data cannot be decoded: a newer version wrote it, or it is
-    /// corrupt.
+    /// The store responded, but its data cannot be decoded: a newer version wrote the data, or the
+    /// data is corrupt.
     Corrupt,
 }
 
-/// The error that a store returns. Clients see it as contract rows 6.3 to 6.5.
+/// The error that a store returns. Contract rows 6.3 to 6.5 specify the responses that clients
+/// receive.
 ///
-/// A message says which store failed, what it tried and what to do. It never contains keys,
-/// credentials, bodies or connection URLs with credentials. If you write a store, follow the same
-/// rule.
+/// The error message states which store failed, what the store tried to do, and how to fix the
+/// problem. The message never contains keys, credentials, bodies or connection URLs with
+/// credentials. If you write a store, follow the same rules.
 ///
 /// ```
 /// use tower_idempotency::store::{StoreError, StoreErrorKind};
@@ -43,8 +44,8 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// Creates an error of the given kind. `message` says which store failed, what it tried, and
-    /// what to do.
+    /// Creates an error of the given kind. `message` states which store failed, what the store
+    /// tried to do, and how to fix the problem.
     #[must_use]
     pub fn new(kind: StoreErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
@@ -54,7 +55,7 @@ impl StoreError {
         }
     }
 
-    /// Sets the error that caused this one.
+    /// Sets the underlying cause of this error.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());

@@ -1,4 +1,4 @@
-//! Inspecting a store, for the person on call, and settling operations whose outcome is unknown.
+//! Operator tools that inspect a store and settle operations whose outcome is unknown.
 
 use std::fmt;
 use std::future::Future;
@@ -11,7 +11,7 @@ use http::Response;
 use super::{ClaimOutcome, ClaimRequest, Held, Record, ScopeTag, Slot, Store, StoreError};
 use crate::request::Fingerprint;
 
-/// The entry in a slot. It contains no body, no header and no key.
+/// A slot's entry. It contains no bodies, headers or keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entry {
@@ -19,7 +19,7 @@ pub struct Entry {
     pub fingerprint: Fingerprint,
     /// The operation's progress.
     pub phase: Phase,
-    /// How long until the store forgets the entry, unless it changes before then.
+    /// The time until the store forgets the entry, unless the entry changes before then.
     pub forgotten_in: Duration,
 }
 
@@ -29,10 +29,10 @@ pub struct Entry {
 pub enum Phase {
     /// The operation is claimed.
     Running {
-        /// The attempt's number: 1, plus one for each lapsed claim that was taken over.
+        /// The attempt number: 1, plus 1 for each lapsed claim that was taken over.
         attempt: u32,
-        /// How much of the lease is left. Zero means that the lease lapsed: the holder died, and it
-        /// is unknown whether the operation was done.
+        /// The time until the lease expires. Zero means that the lease has lapsed: the holder died,
+        /// and it is unknown whether the operation completed.
         lease_left: Duration,
     },
     /// The operation ended, and its outcome is stored.
@@ -43,7 +43,7 @@ pub enum Phase {
 }
 
 impl Entry {
-    /// Creates an entry. A store that implements [`Inspect`] uses it.
+    /// Creates an entry. Stores that implement [`Inspect`] use this constructor.
     #[must_use]
     pub fn new(fingerprint: Fingerprint, phase: Phase, forgotten_in: Duration) -> Self {
         Self {
@@ -54,8 +54,8 @@ impl Entry {
     }
 }
 
-/// Writes `running, attempt 1, lease 12s` or `done, 512 bytes`, and when the store forgets the
-/// entry.
+/// Writes the operation's progress, such as `running, attempt 1, lease 12s` or `done, 512 bytes`,
+/// and the time until the store forgets the entry.
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.phase {
@@ -71,28 +71,29 @@ impl fmt::Display for Entry {
     }
 }
 
-/// How many entries a store has, without the forgotten entries that are not swept yet.
+/// The number of entries in a store, excluding forgotten entries that have not been swept yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Census {
-    /// Claims whose lease has not lapsed.
+    /// The number of claims whose lease has not lapsed.
     pub running: u64,
-    /// Claims whose lease lapsed. It is unknown whether their operations were done.
+    /// The number of claims whose lease has lapsed. It is unknown whether their operations
+    /// completed.
     pub lapsed: u64,
     /// Records.
     pub done: u64,
 }
 
 impl Census {
-    /// Creates a count. A store that implements [`Inspect`] uses it.
+    /// Creates a census. Stores that implement [`Inspect`] use this constructor.
     #[must_use]
     pub fn new(running: u64, lapsed: u64, done: u64) -> Self {
         Self { running, lapsed, done }
     }
 }
 
-/// Inspects a store, and settles by hand the operations whose outcome is unknown. All stores of
-/// this crate implement it. The layer itself never calls it.
+/// Inspects a store, and lets you settle operations whose outcome is unknown. All stores in this
+/// crate implement this trait. The layer itself never calls these methods.
 ///
 /// To get a key's slot, call [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot).
 ///
@@ -118,26 +119,26 @@ pub trait Inspect: Store {
     /// Returns the slot's entry, or `None` if the slot is vacant.
     fn look_up(&self, slot: &Slot) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send;
 
-    /// Empties the slot, whatever its state, and returns whether it had an entry. **The next
-    /// request runs, with any fingerprint, as attempt 1.** A holder that is still running is fenced
-    /// off.
+    /// Empties the slot, whatever its state, and returns whether the slot contained an entry. **The
+    /// next request runs as attempt 1, whatever its fingerprint.** A holder that is still running
+    /// is fenced off.
     fn forget(&self, slot: &Slot) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Forgets every finished operation of a scope, and returns how many there were. Records and
-    /// tombstones are removed. Claims stay, including lapsed claims. **A retry of a forgotten
-    /// operation runs again.**
+    /// Forgets every finished operation in a scope, and returns the number of forgotten operations.
+    /// Records and tombstones are removed. Claims remain, including lapsed claims. **A retry of a
+    /// forgotten operation runs again.**
     ///
-    /// Use it when a tenant leaves, or when a person asks you to erase their data. You need neither
-    /// the keys nor a list of them. Operations that finish during the call may stay, so call it
-    /// again after you have stopped the caller's requests.
+    /// Use this method when you remove a tenant, or when a person requests that you erase their
+    /// data. You do not need to know the keys. Operations that finish during the call may remain,
+    /// so call the method again after you have stopped the caller's requests.
     ///
     /// To get a scope's tag, call
     /// [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag).
     ///
     /// # Errors
     ///
-    /// The store failed. Some of the scope's operations may be forgotten and others not, so call it
-    /// again.
+    /// The store failed. It may have forgotten only some of the scope's operations, so call this
+    /// method again.
     ///
     /// ```
     /// use tower_idempotency::store::Inspect;
@@ -156,14 +157,14 @@ pub trait Inspect: Store {
     /// ```
     fn forget_scope(&self, scope: &ScopeTag) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// Counts the entries. A store may have to read every entry, so do not use it for a dashboard
-    /// that refreshes each second.
+    /// Counts the entries. The store may have to read every entry, so do not use this method for a
+    /// dashboard that refreshes every second.
     fn count(&self) -> impl Future<Output = Result<Census, StoreError>> + Send;
 
-    /// Settles an operation whose lease lapsed, for example after a `409` problem
-    /// `outcome-unknown`. Its retries then get the given answer. Returns `false` if the slot has no
-    /// lapsed claim; the store is then unchanged. If a full Redis had no room for the record of an
-    /// operation that is done, the operation is treated as lapsed.
+    /// Settles an operation whose lease has lapsed, for example after a `409` problem
+    /// `outcome-unknown`. Retries of the operation then get the given response. If the slot has no
+    /// lapsed claim, this method returns `false` and changes nothing. If a full Redis server had no
+    /// room for the record of a completed operation, the operation's claim is treated as lapsed.
     ///
     /// ```
     /// use std::time::Duration;

@@ -1,19 +1,21 @@
 //! Claims and records: the [`Store`] trait, and the [`MemoryStore`].
 //!
-//! A store keeps a small state for each [`Slot`]. A slot is vacant, running under a [`Token`] and a
-//! lease, or done with a [`Record`]. [`Machine`] defines the rules and is the reference. The
-//! conformance suite (feature `conformance`) checks a store against it.
+//! A store keeps a small amount of state for each [`Slot`]. A slot is vacant, running with a
+//! [`Token`] and a lease, or done with a [`Record`]. [`Machine`] defines the rules and is the
+//! reference model. The conformance suite (feature `conformance`) checks a store against this
+//! model.
 //!
 //! # Atomic mode
 //!
 //! A store in the application's own database can do more: it commits the handler's writes and the
-//! record of the response in one transaction. The operation then happens exactly once, even if the
-//! process is killed between the two writes. The stores in the module `sql` do this (features
-//! `postgres` and `sqlite`). To add it to your own store, implement [`UnitOfWork`].
+//! response's record in one transaction. The operation then happens exactly once, even if the
+//! process is killed between the two writes. The stores in the module `sql` support atomic mode
+//! (features `postgres` and `sqlite`). To support it in your own store, implement [`UnitOfWork`].
 //!
 //! # Looking into a store
 //!
-//! With [`Inspect`], you can look up a key, forget it, settle it, or count all entries.
+//! With [`Inspect`], you can look up a key, forget its entry, settle its operation, or count all
+//! entries.
 
 mod claim;
 mod erased;
@@ -62,11 +64,11 @@ pub use unit_of_work::{Commit, RollBack, UnitOfWork, Working};
 
 pub use crate::request::{ScopeTag, Slot};
 
-/// Keeps claims and records. Implementers can write `async fn`.
+/// Stores claims and records. Implementations can use `async fn`.
 ///
-/// Each method decides and writes in one atomic step, as [`Machine`] defines it. The layer limits
-/// each call to `store_timeout` and may drop its future at any await. A dropped call may or may not
-/// have taken effect.
+/// Each method makes its decision and writes the new state in one atomic step, as defined by
+/// [`Machine`]. The layer limits each call to `store_timeout` and may drop the call's future at any
+/// await point. A dropped call may or may not have taken effect.
 ///
 /// ```
 /// use std::time::Duration;
@@ -102,25 +104,27 @@ pub use crate::request::{ScopeTag, Slot};
 /// # let _ = Counting { inner: MemoryStore::new(), claims: Default::default() };
 /// ```
 pub trait Store: Send + Sync + 'static {
-    /// Whether the store exists only in this process's memory. This has two consequences.
+    /// Whether the store exists only in this process's memory. The value `true` has two
+    /// consequences.
     ///
-    /// First, the holder of a claim cannot die without the store. The layer therefore claims
-    /// without a lease, never renews, and lets a claim lapse when its holder is dropped. Second,
-    /// every future of [`begin`](Self::begin) and [`renew`](Self::renew) must be ready when it is
-    /// first polled, because the layer calls them without allocating. If a `begin` is not ready,
-    /// the layer calls it again in the ordinary way; the token makes that safe.
+    /// First, a claim's holder cannot die while the store survives. The layer therefore claims
+    /// slots without a lease, never renews claims, and lets a claim lapse when its holder is
+    /// dropped. Second, every future from [`begin`](Self::begin) and [`renew`](Self::renew) must be
+    /// ready when it is first polled, because the layer calls these methods without allocating. If
+    /// the future from `begin` is not ready, the layer calls `begin` again in the ordinary way. The
+    /// token makes the second call safe.
     const IN_PROCESS: bool = false;
 
-    /// Claims the slot, or returns why it cannot be claimed.
+    /// Claims the slot, or returns the reason that the slot cannot be claimed.
     ///
-    /// If it is called twice with the same token, it returns `Started` twice. Compare fingerprints
-    /// with [`Fingerprint::conflicts_with`](crate::Fingerprint::conflicts_with), not with `==`: a
-    /// fingerprint of another rule is treated as the same request. A takeover stores the new
-    /// fingerprint.
+    /// If this method is called twice with the same token, it returns `Started` twice. Compare
+    /// fingerprints with [`Fingerprint::conflicts_with`](crate::Fingerprint::conflicts_with), not
+    /// with `==`: a request whose fingerprint was computed with a different rule is treated as the
+    /// same request. A takeover stores the new fingerprint.
     fn begin(&self, begin: &ClaimRequest) -> impl Future<Output = Result<ClaimOutcome, StoreError>> + Send;
 
-    /// Sets the claim's lease to end `lease` from now. With a lease of zero, the claim lapses at
-    /// once, but its fingerprint and attempts are remembered.
+    /// Sets the claim's lease to expire `lease` from now. With a lease of zero, the claim lapses at
+    /// once, but the store remembers its fingerprint and attempt number.
     fn renew(
         &self,
         slot: &Slot,
@@ -128,7 +132,7 @@ pub trait Store: Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<Held, StoreError>> + Send;
 
-    /// Ends the claim with an outcome, which is stored for `ttl` from now.
+    /// Ends the claim and stores its outcome for `ttl` from now.
     fn complete(
         &self,
         slot: &Slot,
@@ -140,18 +144,19 @@ pub trait Store: Send + Sync + 'static {
     /// Ends the claim and frees the slot.
     fn release(&self, slot: &Slot, token: Token) -> impl Future<Output = Result<Held, StoreError>> + Send;
 
-    /// Returns when the slot's claim may have ended. Returning too early is better than too late:
-    /// it only costs one more `begin`. `round` counts one waiter's calls, starting from 0.
+    /// Waits until the slot's claim may have ended. Returning too early is better than returning
+    /// too late, because an early return costs only one more call to `begin`. `round` is the number
+    /// of earlier calls by the same waiter.
     ///
-    /// By default, it sleeps for 10 ms at first, then twice as long in each round, up to half a
-    /// second.
+    /// The default implementation sleeps for 10 ms in the first round, then twice as long in each
+    /// further round, up to half a second.
     fn changed(&self, slot: &Slot, round: u32) -> impl Future<Output = ()> + Send {
         let _ = slot;
         tokio::time::sleep(Duration::from_millis(10 << round.min(6)).min(Duration::from_millis(500)))
     }
 
-    /// Returns the transaction for the atomic mode: the handler of a started claim can write in it,
-    /// together with the record. By default, there is none.
+    /// Returns a started claim's transaction for atomic mode. The transaction commits the handler's
+    /// writes and the record as one unit. The default implementation returns `None`.
     fn unit_of_work(&self, begin: &ClaimRequest) -> Option<Box<dyn UnitOfWork>> {
         let _ = begin;
         None

@@ -1,7 +1,8 @@
-//! A slot's state, and all of its transitions. They are pure: time is an argument.
+//! A slot's state and all of its transitions. The transitions are pure functions that receive the
+//! current time as an argument.
 //!
-//! This is the only definition of the rules. The memory store uses it directly, and every other
-//! store is checked against it through [`Machine`].
+//! This module is the only definition of the rules. The memory store uses this code directly, and
+//! every other store is checked against it through [`Machine`].
 
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use super::claim::{ClaimOutcome, ClaimRequest, Held, Millis, OnLapse, Token};
 use super::record::Record;
 use crate::request::Fingerprint;
 
-/// The content of a slot that is not vacant. `X` is extra data that a store attaches to a claim.
+/// The content of a slot that is not vacant. `X` is the type of the extra data that a store
+/// attaches to a claim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Occupant<X = ()> {
     Running(Box<Running<X>>),
@@ -22,7 +24,7 @@ pub(crate) struct Running<X> {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) attempt: u32,
     pub(crate) lease_until: Millis,
-    /// How long the claim is remembered after it lapses.
+    /// How long the store remembers the claim after it lapses.
     pub(crate) memory: Duration,
     pub(crate) extra: X,
 }
@@ -45,7 +47,8 @@ impl<X> Occupant<X> {
         Self::Running(Box::new(Running::claim(begin, attempt, now, extra)))
     }
 
-    /// When the slot becomes vacant again, unless it changes before then.
+    /// Returns the time at which the slot becomes vacant again, unless its state changes before
+    /// then.
     pub(crate) fn forgotten_at(&self) -> Millis {
         match self {
             Self::Running(running) => running.lease_until.after(running.memory),
@@ -57,8 +60,8 @@ impl<X> Occupant<X> {
         self.forgotten_at() <= now
     }
 
-    /// Decides a `begin`, and takes over a lapsed claim. `None` means that the slot is vacant and
-    /// the caller must claim it.
+    /// Decides the outcome of a call to `begin`, and takes over a lapsed claim. Returns `None` if
+    /// the slot is vacant. The caller must then claim the slot.
     pub(crate) fn begin(&mut self, begin: &ClaimRequest, now: Millis) -> Option<ClaimOutcome> {
         if self.is_forgotten(now) {
             return None;
@@ -71,7 +74,7 @@ impl<X> Occupant<X> {
             Self::Running(running) => running,
         };
         Some(if running.token == begin.token {
-            // A repetition of the same `begin`, because its first answer was lost.
+            // This call repeats an earlier call to `begin` whose result was lost.
             ClaimOutcome::Started {
                 attempt: running.attempt,
             }
@@ -86,7 +89,7 @@ impl<X> Occupant<X> {
         } else {
             let attempt = running.attempt.saturating_add(1);
             running.token = begin.token;
-            // The fingerprint may be of another rule, and the next requests use the new rule.
+            // The new fingerprint may be from a different rule, which the next requests also use.
             running.fingerprint = begin.fingerprint;
             running.attempt = attempt;
             running.lease_until = now.after(begin.lease);
@@ -95,8 +98,8 @@ impl<X> Occupant<X> {
         })
     }
 
-    /// Returns the claim if the given token still holds it. A lapsed claim is still held until
-    /// another claim takes it over.
+    /// Returns the claim if it is still held under the given token. A lapsed claim is still held
+    /// until a new claim takes over.
     pub(crate) fn held_by(&mut self, token: Token, now: Millis) -> Option<&mut Running<X>> {
         if self.is_forgotten(now) {
             return None;
@@ -108,7 +111,7 @@ impl<X> Occupant<X> {
     }
 }
 
-/// The reference model of one slot, against which stores are checked.
+/// The reference model of a slot, against which stores are checked.
 ///
 /// ```
 /// use tower_idempotency::store::{ClaimRequest, ClaimOutcome, Held, Machine, Millis, Record, Token};
@@ -131,7 +134,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Claims the slot, or returns why it cannot be claimed.
+    /// Claims the slot, or returns the reason that the slot cannot be claimed.
     pub fn begin(&mut self, begin: &ClaimRequest, now: Millis) -> ClaimOutcome {
         if let Some(begun) = self.occupant.as_mut().and_then(|occupant| occupant.begin(begin, now)) {
             return begun;
@@ -140,7 +143,7 @@ impl Machine {
         ClaimOutcome::Started { attempt: 1 }
     }
 
-    /// Sets the lease to end `lease` from now.
+    /// Sets the lease to expire `lease` from now.
     pub fn renew(&mut self, token: Token, lease: Duration, now: Millis) -> Held {
         match self.occupant.as_mut().and_then(|occupant| occupant.held_by(token, now)) {
             Some(running) => {
@@ -151,7 +154,7 @@ impl Machine {
         }
     }
 
-    /// Ends the claim with an outcome, which is stored for `ttl` from now.
+    /// Ends the claim and stores its outcome for `ttl` from now.
     pub fn complete(&mut self, token: Token, record: &Record, ttl: Duration, now: Millis) -> Held {
         match self.occupant.as_mut().and_then(|occupant| occupant.held_by(token, now)) {
             Some(_) => {
@@ -194,7 +197,7 @@ mod tests {
             .with_ttl(TTL)
     }
 
-    /// Like [`begin`], but after a deploy that changed the rule.
+    /// Like [`begin`], but after a deployment that changed the rule.
     fn under_another_rule(token: u64, print: u8) -> ClaimRequest {
         ClaimRequest {
             fingerprint: fingerprint(OTHER_RULE, print),

@@ -1,4 +1,4 @@
-//! The atomic mode: the handler's own writes and the record are one transaction.
+//! Atomic mode: the handler's own writes and the record are committed in one transaction.
 
 use std::fmt;
 use std::future::Future;
@@ -9,51 +9,53 @@ use http::Extensions;
 
 use super::{Record, StoreError};
 
-/// The boxed future that [`UnitOfWork`] methods return, because they are called through a trait
-/// object.
+/// The boxed future that [`UnitOfWork`] methods return. It is boxed because the methods are called
+/// through a trait object.
 pub type Working<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The transaction of one claim, which the handler can join.
+/// A claim's transaction, which the handler can join.
 ///
-/// A store in atomic mode returns a unit of work for each claim that it starts. The layer puts it
-/// into the request ([`offer`](Self::offer)) and runs the handler. If the handler has begun to work
-/// in it ([`is_begun`](Self::is_begun)), the layer commits it together with the record instead of
-/// calling [`complete`](super::Store::complete). If a unit of work is dropped, it is rolled back.
+/// A store in atomic mode returns a unit of work for each claim that it starts. The layer adds this
+/// unit of work to the request ([`offer`](Self::offer)) and runs the handler. If the handler has
+/// begun to use the transaction ([`is_begun`](Self::is_begun)), the layer commits the handler's
+/// writes and the record in this transaction instead of calling
+/// [`complete`](super::Store::complete). If a unit of work is dropped, its transaction is rolled
+/// back.
 pub trait UnitOfWork: Send + Sync + 'static {
-    /// Puts the handler's access to the transaction into the request's extensions.
+    /// Gives the handler access to the transaction through the request's extensions.
     fn offer(&self, extensions: &mut Extensions);
 
-    /// Returns whether the handler has begun to work in the transaction. The transaction begins
-    /// only then.
+    /// Returns whether the handler has begun to use the transaction. The transaction begins when
+    /// the handler first uses it.
     fn is_begun(&self) -> bool;
 
-    /// Returns whether the handler wants no effect, whatever its answer is. Such work is rolled
-    /// back, and the record is stored with [`complete`](super::Store::complete). The default is
-    /// `false`.
+    /// Returns whether the handler has requested that its work be discarded, regardless of its
+    /// response. If so, the layer rolls back the work and stores the record with
+    /// [`complete`](super::Store::complete). The default implementation returns `false`.
     fn is_aborted(&self) -> bool {
         false
     }
 
-    /// Writes the record in the transaction if the claim is still held, and commits both. It is
-    /// called at most once, and only if the work has begun. Anyone who still has the transaction
-    /// loses it.
+    /// If the claim is still held, writes the record in the transaction and commits the
+    /// transaction. The layer calls this method at most once, and only if the transaction has
+    /// begun. After the call, code that still has a handle to the transaction can no longer use it.
     ///
-    /// It must not commit a transaction that the handler, or its driver, has already ended. The
-    /// record would then report an effect that does not exist.
+    /// This method must not commit if the handler or its driver has already ended the transaction.
+    /// The record would otherwise report an effect that does not exist.
     fn commit<'a>(&'a self, record: &'a Record, ttl: Duration) -> Working<'a, Commit>;
 
-    /// Finds out for certain whether a commit with the outcome [`Commit::Unknown`] succeeded.
-    /// `true` means that it is committed. `false` means that it is not, and never will be.
+    /// Determines whether a commit with the outcome [`Commit::Unknown`] succeeded. `true` means
+    /// that the work is committed. `false` means that the work is not committed and never will be.
     fn was_committed(&self) -> Working<'_, Result<bool, StoreError>>;
 
-    /// Returns the work that the handler wants to run after the commit. It is called once the
-    /// commit is certain. The layer runs the returned futures in the background. By default, there
-    /// are none.
+    /// Returns the futures that the handler registered to run after the commit. The layer calls
+    /// this method once the commit is certain, and runs the returned futures in the background. The
+    /// default implementation returns no futures.
     fn after_commit(&self) -> Vec<Working<'static, ()>> {
         Vec::new()
     }
 
-    /// Rolls the work back. The claim is kept.
+    /// Rolls back the work, but keeps the claim.
     fn roll_back(&self) -> Working<'_, RollBack>;
 }
 
@@ -61,16 +63,16 @@ pub trait UnitOfWork: Send + Sync + 'static {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Commit {
-    /// The handler's effect and the record are both committed.
+    /// The handler's writes and the record were both committed.
     Done,
     /// The claim was lost, so everything was rolled back.
     Lost,
-    /// Everything was rolled back for another reason.
+    /// Everything was rolled back for a different reason.
     Failed(StoreError),
-    /// The connection was lost during the commit: see [`UnitOfWork::was_committed`].
+    /// The connection was lost during the commit. See [`UnitOfWork::was_committed`].
     Unknown(StoreError),
-    /// The handler had ended the transaction itself, so its answer may describe an effect that
-    /// differs from the actual one. This call committed nothing. The layer seals the key.
+    /// The handler had ended the transaction itself, so its response may not match the actual
+    /// effect. This call committed nothing. The layer seals the key.
     Broken(StoreError),
 }
 
@@ -78,10 +80,10 @@ pub enum Commit {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RollBack {
-    /// No part of the work is kept, as far as the store can tell.
+    /// As far as the store can tell, no part of the work was kept.
     Done,
-    /// The handler had committed the work itself, so the work is kept. The layer seals the key,
-    /// because a retry would do the work again.
+    /// The handler had committed the work itself, so the work was kept. The layer seals the key,
+    /// because a retry would repeat the work.
     Broken(StoreError),
 }
 

@@ -68,7 +68,7 @@ impl ScriptedBody {
         self
     }
 
-    /// Counts how often the body was polled.
+    /// Counts how many times the body was polled.
     pub(crate) fn counting(mut self, polled: &Count) -> Self {
         self.polled = polled.clone();
         self

@@ -183,7 +183,7 @@ pub(crate) fn ok(body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     Response::new(Full::new(body.into()))
 }
 
-/// How often this outcome was counted.
+/// How many times this outcome was counted.
 #[track_caller]
 pub(crate) fn counted<St: Store>(layer: &IdempotencyLayer<St>, outcome: &str) -> u64 {
     let found = layer.counts().find(|(name, _)| *name == outcome);

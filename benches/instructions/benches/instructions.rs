@@ -24,7 +24,7 @@ use tower::{Layer, Service};
 use tower_idempotency::store::Record;
 use tower_idempotency::{Fingerprint, FingerprintSource, IdempotencyLayer, MemoryStore, Slot};
 
-/// How often each operation is done. `scripts/instructions` divides by this number.
+/// How many times each operation is done. `scripts/instructions` divides by this number.
 const TIMES: u64 = 100;
 /// The number of keys that are already in the store, so that hardly any part of its map grows
 /// meanwhile.

@@ -67,7 +67,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// A guarded service, and how often its handlers ran.
+/// A guarded service, and how many times its handlers ran.
 #[derive(Clone)]
 struct Service {
     router: Router,

@@ -1,4 +1,4 @@
-//! The names of refusals.
+//! The UUIDs that identify refusals.
 
 use std::hash::Hasher;
 use std::sync::LazyLock;
@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use uuid::{Builder, Uuid};
 
-/// The next UUID of version 4 (RFC 9562, section 5.4): the keyed hash of a counter, because random
-/// bytes from the system cost a storm of duplicates one system call each.
+/// Returns the next version 4 UUID (RFC 9562, section 5.4): the keyed hash of a counter. Random
+/// bytes from the system would cost one system call for each duplicate in a burst.
 pub(super) fn next() -> Uuid {
     static KEY: LazyLock<[u8; 16]> = LazyLock::new(|| Uuid::new_v4().into_bytes());
     static COUNTER: AtomicU64 = AtomicU64::new(0);

@@ -1,4 +1,4 @@
-//! The problems: all refusals of the layer, with their statuses and texts.
+//! The problems: all of the layer's refusals, with their statuses and texts.
 //!
 //! Problems are sent as `application/problem+json` (RFC 9457). The `type` of each problem is a URL
 //! that ends in `#` and the problem's slug. By default, the URL leads to the list at
@@ -50,7 +50,7 @@ impl Problem {
         &self.detail
     }
 
-    /// The status of the first response. Only set for
+    /// The status of the first response. Set only for
     /// [`ResponseNotRetained`](ProblemKind::ResponseNotRetained).
     #[must_use]
     pub fn original_status(&self) -> Option<StatusCode> {
@@ -58,7 +58,7 @@ impl Problem {
     }
 
     /// The `Location` of the first response, or else its `Content-Location`: the place where the
-    /// result can be read. Only set for [`ResponseNotRetained`](ProblemKind::ResponseNotRetained).
+    /// result can be read. Set only for [`ResponseNotRetained`](ProblemKind::ResponseNotRetained).
     #[must_use]
     pub fn original_location(&self) -> Option<&HeaderValue> {
         let locations = self.locations()?;

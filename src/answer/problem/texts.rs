@@ -48,7 +48,7 @@ impl Problem {
         )
     }
 
-    /// A limit outside this layer cut off the body.
+    /// A limit outside this layer stopped the body before its end.
     pub(crate) fn body_cut_off() -> Self {
         Self::new(
             ProblemKind::BodyTooLarge,
@@ -100,7 +100,7 @@ impl Problem {
         )
     }
 
-    /// The operation was done and returned the status `original`. Its result may be available at
+    /// The operation completed with the status `original`. Its result may be available at
     /// `locations`.
     pub(crate) fn not_retained(original: StatusCode, locations: HeaderMap) -> Self {
         Self {

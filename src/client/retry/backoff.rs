@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-/// Pauses, each drawn evenly between zero and a bound that doubles with each attempt.
+/// Pauses that are each drawn evenly between zero and an upper bound that doubles with each
+/// attempt.
 ///
 /// This is the "full jitter" of the AWS Architecture Blog, *Exponential Backoff And Jitter* (2015).
-/// Of the methods compared there, it made the fewest calls, because clients that failed together do
-/// not return together.
+/// Of the methods compared there, full jitter made the fewest calls, because clients that failed at
+/// the same time do not retry at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Backoff {
-    /// The bound of the first pause.
+    /// The upper bound for the first pause.
     pub(super) base: Duration,
-    /// The bound of every pause.
+    /// The upper bound for every pause.
     pub(super) cap: Duration,
 }
 
 impl Backoff {
-    /// Returns the pause after this many failed attempts. There must be at least one failed
-    /// attempt.
+    /// Returns the pause after `failed` failed attempts. At least one attempt must have failed.
     pub(super) fn pause(self, failed: u32) -> Duration {
         self.bound(failed).mul_f64(random())
     }
@@ -72,7 +72,7 @@ mod tests {
             cap: 1000 * MS,
         };
         let pauses: Vec<_> = (0..2000).map(|_| backoff.pause(1)).collect();
-        // Because of rounding, a pause can be as long as the bound.
+        // Because of rounding, a pause can equal the upper bound.
         assert!(pauses.iter().all(|pause| *pause <= 100 * MS));
         // Each tenth contains 200 of the 2000 pauses on average. Fewer than 100 is 7 standard
         // deviations away.

@@ -16,13 +16,13 @@ use crate::error::ConfigError;
 use crate::request::key::IDEMPOTENCY_KEY;
 
 impl RetryPolicy {
-    /// Creates the policy with all defaults.
+    /// Creates a policy with the default settings.
     #[must_use]
     pub fn new() -> Self {
         RetryPolicyBuilder::new().finish()
     }
 
-    /// Starts the configuration of a policy.
+    /// Returns a builder for a policy.
     pub fn builder() -> RetryPolicyBuilder {
         RetryPolicyBuilder::new()
     }
@@ -34,7 +34,7 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Configures a [`RetryPolicy`]. [`build`](Self::build) returns an error if a setting cannot work.
+/// Configures a [`RetryPolicy`]. [`build`](Self::build) returns an error if a setting is invalid.
 #[must_use]
 pub struct RetryPolicyBuilder<C = EveryError> {
     rules: Rules,
@@ -66,7 +66,7 @@ impl RetryPolicyBuilder {
 
 impl<C> RetryPolicyBuilder<C> {
     /// Sets the maximum number of times that a request is sent in one call, including the first
-    /// time. Default: 16. With 1, there are no retries. 0 is an error.
+    /// time. Default: 16. With 1, requests are never retried. 0 is an error.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.rules.attempts = attempts;
         self
@@ -74,17 +74,17 @@ impl<C> RetryPolicyBuilder<C> {
 
     /// Sets how long a call can take in total, including pauses. Default: 60 s. Zero is an error.
     ///
-    /// Use more than the server's lease (30 s by this crate's default). After a server crash,
-    /// requests with the key get `409` until the lease has lapsed.
-    /// [`ClientLayer`](crate::client::ClientLayer) also ends a running attempt when the total time
-    /// is over. If you use [`tower::retry`] directly, no attempt begins after the total time, but a
-    /// running attempt is not ended.
+    /// Use a time that is longer than the server's lease (30 s by this crate's default). After a
+    /// server crash, requests with the key get `409` until the lease has lapsed.
+    /// [`ClientLayer`](crate::client::ClientLayer) also cancels a running attempt when the total
+    /// time has elapsed. If you use [`tower::retry`] directly, no attempt begins after the total
+    /// time, but a running attempt is not cancelled.
     pub fn total_time(mut self, total_time: Duration) -> Self {
         self.rules.total_time = total_time;
         self
     }
 
-    /// Sets the upper bounds of the first pause (`base`) and of every pause (`cap`). The bound
+    /// Sets the upper bounds for the first pause (`base`) and for every pause (`cap`). The bound
     /// doubles with each attempt until it reaches `cap`. The pause is drawn evenly between zero and
     /// the bound ("full jitter"). Default: 200 ms and 10 s. A `base` that is zero, or longer than
     /// `cap`, is an error.
@@ -93,8 +93,8 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
-    /// Sets the budget for the retries of all calls together, so that retries do not make an outage
-    /// worse. Each call makes a deposit, and each retry makes a withdrawal. Default:
+    /// Sets the shared retry budget for all calls, so that retries do not make an outage worse.
+    /// Each call adds to the budget, and each retry withdraws from it. Default:
     /// [`TpsBudget::default`], which allows retries for 20 % of the calls in the last ten seconds,
     /// plus ten retries per second. Several policies can share one budget.
     pub fn budget<B: Budget + Send + Sync + 'static>(mut self, budget: Arc<B>) -> Self {
@@ -117,15 +117,16 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
-    /// Sets how long an operation's key is sent, counted from the beginning of the operation. After
-    /// that time, calls end with [`Stopped::KeyExpired`](crate::client::Stopped::KeyExpired).
+    /// Sets how long an operation's key can be sent, counted from the beginning of the operation.
+    /// After that time, calls end with [`Stopped::KeyExpired`](crate::client::Stopped::KeyExpired).
     /// Default: 23 hours. Zero is an error.
     ///
-    /// Use a shorter time than the server keeps keys, because a later attempt would run the
-    /// operation again. [`Operation::with_lifetime`](crate::client::Operation::with_lifetime) sets
-    /// the lifetime for one operation. If you use [`tower::retry`] directly, the first attempt of a
-    /// call is always sent. Only [`ClientLayer`](crate::client::ClientLayer) and the middleware
-    /// hold it back.
+    /// Use less than the time for which the server keeps keys, because a later attempt would run
+    /// the operation again. [`Operation::with_lifetime`](crate::client::Operation::with_lifetime)
+    /// sets the lifetime for one operation. If you use [`tower::retry`] directly, the first attempt
+    /// of a call is always sent, even after the lifetime. Only
+    /// [`ClientLayer`](crate::client::ClientLayer) and the middleware check the lifetime before the
+    /// first attempt.
     pub fn key_lifetime(mut self, lifetime: Duration) -> Self {
         self.rules.key_lifetime = lifetime;
         self
@@ -139,9 +140,10 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
-    /// Sets a closure that decides which responses are retried, if you know better than the status,
-    /// `Retry-After` and `x-should-retry`. If the closure returns `None`, they decide. Successes,
-    /// redirects, `422` and replays are final, and the closure is not called for them.
+    /// Sets a closure that decides which responses are retried, instead of the status,
+    /// `Retry-After` and `x-should-retry`. If the closure returns `None`, the status and these
+    /// headers decide. Successes, redirects, `422` and replays are final, and the closure is not
+    /// called for them.
     ///
     /// ```
     /// use http::StatusCode;
@@ -166,10 +168,11 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
-    /// Sets a closure that decides which errors are retried. Default: all errors. Exclude errors
-    /// that do not go away, such as an untrusted certificate.
+    /// Sets a closure that decides which errors are retried. Default: all errors. Exclude permanent
+    /// errors, such as an untrusted certificate.
     ///
-    /// The closure receives the inner service's error, and names its type:
+    /// The closure receives the inner service's error. Annotate its parameter with the error's
+    /// type:
     ///
     /// ```
     /// use hyper_util::client::legacy::Error;
@@ -191,7 +194,7 @@ impl<C> RetryPolicyBuilder<C> {
     ///
     /// # Errors
     ///
-    /// Returns a [`ConfigError`] that names the setting that cannot work.
+    /// Returns a [`ConfigError`] that names the invalid setting.
     pub fn build(self) -> Result<RetryPolicy<C>, ConfigError> {
         let Rules {
             attempts,

@@ -1,4 +1,4 @@
-//! The inputs and the results of a decision about an attempt.
+//! The inputs and results of a decision about an attempt.
 
 use std::time::Duration;
 
@@ -45,17 +45,17 @@ pub(in crate::client) enum Repeatable {
     No(Stopped),
 }
 
-/// The known result of an attempt.
+/// The result of an attempt, as far as the policy needs it.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::client) enum Seen<'a> {
     Response(StatusCode, &'a HeaderMap),
-    /// A response without its body. `transient` says whether the next attempt may get the body.
+    /// A response without its body. `transient` is `true` if the next attempt may receive the body.
     HeadAlone {
         status: StatusCode,
         headers: &'a HeaderMap,
         transient: bool,
     },
-    /// No response. `transient` says whether the next attempt may get one.
+    /// No response. `transient` is `true` if the next attempt may receive a response.
     Error {
         transient: bool,
     },
@@ -64,11 +64,11 @@ pub(in crate::client) enum Seen<'a> {
 /// The next step after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::client) enum Next {
-    /// The result of the attempt is the result of the call.
+    /// Return the attempt's result as the result of the call.
     Final,
-    /// Another attempt, after this pause.
+    /// Send another attempt after this pause.
     Retry(Duration),
-    /// No further attempt, although the result could be retried.
+    /// Send no further attempt, although the result could be retried.
     Stop(Stopped),
 }
 

@@ -15,19 +15,20 @@ use crate::client::operation::Operation;
 use crate::client::replay::{ReplayableBody, replay};
 use crate::client::stopped::Stopped;
 
-/// Decides what is retried, and when. It uses exponential backoff with full jitter, within bounds.
+/// Decides which results are retried, and when. The policy uses exponential backoff with full
+/// jitter, within limits.
 ///
-/// It is the policy of [`ClientLayer`](crate::client::ClientLayer). You can also pass it to
+/// [`ClientLayer`](crate::client::ClientLayer) uses this policy. You can also pass the policy to
 /// [`tower::retry`]. In that case, put [`IdempotencyKeyLayer`](crate::client::IdempotencyKeyLayer)
 /// outside the retries. The [module documentation](crate::client) lists the results that are
 /// retried.
 ///
 /// If the server sends `Retry-After` (seconds or a date), the policy waits for that time and then
-/// for the jittered pause, so that clients that were refused together do not return together. If
-/// `Retry-After` is longer than the rest of the total time, the call ends at once.
+/// for the jittered pause, so that clients that were refused at the same time do not retry at the
+/// same time. If `Retry-After` is longer than the remaining total time, the call ends at once.
 ///
-/// Clones share one budget. Clone the policy, or the client that has it, instead of building
-/// another policy.
+/// Clones share one budget. Clone the policy, or the client that contains it, instead of building a
+/// new policy.
 ///
 /// ```
 /// use std::time::Duration;
@@ -45,7 +46,8 @@ use crate::client::stopped::Stopped;
 pub struct RetryPolicy<C = EveryError> {
     rules: Arc<Rules>,
     transient: C,
-    /// The state of the call that this clone is for. [`tower::retry`] makes a clone for each call.
+    /// The state of the call to which this clone belongs. [`tower::retry`] clones the policy for
+    /// each call.
     call: Call,
 }
 
@@ -133,9 +135,9 @@ where
         }
     }
 
-    /// `tower::retry` calls this before each attempt. Before the first attempt, it is called on the
-    /// client's own policy, and begins the call of the clone that follows. After that, it is called
-    /// on that clone.
+    /// `tower::retry` calls this method before each attempt. Before the first attempt, the method
+    /// is called on the client's own policy, and begins the call for the clone that is created
+    /// next. Before later attempts, the method is called on that clone.
     fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
         if self.call.ended() == 0 {
             self.call = self.begin();

@@ -6,14 +6,14 @@ use http::HeaderMap;
 use http::header::{DATE, RETRY_AFTER};
 
 /// Returns how long the server asks the client to wait. Returns `None` if the header is missing, or
-/// if its value is not valid: a negative or fractional number, or a date in an unknown form.
+/// if its value is not valid: a negative or fractional number, or a date in an unknown format.
 ///
 /// A date is compared with the server's own `Date` if that header is present, so a difference
 /// between the two clocks does not matter. A date in the past means no pause.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // A number that is too large to parse is still a long time, and not an invalid value.
+        // A number that is too large to parse is still a long time, not an invalid value.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let until = httpdate::parse_http_date(text).ok()?;

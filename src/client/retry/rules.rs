@@ -27,7 +27,7 @@ pub(super) struct Rules {
 type RetryResponse = dyn Fn(StatusCode, &HeaderMap) -> Option<bool> + Send + Sync;
 
 impl Rules {
-    /// Begins a call, and makes its deposit in the budget.
+    /// Begins a call, and adds its deposit to the budget.
     pub(super) fn begin(&self) -> Call {
         if let Some(budget) = &self.budget {
             budget.deposit();
@@ -69,8 +69,8 @@ impl Rules {
         }
     }
 
-    /// Decides what happens after an attempt. Counts the attempt as ended, and withdraws a retry
-    /// from the budget.
+    /// Decides the next step after an attempt. This method also counts the attempt as ended, and
+    /// withdraws a retry from the budget.
     pub(super) fn judge(
         &self,
         call: &mut Call,
@@ -87,8 +87,8 @@ impl Rules {
             {
                 retry_after(headers)
             }
-            // The operation was done, but the body of its response is missing. For a refusal, the
-            // head is enough.
+            // The operation has completed, but the body of its response is missing. For a refusal,
+            // the head is enough.
             Seen::HeadAlone {
                 status,
                 transient: true,
@@ -107,7 +107,7 @@ impl Rules {
             .saturating_add(self.backoff.pause(call.ended()));
         let left = self.total_time.saturating_sub(call.elapsed());
         let key_left = self.key_left(*call, repeatable, operation);
-        // Of two bounds, report the nearer one.
+        // If both limits apply, report the one that is reached first.
         if pause >= key_left && key_left < left {
             return Next::Stop(Stopped::KeyExpired);
         }
@@ -119,7 +119,7 @@ impl Rules {
         if pause >= left {
             return Next::Stop(Stopped::TotalTime);
         }
-        // The budget comes last, so that nothing is withdrawn for a retry that does not happen.
+        // Check the budget last, so that nothing is withdrawn for a retry that does not happen.
         match &self.budget {
             Some(budget) if !budget.withdraw() => Next::Stop(Stopped::Budget),
             _ => Next::Retry(pause),
@@ -137,16 +137,16 @@ impl Rules {
         let own = self.response.as_ref().and_then(|retry| retry(status, headers));
         own.or_else(|| should_retry(headers)).unwrap_or(match status {
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => true,
-            // Waiting resolves neither an application's own conflict nor a tombstone. If a server
-            // says when to retry, this conflict goes away.
+            // Waiting resolves neither an application's own conflict nor a tombstone. If the
+            // response contains `Retry-After`, the conflict is temporary.
             StatusCode::CONFLICT => self.every_conflict || headers.contains_key(http::header::RETRY_AFTER),
             other => other.is_server_error() && !is_permanent(other),
         })
     }
 }
 
-/// Returns whether another attempt cannot help: the server cannot handle the request, or a person
-/// has to act first. Unknown statuses are treated as 500 (RFC 9110, section 15), which may be
+/// Returns `true` if another attempt cannot help: the server cannot handle the request, or a person
+/// must act first. Unknown statuses are treated as 500 (RFC 9110, section 15), which may be
 /// temporary.
 fn is_permanent(status: StatusCode) -> bool {
     matches!(
@@ -164,13 +164,13 @@ fn is_permanent(status: StatusCode) -> bool {
             | StatusCode::LOOP_DETECTED
             // The request lacks an extension that the resource needs (RFC 2774, section 7).
             | StatusCode::NOT_EXTENDED
-            // The network answers, and requires a login (RFC 6585, section 6).
+            // The response comes from the network, which requires a login (RFC 6585, section 6).
             | StatusCode::NETWORK_AUTHENTICATION_REQUIRED
     )
 }
 
-/// Returns the server's own decision, from the header of SDKs made with Stainless or from Stripe's
-/// header.
+/// Returns the server's own decision, from Stripe's header or from the header that SDKs made with
+/// Stainless use.
 fn should_retry(headers: &HeaderMap) -> Option<bool> {
     let said = |name| match headers.get(name)?.as_bytes() {
         b"true" => Some(true),

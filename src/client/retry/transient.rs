@@ -7,8 +7,8 @@ pub trait Transient<E> {
     fn is_transient(&self, error: &E) -> bool;
 }
 
-/// Treats every error as worth another attempt. With a key, another attempt is safe, and attempts
-/// are bounded.
+/// Treats every error as worth another attempt. With a key, another attempt is safe, and the number
+/// of attempts is limited.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EveryError;
 

@@ -1,4 +1,5 @@
-//! Options for answers: which parts of a response are stored, for how long, and what clients see.
+//! Options for responses: which responses are stored, how long they are kept, and the form in which
+//! clients receive them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,8 +56,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Sets a response header that says until when a retry gets the stored response, for example
-    /// `Idempotency-Expires`. The value is an HTTP date (RFC 9110, section 5.6.7). Default: none.
+    /// Sets the name of a response header that contains the time at which the stored response
+    /// expires, for example `Idempotency-Expires`. The value is an HTTP date (RFC 9110, section
+    /// 5.6.7). Default: none.
     pub fn lifetime_header(mut self, name: &str) -> Self {
         match header_name::parse("lifetime_header", name) {
             Ok(name) => self.config.lifetime_header = Some(name),
@@ -65,11 +67,11 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Changes each replay before it is sent. Default: nothing is changed.
+    /// Sets a closure that changes each replay before it is sent. Default: no closure.
     ///
-    /// A record contains the status, headers and body. It does not contain the extensions of the
-    /// first response, which outer layers may look for. The closure can restore them from the head
-    /// of the retry.
+    /// A record contains the status, headers and body. It does not contain the first response's
+    /// extensions, which outer layers may need. The closure can restore the extensions from the
+    /// head of the retry.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -93,8 +95,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Reads a stream to its end even if its client disconnects, so that the operation is known to
-    /// be done. By default, the stream is dropped, and a retry gets `409` problem
+    /// Reads a stream to its end even if its client disconnects, so the layer can record that the
+    /// operation completed. By default, the stream is dropped, and a retry gets `409` problem
     /// `outcome-unknown`. A stream that is read without its client counts toward
     /// [`max_detached`](Self::max_detached).
     pub fn drain_streams(mut self, drain: bool) -> Self {
@@ -103,7 +105,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// Sets the URL at which you publish your idempotency policy, as section 2.2 of the draft
-    /// requires. The `type` of each problem is under this URL, and refusals link to it. The URL
+    /// requires. The `type` of each problem begins with this URL, and refusals link to it. The URL
     /// must be an absolute http or https URL without a fragment. Default: this crate's
     /// documentation.
     ///
@@ -118,7 +120,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Renders refusals in another format, such as your API's own errors.
+    /// Renders refusals in a different format, such as your API's own errors.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};

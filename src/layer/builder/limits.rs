@@ -1,4 +1,4 @@
-//! Limits: leases and timeouts, sizes, work without its client, and store failures.
+//! Limits: leases and timeouts, sizes, work that continues without its client, and store failures.
 
 use std::time::Duration;
 
@@ -8,14 +8,15 @@ use crate::run::config::BreakerConfig;
 use crate::store::Store;
 
 impl<St: Store> IdempotencyLayerBuilder<St> {
-    /// Sets how long a claim lasts without being renewed. After a crash, a key is blocked for this
-    /// long. While the handler runs, a separate task renews the lease after every third of its
-    /// duration. Each claim or renewal can take at most a third of the lease. Default: 30 seconds.
-    /// Range: 1 ms to 24 hours.
+    /// Sets how long a claim lasts if it is not renewed. After a crash, a key is blocked for this
+    /// duration. While the handler runs, a separate task renews the lease each time a third of its
+    /// duration has elapsed. Each claim or renewal can take at most a third of the lease. Default:
+    /// 30 seconds. Range: 1 ms to 24 hours.
     ///
-    /// A process that is frozen for longer than its lease, or whose runtime is blocked for that
-    /// long, may be overtaken by a second run. Its own outcome is then not stored. A store in this
-    /// process's memory does not need a lease: its claims last as long as their holders.
+    /// If a process is frozen or its runtime is blocked for longer than its lease, a second run may
+    /// take over the operation. In that case, the outcome of the first run is not stored. A store
+    /// in this process's memory does not need a lease: its claims last as long as their holders
+    /// exist.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.config.lease = lease;
         self
@@ -43,18 +44,19 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
 
     /// Runs requests **without any protection** while the store is failing, instead of refusing
     /// them with `503` problem `store-unavailable`. Each of these requests is logged and has the
-    /// outcome `unprotected`. The handler still gets its key, with attempt 1. A request never runs
-    /// if the store has a record for it that cannot be read, for example because a newer release
-    /// wrote it: the record shows that the operation was done.
+    /// outcome `unprotected`. The handler still receives the key, with attempt 1. A request never
+    /// runs if the store contains a record for it that cannot be read, for example because a newer
+    /// release wrote it: the record shows that the operation completed.
     pub fn run_unprotected_when_store_fails(mut self) -> Self {
         self.config.fail_open = true;
         self
     }
 
-    /// Configures the circuit breaker. After this many store failures in a row, requests are
-    /// refused immediately, without calling the store, for the duration `pause`. Then one request
-    /// calls the store. This repeats until the store responds. Default: 5 failures and 1 second. At
-    /// least 1 failure is required, and the pause must be between 1 ms and 24 hours.
+    /// Configures the circuit breaker. After `failures` store failures in a row, requests are
+    /// refused immediately, without calling the store, for the duration `pause`. After the pause,
+    /// one request calls the store. This cycle repeats until the store responds. Default: 5
+    /// failures and 1 second. At least 1 failure is required, and the pause must be between 1 ms
+    /// and 24 hours.
     ///
     /// A store in this process's memory does not have a circuit breaker.
     pub fn circuit_breaker(mut self, failures: u32, pause: Duration) -> Self {
@@ -69,7 +71,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Sets the maximum size of a request body in bytes. A request with a key and a larger body
+    /// Sets the maximum size of a request body in bytes. A request that has a key and a larger body
     /// gets `413` problem `body-too-large`. If the key is in the body, the layer reads the bodies
     /// of all guarded requests, so the limit applies to all of them. Default: 2 MiB.
     ///
@@ -89,29 +91,33 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// [`max_request_body`](Self::max_request_body).
     ///
     /// The layer claims the key as soon as the head has arrived. The handler reads the body as it
-    /// arrives, and meanwhile the layer digests the parts that the fingerprint covers. So a
-    /// duplicate in flight is refused before its body is read, and a later duplicate is read and
-    /// compared, but not held in memory.
+    /// arrives, and meanwhile the layer digests the parts that the fingerprint covers. As a result,
+    /// a duplicate that arrives while the first request is in flight is refused before the
+    /// duplicate's body is read. The body of a later duplicate is read and compared, but not held
+    /// in memory.
     ///
     /// - If the body breaks off, is too large, or does not match its `Content-Digest` or
     ///   `Repr-Digest`, the handler's read fails and nothing is stored. The client gets the
-    ///   corresponding problem, whatever the handler answered.
-    /// - If the handler answers before it has read the body to its end, the layer reads the rest,
-    ///   for up to [`response_body_within`](Self::response_body_within), and then stores the
-    ///   response. If the rest does not arrive completely, a tombstone is stored.
+    ///   corresponding problem, whatever the handler returned.
+    /// - If the handler returns a response before it has read the body to its end, the layer reads
+    ///   the rest of the body, for up to [`response_body_within`](Self::response_body_within), and
+    ///   then stores the response. If the rest of the body does not arrive completely, a tombstone
+    ///   is stored.
     /// - JSON of up to `max_request_body` bytes is held in memory while the handler runs if the
-    ///   fingerprint reads it ([`canonical_json`](crate::FingerprintSource::canonical_json),
+    ///   fingerprint is computed from parsed JSON
+    ///   ([`canonical_json`](crate::FingerprintSource::canonical_json),
     ///   [`json_fields`](crate::FingerprintSource::json_fields),
     ///   [`without`](crate::FingerprintSource::without)). Longer JSON is compared byte by byte.
-    /// - Routes that stream bodies and routes that hold them can share a store and a scope. A
-    ///   request is compared with a request of the other kind once that request is done. A streamed
-    ///   duplicate is then held in memory, up to `max_request_body`.
+    /// - Routes that stream bodies and routes that hold bodies in memory can share a store and a
+    ///   scope. A duplicate that arrives on the other kind of route is compared after the first
+    ///   request has completed. The body of a streamed duplicate is then held in memory, up to
+    ///   `max_request_body`.
     ///
-    /// The service's request body type must be one that can be made from a stream; see
-    /// [`GuardedBody::from_streamed`](crate::GuardedBody::from_streamed). A limit of 0, a key in
-    /// the body, a fingerprint closure over the body
-    /// ([`from_fn`](crate::FingerprintSource::from_fn)) and the profile [`grpc`](Self::grpc) are
-    /// errors when the layer is built.
+    /// The service must have a request body type that can be created from a stream; see
+    /// [`GuardedBody::from_streamed`](crate::GuardedBody::from_streamed). `build` returns an error
+    /// if this option is combined with a key in the body, a fingerprint closure over the body
+    /// ([`from_fn`](crate::FingerprintSource::from_fn)) or the profile [`grpc`](Self::grpc), or if
+    /// the limit is 0.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -134,15 +140,15 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Sets how long the layer reads a response body after the handler has answered. A body that
-    /// takes longer is a stream: the layer sends the part that it has read, the rest follows live,
-    /// and the response leaves a tombstone. Default: 30 seconds; for [`grpc`](Self::grpc), 5
-    /// seconds. Range: 1 ms to 24 hours.
+    /// Sets how long the layer reads a response body after the handler has returned the response. A
+    /// body that takes longer is treated as a stream: the layer sends the part that it has read and
+    /// then the rest live, and the response leaves a tombstone. Default: 30 seconds; for
+    /// [`grpc`](Self::grpc), 5 seconds. Range: 1 ms to 24 hours.
     ///
     /// In atomic mode, the handler's transaction stays open while its response is read, because the
-    /// record is committed with the effect. On PostgreSQL, the transaction occupies a connection of
-    /// the pool and keeps the locks on the rows that the handler wrote. On SQLite, it occupies the
-    /// only writer: replays continue, but first requests wait, and get `503` after
+    /// record is committed with the effect. On PostgreSQL, the transaction occupies a pool
+    /// connection and keeps the locks on the rows that the handler wrote. On SQLite, it occupies
+    /// the only writer: replays continue, but first requests wait, and get `503` after
     /// [`store_timeout`](Self::store_timeout). In atomic mode on SQLite, set this option to a few
     /// seconds.
     pub fn response_body_within(mut self, duration: Duration) -> Self {
@@ -151,16 +157,16 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// Sets how many operations can run without their clients before new first requests get `503`
-    /// problem `overloaded`. Default: 1024. Their number is limited, but not their duration: if a
-    /// handler might hang, add a timeout inside this layer.
+    /// problem `overloaded`. Default: 1024. This option limits the number of these operations, but
+    /// not their duration. If a handler might hang, add a timeout inside this layer.
     pub fn max_detached(mut self, most: usize) -> Self {
         self.config.max_detached = most;
         self
     }
 
-    /// **Cancels the handler when its client disconnects**, at any point, as Axum alone does.
-    /// `fate` determines what happens to the key. After [`Fate::Release`], a retry repeats
-    /// everything that the handler had done before it was cancelled.
+    /// **Cancels the handler when its client disconnects**, at any point, as Axum does without this
+    /// layer. `fate` determines what happens to the key. After [`Fate::Release`], a retry repeats
+    /// everything that the handler did before it was cancelled.
     pub fn cancel_on_disconnect(mut self, fate: Fate) -> Self {
         self.config.cancel_on_disconnect = Some(fate);
         self

@@ -51,7 +51,7 @@ impl<St> fmt::Debug for IdempotencyLayerBuilder<St> {
 }
 
 impl<St: Store> IdempotencyLayer<St> {
-    /// Starts to configure a layer that uses `store`.
+    /// Creates a builder for a layer that uses `store`.
     pub fn builder(store: St) -> IdempotencyLayerBuilder<St> {
         IdempotencyLayerBuilder {
             store,
@@ -80,7 +80,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         })
     }
 
-    /// Remembers the first error for `build`.
+    /// Keeps the first error, which `build` returns.
     fn fail(&mut self, error: ConfigError) {
         self.error.get_or_insert(error);
     }

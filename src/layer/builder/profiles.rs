@@ -8,17 +8,18 @@ use crate::request::KeySource;
 use crate::store::Store;
 
 impl<St: Store> IdempotencyLayerBuilder<St> {
-    /// Sets the options for inbound webhooks from one sender. The key is the event's id together
-    /// with the endpoint: its method and path. The body is not compared, because the sender may
-    /// change it when it delivers the event again. An event that is sent to two endpoints is
-    /// processed by both. An event without an id is refused with `400` problem `missing-key`.
+    /// Sets the options for inbound webhooks from one sender. The key is the event's id, combined
+    /// with the endpoint's method and path. The body is not compared, because the sender may change
+    /// it when it delivers the event again. An event that is sent to two endpoints is processed by
+    /// both. An event without an id is refused with `400` problem `missing-key`.
     ///
-    /// Each sender that shares a store needs a different `sender`, because different senders may
-    /// use the same ids. [`fingerprint`](Self::fingerprint) and [`require_key`](Self::require_key)
-    /// take precedence, whether you call them before or after this method. If you also call
-    /// [`key`](Self::key) or [`scope`](Self::scope), `build` returns an error.
+    /// If several senders share a store, set a different `sender` for each, because different
+    /// senders may use the same ids. [`fingerprint`](Self::fingerprint) and
+    /// [`require_key`](Self::require_key) take precedence, whether you call them before or after
+    /// this method. If you also call [`key`](Self::key) or [`scope`](Self::scope), `build` returns
+    /// an error.
     ///
-    /// Verify signatures in a layer outside this one. Otherwise, anyone can block an event by
+    /// Verify signatures in a layer outside this layer. Otherwise, anyone can block an event by
     /// sending its id first.
     ///
     /// ```
@@ -38,17 +39,18 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Makes the layer answer as Stripe does ("Idempotent requests" and "Errors" in Stripe's API
-    /// reference):
+    /// Sets the options with which the layer responds as Stripe does ("Idempotent requests" and
+    /// "Errors" in Stripe's API reference):
     ///
-    /// - Responses with a status of `2xx`, `402` and every `5xx` except `503` are stored: a result
-    ///   is stored once the endpoint has begun to execute. If the handler panics or fails, the key
-    ///   is sealed. In atomic mode, the effect of a failure is rolled back, and its record is
-    ///   stored alone.
-    /// - `Stripe-Account` is a part of the scope, in addition to `Authorization`.
-    /// - The header that marks a replay is `Idempotent-Replayed`. A reused key gets `400` with the
-    ///   type `idempotency_error`. A key in flight gets `409` with the type `invalid_request_error`
-    ///   and the code `idempotency_key_in_use`. Both have Stripe's error body.
+    /// - Responses with a status of `2xx`, `402` or any `5xx` except `503` are stored: a result is
+    ///   stored once the endpoint has begun to execute. If the handler panics or fails, the key is
+    ///   sealed. In atomic mode, the effect of a failure is rolled back, and only the failure's
+    ///   record is stored.
+    /// - The value of `Stripe-Account` is part of the scope, in addition to `Authorization`.
+    /// - The header that marks a replay is `Idempotent-Replayed`. A different request with the same
+    ///   key gets `400` with the type `idempotency_error`. A request whose key is in flight gets
+    ///   `409` with the type `invalid_request_error` and the code `idempotency_key_in_use`. Both
+    ///   responses have Stripe's error body.
     ///
     /// [`policy`](Self::policy), [`scope`](Self::scope), [`replay_header`](Self::replay_header) and
     /// [`problem_response`](Self::problem_response) take precedence, whether you call them before
@@ -60,18 +62,19 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
 
     /// Sets the options for a gRPC server, such as tonic's (feature `tonic`).
     ///
-    /// - The key is the metadata entry `idempotency-key`. A call without it passes through
+    /// - The key is the metadata entry `idempotency-key`. A call without this entry passes through
     ///   untouched.
-    /// - Only calls that end with `grpc-status: 0` are stored, with their metadata and trailers.
-    /// - Refusals are gRPC statuses with a `grpc-message`. `grpc-retry-pushback-ms` says when to
-    ///   retry; it is -1 if a retry makes no sense. `idempotency-problem` contains the problem's
-    ///   slug.
+    /// - Only responses that end with `grpc-status: 0` are stored, with their metadata and
+    ///   trailers.
+    /// - Refusals are gRPC statuses with a `grpc-message`. `grpc-retry-pushback-ms` specifies when
+    ///   to retry. Its value is -1 if a retry makes no sense. `idempotency-problem` contains the
+    ///   problem's slug.
     ///
     /// # Streaming calls
     ///
     /// A server cannot tell from a call whether its method streams. A streaming call *without* a
-    /// key passes through untouched. A call *with* a key never runs without protection, whatever
-    /// its kind:
+    /// key passes through untouched. A call *with* a key never runs without protection, whether or
+    /// not it streams:
     ///
     /// - The layer reads the request to its end before the method runs. A call that streams its
     ///   request is guarded if the client ends the request within 5 seconds of its first message
@@ -84,8 +87,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     ///   it ends with `grpc-status: 0`. A retry then gets `ALREADY_EXISTS`.
     ///
     /// If your clients send a key with every call, select the streaming methods with
-    /// [`pass_when`](Self::pass_when). Their calls then pass through untouched and without
-    /// protection.
+    /// [`pass_when`](Self::pass_when). Calls to these methods then pass through untouched and
+    /// without protection.
     ///
     /// [`policy`](Self::policy), [`problem_response`](Self::problem_response) and
     /// `response_body_within` take precedence, whether you call them before or after this method.

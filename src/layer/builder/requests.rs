@@ -46,7 +46,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Sets what separates the keys of different callers. Default: the value of `Authorization`.
+    /// Sets the source of the scope, which separates the keys of different callers. Default: the
+    /// value of `Authorization`.
     pub fn scope(mut self, scope: ScopeSource) -> Self {
         self.chosen.scope = Some(scope);
         self
@@ -56,8 +57,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     ///
     /// With different names, two services, or a gateway and the service behind it, can share one
     /// store and receive the same key from the same caller without interfering. If you change the
-    /// name, the layer no longer finds the operations that are already in the store. An empty name
-    /// is an error when the layer is built.
+    /// name, the layer no longer finds the operations that are already in the store. If the name is
+    /// empty, `build` returns an error.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -73,7 +74,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Sets the secret that keys the scope tags. Default: none.
+    /// Sets the secret key for computing scope tags. Default: none.
     ///
     /// Stores keep a [tag](crate::store::ScopeTag) of the scope with each record, so that all
     /// records of one caller can be [forgotten](crate::store::Inspect::forget_scope). Without a
@@ -82,7 +83,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// same secret. If you change the secret, older records can no longer be found by their scope.
     /// They are still replayed, and they still expire.
     ///
-    /// A secret of less than 16 bytes is an error when the layer is built. Logs and `Debug` never
+    /// If the secret is shorter than 16 bytes, `build` returns an error. Logs and `Debug` never
     /// show the secret.
     ///
     /// ```
@@ -99,13 +100,14 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Sets what makes two requests with one key the same. Default: method, path, query and body.
+    /// Sets which parts of two requests with the same key must be equal for the layer to treat them
+    /// as the same request. Default: method, path, query and body.
     pub fn fingerprint(mut self, fingerprint: FingerprintSource) -> Self {
         self.chosen.fingerprint = Some(fingerprint);
         self
     }
 
-    /// Sets whether the layer guards anything. Default: `true`. With `false`, every request passes
+    /// Sets whether the layer guards requests. Default: `true`. With `false`, every request passes
     /// through. Use this option for a switch in your configuration if `tower::util::option_layer`
     /// does not fit because the type of the response body differs.
     pub fn enabled(mut self, enabled: bool) -> Self {
@@ -113,9 +115,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Sets a closure that selects requests to pass through. Requests for which it returns `true`
-    /// pass through untouched, as if they had no key. The closure sees the head of the request.
-    /// Default: no closure.
+    /// Sets a closure that selects the requests that pass through. The closure receives the
+    /// request's head. If the closure returns `true`, the request passes through untouched, as if
+    /// it had no key. Default: no closure.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};

@@ -11,7 +11,7 @@ use crate::request::scope::TagKey;
 use crate::request::{FingerprintSource, KeySource, ScopeSource};
 use crate::run::config::Config;
 
-/// The request of a unary call ends with its first message, and so does its response. A request or
+/// A unary call's request ends with its first message, and so does its response. A request or
 /// response that continues for longer is a stream.
 const GRPC_STREAM_AFTER: Duration = Duration::from_secs(5);
 

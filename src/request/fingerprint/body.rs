@@ -14,18 +14,18 @@ use crate::request::content::{is_encoded, is_form, may_be_json};
 use crate::request::integrity::Vouch;
 use crate::request::json::Pointer;
 
-/// The information that a record keeps about its request's body.
+/// The information about the request's body that a record contains.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct BodyPrint {
     /// The digest of the covered parts of the body.
     pub(crate) digest: [u8; BodyPrint::LEN],
-    /// The digests that the client declared and that were found to be correct.
+    /// The digests that the client declared and the layer verified.
     pub(crate) vouched: SmallVec<[Vouch; 2]>,
 }
 
 impl BodyPrint {
-    /// The length of a digest, in bytes. If a client found two bodies with one digest, it would
-    /// only get its own response.
+    /// The length of a digest, in bytes. This length is enough: a client that found two bodies with
+    /// the same digest would only receive its own response.
     pub(crate) const LEN: usize = 16;
 }
 
@@ -40,7 +40,7 @@ impl fmt::Debug for BodyPrint {
     }
 }
 
-// The tags of the ways to read a body. Stored records depend on these values, so they must never
+// The tags for the ways to read a body. Stored records depend on these values, so they must never
 // change.
 const RAW: u8 = 1;
 const MULTIPART: u8 = 2;
@@ -49,7 +49,8 @@ const JSON: u8 = 4;
 
 /// Digests a body while it is streamed.
 pub(crate) struct BodyDigest {
-    /// The digest of the raw bytes. It is used if the body cannot be read in the intended way.
+    /// The digest of the raw bytes. This digest is used if the body cannot be read in the intended
+    /// way.
     raw: StreamDigest,
     read_as: ReadAs,
 }
@@ -110,7 +111,8 @@ impl BodyDigest {
         self.raw.update(data);
     }
 
-    /// Returns the digest of the covered parts of the body. Call it when the body has ended.
+    /// Returns the digest of the covered parts of the body. Call this method when the body has
+    /// ended.
     pub(crate) fn finish(self) -> [u8; BodyPrint::LEN] {
         let raw = || self.raw.finish();
         let (tag, digest) = match self.read_as {

@@ -73,8 +73,8 @@ impl FingerprintSource {
         true
     }
 
-    /// Returns the fields that are left out. There are none if the fields could not be parsed,
-    /// which was reported when the layer was built.
+    /// Returns the fields that are left out, or no fields if they could not be parsed. That error
+    /// was reported when the layer was built.
     pub(super) fn fields(&self) -> &[Pointer] {
         self.without.as_deref().unwrap_or_default()
     }
@@ -101,8 +101,8 @@ pub(super) fn target(digest: &mut Digest, parts: &Parts) {
     }
 }
 
-/// Digests the whole body: by its parts if it has any, otherwise by its bytes. The tags make sure
-/// that the two are never confused.
+/// Digests the whole body: by its parts if it has any, otherwise by its bytes. The tags ensure that
+/// the two digests are never confused.
 fn whole(digest: &mut Digest, parts: &Parts, body: &Bytes) {
     match multipart::digest_of(&parts.headers, body, &[]) {
         Some(print) => digest.field(MULTIPART, &print),
@@ -343,9 +343,9 @@ mod tests {
         }
     }
 
-    /// The digest differs from 4 KiB on, so the rule differs from the rule of earlier releases. A
-    /// request with a fingerprint from an earlier release is treated as the same request, and is
-    /// replayed.
+    /// For content of 4 KiB or more, the digest differs from the digest in earlier releases, and so
+    /// does the rule. A request with a fingerprint from an earlier release is treated as the same
+    /// request, and is replayed.
     #[test]
     fn contract_5_9_fingerprints_of_the_older_rule_do_not_conflict() {
         let now = print(&FingerprintSource::request(), "POST", "/a?x=1", r#"{"b":1,"a":[2]}"#);
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn golden_fingerprints_of_long_bodies() {
         let text = |length: usize| format!("\"{}\"", "x".repeat(length - 2));
-        // Also computed with other implementations of SHA-256 and BLAKE3.
+        // These values were also computed with other implementations of SHA-256 and BLAKE3.
         for (source, length, golden) in [
             (FingerprintSource::request(), 4095, "132c03b442592b937f2dd529f6210419"),
             (FingerprintSource::request(), 4096, "132c25d03a5b789fa159b791572e06e1"),

@@ -7,8 +7,7 @@ use crate::request::json::Pointer;
 
 const PAIR: u8 = 1;
 
-/// Returns a digest of the bytes of the fields, in order. Fields whose name is in `without` are
-/// left out.
+/// Returns a digest of the fields' bytes, in order. Fields whose name is in `without` are left out.
 pub(super) fn digest_of(body: &[u8], without: &[Pointer]) -> [u8; 32] {
     let mut digest = Digest::new(b"ti.pairs");
     for pair in body.split(|byte| *byte == b'&') {
@@ -23,7 +22,7 @@ pub(super) fn digest_of(body: &[u8], without: &[Pointer]) -> [u8; 32] {
 
 /// Returns the decoded name of a field, from the text before the `=`.
 pub(super) fn name_of(encoded: &[u8]) -> Cow<'_, str> {
-    // The text has neither `&` nor `=`, so there is at most one pair.
+    // The text contains neither `&` nor `=`, so the parser returns at most one pair.
     form_urlencoded::parse(encoded)
         .next()
         .map(|(name, _)| name)
@@ -65,7 +64,7 @@ mod tests {
         }
         assert_eq!(digest("sent+at=1&x=1", &["/sent at"]), digest("x=1", &["/sent at"]));
         assert_eq!(digest("a%2Fb=1&x=1", &["/a~1b"]), digest("x=1", &["/a~1b"]));
-        // A pointer of two steps names no field.
+        // A pointer with two steps names no field.
         assert_ne!(digest("csrf=1&x=1", &["/csrf/0"]), digest("x=1", &["/csrf/0"]));
         // Bytes that are not UTF-8 are not confused with each other.
         assert_ne!(digest("%ff=1", &["/csrf"]), digest("%fe=1", &["/csrf"]));

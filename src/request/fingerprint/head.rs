@@ -31,8 +31,8 @@ impl FingerprintSource {
         }
     }
 
-    /// Returns the fingerprint of a request whose body is streamed. JSON is compared by its meaning
-    /// if it has at most `json_limit` bytes.
+    /// Returns the fingerprint of a request whose body is streamed. A JSON body of at most
+    /// `json_limit` bytes is compared by its meaning.
     pub(crate) fn of_streamed(&self, parts: &Parts, json_limit: usize) -> HeadPrint {
         if let Some(fingerprint) = self.of_head(parts) {
             return HeadPrint {

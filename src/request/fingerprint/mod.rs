@@ -1,5 +1,5 @@
-//! The fingerprint, which decides whether two requests with one key are the same request (contract,
-//! section 5).
+//! The fingerprint, which decides whether two requests with the same key are the same request
+//! (contract, section 5).
 
 mod body;
 mod cover;
@@ -16,24 +16,25 @@ pub(crate) use body::{BodyDigest, BodyPrint};
 pub(crate) use head::HeadPrint;
 pub use source::FingerprintSource;
 
-/// A digest of the parts of a request that decide whether two requests with one key are the same,
-/// and the rule that selects these parts.
+/// A digest of the parts of a request that decide whether two requests with the same key are the
+/// same request, and the rule that selects these parts.
 ///
 /// | bytes | content |
 /// |---|---|
-/// | 0 and 1 | the rule: the [`FingerprintSource`], its parameters and its version; the first bit says that the body is streamed |
+/// | 0 and 1 | the rule: the [`FingerprintSource`], its parameters and its version; the first bit is set if the body is streamed |
 /// | 2 to 15 | 112 bits of a SHA-256 digest of the parts that the rule covers; zeros if the rule covers nothing |
 ///
 /// If a request's body is streamed, its fingerprint covers the head. Once the body has ended, the
 /// record contains a digest of the parts of the body that the rule covers.
 ///
-/// Two fingerprints can be compared only if they were made by one rule
+/// Two fingerprints can be compared only if they were made by the same rule
 /// ([`is_same_rule`](Self::is_same_rule)). After a deploy that changed the rule, the stored
-/// fingerprints say nothing about new requests. A store must then not answer that they differ.
+/// fingerprints cannot be compared with those of new requests. A store must then not report that
+/// the requests differ.
 ///
-/// If a client found two requests with one fingerprint, it would only get its own first response
-/// for the second request. Half a SHA-256 digest is therefore enough. Slots separate tenants, so
-/// they keep the whole digest.
+/// A client that found two requests with the same fingerprint would only receive its own first
+/// response for the second request. Half a SHA-256 digest is therefore enough. Slots separate
+/// tenants, so a slot is the whole digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; Fingerprint::LEN]);
 
@@ -41,7 +42,7 @@ impl Fingerprint {
     /// The length of a fingerprint, in bytes.
     pub const LEN: usize = 16;
 
-    /// The number of leading bytes that say which rule made the fingerprint.
+    /// The number of leading bytes that identify the rule.
     const RULE: usize = 2;
 
     /// Creates a fingerprint from the bytes that a store kept.
@@ -56,8 +57,8 @@ impl Fingerprint {
         &self.0
     }
 
-    /// Returns whether both fingerprints were made by one rule, so that they can be compared. If
-    /// not, a difference between them means nothing.
+    /// Returns whether both fingerprints were made by the same rule, so that they can be compared.
+    /// If not, a difference between the fingerprints has no meaning.
     ///
     /// ```
     /// use tower_idempotency::Fingerprint;
@@ -73,7 +74,7 @@ impl Fingerprint {
         self.0[..Self::RULE] == other.0[..Self::RULE]
     }
 
-    /// Returns whether the requests differ: both fingerprints were made by one rule, and their
+    /// Returns whether the requests differ: both fingerprints were made by the same rule, and their
     /// digests are not equal.
     #[must_use]
     pub fn conflicts_with(&self, other: &Self) -> bool {
@@ -81,8 +82,8 @@ impl Fingerprint {
     }
 
     /// Returns whether both fingerprints have the same source, but only one of the two requests has
-    /// a streamed body. Each fingerprint then covers something that the other fingerprint does not
-    /// cover.
+    /// a streamed body. Each fingerprint then covers a part of the request that the other
+    /// fingerprint does not cover.
     pub(crate) fn differs_in_streaming(&self, other: &Self) -> bool {
         self.0[0] ^ other.0[0] == Self::STREAMED && self.0[1] == other.0[1]
     }

@@ -1,5 +1,5 @@
-//! The parts of a `multipart/form-data` body (RFC 7578). Clients separate them with a new boundary
-//! for every attempt.
+//! The parts of a `multipart/form-data` body (RFC 7578). Clients separate the parts with a new
+//! boundary for every attempt.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -16,8 +16,8 @@ use crate::digest::Digest;
 use crate::request::content::{content_type, is_encoded};
 use crate::request::json::Pointer;
 
-/// The maximum number of parts. A body with more parts is compared by its bytes, because it is not
-/// a form that somebody filled in.
+/// The maximum number of parts. A body with more parts is compared by its bytes, because such a
+/// body is not a form that a person filled in.
 pub(super) const MAX_PARTS: usize = 10_000;
 pub(super) const CONTENT_TRANSFER_ENCODING: &str = "content-transfer-encoding";
 /// The maximum length of a boundary (RFC 2046, section 5.1.1).
@@ -30,12 +30,12 @@ const TRANSFER_ENCODING: u8 = 3;
 const CONTENT: u8 = 4;
 
 /// Returns a digest of the parts, in order. For each part, the digest covers `Content-Disposition`
-/// (which has the name and the file name), `Content-Type`, `Content-Transfer-Encoding` and the
+/// (which contains the name and the file name), `Content-Type`, `Content-Transfer-Encoding` and the
 /// content. Parts whose name is in `without` are left out.
 ///
 /// Returns `None` if the body is not `multipart/form-data`, or is malformed.
 pub(super) fn digest_of(headers: &HeaderMap, body: &Bytes, without: &[Pointer]) -> Option<[u8; 32]> {
-    // The first byte rules out nearly every other body.
+    // The first byte is enough to rule out nearly every body of a different type.
     match body.starts_with(b"--") {
         true => digest_of_form(headers, body, without),
         false => None,
@@ -97,14 +97,14 @@ async fn read(body: &Bytes, boundary: &str, without: &[Pointer]) -> Option<[u8; 
     is_end(rest, boundary).then(|| digest.finish())
 }
 
-/// Returns the whole content, which arrives in one piece because the body does.
+/// Returns a part's whole content. The content arrives in one piece, because the body does.
 async fn content_of(part: &mut Field<'_>) -> Option<Bytes> {
     let content = part.chunk().await.ok()?.unwrap_or_default();
     part.chunk().await.ok()?.is_none().then_some(content)
 }
 
-/// Returns the rest of the body after a part, or `None` if the parser has skipped something. The
-/// digest would not cover text that the parser skips.
+/// Returns the rest of the body after a part, or `None` if the parser has skipped text, because the
+/// digest would not cover that text.
 fn after_part<'b>(rest: &'b [u8], boundary: &str, headers: &HeaderMap, content: &[u8]) -> Option<&'b [u8]> {
     let rest = rest.strip_prefix(b"--")?.strip_prefix(boundary.as_bytes())?;
     let rest = rest.strip_prefix(b"\r\n")?;
@@ -123,8 +123,8 @@ fn is_end(rest: &[u8], boundary: &str) -> bool {
     matches!(end, Some(b"--" | b"--\r\n"))
 }
 
-/// Returns the name in a `Content-Disposition`, if the name is where every client puts it. A part
-/// whose name is elsewhere is not left out.
+/// Returns the name in a `Content-Disposition`, if the name is in the place where every client puts
+/// the name. A part whose name is in a different place is not left out.
 pub(super) fn name_in(disposition: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(disposition).ok()?;
     let text = text.trim_start().strip_prefix("form-data")?.trim_start();
@@ -280,7 +280,7 @@ mod tests {
         ] {
             assert_eq!(digest_without("b", &form("b", parts), &["/csrf", "/x/y"]), expected);
         }
-        // Parts with names that only resemble it are not left out.
+        // Parts with names that only resemble `csrf` are not left out.
         for name in ["csrf2", "CSRF", "csr", "\\\"csrf"] {
             let line = format!(r#"Content-Disposition: form-data; name="{name}""#);
             let body = form("b", &[(&[&line], "x"), (&[NAME], "1")]);

@@ -1,5 +1,5 @@
-//! The fields of a streamed `application/x-www-form-urlencoded` body (WHATWG URL, section 5). They
-//! are read as they arrive, and are not kept.
+//! The fields of a streamed `application/x-www-form-urlencoded` body (WHATWG URL, section 5). The
+//! fields are read as they arrive, and are not kept in memory.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::form::name_of;
 use crate::digest::StreamDigest;
 use crate::request::json::Pointer;
 
-/// Digests the bytes of the fields, in order. Fields whose name is in `without` are left out.
+/// Digests the fields' bytes, in order. Fields whose name is in `without` are left out.
 pub(super) struct Pairs {
     digest: StreamDigest,
     without: Arc<[Pointer]>,
@@ -51,7 +51,7 @@ impl Pairs {
         self.digest.finish()
     }
 
-    /// Reads some of the data, and returns the rest.
+    /// Reads the beginning of the data, and returns the unread rest.
     fn read<'d>(&mut self, data: &'d [u8]) -> &'d [u8] {
         if let At::Name(name) = &mut self.at {
             let in_reach = &data[..data.len().min(self.longest + 1 - name.len())];
@@ -91,7 +91,8 @@ impl Pairs {
         }
     }
 
-    /// Ends a field with an ampersand. No field contains an ampersand, so it separates the fields.
+    /// Ends a field with an ampersand. No field contains an ampersand, so this byte separates the
+    /// fields.
     fn end_pair(&mut self) {
         if matches!(self.at, At::Counts) {
             self.digest.update(b"&");

@@ -1,5 +1,5 @@
-//! The parts of a streamed `multipart/form-data` body (RFC 7578). They are read as they arrive, and
-//! are not kept.
+//! The parts of a streamed `multipart/form-data` body (RFC 7578). The parts are read as they
+//! arrive, and are not kept in memory.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::request::json::Pointer;
 
 /// The maximum size of a part's headers. No client sends a form with longer headers.
 const MAX_HEADERS: usize = 16 * 1024;
-/// The maximum number of header lines. It is the same as in the parser of buffered forms.
+/// The maximum number of header lines. The parser for buffered forms has the same limit.
 const MAX_HEADER_LINES: usize = 32;
 const END_OF_HEADERS: &[u8] = b"\r\n\r\n";
 
@@ -26,15 +26,15 @@ const CONTENT: u8 = 4;
 /// Digests the parts in order, without the boundary. For each part, the digest covers the content
 /// and the headers that name and describe the part. Parts whose name is in `without` are left out.
 ///
-/// The reader is strict: a body is malformed if any of it would have to be skipped.
+/// The reader is strict: a body is malformed if any part of it would have to be skipped.
 pub(super) struct Parts {
     digest: StreamDigest,
-    /// A line break, two hyphens and the boundary. The only carriage return is at the front.
+    /// A line break, two hyphens and the boundary. The only carriage return is the first byte.
     delimiter: Finder<'static>,
     without: Arc<[Pointer]>,
     at: At,
     parts: usize,
-    /// The number of content bytes of the current part that were digested. `None` if the part is
+    /// The number of content bytes that were digested for the current part. `None` if the part is
     /// left out.
     content: Option<u64>,
 }
@@ -49,7 +49,7 @@ enum At {
     Content {
         matched: usize,
     },
-    /// After a delimiter. Next is a line break, or the two hyphens after the last delimiter.
+    /// After a delimiter. A line break follows, or the two hyphens after the last delimiter.
     AfterDelimiter {
         first: Option<u8>,
     },
@@ -65,7 +65,8 @@ enum At {
 }
 
 impl Parts {
-    /// Returns `None` if the headers name no boundary, or say that the body has no parts.
+    /// Returns `None` if the headers do not name a boundary, or if they declare a body without
+    /// parts.
     pub(super) fn of(headers: &HeaderMap, without: &Arc<[Pointer]>) -> Option<Self> {
         let boundary = boundary_of(headers)?;
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
@@ -94,7 +95,7 @@ impl Parts {
         }
     }
 
-    /// Reads some of the data, and returns the rest.
+    /// Reads the beginning of the data, and returns the unread rest.
     fn read<'d>(&mut self, data: &'d [u8]) -> &'d [u8] {
         match &mut self.at {
             At::Opening { matched } => {
@@ -236,7 +237,7 @@ impl Parts {
         &[]
     }
 
-    /// Continues with a possible delimiter.
+    /// Continues to match a possible delimiter.
     fn read_delimiter<'d>(&mut self, matched: usize, data: &'d [u8]) -> &'d [u8] {
         let missing = &self.delimiter.needle()[matched..];
         let common = common_prefix(missing, data);
@@ -275,8 +276,8 @@ impl Parts {
     }
 
     /// Writes the tag and the length of a field. They follow the field, because its length is not
-    /// known before. Read from the end, the bytes of two different lists of fields are never the
-    /// same.
+    /// known earlier. Two different lists of fields never give the same bytes, because the bytes
+    /// can be parsed from the end.
     fn end_field(&mut self, tag: u8, length: u64) {
         self.digest.update(&[tag]);
         self.digest.update(&length.to_le_bytes());
@@ -287,7 +288,8 @@ fn common_prefix(one: &[u8], other: &[u8]) -> usize {
     one.iter().zip(other).take_while(|(one, other)| one == other).count()
 }
 
-/// Returns the position in `data` where the headers end. Their beginning is in `block`.
+/// Returns the position in `data` where the headers end. `block` contains the beginning of the
+/// headers.
 fn end_of_headers(block: &[u8], data: &[u8]) -> Option<usize> {
     let before = &block[block.len().saturating_sub(END_OF_HEADERS.len() - 1)..];
     let mut edge = [0; 2 * END_OF_HEADERS.len()];
@@ -325,7 +327,7 @@ mod tests {
     const NAME: &str = "Content-Disposition: form-data; name=\"a\"";
     const FILE: &str = "content-disposition:form-data; name=\"f\"; filename=\"x.png\"\r\nContent-Type: image/png";
 
-    /// Bodies that come close to breaking each rule, and bodies that break it.
+    /// Returns bodies that nearly break each rule, and bodies that do break it.
     fn bodies() -> Vec<String> {
         let part = |headers: &str, content: &str| format!("--b\r\n{headers}\r\n\r\n{content}\r\n");
         let one = part(NAME, "1");
@@ -393,7 +395,7 @@ mod tests {
         for body in bodies() {
             let buffered = multipart::digest_of(&headers("b"), &Bytes::from(body.clone()), &[]);
             let streamed = digest("b", body.as_bytes(), 3, &[]);
-            // The parser of buffered bodies accepts a bare line feed as the end of a header.
+            // The parser for buffered bodies accepts a bare line feed as the end of a header.
             let is_lax = body.contains("\nX: y") && !body.contains("\r\nX: y");
             assert_eq!(streamed.is_some(), buffered.is_some() && !is_lax, "{body:.200}");
         }

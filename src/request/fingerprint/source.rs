@@ -14,18 +14,18 @@ use crate::request::json::Pointer;
 pub(super) type HeadFn = dyn Fn(&Parts) -> Result<Vec<u8>, BoxError> + Send + Sync;
 pub(super) type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Vec<u8>, BoxError> + Send + Sync;
 
-/// The parts of a request that must be equal for two requests with one key to be the same. The
-/// default is [`request`](Self::request).
+/// The parts of a request that must be equal for two requests with the same key to be treated as
+/// the same request. The default is [`request`](Self::request).
 ///
 /// Only a closure can cover headers, because signatures and traces change with each attempt. A
 /// `multipart/form-data` body is compared by its parts (name, file name, content type, content).
-/// Its boundary is not compared, because clients make a new boundary for each attempt. If a body
-/// cannot be read in the way that its source needs, the whole body is compared by its bytes. A
-/// malformed value is never treated as absent.
+/// Its boundary is not compared, because clients generate a new boundary for each attempt. If a
+/// body cannot be read in the way that the source requires, the whole body is compared byte for
+/// byte. A malformed value is never treated as absent.
 ///
 /// After a deploy that changed the source, the stored fingerprints cannot be compared with those of
-/// new requests ([`Fingerprint::is_same_rule`]). A retry is then replayed, and never reported as
-/// another request. Two closures are treated as one rule.
+/// new requests ([`Fingerprint::is_same_rule`]). A retry is then replayed, and never reported as a
+/// different request. Two closures are treated as the same rule.
 ///
 /// ```
 /// use tower_idempotency::FingerprintSource;
@@ -74,8 +74,9 @@ impl FingerprintSource {
     /// Like [`request`](Self::request), but compares the body as canonical JSON. The order of
     /// members, white space and escapes are ignored. `1` and `1.0` differ.
     ///
-    /// A body without a canonical form is compared as a whole: it is not JSON, has text that is not
-    /// Unicode, has a member more than once, or is nested deeper than 64 levels.
+    /// A body has no canonical form if it is not JSON, contains text that is not Unicode, contains
+    /// a member more than once, or is nested deeper than 64 levels. Such a body is compared in
+    /// full.
     #[must_use]
     pub fn canonical_json() -> Self {
         Self::new(Covers::CanonicalJson)
@@ -84,8 +85,8 @@ impl FingerprintSource {
     /// Like [`canonical_json`](Self::canonical_json), but covers only the values in the body at
     /// these JSON pointers (RFC 6901).
     ///
-    /// A body without a canonical form is compared as a whole. A text that is not a JSON pointer,
-    /// or an empty list, is an error when the layer is built.
+    /// A body without a canonical form is compared in full. A text that is not a JSON pointer, or
+    /// an empty list, is an error when the layer is built.
     #[must_use]
     pub fn json_fields<I>(pointers: I) -> Self
     where
@@ -99,14 +100,14 @@ impl FingerprintSource {
         Self::new(Covers::JsonFields(parsed.map(Into::into)))
     }
 
-    /// Covers only the body. A request with the same key and body on another path is the same
+    /// Covers only the body. A request with the same key and body on a different path is the same
     /// request.
     #[must_use]
     pub fn body() -> Self {
         Self::new(Covers::Body)
     }
 
-    /// Covers the bytes that the closure makes from the request's head. The body is not covered.
+    /// Covers the bytes that the closure computes from the request's head. The body is not covered.
     ///
     /// If the closure fails, the request is compared as with [`request`](Self::request). The error
     /// is not logged, because it may quote the request. A panic propagates to the outer layers
@@ -130,7 +131,7 @@ impl FingerprintSource {
         Self::new(Covers::Head(Arc::new(cover)))
     }
 
-    /// Covers the bytes that the closure makes from the head and the body.
+    /// Covers the bytes that the closure computes from the head and the body.
     ///
     /// If the closure fails, the request is compared as with [`request`](Self::request). The error
     /// is not logged, because it may quote the request. A panic propagates to the outer layers
@@ -158,15 +159,16 @@ impl FingerprintSource {
         Self::new(Covers::Closure(Arc::new(cover)))
     }
 
-    /// Covers nothing. Only the key is compared, and the answer is never `key-reused`. Use this
-    /// source for webhooks, whose sender may change a timestamp in the body of a later delivery.
+    /// Covers nothing. Only the key is compared, and no request is refused with `key-reused`. Use
+    /// this source for webhooks, whose sender may change a timestamp in the body of a later
+    /// delivery.
     #[must_use]
     pub fn none() -> Self {
         Self::new(Covers::Nothing)
     }
 
-    /// Leaves out fields of the body, such as a CSRF token or a timestamp. It works only with
-    /// [`request`](Self::request) and [`canonical_json`](Self::canonical_json).
+    /// Leaves out fields in the body, such as a CSRF token or a timestamp. This method is valid
+    /// only with [`request`](Self::request) and [`canonical_json`](Self::canonical_json).
     ///
     /// A field is named by a JSON pointer (RFC 6901), whatever the type of the body:
     ///
@@ -176,11 +178,12 @@ impl FingerprintSource {
     /// | `application/x-www-form-urlencoded` | every field named `csrf` | field by field, in order |
     /// | `multipart/form-data` | every part named `csrf` | part by part, in order |
     ///
-    /// [`canonical_json`](Self::canonical_json) also reads JSON under any other type. Whether a
-    /// field is present is ignored too. A pointer with several steps names nothing in a form. Any
-    /// other body, and any body that cannot be read, is compared as a whole.
+    /// [`canonical_json`](Self::canonical_json) also reads JSON in a body with any other
+    /// `Content-Type`. The comparison also ignores whether a field is present. A pointer with
+    /// several steps does not name any field in a form. Any other body, and any body that cannot be
+    /// read, is compared in full.
     ///
-    /// An empty list, a text that is not a JSON pointer, or another source is an error when the
+    /// An empty list, a text that is not a JSON pointer, or a different source is an error when the
     /// layer is built.
     ///
     /// ```
@@ -265,8 +268,8 @@ impl fmt::Debug for FingerprintSource {
 }
 
 /// Returns the tag of a rule: four bits for the source, so that no two sources are confused, and
-/// twelve bits of a digest of its parameters. Stored fingerprints depend on this tag. If a source
-/// changes the parts that it covers, it needs another domain, here and for the fingerprint.
+/// twelve bits of a digest of its parameters. Stored fingerprints depend on this tag. If the parts
+/// that a source covers change, the source needs a new domain, here and for the fingerprint.
 fn rule(covers: &Covers, without: &Result<Arc<[Pointer]>, ConfigError>) -> [u8; Fingerprint::RULE] {
     let (source, counting) = match covers {
         Covers::Request => (1, None),

@@ -1,4 +1,4 @@
-//! A single form for all spellings of the same JSON.
+//! The canonical form of JSON: the same bytes for every spelling of the same JSON.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -13,17 +13,18 @@ use super::Pointer;
 const MAX_DEPTH: usize = 64;
 
 /// Returns the same bytes for every spelling of the same JSON. White space is removed, members are
-/// sorted by name, and strings are escaped in one way. Numbers stay as they are written. The values
+/// sorted by name, and strings are escaped uniformly. Numbers stay as they are written. The values
 /// at the pointers in `without` are left out.
 ///
-/// Returns `None` if a body has no single canonical form: it is not JSON, has a string that is not
-/// Unicode, has an object with a member more than once, or is nested deeper than [`MAX_DEPTH`].
+/// Returns `None` if a body has no single canonical form: it is not JSON, contains a string that is
+/// not Unicode, contains an object in which a member appears more than once, or is nested deeper
+/// than [`MAX_DEPTH`].
 ///
-/// Each byte is read twice, once to check the grammar and once to write it. It is moved at most
-/// once more, however deeply it is nested.
+/// Each byte is read twice, once to check the grammar and once to write it. Each byte is moved at
+/// most once more, however deeply it is nested.
 pub(crate) fn canonical(body: &[u8], without: &[Pointer]) -> Option<Vec<u8>> {
-    // This checks the grammar and UTF-8 without recursion. The code below reads a text that is
-    // JSON.
+    // This call checks the grammar and the UTF-8 encoding without recursion, so the code below can
+    // assume that the text is JSON.
     let raw: &RawValue = serde_json::from_slice(body).ok()?;
     work::done(body.len());
     let mut writer = Writer {
@@ -58,7 +59,7 @@ struct Writer<'a> {
 
 struct Member<'a> {
     name: Cow<'a, str>,
-    /// The range of the name and the value in `out`. It is empty if the member was left out.
+    /// The range of the name and the value in `out`. The range is empty if the member was left out.
     range: Range<usize>,
 }
 
@@ -186,8 +187,8 @@ impl<'a> Writer<'a> {
         rest.get(space).copied()
     }
 
-    /// Returns whether the object or array that opens here has any content. If not, its end is read
-    /// as well.
+    /// Returns whether the object or array that opens here is non-empty. Also reads the closing
+    /// bracket of an empty object or array.
     fn opens(&mut self, close: u8) -> bool {
         self.step(1);
         let empty = self.next() == Some(close);
@@ -197,14 +198,16 @@ impl<'a> Writer<'a> {
         !empty
     }
 
-    /// Returns whether a comma follows. If not, the object or array is closed.
+    /// Reads the next byte, and returns whether this byte is a comma. Any other byte closes the
+    /// object or array.
     fn goes_on(&mut self) -> Option<bool> {
         let byte = self.next()?;
         self.step(1);
         Some(byte == b',')
     }
 
-    /// Reads the string at this position. Returns it with its quotes, and whether it has escapes.
+    /// Reads the string at this position. Returns the string with its quotes, and whether the
+    /// string contains escapes.
     fn string(&mut self) -> Option<(&'a str, bool)> {
         let rest = &self.text[self.at..];
         let bytes = rest.as_bytes();
@@ -223,7 +226,7 @@ impl<'a> Writer<'a> {
         Some((&rest[..=end], escaped))
     }
 
-    /// Writes a string, and returns its text, or `None` if its escapes are not Unicode.
+    /// Writes a string, and returns its text, or `None` if its escapes are not valid Unicode.
     fn write_string(&mut self, raw: &'a str, escaped: bool) -> Option<Cow<'a, str>> {
         if !escaped {
             self.write(raw.as_bytes());
@@ -284,7 +287,7 @@ fn copy(bytes: &[u8], ordered: &mut Vec<u8>) {
 }
 
 /// Counts the bytes that were read, written or moved. The tests compare this count instead of
-/// times.
+/// measuring times.
 mod work {
     #[cfg(test)]
     std::thread_local! {
@@ -424,8 +427,8 @@ mod tests {
         assert!(canonical(nested(100_000).as_bytes(), &[]).is_none());
     }
 
-    /// The body has 2 MB and 62 levels, in the worst order: at each level, the members are in the
-    /// wrong order.
+    /// The body is 2 MB long and nested 62 levels deep. The members are in the wrong order at each
+    /// level, which is the worst case.
     #[test]
     fn contract_5_4_a_nested_body_costs_as_much_as_a_flat_one() {
         const SIZE: usize = 2_000_000;
@@ -455,7 +458,7 @@ mod tests {
         );
     }
 
-    /// Compares the form with a model that sorts by building the value.
+    /// Compares the form with a model that builds the value with sorted members.
     #[test]
     fn the_form_agrees_with_a_parsed_value() {
         let mut random = fastrand::Rng::with_seed(7);

@@ -1,4 +1,4 @@
-//! The value at a JSON pointer (RFC 6901).
+//! Finds the value at a JSON pointer (RFC 6901).
 
 use std::fmt;
 
@@ -72,8 +72,8 @@ impl Pointer {
     }
 }
 
-/// Replaces `~1` with `/` and `~0` with `~`. With anything else after `~`, the text is not a
-/// pointer.
+/// Replaces `~1` with `/` and `~0` with `~`. Returns `None` if any other character follows `~`,
+/// because such a text is not a pointer.
 fn unescape(token: &str) -> Option<String> {
     let mut plain = String::with_capacity(token.len());
     let mut rest = token.chars();
@@ -90,13 +90,14 @@ fn unescape(token: &str) -> Option<String> {
     Some(plain)
 }
 
-/// The reason why the value at a pointer cannot be determined. The text is for the API client's
-/// developer.
+/// The reason why the value at a pointer cannot be determined. The message is written for the API
+/// client's developer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// A member on the path to the value is in its object more than once.
+    /// A member on the path to the value appears in its object more than once.
     Ambiguous,
-    /// The part of the text that had to be read is not JSON. The parser says why.
+    /// The part of the text that had to be read is not JSON. The string is the parser's error
+    /// message.
     NotJson(String),
 }
 
@@ -112,7 +113,7 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// Walks to the value without building any value that is not on the path.
+/// Follows the path to the value without building any value that is not on the path.
 struct Seek<'p> {
     tokens: &'p [String],
     ambiguous: &'p mut bool,

@@ -1,4 +1,4 @@
-//! The key: where a request carries it, and which keys are valid (contract, section 2).
+//! The idempotency key: its place in a request, and the rules for valid keys (contract, section 2).
 
 mod rules;
 mod source;

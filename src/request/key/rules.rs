@@ -87,9 +87,9 @@ impl KeyRules {
         }
     }
 
-    /// Returns the key that a text names. The text is either the value that a client sent, or the
-    /// result of [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str). If keys are in headers,
-    /// a text that begins with a quotation mark is taken as quoted.
+    /// Returns the key that a text represents. The text is either the value that a client sent, or
+    /// the result of [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str). If the source is a
+    /// header, a text that begins with a quotation mark is treated as quoted.
     pub(crate) fn of_text<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, InvalidKey> {
         let key = match &self.source.0 {
             Source::Headers(_) if text.starts_with('"') => unquote(text.as_bytes())?,
@@ -108,8 +108,8 @@ impl KeyRules {
     fn at_pointers(&self, pointers: &[Pointer], body: &[u8]) -> Result<Option<Cow<'static, str>>, InvalidKey> {
         let mut values = Vec::with_capacity(pointers.len());
         for pointer in pointers {
-            // An unreadable value is refused even if another value is missing, because a missing
-            // key lets the request pass.
+            // An unreadable value is refused even if one of the other values is missing, because a
+            // missing key lets the request pass.
             let value = pointer.find(body).map_err(|why| InvalidKey::new(why.to_string()))?;
             if let Some(value) = value {
                 let value = text_of(value.get())?;
@@ -154,8 +154,8 @@ impl KeyRules {
         if self.format != KeyFormat::Uuid {
             return Ok(key);
         }
-        // `try_parse` accepts three more spellings. The length leaves only the spelling with
-        // hyphens.
+        // `try_parse` accepts three more spellings. Only the hyphenated spelling passes the length
+        // check.
         match uuid::Uuid::try_parse(&key) {
             Ok(_) if key.len() == uuid::fmt::Hyphenated::LENGTH => {
                 if key.bytes().any(|byte| byte.is_ascii_uppercase()) {

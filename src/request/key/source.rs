@@ -28,10 +28,10 @@ pub(super) type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Option<String>, Invali
 ///
 /// | the key is in | source | is the body read for it? |
 /// |---|---|---|
-/// | a header | [`header`](Self::header), or the first of [`headers`](Self::headers) | no |
+/// | a header | [`header`](Self::header), or [`headers`](Self::headers) for the first of several headers that is present | no |
 /// | the head: path, query, several headers | [`from_head`](Self::from_head) | no |
 /// | a JSON body | [`json_pointer`](Self::json_pointer), or [`json_pointers`](Self::json_pointers) joined | yes |
-/// | anything else in the body | [`from_fn`](Self::from_fn) | yes |
+/// | any other part of the body | [`from_fn`](Self::from_fn) | yes |
 ///
 /// ```
 /// use tower_idempotency::KeySource;
@@ -66,7 +66,7 @@ impl Default for KeySource {
 }
 
 impl KeySource {
-    /// Takes the key from the header with this name.
+    /// Reads the key from the header with this name.
     ///
     /// A name that is not a valid header name (RFC 9110, section 5.1) is an error when the layer is
     /// built.
@@ -75,11 +75,11 @@ impl KeySource {
         Self::headers([name])
     }
 
-    /// Takes the key from the first of these headers that the request has.
+    /// Reads the key from the first of these headers that is present in the request.
     ///
-    /// If that header is invalid, the request is refused with the `400` problem `invalid-key`. The
-    /// next header is not tried. An empty list, or a name that is not a valid header name, is an
-    /// error when the layer is built.
+    /// If the key in that header is invalid, the request is refused with the `400` problem
+    /// `invalid-key`. The next header is not tried. An empty list, or a name that is not a valid
+    /// header name, is an error when the layer is built.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, KeySource, MemoryStore};
@@ -104,19 +104,19 @@ impl KeySource {
         )))
     }
 
-    /// Takes the key from the header `webhook-id` of [Standard
-    /// Webhooks](https://www.standardwebhooks.com). This is the event's id, which is the same for
-    /// each delivery.
+    /// Reads the key from the header `webhook-id` defined by [Standard
+    /// Webhooks](https://www.standardwebhooks.com). The key is the event's id, which is the same
+    /// for each delivery.
     ///
-    /// It is short for `header("webhook-id")`. See
+    /// This method is short for `header("webhook-id")`. See
     /// [`webhooks`](crate::IdempotencyLayerBuilder::webhooks).
     #[must_use]
     pub fn webhook_id() -> Self {
         Self::header("webhook-id")
     }
 
-    /// Takes the key that the closure finds in the request's head. The body is not read. `None`
-    /// means that the key is missing.
+    /// Uses the key that the closure finds in the request's head. The body is not read. If the
+    /// closure returns `None`, the key is missing.
     ///
     /// The error's text becomes the `detail` of the `400` problem `invalid-key`. A panic in the
     /// closure propagates to the outer layers before anything is claimed.
@@ -142,15 +142,15 @@ impl KeySource {
         Self(Source::Head(Arc::new(find)))
     }
 
-    /// Takes the string at a JSON pointer (RFC 6901) into the body, or the digits of an integer
-    /// there.
+    /// Reads the key from the value at a JSON pointer (RFC 6901) into the body: the text of a
+    /// string, or the digits of an integer.
     ///
-    /// Every request with a guarded method is buffered to look for the key, up to
+    /// The layer buffers the body of every request with a guarded method to look for the key, up to
     /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). If the body is
-    /// empty, or if there is nothing at the pointer, the key is missing. If the body cannot be
-    /// read, the request is refused with the `400` problem `invalid-key`: the body is not JSON, has
-    /// a `Content-Encoding`, or has a member on the path to the key more than once. A text that is
-    /// not a JSON pointer is an error when the layer is built.
+    /// empty, or if it contains no value at the pointer, the key is missing. The request is refused
+    /// with the `400` problem `invalid-key` if the body is not JSON, has a `Content-Encoding`, or
+    /// contains a member on the path to the key more than once. A text that is not a JSON pointer
+    /// is an error when the layer is built.
     #[must_use]
     pub fn json_pointer(pointer: &str) -> Self {
         Self::json_pointers([pointer])
@@ -159,7 +159,7 @@ impl KeySource {
     /// Joins the values at several JSON pointers, for example an event's code *and* its reference.
     ///
     /// Each value must obey the rules of [`json_pointer`](Self::json_pointer). If any value is
-    /// missing, the key is missing. [`join`](Self::join) makes the key from the values, in the
+    /// missing, the key is missing. [`join`](Self::join) combines the values into the key, in the
     /// order of the pointers. An empty list is an error when the layer is built.
     ///
     /// ```
@@ -186,14 +186,14 @@ impl KeySource {
         )))
     }
 
-    /// Takes the key that the closure finds in the head and the buffered body. `None` means that
-    /// the key is missing.
+    /// Uses the key that the closure finds in the head and the buffered body. If the closure
+    /// returns `None`, the key is missing.
     ///
-    /// Every request with a guarded method is buffered for the closure, up to
+    /// The layer buffers the body of every request with a guarded method for the closure, up to
     /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body).
-    /// [`from_head`](Self::from_head) buffers nothing. The error's text becomes the `detail` of the
-    /// `400` problem `invalid-key`. A panic in the closure propagates to the outer layers before
-    /// anything is claimed.
+    /// [`from_head`](Self::from_head) does not buffer the body. The error's text becomes the
+    /// `detail` of the `400` problem `invalid-key`. A panic in the closure propagates to the outer
+    /// layers before anything is claimed.
     ///
     /// ```
     /// use tower_idempotency::{InvalidKey, KeySource};
@@ -215,9 +215,10 @@ impl KeySource {
     /// Joins several values into one key, each prefixed with its length. A single value stays
     /// unchanged, unless it begins like a joined key, with digits and a colon.
     ///
-    /// Two different lists never give the same key, except that an empty list and a single empty
-    /// value both give the empty key, which the layer refuses. [`json_pointers`](Self::json_pointers) joins
-    /// values in this way. Use this function in your own closures and with
+    /// Two different lists never produce the same key, except that an empty list and a single empty
+    /// value both produce the empty key, which the layer refuses.
+    /// [`json_pointers`](Self::json_pointers) joins values with this function. You can also use
+    /// this function in your own closures and with
     /// [`IdempotencyLayer::slot`](crate::IdempotencyLayer::slot).
     ///
     /// ```

@@ -1,4 +1,4 @@
-//! The texts that are valid keys, and how a header represents them.
+//! Valid keys, and their representation in a header.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +11,8 @@ use smallvec::SmallVec;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum KeyFormat {
-    /// The quoted form of the draft and the bare form that SDKs send. Both name the same key.
+    /// The quoted form of the draft and the bare form that SDKs send. Both forms represent the same
+    /// key.
     #[default]
     Any,
     /// Only a structured-field String (RFC 9651, section 3.3.3), as section 2.1 of the draft
@@ -27,7 +28,8 @@ pub enum KeyFormat {
 pub struct InvalidKey(Cow<'static, str>);
 
 impl InvalidKey {
-    /// Creates an error with this reason. It is sent to the client as the problem's `detail`.
+    /// Creates an error with this reason. The reason is sent to the client as the problem's
+    /// `detail`.
     #[must_use]
     pub fn new(reason: impl Into<Cow<'static, str>>) -> Self {
         Self(reason.into())
@@ -46,7 +48,7 @@ impl fmt::Display for InvalidKey {
 
 impl std::error::Error for InvalidKey {}
 
-/// A key that was found to be valid. A key of ordinary length, such as a UUID, needs no allocation.
+/// A validated key. A key of ordinary length, such as a UUID, needs no allocation.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct KeyText(SmallVec<[u8; 40]>);
 
@@ -62,7 +64,7 @@ impl KeyText {
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        // The bytes were made from a `str`.
+        // The bytes come from a `str`.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
@@ -92,7 +94,7 @@ pub(super) fn check_length(key: &str, max_length: usize) -> Result<(), InvalidKe
 /// text, an unfilled template, the nil UUID or the max UUID (RFC 9562, sections 5.9 and 5.10). The
 /// comparison ignores case.
 ///
-/// The first byte decides for nearly every key.
+/// For nearly every key, the first byte is enough to decide.
 pub(super) fn is_placeholder(key: &str) -> bool {
     let is_one_of = |texts: &[&str]| texts.iter().any(|text| key.eq_ignore_ascii_case(text));
     match key.as_bytes() {
@@ -125,7 +127,7 @@ pub(super) fn not_visible() -> InvalidKey {
     InvalidKey::new("the key must contain only visible ASCII characters (and, inside quotes, spaces)")
 }
 
-/// Returns the key in a header line. A quoted key is unquoted, and any other line is taken
+/// Returns the key in a header line. A quoted key is unquoted, and any other line is returned
 /// unchanged. Returns `None` if the line is not text, or if the key is empty.
 #[cfg(feature = "client")]
 pub(crate) fn text_of_line(line: &HeaderValue) -> Option<Cow<'_, str>> {
@@ -137,8 +139,8 @@ pub(crate) fn text_of_line(line: &HeaderValue) -> Option<Cow<'_, str>> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Returns the string inside a structured-field Item. The Item's parameters are checked and
-/// ignored.
+/// Returns the string inside a structured-field Item. The Item's parameters are checked for
+/// validity, but otherwise ignored.
 pub(super) fn unquote(line: &[u8]) -> Result<Cow<'_, str>, InvalidKey> {
     // Nearly every client sends this form: quotes around text that needs no escapes.
     if let [b'"', inner @ .., b'"'] = line

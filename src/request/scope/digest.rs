@@ -22,13 +22,13 @@ pub(super) const PART: u8 = 6;
 pub(super) const NAMESPACE: u8 = 7;
 pub(super) const ENDPOINT: u8 = 8;
 
-/// The slot's digest and the scope's tag, made from the same fields.
+/// The slot's digest and the scope's tag, computed from the same fields.
 pub(super) struct ScopeDigest {
     digest: Digest,
     tag: SipHasher24,
 }
 
-/// The minimum length of a secret, in bytes. The key that is made from the secret has the same
+/// The minimum length of a secret, in bytes. The key that is derived from the secret has the same
 /// length.
 const MIN_SECRET: usize = 16;
 
@@ -78,7 +78,7 @@ impl ScopeDigest {
     }
 
     /// Marks where the fields of the next source begin. A simple scope has no such mark, because
-    /// its slots are older than the slots of combined scopes.
+    /// its slots were defined before combined scopes existed.
     pub(super) fn begin(&mut self, source: &Source, of: usize) {
         if of > 1 {
             let name = match source {

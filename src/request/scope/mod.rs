@@ -1,4 +1,4 @@
-//! The scope: whose key it is (contract, section 3).
+//! The scope, which determines whose key a request carries (contract, section 3).
 
 mod digest;
 mod read;

@@ -1,4 +1,4 @@
-//! The fields that a source finds in a request, and the signs that make the result doubtful.
+//! The fields that a source finds in a request, and the signs that the result is doubtful.
 
 use std::borrow::Cow;
 
@@ -22,7 +22,8 @@ pub(crate) struct Doubts {
     pub(crate) changing_scheme: Option<&'static str>,
 }
 
-/// The scope cannot be determined, which is answered with the `500` problem `scope-unavailable`.
+/// The scope cannot be determined, so the request is refused with the `500` problem
+/// `scope-unavailable`.
 #[derive(Debug)]
 pub(crate) struct ScopeUnavailable(pub(crate) BoxError);
 
@@ -84,8 +85,7 @@ impl Source {
         Ok(())
     }
 
-    /// Writes the same field for a value that, according to the application, this source would
-    /// find.
+    /// Writes the field that this source would write if it found this value in a request.
     pub(super) fn write_value(&self, value: Option<&str>, digest: &mut ScopeDigest) {
         match (self, value) {
             (Self::Shared(name), _) => digest.field(SHARED, name.as_bytes()),

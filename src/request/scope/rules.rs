@@ -225,7 +225,7 @@ mod tests {
         let scope = ScopeSource::default();
         let bearer = [("authorization", "Bearer a")];
         let secret: &[u8] = &[7; 32];
-        // Also computed with another implementation of SipHash.
+        // This value was also computed with a different implementation of SipHash.
         assert_eq!(tag(&scope, &bearer, None), "a7cbd09e7e80c9d1e5a2551fa9718e4d");
         assert_eq!(tag(&scope, &bearer, Some(secret)), "edc351db751d2f8656a80fe02708432d");
         assert_eq!(tag(&scope, &[], Some(secret)), "247a7cf7ff8ee28e60b09522d327300a");

@@ -13,13 +13,14 @@ use crate::request::header_name;
 type ExtensionFn = dyn Fn(&Extensions) -> Option<String> + Send + Sync;
 type HeadFn = dyn Fn(&Parts) -> Result<String, BoxError> + Send + Sync;
 
-/// The source of a scope, which determines whose key it is. The same key under two scopes names two
-/// unrelated operations.
+/// The source of a key's scope. The scope determines whose key it is: the same key in two scopes
+/// names two unrelated operations.
 ///
 /// The default is the value of the `Authorization` header, which separates callers without any
 /// setup. The scheme in this value is compared case-insensitively. If tokens are renewed, or
 /// signatures change with every request (AWS SigV4, Digest, OAuth 1.0), use the user or tenant that
-/// your authentication layer found. A retry with a new token then still belongs to the same caller.
+/// your authentication layer identified. A retry with a new token then still belongs to the same
+/// caller.
 ///
 /// ```
 /// use tower_idempotency::ScopeSource;
@@ -63,8 +64,8 @@ impl ScopeSource {
         Self(Source::Header(header_name::parse("scope", name)))
     }
 
-    /// Uses the host that the request is for: the URI's authority or, if the URI has none, the
-    /// `Host` header. The host is case-insensitive, and includes the port if there is one.
+    /// Uses the request's host: the URI's authority or, if the URI has none, the `Host` header. The
+    /// host is case-insensitive, and includes the port, if present.
     ///
     /// If one service has many host names, combine the host with a scope that separates callers
     /// ([`and`](Self::and)).
@@ -76,7 +77,7 @@ impl ScopeSource {
     /// Uses the endpoint: the method and the path, without the query. In a nested Axum router, this
     /// is the original path.
     ///
-    /// Combine the endpoint with another scope ([`and`](Self::and)) if one key can name an
+    /// Combine the endpoint with another scope ([`and`](Self::and)) if the same key can name an
     /// operation at each of several endpoints. An example is the id of an event that is sent to two
     /// endpoints. The endpoint's value for [`slot`](crate::IdempotencyLayer::slot) is the method, a
     /// space and the path, such as `POST /hooks/billing`.
@@ -125,14 +126,13 @@ impl ScopeSource {
     }
 
     /// Uses one scope with this name for all requests, for example for the webhooks of a single
-    /// sender. **Every caller who knows a key can then read the stored response of any other
-    /// caller.**
+    /// sender. **Every caller who knows a key can then read any other caller's stored response.**
     #[must_use]
     pub fn shared_by_all(name: &str) -> Self {
         Self(Source::Shared(name.into()))
     }
 
-    /// Combines this scope *and* another scope. Two requests are in the same scope only if both
+    /// Combines this scope with another scope. Two requests are in the same scope only if both
     /// parts are equal.
     ///
     /// The order matters: `a.and(b)` and `b.and(a)` are different scopes. A combined scope is never

@@ -5,9 +5,9 @@ use std::fmt;
 use smallvec::{SmallVec, smallvec};
 
 /// The values of a scope: one value for each source that the scope combines, in order. `None`
-/// stands for a source that finds nothing.
+/// stands for a source that finds no value.
 ///
-/// A simple scope takes an `Option<&str>`. A combined scope takes an array of values:
+/// For a simple scope, pass an `Option<&str>`. For a combined scope, pass an array of values:
 ///
 /// ```
 /// use tower_idempotency::{IdempotencyLayer, MemoryStore, ScopeSource};
@@ -48,7 +48,7 @@ impl<'a, const N: usize> From<[&'a str; N]> for ScopeValues<'a> {
 
 impl fmt::Debug for ScopeValues<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the values: they are credentials.
+        // The values are not shown, because they are credentials.
         write!(f, "ScopeValues({})", self.0.len())
     }
 }

@@ -1,4 +1,4 @@
-//! A rule that can be run on its own.
+//! A check that can be run on its own.
 
 use std::fmt;
 use std::future::Future;
@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 use super::harness::Harness;
 
-/// A rule of the suite, with its name.
+/// A named check of one of the suite's rules.
 pub struct Check<H> {
     pub(super) name: &'static str,
     pub(super) run: for<'a> fn(&'a H) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>,

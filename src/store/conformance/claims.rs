@@ -1,4 +1,5 @@
-//! Claims whose leases have not lapsed: who gets a claim, who does not, and how it ends.
+//! Checks of claims whose leases have not lapsed: which calls get the claim, and how the claim
+//! ends.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ pub(super) async fn a_duplicate_is_in_flight<H: Harness>(slot: Probe<'_, H>) {
     let step = "begin, the same fingerprint under another token";
     let long = slot.long;
     match slot.answered(step, slot.store.begin(&slot.claim()).await) {
-        // The time left is only used for `Retry-After`, so an approximate answer is enough.
+        // The remaining time is used only for `Retry-After`, so an approximate value is enough.
         ClaimOutcome::InFlight { lease_left } if lease_left >= long / 2 && lease_left <= long + slot.units(1) => {}
         ClaimOutcome::InFlight { lease_left } => slot.broken(
             step,
@@ -69,8 +70,9 @@ pub(super) async fn fingerprints_count_to_the_last_bit<H: Harness>(slot: Probe<'
     differ_in_each_bit(&slot, "done", &ClaimOutcome::Done(record)).await;
 }
 
-/// Calls `begin` with fingerprints that differ in one bit. If the bit is in the digest, the result
-/// is a mismatch. If it is in the rule, the result is as if the fingerprint were the same.
+/// Calls `begin` with fingerprints that each differ from the slot's fingerprint in one bit. If the
+/// bit is in the digest, the result is a mismatch. If the bit is in the rule, the result is the
+/// same as for an equal fingerprint.
 async fn differ_in_each_bit<H: Harness>(slot: &Probe<'_, H>, state: &str, same: &ClaimOutcome) {
     for bit in 0..Fingerprint::LEN * 8 {
         let mut bytes = *slot.fingerprint.as_bytes();
@@ -144,8 +146,8 @@ pub(super) async fn slots_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) 
 }
 
 pub(super) async fn tokens_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) {
-    // Values that a double, a signed integer or a 32-bit integer cannot distinguish, and both ends
-    // of the range.
+    // Values that would be indistinguishable as a double, a signed integer or a 32-bit integer, and
+    // both ends of the range.
     for token in [0, 1, u64::MAX, 1 << 63, (1 << 53) + 1, random_token().0 | 1 << 62] {
         let slot = slot.elsewhere();
         let claim = slot.claim().with_token(Token(token));
@@ -224,7 +226,7 @@ pub(super) async fn release_frees_the_slot_for_any_fingerprint<H: Harness>(slot:
         .await;
     slot.release("by the second holder", other.token, Held::Yes).await;
 
-    // The count of attempts also starts again.
+    // The attempt number also starts again from 1.
     slot.begin("a claim that lapses", &slot.claim_for(1), &FIRST).await;
     slot.pass(2).await;
     let second = slot.claim();

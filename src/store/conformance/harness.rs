@@ -11,19 +11,20 @@ pub trait Harness: Sync {
     /// [`Arc`](std::sync::Arc).
     type Store: Store;
 
-    /// Returns a handle to the store. All handles of a harness access the same data. The suite
-    /// calls this method a hundred times or more. If a handle is a connection or a pool, open a few
-    /// in advance, as different hosts would, and return clones of them in turn.
+    /// Returns a handle to the store. All handles from a harness access the same data. The suite
+    /// calls this method 100 times or more. If a handle is a connection or a pool, open a few
+    /// handles in advance, as different hosts would, and return their clones in turn.
     fn store(&self) -> Self::Store;
 
-    /// Returns the suite's unit of time. Default: 300 ms. The duration of any call, and the time by
-    /// which [`pass`](Self::pass) overshoots, must be well below one unit. If a store rounds its
+    /// Returns the suite's unit of time. Default: 300 ms. The duration of every call, and the time
+    /// by which [`pass`](Self::pass) overshoots, must be well below one unit. If a store rounds its
     /// times, the unit must be much longer than the rounding.
     fn unit(&self) -> Duration {
         Duration::from_millis(300)
     }
 
-    /// Lets the given amount of the store's time pass. By default, it sleeps on tokio's clock.
+    /// Lets the given amount of the store's time pass. The default implementation sleeps on tokio's
+    /// clock.
     fn pass(&self, time: Duration) -> impl Future<Output = ()> + Send {
         tokio::time::sleep(time)
     }

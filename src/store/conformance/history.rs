@@ -1,4 +1,4 @@
-//! A random history, which the store and the machine follow step by step.
+//! A random history, which the store and the machine both follow step by step.
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ const SLOTS: usize = 6;
 const STEPS: u32 = 40;
 /// The maximum number of calls in a step. In a step without calls, only time passes.
 const CALLS: usize = 4;
-/// How often a history is tried, in case the store or this process is too slow for it. With each
-/// try, the unit grows by the harness's unit.
+/// The maximum number of tries for a history, in case the store or this process is too slow. With
+/// each try, the unit grows by the harness's unit.
 const TRIES: u32 = 5;
 
 pub(super) async fn a_random_history_follows_the_machine<H: Harness>(probe: Probe<'_, H>) {
     follow(&probe, Uuid::new_v4().as_u64_pair().1).await;
 }
 
-/// Follows the history of the given seed.
+/// Follows the history that the given seed generates.
 ///
-/// Step `k` begins at `k` units and takes less than a third of a unit. Leases and TTLs end half a
-/// unit after some step begins. A call that is slightly late is therefore still on the right side
-/// of every end.
+/// Step `k` begins at `k` units and takes less than a third of a unit. Leases and TTLs expire half
+/// a unit after the start of a step. A call that is slightly late therefore still runs on the right
+/// side of every expiry.
 pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
     let unit = probe.harness.unit();
     for attempt in 1..=TRIES {
@@ -44,7 +44,7 @@ pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
     )
 }
 
-/// A step took too long to determine the expected answers.
+/// The error for a step that took so long that the expected results are uncertain.
 struct TooSlow;
 
 async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64, unit: Duration) -> Result<(), TooSlow> {
@@ -110,8 +110,8 @@ async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64, unit: Duration) ->
     Ok(())
 }
 
-/// Creates a record. If the token is odd, the record has data about its request's body, which was
-/// streamed, so the claim's fingerprint covered only the head.
+/// Creates a record. If the token is odd, the record has data about a streamed request body, as if
+/// the claim's fingerprint covered only the request's head.
 fn record_of(print: Fingerprint, token: Token) -> Record {
     let bytes = token.0.to_le_bytes();
     let record = response(print, &bytes);
@@ -125,7 +125,7 @@ fn record_of(print: Fingerprint, token: Token) -> Record {
 }
 
 /// The store's time, as far as this process can determine it: the time that the harness let pass,
-/// and the time that calls took.
+/// plus the time that calls took.
 struct Clock {
     passed: Duration,
     since: Instant,
@@ -150,7 +150,7 @@ impl Clock {
         if !missing.is_zero() {
             harness.pass(missing).await;
         }
-        // A harness that moves its own clock takes no time to do so.
+        // A harness that advances its own clock uses no real time.
         self.passed = elapsed + missing.max(before.elapsed());
         self.since = Instant::now();
     }
@@ -186,14 +186,14 @@ impl Answer {
     }
 }
 
-/// A slot, the machine's state of it, and the claims that were tried on it.
+/// A slot, the machine's state for this slot, and the claims that were attempted on this slot.
 struct Followed {
     slot: Slot,
     machine: Machine,
-    /// Two fingerprints of one rule, and two of another.
+    /// Two fingerprints from one rule, and two fingerprints from a different rule.
     prints: [Fingerprint; 4],
     begun: Vec<ClaimRequest>,
-    /// The calls so far, for the message.
+    /// The calls so far, for the failure message.
     told: String,
 }
 
@@ -214,7 +214,8 @@ impl Followed {
     }
 
     fn draw(&mut self, dice: &mut Dice, unit: Duration) -> Call {
-        // Whole units plus a half. The memory of a lapsed claim is added to a lease.
+        // `halves` returns whole units plus half a unit. The time for which a lapsed claim is
+        // remembered is a whole number of units, because it is added to a lease.
         let whole = |dice: &mut Dice| unit * (1 + dice.below(6) as u32);
         let halves = |dice: &mut Dice| unit * dice.below(7) as u32 + unit / 2;
         let recent = self.begun.len().saturating_sub(3);

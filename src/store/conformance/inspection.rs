@@ -1,4 +1,4 @@
-//! Inspecting the store, and settling by hand.
+//! Checks that inspect the store and settle operations manually.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ pub(super) async fn look_up_tells_how_far_an_operation_is<H: Harness<Store: Insp
         .await;
     let step = "look_up, of a record";
     let entry = probe.look_up("of a record").await;
-    // A store may include the bytes that it adds.
+    // The reported size may include bytes that the store adds to the record.
     let done = |phase, _| matches!(phase, Phase::Done { bytes } if bytes >= 24);
     if !alike(entry, done, probe.long) || entry.is_some_and(|entry| entry.forgotten_in > probe.long) {
         probe.broken(
@@ -156,7 +156,7 @@ pub(super) async fn forget_scope_forgets_what_is_finished_in_one_scope<H: Harnes
     running
         .complete("by the claim's holder", held.token, &record, running.long, Held::Yes)
         .await;
-    // A takeover, for example to settle the operation by hand, does not change the scope.
+    // A takeover, such as a takeover to settle the operation manually, does not change the scope.
     let second = lapsed.claim();
     lapsed
         .begin("of the lapsed claim", &second, &ClaimOutcome::Started { attempt: 2 })

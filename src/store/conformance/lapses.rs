@@ -1,7 +1,8 @@
-//! The effects of time: leases lapse, claims are taken over and forgotten, records expire.
+//! Checks of the effects of time: leases lapse, claims are taken over and forgotten, and records
+//! expire.
 //!
-//! Times in comments are in units from the slot's first `begin`. Each check of the store is at
-//! least one unit away from the next boundary.
+//! Times in comments are in units since the slot's first `begin`. Each check of the store is at
+//! least one unit away from the nearest boundary.
 
 use super::harness::Harness;
 use super::probe::{IN_FLIGHT, Probe, response};
@@ -151,8 +152,8 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
     slot.begin("another fingerprint, after lease and ttl", &next, &FIRST)
         .await;
 
-    // A takeover has its own ttl: attempt 2 begins at 2, lapses at 3 and is forgotten at 11. With
-    // the ttl of attempt 1, it would have been forgotten at 7.
+    // A takeover has its own TTL: attempt 2 begins at 2, lapses at 3 and is forgotten at 11. With
+    // attempt 1's TTL, attempt 2 would have been forgotten at 7.
     let slot = slot.elsewhere();
     let first = slot.claim_for(1).with_ttl(slot.units(4));
     slot.begin("a claim that lapses", &first, &FIRST).await;
@@ -220,7 +221,7 @@ pub(super) async fn renew_moves_the_lease<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim_for(3);
     slot.begin("the first of a slot", &claim, &FIRST).await;
     slot.pass(1).await;
-    // This moves the end of the lease from 3 to 6.
+    // This renewal moves the end of the lease from 3 to 6.
     slot.renew("by the holder", claim.token, slot.units(5), Held::Yes).await;
     slot.pass(3).await;
     slot.begin(
@@ -237,7 +238,7 @@ pub(super) async fn renew_moves_the_lease<H: Harness>(slot: Probe<'_, H>) {
     )
     .await;
 
-    // The new lease starts now and is not added to the time left.
+    // The new lease starts now and is not added to the remaining time.
     let slot = slot.elsewhere();
     let claim = slot.claim();
     slot.begin("with a long lease", &claim, &FIRST).await;
@@ -272,7 +273,7 @@ pub(super) async fn a_record_lives_for_its_ttl_from_completion<H: Harness>(slot:
     let record = slot.response(b"for a while");
     slot.begin("the first of a slot", &claim, &FIRST).await;
     slot.pass(4).await;
-    // The record is kept until 9, regardless of how long the operation ran and how often the record
+    // The record is kept until 9, regardless of how long the operation ran or how often the record
     // is read.
     slot.complete("by the holder", claim.token, &record, slot.units(5), Held::Yes)
         .await;

@@ -1,8 +1,8 @@
 //! The conformance suite, which checks whether a [`Store`](super::Store) follows the rules of
 //! [`Machine`](super::Machine).
 //!
-//! Use it if you write a store. Implement a [`Harness`] that gives access to your store, and run
-//! [`check`] in a test:
+//! Use this suite if you write a store. Implement a [`Harness`] that gives the suite access to your
+//! store, and run [`check`] in a test:
 //!
 //! ```
 //! use tower_idempotency::MemoryStore;
@@ -25,23 +25,25 @@
 //! }
 //! ```
 //!
-//! If a rule is broken, the suite panics. The message names the rule and the step, and says what
-//! was expected and what the store answered. To run each rule as a separate test, use [`checks`].
+//! If the store breaks a rule, the suite panics. The message names the rule and the step, and shows
+//! the expected result and the store's result. To run each rule as a separate test, use [`checks`].
 //!
-//! **Slots.** Each check draws random slots and tokens. The store therefore need not be empty, and
-//! several checks, or several runs, can share one store. The suite does not clean up. It leaves a
-//! few hundred small entries and a record of one megabyte, which the store removes within hours,
-//! like any other entry. Two records stay forever: those of `very_long_times_do_not_overflow`.
+//! **Slots.** Each check draws random slots and tokens. The store therefore does not need to be
+//! empty, and several checks, or several runs, can share one store. The suite does not clean up. It
+//! leaves a few hundred small entries and a record of one megabyte. The store removes them within
+//! hours, like any other entries. The two records from `very_long_times_do_not_overflow` remain
+//! forever.
 //!
-//! **Time.** The suite's leases last a few [units](Harness::unit), and it checks the store at least
-//! one unit before or after a lease or TTL ends. With a server, the unit is real time. Make it so
-//! long that a call takes much less, including a pause of the scheduler. The whole suite takes
-//! about a hundred units. A store that reads tokio's clock, like
-//! [`MemoryStore`](super::MemoryStore), takes no real time if that clock is paused.
+//! **Time.** The suite's leases last a few [units](Harness::unit). The suite checks the store at
+//! least one unit before or after each lease or TTL expires. With a server, the unit is real time.
+//! Choose a unit that is much longer than a call, including scheduler pauses. The whole suite takes
+//! about a hundred units. With a store that reads tokio's clock, such as
+//! [`MemoryStore`](super::MemoryStore), the suite takes no real time if that clock is paused.
 //!
-//! **Concurrency.** The checks of races start tasks on the runtime that runs them. A paused clock
-//! needs the current-thread runtime. If a store's calls do not wait, only a multi-thread runtime
-//! tests it with several threads. You can also run the checks that need no time to pass there.
+//! **Concurrency.** The race checks start tasks on the runtime that runs these checks. A paused
+//! clock needs the current-thread runtime. If a store's calls never wait, only a multi-thread
+//! runtime tests the store with several threads. On a multi-thread runtime, you can also run the
+//! checks that do not require time to pass.
 
 mod check;
 mod claims;

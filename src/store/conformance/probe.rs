@@ -1,4 +1,4 @@
-//! One slot of the store under test, called step by step.
+//! Calls the store under test step by step, on a single slot.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::harness::Harness;
 use crate::request::{Fingerprint, Slot};
 use crate::store::{ClaimOutcome, ClaimRequest, Held, Record, Store, StoreError, Token};
 
-/// The expected answer `InFlight`. The time left is not compared.
+/// The expected result `InFlight`. The remaining time is not compared.
 pub(super) const IN_FLIGHT: ClaimOutcome = ClaimOutcome::InFlight {
     lease_left: Duration::ZERO,
 };
@@ -24,7 +24,7 @@ pub(super) struct Probe<'a, H: Harness> {
     pub(super) store: Arc<H::Store>,
     pub(super) slot: Slot,
     pub(super) fingerprint: Fingerprint,
-    /// A time that does not end while the suite runs.
+    /// A duration that is longer than a run of the suite.
     pub(super) long: Duration,
 }
 
@@ -40,12 +40,12 @@ impl<'a, H: Harness> Probe<'a, H> {
         }
     }
 
-    /// The same rule on another slot, through another handle.
+    /// Returns a probe for the same rule on a new slot, through a new handle.
     pub(super) fn elsewhere(&self) -> Self {
         Self::new(self.harness, self.rule)
     }
 
-    /// The same rule on the given slot.
+    /// Returns a probe for the same rule on the given slot.
     pub(super) fn at(&self, slot: Slot) -> Self {
         Self {
             harness: self.harness,
@@ -57,7 +57,7 @@ impl<'a, H: Harness> Probe<'a, H> {
         }
     }
 
-    /// A `begin` for the slot with a new token and a lease that does not lapse.
+    /// Returns a `begin` request for the slot, with a new token and a lease that does not lapse.
     pub(super) fn claim(&self) -> ClaimRequest {
         ClaimRequest::new(self.slot, self.fingerprint)
             .with_lease(self.long)
@@ -69,20 +69,20 @@ impl<'a, H: Harness> Probe<'a, H> {
         self.claim().with_lease(self.units(units))
     }
 
-    /// Like [`claim`](Self::claim), but with another fingerprint of the same rule.
+    /// Like [`claim`](Self::claim), but with a different fingerprint from the same rule.
     pub(super) fn other_claim(&self) -> ClaimRequest {
         let [first, second, ..] = *self.fingerprint.as_bytes();
         self.claim_of([first, second])
     }
 
-    /// Like [`claim`](Self::claim), but with a random fingerprint of another rule. The rule is the
-    /// same each time.
+    /// Like [`claim`](Self::claim), but with a random fingerprint from a different rule. Every call
+    /// uses the same rule.
     pub(super) fn claim_under_another_rule(&self) -> ClaimRequest {
         let [first, second, ..] = *self.fingerprint.as_bytes();
         self.claim_of([!first, second])
     }
 
-    /// Like [`claim`](Self::claim), but with a random digest under the given rule.
+    /// Like [`claim`](Self::claim), but with the given rule and a random digest.
     fn claim_of(&self, rule: [u8; 2]) -> ClaimRequest {
         let mut bytes = *random_fingerprint().as_bytes();
         bytes[..2].copy_from_slice(&rule);
@@ -92,7 +92,7 @@ impl<'a, H: Harness> Probe<'a, H> {
         }
     }
 
-    /// A stored response with the slot's fingerprint.
+    /// Returns a stored response with the slot's fingerprint.
     pub(super) fn response(&self, body: &[u8]) -> Record {
         response(self.fingerprint, body)
     }
@@ -187,8 +187,8 @@ impl<'a, H: Harness> Probe<'a, H> {
     }
 }
 
-/// Returns whether the answers match. `InFlight` matches regardless of how much of the lease is
-/// left.
+/// Returns whether the results match. Two `InFlight` results match regardless of the lease's
+/// remaining time.
 pub(super) fn alike(answer: &ClaimOutcome, expected: &ClaimOutcome) -> bool {
     match (answer, expected) {
         (ClaimOutcome::InFlight { .. }, ClaimOutcome::InFlight { .. }) => true,
@@ -219,7 +219,7 @@ pub(super) fn random_token() -> Token {
     Token::random()
 }
 
-/// A stored response with a header that is not text and must not be logged.
+/// Returns a stored response with a header whose value is not text and must not be logged.
 pub(super) fn response(fingerprint: Fingerprint, body: &[u8]) -> Record {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,4 +1,4 @@
-//! Many calls at once, and calls that are dropped before they have answered.
+//! Checks of concurrent calls, and of calls that are dropped before they return.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -11,11 +11,11 @@ use crate::store::Record;
 use crate::store::Store;
 use crate::store::{ClaimOutcome, ClaimRequest, Held};
 
-/// How many calls try to claim one slot at the same time.
+/// The number of calls that try to claim one slot at the same time.
 const CROWD: usize = 64;
 /// The number of handles that the calls use.
 const HANDLES: usize = 4;
-/// How often a race is run.
+/// The number of times that each race is run.
 const RACES: usize = 4;
 
 fn handles<H: Harness>(harness: &H) -> Vec<Arc<H::Store>> {
@@ -44,8 +44,8 @@ pub(super) async fn one_of_many_takes_a_lapsed_claim_over<H: Harness>(slot: Prob
     }
 }
 
-/// Checks that exactly one call of a crowd starts, as the given attempt, and that the others are in
-/// flight.
+/// Checks that exactly one of many concurrent calls returns `Started` with the given attempt
+/// number, and that all others return `InFlight`.
 async fn crowd<H: Harness>(slot: &Probe<'_, H>, attempt: u32) {
     let handles = handles(slot.harness);
     let claims: Vec<ClaimRequest> = (0..CROWD).map(|_| slot.claim()).collect();
@@ -158,10 +158,10 @@ pub(super) async fn the_present_holder_wins_against_the_fenced_one<H: Harness>(s
     }
 }
 
-/// How often a call is polled before it is dropped.
+/// The numbers of polls after which calls are dropped.
 const POLLS: std::ops::Range<u32> = 0..6;
 
-/// Polls a future at most the given number of times. If it is not ready by then, drops it and
+/// Polls a future up to the given number of times. If the future is still not ready, drops it and
 /// returns `None`.
 async fn polled<F: Future>(future: F, mut times: u32) -> Option<F::Output> {
     let mut future = pin!(future);
@@ -188,7 +188,7 @@ pub(super) async fn a_dropped_begin_can_be_given_back<H: Harness>(slot: Probe<'_
             slot.expect_begun("begin, not dropped", answer, &ClaimOutcome::Started { attempt: 1 });
         }
     }
-    // A request that was sent may still be on its way.
+    // A request that was sent may not have reached the store yet.
     slot.pass(1).await;
     for ((times, slot), claim) in dropped.iter().zip(claims) {
         let step = format!("after a begin that was dropped when polled {times} times");

@@ -1,4 +1,4 @@
-//! A record comes back as it was stored.
+//! Checks that a record is read exactly as it was stored.
 
 use http::StatusCode;
 
@@ -26,7 +26,7 @@ pub(super) async fn a_record_comes_back_byte_for_byte<H: Harness>(slot: Probe<'_
 }
 
 pub(super) async fn a_large_record_comes_back_whole<H: Harness>(slot: Probe<'_, H>) {
-    // The body cannot be compressed, and no two of its parts are alike.
+    // The body cannot be compressed, and no two parts of it are alike.
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
     let body: Vec<u8> = std::iter::repeat_with(|| {
         state ^= state << 13;
@@ -50,7 +50,8 @@ pub(super) async fn a_tombstone_comes_back<H: Harness>(slot: Probe<'_, H>) {
     .await;
 }
 
-/// The claim is for a request whose body had not arrived yet. Its record has data about the body.
+/// The claim is for a request whose body had not arrived yet. The record contains data about this
+/// body.
 pub(super) async fn a_record_that_knows_the_body_of_its_request_comes_back<H: Harness>(slot: Probe<'_, H>) {
     for vouched in [&[][..], &[[0; 16]], &[[0xff; 16], [0x0a; 16]]] {
         for is_response in [true, false] {

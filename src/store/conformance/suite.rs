@@ -26,19 +26,20 @@ pub async fn check<H: Harness>(harness: &H) {
     }
 }
 
-/// Runs a history of 40 random steps on several slots, drawn from the given seed, and compares each
-/// answer with [`Machine`](crate::store::Machine). The check `a_random_history_follows_the_machine`
-/// runs such a history with a random seed. If it fails, its message contains the seed.
+/// Runs a history of 40 random steps on several slots, generated from the given seed, and compares
+/// each result with that of [`Machine`](crate::store::Machine). The check
+/// `a_random_history_follows_the_machine` runs such a history with a random seed. If the check
+/// fails, its message contains the seed.
 ///
 /// # Panics
 ///
-/// Panics if the store's answer differs from the machine's, or if the store fails.
+/// Panics if one of the store's results differs from the machine's, or if the store fails.
 pub async fn check_history<H: Harness>(harness: &H, seed: u64) {
     history::follow(&Probe::new(harness, "a_random_history_follows_the_machine"), seed).await;
 }
 
-/// Returns every check of [`Inspect`], for stores that implement it. They work like those of
-/// [`checks`].
+/// Returns every check of [`Inspect`], for stores that implement this trait. These checks work like
+/// the checks that [`checks`] returns.
 #[must_use]
 pub fn inspection_checks<H: Harness<Store: Inspect>>() -> Vec<Check<H>> {
     list![
@@ -50,7 +51,7 @@ pub fn inspection_checks<H: Harness<Store: Inspect>>() -> Vec<Check<H>> {
     ]
 }
 
-/// Returns every check, for a test runner that reports each one by its name. The checks are
+/// Returns every check, for a test runner that reports each check by name. The checks are
 /// independent of each other and can run at the same time.
 #[must_use]
 pub fn checks<H: Harness>() -> Vec<Check<H>> {

@@ -1,4 +1,4 @@
-//! `changed`: waiting requests learn of an outcome.
+//! Checks of `changed`, by which waiting requests notice an outcome.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::store::{ClaimOutcome, ClaimRequest, Held};
 
 /// The time within which a waiting request should notice that a claim ended.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// If `changed` returns this many times while a claim runs, it does not wait.
+/// The number of calls after which `changed` is considered not to wait, if the claim is still
+/// running.
 const ROUNDS: u32 = 1000;
 const WAITERS: usize = 8;
 
@@ -108,15 +109,15 @@ pub(super) async fn waiters_learn_of_release<H: Harness>(slot: Probe<'_, H>) {
 }
 
 struct Waited {
-    /// Whether this waiter was the next one to run.
+    /// Whether this waiter was the next to run.
     started: bool,
     begun: ClaimOutcome,
 }
 
 type Waiters = JoinSet<Result<Waited, String>>;
 
-/// Starts tasks that wait for the slot like the layer does. A task that starts the operation also
-/// completes it.
+/// Starts tasks that wait for the slot in the same way as the layer. A task that starts the
+/// operation also completes it.
 fn gather<H: Harness>(slot: &Probe<'_, H>, record: Record) -> Waiters {
     let mut waiters = JoinSet::new();
     for _ in 0..WAITERS {
@@ -132,7 +133,8 @@ async fn wait<S: Store>(store: Arc<S>, begin: ClaimRequest, record: Record) -> R
             Ok(ClaimOutcome::InFlight { .. }) => store.changed(&begin.slot, round).await,
             Ok(ClaimOutcome::Started { .. }) => {
                 started = true;
-                // This gives the other tasks time to find it running, or to wait again.
+                // This pause gives the other tasks time to find the operation running, or to wait
+                // again.
                 tokio::task::yield_now().await;
                 if let Err(error) = store.complete(&begin.slot, begin.token, &record, begin.ttl).await {
                     return Err(format!("the store failed: {error}"));

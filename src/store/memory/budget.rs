@@ -1,33 +1,33 @@
-//! The store's counts, and their limit.
+//! The store's counters and its byte limit.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-/// What the store does with a new key when its byte budget is used up.
+/// The policy for a new key when the store's byte budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// Evicts the completed records that are nearest to expiry. **An evicted key runs again if its
-    /// client retries after the eviction.** [`MemoryStats::evicted`] counts evictions; set an alert
-    /// on it. Running claims are never evicted.
+    /// Evicts the completed records that are nearest to expiry. **An evicted operation runs again
+    /// if its client retries after the eviction.** [`MemoryStats::evicted`] counts evictions; set
+    /// an alert on this count. Running claims are never evicted.
     ///
-    /// A tenant that sends a flood of keys does not evict another tenant's records: a scope that
-    /// uses less than half of an equal share loses none. An equal share is the size of all records,
-    /// divided by the number of scopes that have any.
+    /// A tenant that sends a flood of keys does not evict a smaller tenant's records: a scope that
+    /// uses less than half of an equal share loses no records. An equal share is the total size of
+    /// all records, divided by the number of scopes that have records.
     #[default]
     EvictNearestExpiry,
-    /// Refuses new keys with `503` problem `store-unavailable` until records have expired. Known
-    /// keys still get an answer. Operations that are running when the store reaches its budget are
-    /// still recorded, so their answers can exceed the budget.
+    /// Refuses new keys with a `503` problem `store-unavailable` until records have expired.
+    /// Requests with known keys still get a response. Operations that are running when the store
+    /// reaches its budget are still recorded, so their records can exceed the budget.
     RefuseNew,
 }
 
-/// The contents of a [`MemoryStore`](crate::MemoryStore) at one moment.
+/// A snapshot of the statistics for a [`MemoryStore`](crate::MemoryStore).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryStats {
-    /// The number of claims and records, including those that have expired and are not swept yet.
+    /// The number of claims and records, including expired entries that have not been swept yet.
     pub entries: usize,
     /// The heap bytes that claims and records use, including the store's bookkeeping for them.
     pub bytes: usize,
@@ -35,7 +35,7 @@ pub struct MemoryStats {
     pub evicted: u64,
 }
 
-/// One store's counts, and their limit.
+/// A store's counters and its byte limit.
 pub(super) struct Budget {
     pub(super) limit: usize,
     pub(super) when_full: WhenFull,
@@ -68,20 +68,20 @@ impl Budget {
         self.bytes.load(Ordering::Relaxed).saturating_add(more) > self.limit
     }
 
-    /// Counts a new entry.
+    /// Adds a new entry to the counts.
     pub(super) fn enter(&self, bytes: usize) {
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts an entry that is gone.
+    /// Subtracts a removed entry from the counts.
     pub(super) fn leave(&self, bytes: usize) {
         self.entries.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Counts a change in size from `before` to `after` bytes. It is one step, so nobody sees the
-    /// total without either size.
+    /// Counts a change in size from `before` to `after` bytes. The change is a single step, so no
+    /// other call sees a total that includes neither size.
     pub(super) fn change(&self, before: usize, after: usize) {
         self.bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
@@ -89,8 +89,8 @@ impl Budget {
     /// Counts a record that was evicted before it expired.
     pub(super) fn evicted(&self) {
         let evicted = self.evicted.fetch_add(1, Ordering::Relaxed) + 1;
-        // Logged at 1, 2, 4, 8 and so on, so the first eviction shows at once and the log is never
-        // flooded.
+        // Logged at 1, 2, 4, 8 and so on, so the first eviction is logged at once and the log is
+        // never flooded.
         if evicted.is_power_of_two() {
             tracing::warn!(
                 target: "tower_idempotency",

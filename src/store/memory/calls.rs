@@ -29,7 +29,7 @@ impl Slots {
                 if let Some(begun) = entry.occupant.begin(begin, now) {
                     return Ok(begun);
                 }
-                // Expired but not swept yet, so the slot is vacant.
+                // The entry has expired but has not been swept yet, so the slot is vacant.
                 self.budget.change(entry.cost(), CLAIM);
                 let number = self.with_ledger(|ledger| {
                     entry.leave(ledger, hash);
@@ -39,7 +39,7 @@ impl Slots {
                 break Some(std::mem::replace(entry, Entry::claim(begin, scope, number, now)));
             }
             match room {
-                // Make room only for a new key, and without its shard's lock.
+                // Make room only for a new key, and without holding its shard's lock.
                 Room::Unknown => {
                     drop(place);
                     room = self.make_room(CLAIM, now);
@@ -51,7 +51,8 @@ impl Slots {
                     ));
                 }
                 Room::Enough => {
-                    // Counted before the entry is visible, so that nobody subtracts it first.
+                    // The entry is counted before it is visible, so that no other call subtracts
+                    // the entry before it is counted.
                     self.budget.enter(CLAIM);
                     let number = self.with_ledger(|ledger| {
                         due.take(ledger, now);
@@ -84,8 +85,8 @@ impl Slots {
             if !lease.is_zero() {
                 return Held::Yes;
             }
-            // The claim lapses at once. A waiting request can take it over, or perhaps no request
-            // ever comes back.
+            // The claim lapses at once. A waiting request can take over the claim, but it is
+            // possible that no request ever does.
             let look_at = running.lease_until.after(running.memory);
             running.extra.look_at = look_at;
             let waiters = running.extra.waiters();
@@ -107,8 +108,8 @@ impl Slots {
         // A record can take less space than its claim did.
         let more = bytes.saturating_sub(CLAIM);
         if self.budget.is_over(more) && self.is_held(hash, slot, token, now) {
-            // Make room before the new record is in the ledger, so that it is not the one to be
-            // evicted.
+            // Make room before the new record is in the ledger, so that the new record itself is
+            // not evicted.
             self.make_room(more, now);
         }
         let mut due = Due::default();
@@ -149,8 +150,8 @@ impl Slots {
         }
     }
 
-    /// Returns a future that is ready when the slot's current claim has ended. The future is
-    /// registered before the slot's lock is released, so that it cannot miss the end.
+    /// Returns a future that completes when the slot's current claim ends. The future is registered
+    /// before the slot's lock is released, so that it cannot miss the claim's end.
     pub(super) fn ended(&self, slot: &Slot) -> Option<OwnedNotified> {
         let mut entry = self.map.get_mut(self.map.hash(slot), slot)?;
         match &mut entry.occupant {

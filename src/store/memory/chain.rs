@@ -18,7 +18,8 @@ struct Link {
 pub(super) enum Taken {
     /// The entry, which was removed from the chain.
     Entry(Entry),
-    /// The entry is the only one in the chain and is still in it. The caller must remove the chain.
+    /// The chain contains only the selected entry, which was not removed. The caller must remove
+    /// the chain.
     Last,
     Nothing,
 }
@@ -74,7 +75,7 @@ impl Chain {
         }
     }
 
-    /// Returns the entry of a chain that has exactly one.
+    /// Returns the entry in a chain that has exactly one entry.
     pub(super) fn into_entry(self) -> Entry {
         self.0.entry
     }

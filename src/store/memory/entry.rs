@@ -10,34 +10,34 @@ use crate::request::Slot;
 use crate::store::rules::Occupant;
 use crate::store::{ClaimRequest, Millis, Record};
 
-/// The bytes that an entry takes in addition to its record. They are: the entry (88 bytes, plus 8
-/// for the allocation), its place in its shard's table (19 to 39, up to 51 after many removals),
-/// its line in the ledger (20 to 40), and the record's reference counts (16, plus rounding its
-/// length up to a multiple of eight). `benches/footprint.rs` and `tests/memory_accounting.rs`
-/// measure them.
+/// The bytes that an entry takes in addition to its record. These bytes include the entry (88
+/// bytes, plus 8 for the allocation), its place in its shard's table (19 to 39, up to 51 after many
+/// removals), its line in the ledger (20 to 40), and the record's reference counts (16, plus
+/// rounding the record's length up to a multiple of eight). `benches/footprint.rs` and
+/// `tests/memory_accounting.rs` measure these numbers.
 const ENTRY_BYTES: usize = 176;
-/// The bytes that a claim takes, including its entry: about 236, and some more if other requests
-/// wait for its end.
+/// The bytes that a claim takes, including its entry: about 236, and slightly more if other
+/// requests are waiting for the claim to end.
 pub(super) const CLAIM: usize = 240;
 
-/// One slot that is not vacant.
+/// A slot that is not vacant.
 pub(super) struct Entry {
     pub(super) slot: Slot,
     pub(super) occupant: Occupant<Hold>,
     pub(super) scope: ScopeHash,
-    /// The number of the entry's line in the ledger.
+    /// The entry's line number in the ledger.
     pub(super) number: u32,
 }
 
 /// The data that the store keeps with a claim.
 pub(super) struct Hold {
-    /// When a write checks whether the claim is forgotten.
+    /// The time at which a write checks whether the claim is forgotten.
     pub(super) look_at: Millis,
-    /// Created by the first waiting request.
+    /// `None` until a request waits for the claim to end.
     waiters: Option<Arc<Notify>>,
 }
 
-/// Returns when a claim is forgotten, unless it is renewed or taken over.
+/// Returns the time at which a claim is forgotten, unless the claim is renewed or taken over.
 pub(super) fn look_at(begin: &ClaimRequest, now: Millis) -> Millis {
     now.after(begin.lease).after(begin.ttl)
 }
@@ -47,7 +47,7 @@ pub(super) fn cost_of(record: &Record) -> usize {
 }
 
 impl Entry {
-    /// Creates a new claim's entry. `number` is the number of its line.
+    /// Creates a new claim's entry. `number` is the entry's line number in the ledger.
     pub(super) fn claim(begin: &ClaimRequest, scope: ScopeHash, number: u32, now: Millis) -> Self {
         let hold = Hold {
             look_at: look_at(begin, now),
@@ -61,7 +61,7 @@ impl Entry {
         }
     }
 
-    /// Returns the bytes that are counted for the entry.
+    /// Returns the number of bytes that the budget counts for the entry.
     pub(super) fn cost(&self) -> usize {
         match &self.occupant {
             Occupant::Running(_) => CLAIM,
@@ -94,7 +94,7 @@ impl Entry {
 pub(super) struct Waiters(Option<Arc<Notify>>);
 
 impl Waiters {
-    /// Wakes the waiting requests. Do not call it while holding a lock.
+    /// Wakes the waiting requests. Do not call this method while holding a lock.
     pub(super) fn wake(self) {
         if let Some(waiters) = self.0 {
             waiters.notify_waiters();
@@ -108,13 +108,14 @@ impl Hold {
         Waiters(self.waiters.take())
     }
 
-    /// Returns the notification of the claim's end for one more waiting request.
+    /// Returns the notifier that wakes one more waiting request when the claim ends.
     pub(super) fn wait(&mut self) -> Arc<Notify> {
         Arc::clone(self.waiters.get_or_insert_with(Arc::default))
     }
 }
 
-/// Wakes the requests that wait for a claim that is gone. Do not call it while holding a lock.
+/// Wakes the requests that were waiting for a removed claim. Do not call this function while
+/// holding a lock.
 pub(super) fn wake(gone: Occupant<Hold>) {
     if let Occupant::Running(mut running) = gone {
         running.extra.waiters().wake();
@@ -123,7 +124,8 @@ pub(super) fn wake(gone: Occupant<Hold>) {
 
 #[cfg(test)]
 impl Entry {
-    /// Creates the entry of a slot with a record. `number` is the number of its line.
+    /// Creates an entry for a slot with a record. `number` is the entry's line number in the
+    /// ledger.
     pub(super) fn of_test(slot: Slot, number: u32) -> Self {
         use crate::request::{Fingerprint, ScopeTag};
         use crate::store::memory::hash::SlotHasher;

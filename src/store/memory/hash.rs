@@ -1,4 +1,4 @@
-//! Hashing slots and scopes.
+//! Hashes of slots and scopes.
 
 use std::hash::Hasher;
 
@@ -36,12 +36,12 @@ impl SlotHasher {
     }
 }
 
-/// A slot's hash. It identifies an entry in the map, and it is the only part of a slot that the
-/// ledger keeps. Two slots can have the same hash.
+/// A slot's hash. The hash identifies an entry in the map, and it is the only part of a slot that
+/// the ledger keeps. Two slots can have the same hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SlotHash(u32);
 
-/// The hash of a scope's tag. It has 64 bits, because two scopes with the same hash would be
+/// The hash of a scope's tag. The hash has 64 bits, because two scopes with the same hash would be
 /// forgotten together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ScopeHash(u64);
@@ -52,13 +52,13 @@ impl ScopeHash {
     }
 }
 
-/// Identifies the scope to whose share of the space an entry belongs. It is half of a
-/// [`ScopeHash`]. Scopes with the same half have one share.
+/// Identifies the scope whose share of the space an entry uses. This value is half of a
+/// [`ScopeHash`]. Scopes with the same half have a common share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ShareOf(pub(super) u32);
 
 /// Spreads a [`SlotHash`] over 64 bits for the map. The map takes an entry's tag from the upper
-/// bits, its shard from the bits below them, and its place from the lower bits.
+/// bits, its shard from the bits below the tag's bits, and its place from the lower bits.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Spread(u64);
 

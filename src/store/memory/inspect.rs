@@ -1,4 +1,4 @@
-//! Inspecting slots, and freeing one.
+//! Inspecting and freeing slots.
 
 use super::entry::{Entry as Kept, wake};
 use super::slots::Slots;
@@ -38,10 +38,10 @@ impl Slots {
         census
     }
 
-    /// Forgets a scope's records, and returns how many of them had not expired.
+    /// Forgets a scope's records, and returns the number of records that had not expired.
     ///
-    /// It collects the slots under the lock of one shard after another, and then frees them one by
-    /// one, so that no other call waits long.
+    /// To keep other calls from waiting long, this method first collects the slots, locking one
+    /// shard at a time, and then frees the slots one by one.
     pub(super) fn forget_scope(&self, tag: &ScopeTag) -> u64 {
         let now = self.now();
         let scope = self.map.hash_of_scope(tag);
@@ -60,7 +60,7 @@ impl Slots {
         forgotten
     }
 
-    /// Frees a slot, and returns whether it had an entry.
+    /// Frees a slot, and returns whether the slot had an entry.
     pub(super) fn forget(&self, slot: &Slot) -> bool {
         let now = self.now();
         self.vacate(slot, |_| true).is_some_and(|occupant| {

@@ -1,15 +1,16 @@
 //! The memory store's ledger. It records when each record expires, when to check each claim, and
 //! how much space each scope uses.
 //!
-//! Each record and each claim has one line, in order of time. A line is removed together with its
-//! record or claim, whatever the reason, so the ledger always matches the store's contents. Lines
-//! are in B-trees: no step moves more than a few nodes, and an empty node is freed.
+//! The ledger contains one line for each record and each claim, in chronological order. When a
+//! record or claim is removed for any reason, its line is removed too, so the ledger always matches
+//! the store's contents. Lines are in B-trees: no step moves more than a few nodes, and empty nodes
+//! are freed.
 //!
-//! Eviction takes the record that is next to expire among the scopes that use more than half of an
-//! equal share. The lines of other scopes that come before it are set aside, in order, and checked
-//! again when the rest is used up. The scopes above half of an equal share have at least half of
-//! all bytes. There is therefore always something to evict, and lines stay set aside until that
-//! many bytes are gone.
+//! Eviction removes the record that is next to expire among the scopes that use more than half of
+//! an equal share. Earlier lines that belong to other scopes are set aside, in order, and checked
+//! again when the remaining lines are used up. The scopes above half of an equal share have at
+//! least half of all bytes. There is therefore always a record to evict, and lines stay set aside
+//! until at least half of all bytes are gone.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
@@ -17,25 +18,25 @@ use std::collections::{BTreeMap, BTreeSet, btree_map};
 use super::hash::{ShareOf, SlotHash};
 use crate::store::Millis;
 
-/// The maximum number of lines to set aside before other calls can use the ledger.
+/// The maximum number of lines that are set aside before other calls can use the ledger.
 const SET_ASIDE: usize = 64;
 
 #[derive(Default)]
 pub(super) struct Ledger {
-    /// When each record expires.
+    /// The time at which each record expires.
     expiring: BTreeSet<Line>,
     /// The records that eviction passed over.
     set_aside: BTreeSet<Line>,
-    /// When to check each claim, because it may be forgotten by then. This is how claims whose
-    /// holders died are found.
+    /// The time at which to check each claim, because the claim may be forgotten by then. These
+    /// checks find claims whose holders died.
     claims: BTreeSet<Line>,
     takings: Takings,
     /// The number of the last line that was added.
     number: u32,
 }
 
-/// A tick is 2¹⁰ ms. A record is swept up to one tick after it expired. Until then, a read finds it
-/// expired.
+/// A tick is 2¹⁰ ms. A record is swept up to one tick after it expires. Until then, reads treat the
+/// record as expired.
 const TICK_BITS: u32 = 10;
 
 /// Returns the tick that a time falls into. The last tick, which comes in 139 years, represents all
@@ -44,14 +45,15 @@ fn tick(at: Millis) -> u32 {
     u32::try_from(at.0 >> TICK_BITS).unwrap_or(u32::MAX)
 }
 
-/// The end of a map entry, and its time.
+/// The identity of a map entry, and the time at which the entry is due.
 ///
-/// A line takes sixteen bytes. The hash finds the entry, and the line's number identifies it.
+/// A line takes sixteen bytes. The hash locates the entry in the map, and the line number
+/// identifies the entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line {
     tick: u32,
-    /// Lines of one tick are in the order in which they were written. No two lines are equal,
-    /// unless four billion lines are written while one of them is in the ledger.
+    /// Lines in the same tick are in the order in which they were written. No two lines are equal
+    /// unless four billion lines are written while one line stays in the ledger.
     pub(super) number: u32,
     pub(super) hash: SlotHash,
     /// The scope that the entry belongs to.
@@ -95,23 +97,23 @@ impl Eq for Line {}
 pub(super) enum Evictable {
     /// This record.
     Record(Line),
-    /// There may be a record to evict: call again.
+    /// A record to evict may exist but has not been found yet, so call again.
     NotYetFound,
     Nothing,
 }
 
-/// The bytes that the records of each scope use, for scopes that have any.
+/// The bytes that each scope's records use, for scopes that have records.
 #[derive(Default)]
 struct Takings {
     scopes: BTreeMap<ShareOf, u64>,
     total: u64,
 }
 
-/// The approximate number of bytes that the table of scopes takes for each scope. It can be wrong
-/// by a third.
+/// The approximate number of bytes that the table of scopes takes for each scope. The actual number
+/// can differ by a third.
 const SCOPE_BYTES: usize = 24;
-/// The number of scopes that are not counted, so that a store with a few tenants takes only what
-/// its records take.
+/// The number of scopes whose table entries are not counted, so that a store with a few tenants is
+/// charged only for its records.
 const UNCOUNTED_SCOPES: usize = 256;
 
 impl Takings {
@@ -159,7 +161,7 @@ impl Ledger {
         Line::new(at, self.number, hash, scope)
     }
 
-    /// Returns the number of the record's line.
+    /// Returns the record's line number.
     pub(super) fn add_record(&mut self, expires_at: Millis, hash: SlotHash, scope: ShareOf, bytes: u64) -> u32 {
         let line = self.line(expires_at, hash, scope);
         self.takings.add(scope, bytes);
@@ -174,20 +176,20 @@ impl Ledger {
         self.strike(line, bytes);
     }
 
-    /// Subtracts a record whose line was already removed, after the record is gone.
+    /// Subtracts the bytes of a removed record whose line was already removed.
     pub(super) fn strike(&mut self, line: Line, bytes: u64) {
         self.takings.subtract(line.scope, bytes);
     }
 
-    /// Removes and returns the line of a record whose tick is entirely in the past, if there is
-    /// one.
+    /// Removes and returns the line for a record whose tick is entirely in the past, if such a
+    /// record exists.
     pub(super) fn pop_due(&mut self, now: Millis) -> Option<Line> {
         let end = tick(now);
         pop_before(&mut self.set_aside, end).or_else(|| pop_before(&mut self.expiring, end))
     }
 
-    /// Removes and returns the line of the record that is nearest to expiry, among the scopes that
-    /// use more than half of an equal share of the space of all records.
+    /// Removes and returns the line for the record that is next to expire, among the scopes that
+    /// use more than half of an equal share of the space that all records use.
     pub(super) fn pop_evictable(&mut self) -> Evictable {
         for _ in 0..SET_ASIDE {
             let Some(line) = self.expiring.pop_first() else {
@@ -205,7 +207,7 @@ impl Ledger {
         Evictable::NotYetFound
     }
 
-    /// Returns the number of the claim's line.
+    /// Returns the claim's line number.
     pub(super) fn add_claim(&mut self, look_at: Millis, hash: SlotHash, scope: ShareOf) -> u32 {
         let line = self.line(look_at, hash, scope);
         self.claims.insert(line);
@@ -216,9 +218,9 @@ impl Ledger {
         self.claims.remove(&line);
     }
 
-    /// Removes and returns the line of a claim that is due for a check, if there is one. A claim is
-    /// due from the start of the tick in which it may be forgotten. If it is not forgotten yet, its
-    /// new line goes behind the others of its tick.
+    /// Removes and returns the line for a claim that is due for a check, if such a claim exists. A
+    /// claim is due from the start of the tick in which it may be forgotten. If the claim is not
+    /// forgotten yet, its new line is placed after the other lines in its tick.
     pub(super) fn pop_claim(&mut self, now: Millis) -> Option<Line> {
         pop_before(&mut self.claims, tick(now).saturating_add(1))
     }
@@ -264,8 +266,8 @@ mod tests {
             self.names.get(&line.number).copied()
         }
 
-        /// Removes the next line and its record, and repeats until it finds one or there is nothing
-        /// left.
+        /// Removes the next record to evict and its line. Searches until a record is found or
+        /// nothing is left to evict.
         fn evict(&mut self) -> Option<u64> {
             loop {
                 match self.ledger.pop_evictable() {
@@ -314,7 +316,7 @@ mod tests {
     #[test]
     fn a_scope_below_half_of_its_share_is_passed_over_and_expires_in_time() {
         let mut book = Book::new();
-        // 240 lines of a small scope, before and among the 1000 lines of a large one.
+        // 240 lines for a small scope, before and among the 1000 lines for a large scope.
         for n in 0..240 {
             book.add(2, 10_000 + n, n * 10);
         }
@@ -324,8 +326,8 @@ mod tests {
         for n in 0..480 {
             assert_eq!(book.evict(), Some(n));
         }
-        // The records that were passed over are swept when they are due: the lines of the first
-        // tick.
+        // The records that were passed over are swept when they are due, starting with the lines in
+        // the first tick.
         for n in 0..103 {
             assert_eq!(book.due(1024), Some(10_000 + n));
         }

@@ -1,7 +1,7 @@
 //! The map of the slots that are not vacant: a [`DashMap`] keyed by the slot's hash.
 //!
-//! A shard's table has sixteen bytes for each entry, and the entries are on the heap. The part that
-//! doubles in size, and is partly unused, is therefore small. Growing a table moves hashes and
+//! A shard's table takes sixteen bytes for each entry, and the entries are on the heap. The table,
+//! which doubles in size and is partly unused, is therefore small. Growing a table moves hashes and
 //! pointers without reading entries.
 
 use std::hash::{BuildHasher, BuildHasherDefault};
@@ -14,12 +14,12 @@ use super::entry::Entry;
 use super::hash::{ScopeHash, SlotHash, SlotHasher, Spread};
 use crate::request::{ScopeTag, Slot};
 
-/// The number of lock shards of the map. There are many, because doubling a shard's table moves it
-/// under the shard's lock. With ten million keys, that stays below a millisecond: eighty thousand
-/// places of sixteen bytes.
+/// The number of lock shards in the map. The map has many shards, because doubling a shard's table
+/// moves the table under the shard's lock. With ten million keys, a table contains eighty thousand
+/// places of sixteen bytes, and moving it takes less than a millisecond.
 const SHARDS: usize = 128;
-/// The number of buckets that a table always keeps, so that a key that comes and goes does not move
-/// it. It is the initial number of buckets.
+/// The number of buckets that a table always keeps, so that adding and removing a single key does
+/// not move the table. This is also the initial number of buckets.
 const KEPT_BUCKETS: usize = 4;
 
 pub(super) struct Map {
@@ -31,7 +31,7 @@ pub(super) struct Map {
 pub(super) struct Place<'a>(dashmap::Entry<'a, SlotHash, Chain>);
 
 impl Place<'_> {
-    /// Returns the entry of the given slot, whose hash led here.
+    /// Returns the given slot's entry. This place must have been found by the slot's hash.
     pub(super) fn find(&mut self, slot: &Slot) -> Option<&mut Entry> {
         match &mut self.0 {
             dashmap::Entry::Occupied(chain) => chain.get_mut().find_mut(slot),
@@ -39,7 +39,7 @@ impl Place<'_> {
         }
     }
 
-    /// Adds an entry for a slot that has none.
+    /// Adds an entry for a slot that has no entry.
     pub(super) fn insert(self, entry: Entry) {
         match self.0 {
             dashmap::Entry::Occupied(mut chain) => chain.get_mut().push(entry),
@@ -64,7 +64,7 @@ impl Map {
         self.hasher.scope(tag)
     }
 
-    /// Locks the shard of the given hash for a slot that may have no entry.
+    /// Locks the given hash's shard for a slot that may have no entry.
     pub(super) fn place(&self, hash: SlotHash) -> Place<'_> {
         Place(self.chains.entry(hash))
     }
@@ -82,8 +82,8 @@ impl Map {
     /// Removes and returns the first entry for which the condition is true, among the entries whose
     /// slots have the given hash.
     ///
-    /// The condition runs under the shard's lock. It also makes the changes that must happen
-    /// together with the change to the map.
+    /// The condition runs under the shard's lock. The condition also makes the changes that must be
+    /// atomic with the change to the map.
     pub(super) fn take_if(&self, hash: SlotHash, condition: impl FnMut(&mut Entry) -> bool) -> Option<Entry> {
         let mut taken = None;
         let chain = self
@@ -103,16 +103,16 @@ impl Map {
         taken
     }
 
-    /// Shrinks the table of the hash's shard if it is far larger than its entries need.
+    /// Shrinks the table in the hash's shard if the table is far larger than its entries need.
     ///
-    /// `DashMap::shrink_to_fit` would move all shards. This moves one shard, less than a third of
-    /// which is used. At least as many entries were therefore removed, or places used up, since the
-    /// table was last moved.
+    /// `DashMap::shrink_to_fit` would move all shards. This method moves only one shard's table,
+    /// and only if less than a third of the table is used. Since the table was last moved, at least
+    /// as many entries were therefore removed, or places used up, as are moved now.
     fn give_back(&self, hash: SlotHash) {
         let mut table = self.chains.shards()[self.chains.determine_map(&hash)].write();
         let (len, buckets) = (table.len(), table.buckets());
-        // Below 7/16, the table can be halved. The limit is lower, at a third, so that the table is
-        // not halved and doubled in turns.
+        // Below 7/16, the table can be halved. The limit is lower, at a third, so that the table
+        // does not alternate between halving and doubling.
         if buckets > KEPT_BUCKETS && len < buckets / 3 {
             table.shrink_to(len.max(1), |(hash, _)| self.chains.hasher().hash_one(hash));
         }
@@ -132,8 +132,8 @@ mod tests {
 
     use super::*;
 
-    /// Each three of these slots have the same hash, whatever the seed, because the hash depends on
-    /// the first half only.
+    /// Every three of these slots have the same hash, whatever the seed, because the hash depends
+    /// only on a slot's first half.
     fn slot(n: u64) -> Slot {
         let mut bytes = [0; Slot::LEN];
         bytes[..8].copy_from_slice(&(n / 3).to_le_bytes());
@@ -151,7 +151,7 @@ mod tests {
         Some(taken.number)
     }
 
-    /// The number of entries and buckets of each table.
+    /// The numbers of entries and buckets in each table.
     fn tables(map: &Map) -> Vec<(usize, usize)> {
         let shards = map.chains.shards().iter();
         shards

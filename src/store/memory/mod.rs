@@ -6,11 +6,11 @@
 //! |---|---|
 //! | `hash` | the seeded hashes of slots and scopes |
 //! | `ledger` | when records and claims end, and how much space each scope uses |
-//! | `budget` | the counts, and their limit |
+//! | `budget` | the counters and the byte limit |
 //! | `entry` | a slot that is not vacant, and its size |
 //! | `chain` | the entries whose slots have the same hash |
 //! | `map` | the `DashMap` of the chains |
-//! | `slots` | the map, the ledger and the budget together |
+//! | `slots` | the combined map, ledger and budget |
 //! | `inspect`, `sweep` | reading slots; removing expired and evicted entries |
 //! | `calls` | the `Store` calls |
 //! | `store` | the public type |

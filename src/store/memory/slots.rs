@@ -14,8 +14,8 @@ use crate::store::Millis;
 use crate::store::rules::Occupant;
 
 pub(super) struct Slots {
-    /// Lock order: a shard of `map`, then `ledger`. No guard of either is held across an await. An
-    /// entry's line changes under the lock of the entry's shard, so the two always agree.
+    /// Lock order: a shard of `map`, then `ledger`. Neither guard is held across an await point. An
+    /// entry's line changes under the entry's shard lock, so the entry and the line always agree.
     pub(super) map: Map,
     ledger: CachePadded<Mutex<Ledger>>,
     pub(super) budget: Budget,
@@ -39,7 +39,7 @@ impl Slots {
 
     /// Changes the ledger, and counts the change in the size of its table of scopes.
     pub(super) fn with_ledger<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
-        // No code that can panic runs under this lock. If that ever changes, the ledger is still
+        // No code that can panic runs under this lock. Even if such code is added, the ledger stays
         // intact.
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let before = ledger.scope_bytes();
@@ -51,7 +51,7 @@ impl Slots {
         result
     }
 
-    /// Removes a slot's occupant before its time, together with its line, if `is_meant` selects it.
+    /// Removes a slot's occupant and its ledger line early, if `is_meant` selects the occupant.
     pub(super) fn vacate(&self, slot: &Slot, mut is_meant: impl FnMut(&mut Entry) -> bool) -> Option<Occupant<Hold>> {
         let hash = self.map.hash(slot);
         let entry = self.map.take_if(hash, |entry| {

@@ -25,10 +25,10 @@ pub struct MemoryStoreBuilder {
 }
 
 impl MemoryStoreBuilder {
-    /// Sets how many heap bytes claims and records may use, including all of the store's
-    /// bookkeeping for them. Default: 256 MiB. Minimum: 64 KiB.
+    /// Sets how many heap bytes claims and records may use, including the store's bookkeeping for
+    /// them. Default: 256 MiB. Minimum: 64 KiB.
     ///
-    /// An empty store takes less than 100 KiB, which are not counted. With more than about ten
+    /// An empty store takes less than 100 KiB, which is not counted. With more than about ten
     /// thousand records, the heap use is at most 1.1 times the counted bytes. The memory of
     /// evicted, expired and forgotten entries is returned to the allocator.
     pub fn budget(mut self, bytes: usize) -> Self {
@@ -36,7 +36,7 @@ impl MemoryStoreBuilder {
         self
     }
 
-    /// Sets what to do with a new key when the budget is used up. Default: evict.
+    /// Sets the policy for a new key when the budget is used up. By default, records are evicted.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.when_full = when_full;
         self
@@ -63,12 +63,12 @@ impl MemoryStoreBuilder {
     }
 }
 
-/// Keeps claims and records in this process's memory. Clones share them.
+/// Stores claims and records in this process's memory. Clones share the same claims and records.
 ///
-/// The guarantee lasts as long as the process: a restart forgets every key, and another process has
-/// its own store. Time comes from the monotonic clock, so changes to the system clock have no
-/// effect. There is no background task: expiry is checked when a slot is read, and each write
-/// sweeps a few expired entries. The store can be used outside a runtime.
+/// The guarantee lasts only as long as the process: a restart loses every key, and each process has
+/// its own store. The store uses the monotonic clock, so changes to the system clock have no
+/// effect. The store has no background task. It checks expiry when it reads a slot, and each write
+/// sweeps a few expired entries. You can use the store outside an async runtime.
 ///
 /// ```
 /// use tower_idempotency::{MemoryStore, store::WhenFull};
@@ -109,7 +109,7 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl MemoryStore {
-    /// Creates a store of 256 MiB that evicts records when it is full.
+    /// Creates a store with a budget of 256 MiB, which evicts records when it is full.
     #[must_use]
     pub fn new() -> Self {
         match Self::builder().build() {

@@ -9,11 +9,12 @@ use super::slots::Slots;
 use crate::store::rules::Occupant;
 use crate::store::{Millis, Record};
 
-/// The maximum number of expired records that one write sweeps. It is more than one, so that
-/// sweeping keeps up.
+/// The maximum number of expired records that one write sweeps. The limit is more than one, so that
+/// sweeping keeps up with the writes.
 const SWEEP: usize = 8;
-/// The maximum number of records that one write evicts, which limits its work. It is more than a
-/// write can need, unless one large record replaces many small ones. The next writes then continue.
+/// The maximum number of records that one write evicts, which limits its work. This limit is more
+/// than a write can need, unless one large record replaces many small records. In that case, the
+/// next writes continue the eviction.
 const EVICT: usize = 512;
 
 /// Whether there is room for a new key.
@@ -24,8 +25,8 @@ pub(super) enum Room {
     None,
 }
 
-/// The entries that a write found to sweep. Their lines are already removed from the ledger. The
-/// entries are removed when no lock is held.
+/// The entries that a write has to sweep. Their lines are already removed from the ledger. The
+/// entries themselves are removed when no lock is held.
 #[derive(Default)]
 pub(super) struct Due {
     records: SmallVec<[Line; SWEEP]>,
@@ -44,7 +45,7 @@ impl Due {
 }
 
 impl Slots {
-    /// Removes the entries that are due, if they still match the ledger's lines.
+    /// Removes the entries that are due, if they still match their ledger lines.
     pub(super) fn sweep(&self, due: &Due, now: Millis) {
         if !due.records.is_empty() {
             let gone: SmallVec<[(Line, Record); SWEEP]> = due
@@ -59,8 +60,8 @@ impl Slots {
         }
     }
 
-    /// Removes and returns the record of a line that was removed from the ledger, if the slot has
-    /// not been used again since.
+    /// Removes and returns the record for a line that was removed from the ledger, unless the slot
+    /// has been reused since.
     fn take_record(&self, of: Line) -> Option<(Record, Millis)> {
         let entry = self.map.take_if(of.hash, |entry| {
             let is_meant = matches!(entry.occupant, Occupant::Done { .. }) && entry.line(of.hash) == of;
@@ -75,7 +76,7 @@ impl Slots {
         }
     }
 
-    /// Subtracts records that are gone and whose lines were removed from the ledger.
+    /// Subtracts the bytes of removed records whose lines were already removed from the ledger.
     fn strike(&self, gone: &[(Line, Record)]) {
         self.with_ledger(|ledger| {
             for (line, record) in gone {
@@ -84,8 +85,8 @@ impl Slots {
         });
     }
 
-    /// Removes a claim whose holder died and that is now forgotten. Any other claim is checked
-    /// again when it would be forgotten.
+    /// Removes a claim that is now forgotten because its holder died. Any other claim is checked
+    /// again at the time when it would be forgotten.
     fn sweep_claim(&self, of: Line, now: Millis) {
         let lapsed = self.map.take_if(of.hash, |entry| {
             if entry.line(of.hash) != of {
@@ -110,8 +111,8 @@ impl Slots {
         }
     }
 
-    /// Sweeps and, if allowed, evicts until `needed` bytes fit, or until it has done enough for one
-    /// write.
+    /// Sweeps expired entries and, if allowed, evicts records until `needed` bytes fit or the limit
+    /// for one write is reached.
     pub(super) fn make_room(&self, needed: usize, now: Millis) -> Room {
         for _ in 0..EVICT {
             if !self.budget.is_over(needed) {
@@ -131,13 +132,13 @@ impl Slots {
             match next {
                 Evictable::Record(line) => self.evict(line, now),
                 Evictable::NotYetFound => {}
-                // Only claims can make room now, and the next writes check them.
+                // Only removing claims can make room now, and the next writes check the claims.
                 Evictable::Nothing if !self.budget.is_over(needed) => return Room::Enough,
                 Evictable::Nothing => return Room::None,
             }
         }
         // The store is far over its budget, for example after a large record. The next writes
-        // continue.
+        // continue to make room.
         match self.budget.when_full {
             WhenFull::EvictNearestExpiry => Room::Enough,
             WhenFull::RefuseNew if self.budget.is_over(needed) => Room::None,
@@ -145,7 +146,7 @@ impl Slots {
         }
     }
 
-    /// Removes the record of a line that was removed from the ledger.
+    /// Removes the record for a line that was removed from the ledger.
     fn evict(&self, line: Line, now: Millis) {
         let Some((record, expires_at)) = self.take_record(line) else {
             return;

@@ -1,5 +1,5 @@
-//! How a record's bytes are stored: in one piece, or with a separate large body, which is not
-//! copied.
+//! A record's bytes in memory, either as one piece or as a front and a separate large body, which
+//! is not copied.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use bytes::Bytes;
 
 /// The minimum head size of every record, in bytes.
 const HEAD: usize = 20;
-/// From this size in bytes, a body is stored separately, as it was received.
+/// The minimum size, in bytes, of a body that is stored separately, as it was received.
 pub(super) const APART: usize = 16 * 1024;
 
-/// A record's bytes. Cloning is cheap because they are shared.
+/// A record's bytes. Cloning is cheap because the bytes are shared.
 #[derive(Clone)]
 pub(super) struct Blob(Held);
 
@@ -52,7 +52,7 @@ impl Blob {
         self.front().len() + self.body().len()
     }
 
-    /// Returns the same body behind another front.
+    /// Returns the same body behind a different front.
     pub(super) fn with_front(&self, front: Vec<u8>) -> Self {
         match &self.0 {
             Held::Whole(_) => front.into(),
@@ -60,8 +60,8 @@ impl Blob {
         }
     }
 
-    /// Returns the front and the body, which share the bytes. Without a separate body, the front
-    /// has all bytes.
+    /// Returns the front and the body, which share the record's memory. Without a separate body,
+    /// the front contains all bytes.
     pub(super) fn share(&self) -> (Bytes, Option<Bytes>) {
         /// Lets `Bytes` share the record without copying it.
         struct Shared(Arc<[u8]>);

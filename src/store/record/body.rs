@@ -1,5 +1,5 @@
-//! A record's data about its request's body, if the body was streamed. A streamed body ends long
-//! after the key is claimed, so the claim's fingerprint cannot cover it.
+//! A record's data about its request's body, if the body was streamed. The end of a streamed body
+//! arrives long after the key is claimed, so the claim's fingerprint cannot cover it.
 
 use smallvec::SmallVec;
 
@@ -9,12 +9,12 @@ use crate::request::fingerprint::BodyPrint;
 use crate::request::integrity::Vouch;
 use crate::store::StoreError;
 
-/// A client can declare at most two digests whose algorithms are known here.
+/// The maximum number of declared digests, because this crate supports two digest algorithms.
 const MAX_VOUCHES: usize = 2;
 const VOUCH: usize = size_of::<Vouch>();
 
 impl Record {
-    /// Returns the same record with the data about the request's body.
+    /// Returns a copy of the record that also contains the data about the request's body.
     #[must_use]
     pub(crate) fn with_body(&self, body: &BodyPrint) -> Self {
         let Some((head, rest)) = self.0.front().split_first_chunk::<HEAD>() else {
@@ -35,7 +35,7 @@ impl Record {
     }
 
     /// Returns the data about the request's body. `None` means that the body was not streamed, that
-    /// no part of it is covered, or that it was not read to its end.
+    /// no part of the body is fingerprinted, or that the body was not read to its end.
     pub(crate) fn body_print(&self) -> Result<Option<BodyPrint>, StoreError> {
         let section = self.body_section()?;
         let Some((digest, vouched)) = self
@@ -57,7 +57,7 @@ impl Record {
         self.0.front().get(1).is_some_and(|kind| kind & WITH_BODY != 0)
     }
 
-    /// Returns how many bytes after the head contain the data about the body.
+    /// Returns the length in bytes of the data about the body, which follows the head.
     pub(super) fn body_section(&self) -> Result<usize, StoreError> {
         if !self.knows_body() {
             return Ok(0);
@@ -139,7 +139,7 @@ mod tests {
         }
     }
 
-    /// Stores contain records of earlier releases, which must stay readable.
+    /// Stores contain records from earlier releases, which must stay readable.
     #[test]
     fn golden_record_with_a_body() {
         let record = Record::outcome_unknown(PRINT).with_body(&body(&[[4; 16]]));

@@ -1,4 +1,4 @@
-//! Sealed records. A sealed record is an envelope that contains another record, fully encrypted.
+//! Sealed records. A sealed record is an envelope that contains an inner record, fully encrypted.
 
 use std::borrow::Cow;
 
@@ -50,7 +50,7 @@ impl Record {
         }
     }
 
-    /// Reads a record from its decrypted bytes.
+    /// Creates a record from its decrypted bytes.
     pub(crate) fn from_plaintext(blob: &[u8]) -> Result<Self, StoreError> {
         known_version(blob)?;
         Self::checked(blob.into())

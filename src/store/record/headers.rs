@@ -5,8 +5,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Names that take one byte. The order is part of the format, so only append, and keep at most 127
-/// names.
+/// Header names that take one byte. The order is part of the format, so only append to this list,
+/// and keep it at most 127 names long.
 static NAMES: [HeaderName; 16] = [
     header::CONTENT_TYPE,
     header::LOCATION,
@@ -26,7 +26,7 @@ static NAMES: [HeaderName; 16] = [
     HeaderName::from_static("traceparent"),
 ];
 
-/// Pairs that take one byte: 128 plus the position. Only append.
+/// Name and value pairs that take one byte: 128 plus the position. Only append to this list.
 static PAIRS: [(HeaderName, &str); 4] = [
     (header::CONTENT_TYPE, "application/json"),
     (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
@@ -34,8 +34,8 @@ static PAIRS: [(HeaderName, &str); 4] = [
     (header::CONTENT_TYPE, "application/problem+json"),
 ];
 
-/// The maximum number of names to reserve space for before they are read. A map grows beyond that
-/// automatically.
+/// The maximum number of names for which space is reserved before they are read. A map with more
+/// names grows automatically.
 const MOST_RESERVED: usize = 1024;
 
 pub(super) fn corrupt(message: &'static str) -> StoreError {
@@ -114,12 +114,13 @@ impl Reader {
         let invalid = || corrupt("the stored record has an invalid header");
         let count = self.number()?;
         // Each header takes at least one byte, so a wrong count cannot allocate much memory. The
-        // capacity includes two headers that are added later: the marker and the length.
+        // capacity includes two headers that are added later: the replay marker and the length.
         if count > self.blob.len() - self.at {
             return Err(cut());
         }
-        // The count is the number of lines, but a map's capacity is the number of names. More lines
-        // than a map can have names are no reason to refuse the record.
+        // The count is the number of lines, but a map's capacity is the number of names. A record
+        // may have more lines than a map can have names, and the reader must not reject the record
+        // for that reason.
         let mut headers = HeaderMap::try_with_capacity(count.min(MOST_RESERVED) + 2).map_err(|_| invalid())?;
         for _ in 0..count {
             let code = usize::from(self.byte()?);

@@ -1,4 +1,4 @@
-//! The stored outcome of an operation that is done: a response, or a tombstone, as one flat blob.
+//! The stored outcome of an operation: a response or a tombstone, as one flat blob.
 //!
 //! Layout, version 1 (integers are LEB128 unless stated otherwise):
 //!
@@ -14,12 +14,12 @@
 //!           or a code of 128 and above: name and value are both in the table
 //! ```
 //!
-//! `Content-Length` is stored as a flag. It is computed again for a replay, so it is right whatever
-//! the handler sent.
+//! `Content-Length` is stored as a flag. The header is computed again for a replay, so it is
+//! correct whatever the handler sent.
 //!
-//! A sealed record contains another record, fully encrypted. Its status is 0. Its fingerprint is
-//! not encrypted, because stores compare it. See `store::sealed` for what the ciphertext is bound
-//! to.
+//! A sealed record contains an inner record, fully encrypted. The sealed record's status is 0. Its
+//! fingerprint is not encrypted, because stores compare fingerprints. See `store::sealed` for the
+//! data that the ciphertext is bound to.
 
 mod blob;
 mod body;
@@ -49,7 +49,8 @@ const RESPONSE: u8 = 0;
 const NOT_RETAINED: u8 = 1;
 const UNKNOWN: u8 = 2;
 const SEALED: u8 = 3;
-/// Added to the kind of a record that has data about its request's body.
+/// The offset that is added to a record's kind if the record contains data about its request's
+/// body.
 const WITH_BODY: u8 = 16;
 
 const HAD_CONTENT_LENGTH: u8 = 1;
@@ -69,10 +70,11 @@ const CIPHERTEXT_AT: usize = HEAD + KEY_ID + NONCE;
 /// The length of the checksum at the end of the stored form, in bytes.
 const CHECKSUM: usize = 8;
 
-/// The outcome of an operation, as stores keep it. Cloning is cheap because the bytes are shared.
+/// An operation's outcome, in the form in which stores keep it. Cloning is cheap because the bytes
+/// are shared.
 ///
-/// A store treats a record as opaque. It writes the record with [`to_bytes`](Self::to_bytes) and
-/// reads it with [`from_bytes`](Self::from_bytes), which checks the bytes.
+/// A store treats a record as opaque. The store writes the record with [`to_bytes`](Self::to_bytes)
+/// and reads it with [`from_bytes`](Self::from_bytes), which checks the bytes.
 ///
 /// ```
 /// use tower_idempotency::{Fingerprint, store::Record};
@@ -87,7 +89,7 @@ const CHECKSUM: usize = 8;
 pub struct Record(Blob);
 
 impl Record {
-    /// Returns the fingerprint of the request whose outcome this is.
+    /// Returns the fingerprint of the request whose outcome the record contains.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         let mut print = [0; Fingerprint::LEN];
@@ -99,7 +101,7 @@ impl Record {
         Fingerprint::from_bytes(print)
     }
 
-    /// Returns whether this is a response rather than a tombstone.
+    /// Returns whether the record is a response rather than a tombstone.
     #[cfg(test)]
     pub(crate) fn is_response(&self) -> bool {
         self.kind() == RESPONSE
@@ -127,8 +129,8 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Corrupt`](crate::store::StoreErrorKind::Corrupt) if the bytes were cut or
-    /// changed, or if a newer version of this crate wrote them.
+    /// [`StoreErrorKind::Corrupt`](crate::store::StoreErrorKind::Corrupt) if the bytes were
+    /// truncated or changed, or if a newer version of this crate wrote them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StoreError> {
         Self::checked(without_checksum(bytes)?.into())
     }
@@ -138,7 +140,7 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// The same as for [`from_bytes`](Self::from_bytes).
+    /// Returns the same errors as [`from_bytes`](Self::from_bytes).
     pub fn from_shared(bytes: Bytes) -> Result<Self, StoreError> {
         let length = without_checksum(&bytes)?.len();
         if length < APART {
@@ -160,7 +162,8 @@ impl Record {
         Ok(record)
     }
 
-    /// Checks whether the content is valid, and returns where its body begins, if it has one.
+    /// Checks whether the content is valid, and returns the offset of the body, if the record has a
+    /// body.
     fn check(&self) -> Result<Option<usize>, StoreError> {
         if self.is_sealed() {
             self.whole_envelope()?;
@@ -192,7 +195,7 @@ impl Record {
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Never show the contents: they are somebody's data.
+        // Never show the contents, because they are user data.
         f.debug_struct("Record")
             .field("bytes", &self.0.len())
             .finish_non_exhaustive()
@@ -205,7 +208,7 @@ fn without_checksum(bytes: &[u8]) -> Result<&[u8], StoreError> {
         .split_last_chunk::<CHECKSUM>()
         .ok_or_else(|| corrupt("the stored record is cut short"))?;
     known_version(record)?;
-    // A large record that an older release wrote has the kind of checksum that small records have.
+    // A large record from an older release has the same kind of checksum as a small record.
     if *sum != checksum(record) && (record.len() < BY_BLAKE3 || *sum != sha256(record)) {
         return Err(corrupt("the stored record is damaged: its checksum does not match"));
     }
@@ -332,8 +335,8 @@ mod tests {
         assert_eq!(replay.head.headers()[header::CONTENT_LENGTH], "7");
     }
 
-    /// Every later release must be able to read a record of this release. If this test fails, the
-    /// format changed: give it a new version number and keep reading the old one.
+    /// Every later release must be able to read records from this release. If this test fails, the
+    /// format changed: give the new format a new version number and keep reading the old format.
     #[test]
     fn golden_bytes_of_version_1() {
         let golden = [
@@ -366,7 +369,8 @@ mod tests {
         assert_eq!(hex(&sealed[..HEAD]), "01030000abababababababababababababababab");
     }
 
-    /// The stored form of a sealed record with the given number of ciphertext bytes, made by hand.
+    /// Returns the stored form of a sealed record with the given number of ciphertext bytes, built
+    /// manually.
     fn stored_envelope(ciphertext: usize) -> Vec<u8> {
         let mut stored = Vec::new();
         put_head(&mut stored, SEALED, 0, PRINT);

@@ -1,4 +1,4 @@
-//! Reads records, and opens them for an answer.
+//! Reads records, and decodes them for a response.
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
@@ -14,7 +14,7 @@ use super::{
 use crate::request::Fingerprint;
 use crate::store::StoreError;
 
-/// A record that was opened for an answer.
+/// A record that was decoded for a response.
 #[derive(Debug)]
 #[allow(
     clippy::large_enum_variant,
@@ -23,9 +23,9 @@ use crate::store::StoreError;
 pub(crate) enum Opened {
     /// A response to replay.
     Response(Replay),
-    /// The operation is done, but its answer was not stored. Its result may be at `locations`.
+    /// The operation completed, but its response was not stored. The result may be at `locations`.
     NotRetained { status: StatusCode, locations: HeaderMap },
-    /// It is unknown whether the operation was done.
+    /// It is unknown whether the operation completed.
     Unknown,
 }
 
@@ -39,8 +39,8 @@ pub(crate) struct Replay {
 }
 
 impl Record {
-    /// Returns the fingerprint and the length of a record. A store passes the first 20 bytes or
-    /// more, and the number of bytes that it stores. The checksum is not checked.
+    /// Returns a record's fingerprint and length. A store passes at least the first 20 bytes of the
+    /// stored form, and the stored form's length in bytes. The checksum is not checked.
     #[cfg(feature = "redis")]
     pub(crate) fn peek(head: &[u8], stored: usize) -> Result<(Fingerprint, usize), StoreError> {
         match (
@@ -59,7 +59,7 @@ impl Record {
         }
     }
 
-    /// Decodes the record for an answer.
+    /// Decodes the record for a response.
     pub(crate) fn open(&self) -> Result<Opened, StoreError> {
         let blob = self.0.front();
         if blob.len() < HEAD || blob[0] != VERSION {

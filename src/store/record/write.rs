@@ -11,11 +11,11 @@ use super::headers::put_headers;
 use super::{HAD_CONTENT_LENGTH, HAS_TRAILERS, HEAD, NOT_RETAINED, RESPONSE, Record, UNKNOWN, VERSION};
 use crate::request::Fingerprint;
 
-/// Buffers up to this size, in bytes, are kept for the thread's next record.
+/// The maximum size, in bytes, of a buffer that is kept for the thread's next record.
 const SCRATCH: usize = 16 * 1024;
 
 impl Record {
-    /// Creates a record of a response. `skip` selects the headers to leave out. A large body is
+    /// Creates a record for a response. `skip` selects the headers to leave out. A large body is
     /// shared, not copied.
     pub(crate) fn response(
         fingerprint: Fingerprint,
@@ -29,7 +29,7 @@ impl Record {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BUFFER.with_borrow_mut(|out| {
-            // Empty, unless encoding the last record ended in a panic.
+            // The buffer is empty unless encoding the last record ended in a panic.
             out.clear();
             put_head(out, RESPONSE, status.as_u16(), fingerprint);
             let mut flags = 0;
@@ -50,20 +50,22 @@ impl Record {
                 out.extend_from_slice(body);
                 Blob::from(out.as_slice())
             });
-            // Emptied first, because a buffer does not shrink below the size of its content.
+            // The buffer is emptied first, because a buffer does not shrink below the size of its
+            // content.
             out.clear();
             out.shrink_to(SCRATCH);
             record
         })
     }
 
-    /// Returns whether a response's record shares a body of this length instead of copying it.
+    /// Returns whether a record shares a response body of this length instead of copying the body.
     pub(crate) fn shares_body(length: usize) -> bool {
         length >= APART
     }
 
-    /// Creates a record of the response to a `HEAD` request. Its `Content-Length` declares a body
-    /// that is not sent, so the header is kept as it was instead of being computed.
+    /// Creates a record for the response to a `HEAD` request. The response's `Content-Length`
+    /// declares a body that is not sent, so the header is stored unchanged instead of being
+    /// computed.
     pub(crate) fn of_head(
         fingerprint: Fingerprint,
         status: StatusCode,
@@ -77,23 +79,23 @@ impl Record {
         Self(out.into())
     }
 
-    /// Creates a record of a response, for an application that settles an operation itself. It
-    /// keeps all headers except `Content-Length`, which is computed.
+    /// Creates a record from a response. Applications that settle operations themselves use this
+    /// method. The record keeps all headers except `Content-Length`, which is computed.
     #[must_use]
     pub fn of_response(fingerprint: Fingerprint, response: &Response<Bytes>) -> Self {
         let (status, headers) = (response.status(), response.headers());
         Self::response(fingerprint, status, headers, |_| false, response.body(), None)
     }
 
-    /// Creates a tombstone: the operation was done and answered with `status`, but the answer was
-    /// not stored.
+    /// Creates a tombstone for an operation that completed. Its response had `status`, but the
+    /// response was not stored.
     #[must_use]
     pub fn response_not_retained(fingerprint: Fingerprint, status: StatusCode) -> Self {
         Self::tombstone(NOT_RETAINED, status.as_u16(), fingerprint)
     }
 
-    /// Like [`response_not_retained`](Self::response_not_retained), but with the `Location` and
-    /// `Content-Location` of `headers`, which retries then receive.
+    /// Like [`response_not_retained`](Self::response_not_retained), but also stores the `Location`
+    /// and `Content-Location` headers from `headers`. Retries then receive these headers.
     #[must_use]
     pub fn response_not_retained_at(fingerprint: Fingerprint, status: StatusCode, headers: &HeaderMap) -> Self {
         let is_location = |name: &HeaderName| *name == header::LOCATION || *name == header::CONTENT_LOCATION;
@@ -106,7 +108,8 @@ impl Record {
         Self(out.into())
     }
 
-    /// Creates a tombstone: the operation may or may not have been done, and must not run again.
+    /// Creates a tombstone for an operation that may or may not have completed and must not run
+    /// again.
     #[must_use]
     pub fn outcome_unknown(fingerprint: Fingerprint) -> Self {
         Self::tombstone(UNKNOWN, 0, fingerprint)

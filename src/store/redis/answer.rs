@@ -11,10 +11,10 @@ use crate::store::StoreError;
 use crate::store::{Census, Entry, Phase};
 use crate::store::{ClaimOutcome, Held};
 
-/// The reply of the script that claims.
+/// The reply from the script that claims a slot.
 pub(super) enum Begun {
     Outcome(ClaimOutcome),
-    /// There is a large record, which must be fetched.
+    /// The slot has a large record, which must be fetched.
     Large,
 }
 
@@ -38,7 +38,7 @@ pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, S
     }))
 }
 
-/// The number of hexadecimal digits of a scope, which come after a record that is not large.
+/// The number of hexadecimal digits in a scope. These digits follow a record that is not large.
 pub(super) const SCOPE: usize = 2 * ScopeTag::LEN;
 
 /// Returns the record without its scope.
@@ -104,7 +104,7 @@ pub(super) fn entry(answer: &Value) -> Result<Option<Entry>, StoreError> {
         [Value::Int(3)] => return Err(corrupt(Op::LookUp)),
         _ => return Err(unexpected(Op::LookUp)),
     };
-    // A negative value means that somebody removed the record's expiry.
+    // A negative value means that a different client removed the key's expiry.
     let left = u64::try_from(*left).map_or(Duration::MAX, Duration::from_millis);
     Ok(Some(Entry::new(fingerprint, phase, left)))
 }

@@ -1,4 +1,4 @@
-//! Calls to the server, which are repeated if the connection broke or was the wrong one.
+//! Calls to the server, which are repeated if the connection breaks or leads to the wrong server.
 
 use redis::aio::ConnectionLike;
 use redis::{RedisError, Value};
@@ -13,7 +13,7 @@ use super::scripts::{Call, Script};
 use crate::request::Slot;
 use crate::store::StoreError;
 
-/// How often a request is sent, on another connection each time.
+/// The maximum number of times that a request is sent, each time on a different connection.
 pub(super) const TRIES: u32 = 3;
 
 impl<C> RedisStore<C>
@@ -33,7 +33,7 @@ where
             .map_err(|unanswered| failed(op, unanswered.into()))
     }
 
-    /// Sends a write to the server. If the store waits for replicas, it also returns whether enough
+    /// Sends a write to the server. If the store waits for replicas, also returns whether enough
     /// replicas have the write.
     pub(super) async fn write(
         &self,
@@ -54,7 +54,8 @@ where
     }
 }
 
-/// Sends a question. Sends it again on another connection if that may help and does no harm.
+/// Sends a request, and sends it again on a different connection if a repetition is useful and
+/// safe.
 pub(super) async fn put<C, Q>(link: &Link<C>, op: Op, question: &Q) -> Result<Q::Answer, Unanswered>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
@@ -69,8 +70,8 @@ where
     link.put(question).await
 }
 
-/// Returns whether another connection may give a better answer, and whether the operation gives the
-/// same answer again if it was already done.
+/// Returns whether a repetition is useful and safe: a different connection may give a better reply,
+/// and the operation gives the same reply again if the server has already executed it.
 pub(super) fn may_repeat<C>(link: &Link<C>, op: Op, error: &RedisError) -> bool
 where
     C: Clone + Send + Sync + 'static,
@@ -84,8 +85,8 @@ where
     }
 }
 
-/// A connection that was passed in reconnects on its own if it broke, but not if it was only
-/// silent.
+/// Returns whether the next request uses a new connection. A connection that was passed in
+/// reconnects on its own if it broke, but not if it was only silent.
 pub(super) fn is_another_connection_next<C>(link: &Link<C>, error: &RedisError) -> bool
 where
     C: Clone + Send + Sync + 'static,

@@ -1,5 +1,5 @@
-//! A claim: by one command if the server knows it, and by the script if the command does not
-//! decide.
+//! Claiming a slot: with one command if the server supports it, and with the script if the command
+//! is not enough.
 
 use redis::aio::ConnectionLike;
 use redis::{RedisError, RedisResult, Value};
@@ -15,8 +15,8 @@ use super::scripts::{Call, decimal, hex, millis};
 use super::{RedisStore, claim, scripts};
 use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, StoreError};
 
-/// How often a record may be gone when it is fetched. In each round, one record ended and another
-/// was stored.
+/// The maximum number of rounds in which a record may be gone when the store fetches it. In each
+/// such round, one record was removed and a new record was stored.
 const ROUNDS: u32 = 3;
 
 /// The server's reply to a claim.
@@ -24,7 +24,7 @@ enum Reply {
     /// A result that needs no interpretation.
     Known(Result<ClaimOutcome, StoreError>),
     OfScript(Value),
-    /// There is a large record.
+    /// The slot has a large record.
     Large,
 }
 
@@ -53,8 +53,8 @@ where
             match begun {
                 Begun::Outcome(outcome) => return Ok((outcome, acknowledged)),
                 Begun::Large => {
-                    // If it is not a record after all, or is gone, the script returns the current
-                    // state.
+                    // If the value is not a record after all, or is gone, the script returns the
+                    // current state.
                     if let Some(held) = self.fetch(&key).await? {
                         return Ok((answer::done(&held, begin.fingerprint)?, acknowledged));
                     }
@@ -64,7 +64,7 @@ where
         Err(unexpected(Op::Begin))
     }
 
-    /// Fetches a large record, on the connection for large records.
+    /// Fetches a large record over the connection for large records.
     async fn fetch(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let mut command = redis::cmd("HGET");
         command.arg(key).arg(scripts::FIELD);
@@ -139,7 +139,8 @@ impl Asked<'_> {
                     live.facts.speaks(Dialect::Script);
                     self.by_script(link, live, wait).await
                 }
-                // The command is always a write. The script only reads if the slot is taken.
+                // The server treats the command as a write in all cases. If the slot is taken, the
+                // script only reads the slot.
                 said if is_refused_as_a_write(&said) => self.by_script(link, live, wait).await,
                 _ => Err(error),
             },
@@ -183,7 +184,7 @@ fn is_started(value: &Value) -> bool {
 }
 
 /// Returns whether the error means that the server currently accepts no writes at all, but still
-/// reads.
+/// accepts reads.
 fn is_refused_as_a_write(said: &str) -> bool {
     ["OOM ", "MISCONF ", "NOREPLICAS "]
         .iter()

@@ -1,4 +1,4 @@
-//! Building a store: its connections, its prefix, and the replicas that it waits for.
+//! Building a store: its connections, its key prefix, and its wait for replicas.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,42 +15,43 @@ use crate::store::StoreError;
 
 const DEFAULT_PREFIX: &str = "idempotency:";
 const LONGEST_PREFIX: usize = 64;
-/// The longest time that a request should wait for replicas.
+/// The maximum time that a request can wait for replicas.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 impl RedisStore {
     /// Connects to `redis://[user:password@]host[:port][/database]` or `redis+unix://…`. With a TLS
-    /// feature of the `redis` crate, it also connects to `rediss://…`.
+    /// feature of the `redis` crate, this function also accepts `rediss://…`.
     ///
-    /// Each attempt to connect may take 2 s. The store retries for about 4 s, with pauses of 25 to
-    /// 500 ms, both now and whenever it replaces the connection. Requests wait for the connection
-    /// as long as the layer's `store_timeout` allows.
+    /// Each attempt to connect can take up to 2 s. The store retries for about 4 s, with pauses of
+    /// 25 to 500 ms, both now and whenever it replaces the connection. Requests wait for the
+    /// connection for as long as the layer's `store_timeout` allows.
     ///
     /// # Errors
     ///
-    /// The URL is not valid, nothing answers at its address, or the server rejects the connection.
-    /// No message contains the URL.
+    /// The URL is not valid, no server responds at its address, or the server rejects the
+    /// connection. No message contains the URL.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         Self::with_client(connect::client(url)?).await
     }
 
-    /// Like [`connect`](Self::connect), but with a client, which can have settings that a URL
+    /// Like [`connect`](Self::connect), but accepts a client. A client can have settings that a URL
     /// cannot express, such as certificates.
     ///
     /// # Errors
     ///
-    /// Nothing answers at the address, or the server rejects the connection.
+    /// No server responds at the address, or the server rejects the connection.
     pub async fn with_client(client: Client) -> Result<Self, StoreError> {
         Self::with_origin(Origin::Client(client)).await
     }
 
-    /// Like [`connect`](Self::connect), but to the server that Sentinel names. The store asks
-    /// Sentinel before it opens each connection, and replaces a connection on any doubt, so it
-    /// follows a failover.
+    /// Like [`connect`](Self::connect), but connects to the primary that Sentinel reports. The
+    /// store queries Sentinel before it opens each connection, and replaces a connection whenever
+    /// the connection is in doubt. The store therefore follows a failover.
     ///
     /// # Errors
     ///
-    /// No Sentinel answers, none knows the service, or the server rejects the connection.
+    /// No Sentinel responds, no Sentinel recognizes the service, or the server rejects the
+    /// connection.
     pub async fn connect_sentinel(sentinel: RedisSentinel) -> Result<Self, StoreError> {
         Self::with_origin(Origin::Sentinel(Arc::new(sentinel))).await
     }
@@ -65,20 +66,21 @@ impl RedisStore {
         })
     }
 
-    /// Lets a handler run only when `count` replicas have its claim in memory. The store waits for
-    /// its record in the same way. Each wait takes at most `within`. By default, the store waits
-    /// for no replica.
+    /// Sets how many replicas (`count`) must have a claim in memory before the handler runs. The
+    /// store waits in the same way after it stores a record. Each wait takes up to `within`. By
+    /// default, the store does not wait for replicas.
     ///
-    /// If too few replicas have the claim in time, the claim is given back, the handler does not
-    /// run, and the request gets `503`. If too few have the record, the store logs a warning: the
-    /// operation is done, and the answer is sent. The store does not wait for renewals and
-    /// releases. [Failover](Self#failover) describes the losses that this option does not prevent.
+    /// If too few replicas have the claim in time, the store undoes the claim, the handler does not
+    /// run, and the request gets `503`. If too few replicas have the record in time, the store logs
+    /// a warning. The operation has completed by then, so the response is still sent. The store
+    /// does not wait after renewals and releases. [Failover](Self#failover) describes the losses
+    /// that this option does not prevent.
     ///
     /// This option costs no extra round trip, but `WAIT` blocks its connection on the server. The
-    /// store therefore opens eight more connections, and claims and records take turns on them.
-    /// While replicas are unavailable, each claim may take `within`, including a replay's claim,
-    /// and the claims behind it wait longer. Keep `within` well below the layer's `store_timeout`,
-    /// and below a third of its `lease`.
+    /// store therefore opens eight more connections, which claims and records use in turn. While
+    /// replicas are unavailable, each claim can take `within`, including a replay's claim, and
+    /// later claims on the same connection wait longer. Keep `within` well below the layer's
+    /// `store_timeout`, and below a third of the layer's `lease`.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -96,7 +98,7 @@ impl RedisStore {
     /// # Errors
     ///
     /// `count` is 0, `within` is not between 1 ms and 60 s, or the store was created with
-    /// [`new`](Self::new) and cannot open connections.
+    /// [`new`](Self::new) and therefore cannot open connections.
     pub fn wait_for_replicas(self, count: u32, within: Duration) -> Result<Self, ConfigError> {
         let refused = |reason: String| Err(ConfigError::new("wait_for_replicas", reason));
         let Some(origin) = &self.origin else {
@@ -122,13 +124,14 @@ impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    /// Creates a store on a connection that you opened. Clones of the connection must be cheap and
-    /// share it, as with `ConnectionManager`, `MultiplexedConnection` and `ClusterConnection`.
+    /// Creates a store that uses a connection that you opened. The connection must be cheap to
+    /// clone, and its clones must share it, as with `ConnectionManager`, `MultiplexedConnection`
+    /// and `ClusterConnection`.
     ///
     /// Make sure that the connection has a response timeout and reconnects if it breaks. A
-    /// `MultiplexedConnection` does not reconnect, and none of these types leaves a server that
-    /// became a read-only replica. A store from [`connect`](Self::connect) reconnects, and leaves
-    /// such a server.
+    /// `MultiplexedConnection` does not reconnect, and none of these types disconnects from a
+    /// server that became a read-only replica. A store from [`connect`](Self::connect) reconnects,
+    /// and also disconnects from such a server.
     #[must_use]
     pub fn new(connection: C) -> Self {
         let link = Arc::new(Link::given(connection));
@@ -141,9 +144,9 @@ where
         }
     }
 
-    /// Sets the connection for records above 16 KiB, so that no small request waits behind them. By
-    /// default, a store that opens its own connections opens one for large records, and a store
-    /// from [`new`](Self::new) sends everything over its only connection.
+    /// Sets the connection for records above 16 KiB, so that no small request waits behind a large
+    /// record. By default, a store that opens its own connections opens a separate connection for
+    /// large records. A store from [`new`](Self::new) sends everything over its only connection.
     #[must_use]
     pub fn large_records_over(self, connection: C) -> Self {
         Self {
@@ -152,10 +155,10 @@ where
         }
     }
 
-    /// Sets the prefix of the keys. Default: `idempotency:`. Stores with different prefixes do not
-    /// see each other's keys.
+    /// Sets the prefix of the store's keys. Default: `idempotency:`. Stores with different prefixes
+    /// do not see each other's keys.
     ///
-    /// A hash tag, `{…}`, puts all keys on one cluster node. No operation needs that.
+    /// A hash tag, `{…}`, puts all keys on one cluster node. No operation requires a hash tag.
     ///
     /// # Errors
     ///

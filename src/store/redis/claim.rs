@@ -1,8 +1,8 @@
-//! Claiming by one command, and judging the value that the command finds.
+//! Claiming a slot with one command, and interpreting the value that the command finds.
 //!
 //! `SET key claim NX GET PX time` sets the claim if the key does not exist, and otherwise returns
-//! the key's value. Redis supports it since 7.0, and so does Valkey. Other servers reject it, so
-//! the store uses the script on them.
+//! the key's value. Redis 7.0 and later and Valkey support this command. Other servers reject the
+//! command, so the store uses the script on them.
 
 use redis::Cmd;
 
@@ -12,14 +12,14 @@ use crate::digest::push_hex;
 use crate::request::Fingerprint;
 use crate::store::{ClaimOutcome, ClaimRequest, StoreError};
 
-/// How long the claim's key lives. Zero means that no key is stored.
+/// Returns the time to live of the claim's key. Zero means that no key is stored.
 pub(super) fn time_to_live(begin: &ClaimRequest) -> u64 {
     millis(begin.lease) + millis(begin.ttl)
 }
 
-/// Returns the command. Its reply is nil if it claimed the slot.
+/// Returns the command that claims the slot. If the claim succeeds, the server replies with nil.
 pub(super) fn command(key: &[u8], begin: &ClaimRequest) -> Cmd {
-    // Every request needs the command, so its text is written into one buffer.
+    // Every request builds this command, so the command's text is written into a single buffer.
     let mut claim = Vec::with_capacity(128);
     claim.extend_from_slice(b"claim ");
     push_hex(&mut claim, &begin.token.0.to_be_bytes());
@@ -35,15 +35,15 @@ pub(super) fn command(key: &[u8], begin: &ClaimRequest) -> Cmd {
     command
 }
 
-/// Returns what the value found means for the claim. `None` means that it depends on how much of a
-/// lease is left, which the script knows.
+/// Returns the claim's outcome for the value that the command found. `None` means that the outcome
+/// depends on a lease's remaining time, which only the script can read.
 pub(super) fn judge(held: &[u8], begin: &ClaimRequest) -> Option<Result<ClaimOutcome, StoreError>> {
     if held.first().is_some_and(|&byte| byte < 32) {
         return Some(answer::done(answer::without_scope(held), begin.fingerprint));
     }
     let claim = Claim::read(held)?;
     if claim.token == begin.token.0 {
-        // A repetition of the same claim, because its first answer was lost.
+        // This call repeats an earlier claim whose reply was lost.
         return Some(Ok(ClaimOutcome::started(claim.attempt)));
     }
     if claim.fingerprint.conflicts_with(&begin.fingerprint) {
@@ -59,7 +59,8 @@ struct Claim {
 }
 
 impl Claim {
-    /// Returns `None` if the value is not a claim, or is a claim that the script must check.
+    /// Parses a claim. Returns `None` if the value is not a claim, or is a claim that the script
+    /// must check.
     fn read(held: &[u8]) -> Option<Self> {
         let mut words = std::str::from_utf8(held).ok()?.split(' ');
         let ("claim", token, fingerprint, attempt) = (words.next()?, words.next()?, words.next()?, words.next()?)
@@ -87,7 +88,7 @@ mod tests {
     use crate::request::Slot;
     use crate::store::{Record, Token};
 
-    /// The fingerprints are of one rule, so that they can be compared.
+    /// The fingerprints are from the same rule, so that they can be compared.
     fn begin(token: u64, print: u8) -> ClaimRequest {
         let mut bytes = [print; Fingerprint::LEN];
         bytes[..2].copy_from_slice(&[0, 1]);

@@ -13,14 +13,15 @@ use super::link::Link;
 use super::sentinel::RedisSentinel;
 use crate::store::StoreError;
 
-/// How long a connection may be silent after a request. A server that is only slow answers other
-/// requests in the meantime.
+/// How long a connection may be silent after a request. A server that is merely slow replies to
+/// other requests in the meantime.
 const SILENCE: Duration = Duration::from_secs(1);
-/// The same for connections with large records, from which nothing arrives until a record is
-/// complete.
+/// The same limit for connections that carry large records. Nothing arrives on such a connection
+/// until a record is complete.
 pub(super) const SILENCE_WITH_LARGE: Duration = Duration::from_secs(10);
 
-/// Where connections go. For each connection, the host name is looked up or Sentinel is asked.
+/// The target of new connections. For each connection, the store looks up the host name or queries
+/// Sentinel.
 #[derive(Clone)]
 pub(super) enum Origin {
     Client(Client),
@@ -46,16 +47,17 @@ fn make(origin: &Origin) -> Make<MultiplexedConnection> {
     }
 }
 
-/// Returns a connection that is opened when it is first used, and replaced after the given time of
-/// silence.
+/// Returns a connection that is opened when it is first used, and replaced after the given period
+/// of silence.
 pub(super) fn link(origin: &Origin, silence: Duration) -> Link<MultiplexedConnection> {
     Link::made(make(origin), silence)
 }
 
-/// Returns a connection on which the server has already answered.
+/// Returns a connection on which the server has already replied.
 pub(super) async fn proven(origin: &Origin) -> Result<Link<MultiplexedConnection>, StoreError> {
     let link = link(origin, SILENCE);
-    // A server that requires a password reports it only now.
+    // A server that requires a password reports this requirement only when it receives the first
+    // request.
     let _: Value = link
         .put(&redis::cmd("PING"))
         .await
@@ -64,8 +66,8 @@ pub(super) async fn proven(origin: &Origin) -> Result<Link<MultiplexedConnection
     Ok(link)
 }
 
-/// If a claim or a record is evicted, its operation runs twice. A user without permission for
-/// `INFO` gets no warning.
+/// Logs a warning if the server may evict keys: if a claim or a record is evicted, its operation
+/// can run twice. Without permission for `INFO`, the check is skipped.
 async fn warn_of_eviction(link: &Link<MultiplexedConnection>) {
     let mut command = redis::cmd("INFO");
     command.arg("memory");

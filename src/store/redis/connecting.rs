@@ -1,4 +1,4 @@
-//! Opening a connection, with as many attempts as it takes.
+//! Opening a connection, with several attempts if necessary.
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -10,19 +10,19 @@ use std::time::Duration;
 use redis::{ErrorKind, RedisError, RedisResult};
 use tokio::time::Instant;
 
-/// Opens a connection, with one attempt.
+/// A function that makes one attempt to open a connection.
 pub(super) type Make<C> = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = RedisResult<C>> + Send>> + Send + Sync>;
 
-/// The number of attempts before the waiting requests get an error. It is enough for a restart of
-/// the server, and short enough for requests.
+/// The number of attempts before the waiting requests get an error. The series of attempts is long
+/// enough for a server to restart, but short enough for the waiting requests.
 const TRIES: u32 = 6;
-/// No attempt begins later than this.
+/// The time after which no further attempt begins.
 const LONGEST_SERIES: Duration = Duration::from_secs(3);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Tries until it has a connection, or has tried often enough. An attempt that follows no failure
-/// starts at once. Other attempts wait first.
+/// Tries to open a connection until an attempt succeeds or the limits are reached. An attempt that
+/// does not follow a failure starts at once. All other attempts start after a pause.
 pub(super) async fn in_series<C>(make: &Make<C>, failures: &AtomicU32) -> RedisResult<C> {
     let begun = Instant::now();
     let mut tries = 1;
@@ -44,8 +44,8 @@ pub(super) async fn in_series<C>(make: &Make<C>, failures: &AtomicU32) -> RedisR
     }
 }
 
-/// Returns whether the error does not go away on its own within a second. The waiting requests then
-/// get it at once.
+/// Returns whether the error will persist for more than a second. If so, the waiting requests get
+/// the error at once.
 fn is_final(error: &RedisError) -> bool {
     matches!(
         error.kind(),
@@ -53,8 +53,9 @@ fn is_final(error: &RedisError) -> bool {
     ) || error.to_string().contains("refused to switch database")
 }
 
-/// The pause doubles each time, and is randomly up to half shorter, because many processes lose
-/// their server at the same time.
+/// Returns the pause before the next attempt. The pause doubles with each failure. The pause is
+/// shortened by a random amount, up to half, because many processes lose the connection to their
+/// server at the same time.
 fn pause(failures: u32) -> Duration {
     let longest = (SHORTEST_PAUSE * (1 << failures.saturating_sub(1).min(8))).min(LONGEST_PAUSE);
     let chance = RandomState::new().hash_one(failures) % 1024;

@@ -1,4 +1,4 @@
-//! One connection to one server.
+//! Opening a connection to one server.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisResult};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// A peer that vanished without closing the connection is noticed after this much silence.
+/// The period of silence after which the store notices that a peer vanished without closing the
+/// connection.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// The number of commands that can wait to be written, so that many concurrent callers do not wait
-/// for each other.
+/// The number of commands that can wait to be written. It is large, so that many concurrent callers
+/// do not wait for each other.
 const QUEUE: usize = 1024;
 
-/// Returns an address with keep-alive probes.
+/// Returns an address whose connections use keep-alive probes.
 pub(super) fn address(url: impl IntoConnectionInfo) -> RedisResult<ConnectionInfo> {
     let info = url.into_connection_info()?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
@@ -21,7 +22,7 @@ pub(super) fn address(url: impl IntoConnectionInfo) -> RedisResult<ConnectionInf
     Ok(info.set_tcp_settings(tcp))
 }
 
-/// Connects to a server, with one attempt.
+/// Makes one attempt to connect to a server.
 pub(super) async fn once(client: &Client) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_WITHIN))

@@ -1,19 +1,20 @@
-//! Which replies mean that the connection is not, or is no longer, the right one.
+//! Detecting errors that mean that the connection is not, or is no longer, to the right server.
 
 use redis::{ErrorKind, RedisError};
 
 use super::failure::said;
 
-/// Why a connection is in doubt, and whether its last command was done.
+/// Why a connection is in doubt, and whether the server may have executed its last command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// The server refused, and did nothing. It does not accept writes, or not at the moment.
+    /// The server refused the command and did not execute it. The server does not accept writes, or
+    /// does not accept writes at the moment.
     Refused,
-    /// The connection broke, or was silent. It is unknown whether the command was done.
+    /// The connection broke or was silent. It is unknown whether the server executed the command.
     Lost,
 }
 
-/// Error codes of a server that is not, or is no longer, the right one.
+/// Error codes from a server that is not, or is no longer, the right server.
 const ELSEWHERE: [&str; 5] = ["READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN", "NOAUTH"];
 
 pub(super) fn doubt(error: &RedisError) -> Option<Doubt> {
@@ -28,7 +29,7 @@ pub(super) fn doubt(error: &RedisError) -> Option<Doubt> {
     let said = said(error);
     ELSEWHERE
         .iter()
-        // Servers before version 7 wrap a script's error into an `ERR`.
+        // Servers before version 7 wrap a script's error in an `ERR`.
         .any(|code| said.starts_with(code) || said.contains(&format!("-{code} ")))
         .then_some(Doubt::Refused)
 }

@@ -1,4 +1,4 @@
-//! Failures of the server, with messages that say what to do.
+//! Server failures, with messages that explain what to do.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use redis::{ErrorKind, RedisError};
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// The operation that was sent to the server.
+/// The store operation that was sent to the server.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Op {
     Connect,
@@ -38,7 +38,8 @@ pub(super) fn error(op: Op, kind: StoreErrorKind, what: &str) -> StoreError {
     StoreError::new(kind, format!("redis: {op}: {what}"))
 }
 
-/// The value under our key is neither a claim nor a record. The store never overwrites it.
+/// Returns the error for a value under one of the store's keys that is neither a claim nor a
+/// record. The store never overwrites such a value.
 pub(super) fn corrupt(op: Op) -> StoreError {
     error(
         op,
@@ -56,8 +57,8 @@ pub(super) fn unexpected(op: Op) -> StoreError {
     )
 }
 
-/// Converts a failure of the client or the server. No message contains the URL. The source is
-/// omitted if the server may have repeated what it received.
+/// Converts a client or server failure to a store error. No message contains the URL. The source is
+/// omitted if it may quote data that the server received.
 pub(super) fn failed(op: Op, cause: RedisError) -> StoreError {
     let (kind, what) = explain(&cause);
     let error = error(op, kind, what);
@@ -72,7 +73,7 @@ fn repeats_input(cause: &RedisError) -> bool {
     cause.kind() == ErrorKind::InvalidClientConfig || said(cause).contains("unknown command")
 }
 
-/// Returns the code and the message of a server's error.
+/// Returns the code and the message from a server's error.
 pub(super) fn said(cause: &RedisError) -> String {
     format!(
         "{} {}",
@@ -117,8 +118,7 @@ fn explain(cause: &RedisError) -> (StoreErrorKind, &'static str) {
         }
         _ => {}
     }
-    // The text is checked too, because servers before version 7 wrap a script's error into an
-    // `ERR`.
+    // The text is checked too, because servers before version 7 wrap a script's error in an `ERR`.
     let said = said(cause);
     let has = |code: &str| said.contains(code);
     if has("WRONGTYPE") {

@@ -1,4 +1,4 @@
-//! Inspecting the server.
+//! Inspects the store's keys on the server.
 
 use redis::aio::ConnectionLike;
 use redis::{Cmd, FromRedisValue, Value, from_redis_value};
@@ -10,18 +10,19 @@ use crate::request::Slot;
 use crate::store::{Census, Entry, Inspect, ScopeTag};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How many keys the server scans in one step, during which it serves nobody else.
+/// The number of keys that the server scans in a step. During a step, the server does not serve
+/// other clients.
 const BATCH: usize = 500;
 
-/// `redis-cli` can do the same. `GET` and `PTTL` of [`RedisStore::key`] look a key up (a claim is
-/// text, a record is not). `UNLINK` forgets it, and `--scan --pattern 'idempotency:*'` lists all
-/// keys.
+/// You can also inspect the store with `redis-cli`. `GET` and `PTTL` look up the key that
+/// [`RedisStore::key`] returns (a claim is text, a record is not). `UNLINK` forgets a key, and
+/// `--scan --pattern 'idempotency:*'` lists all keys.
 ///
-/// `count` scans every key of the database in small steps, and the server handles other clients
-/// between them. A key that changes during the scan may or may not be counted, and may be counted
-/// twice if the server resizes its table. **On a cluster, `count` returns an error.** Count each
-/// node with `redis-cli`. `forget_scope` scans the keys in the same way, and also returns an error
-/// on a cluster.
+/// `count` scans every key in the database in small steps, and the server handles other clients
+/// between these steps. A key that changes during the scan may or may not be counted, and may be
+/// counted twice if the server resizes its table. **On a cluster, `count` returns an error.**
+/// Instead, count the keys on each node with `redis-cli`. `forget_scope` scans the keys in the same
+/// way, and also returns an error on a cluster.
 impl<C> Inspect for RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
@@ -71,7 +72,7 @@ where
     }
 }
 
-/// The position of a scan over all keys of the database.
+/// The position of a scan over all keys in the database.
 struct Cursor(Vec<u8>);
 
 impl Default for Cursor {
@@ -97,8 +98,8 @@ where
         from_redis_value(answer).map_err(|_| unexpected(op))
     }
 
-    /// Scans more keys of the database, and calls the script with those that belong to the store.
-    /// Returns where to continue, unless the scan is complete.
+    /// Scans more keys in the database, and calls the script with the keys that belong to the
+    /// store. Returns the position at which to continue, unless the scan is complete.
     async fn step(
         &self,
         op: Op,
@@ -112,7 +113,7 @@ where
         scan.arg(from.0).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH);
         let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = self.inquire(op, &scan).await?;
         let next = (next != b"0").then_some(Cursor(next));
-        // A longer prefix can begin with this one.
+        // A different store's longer prefix can begin with this prefix.
         let keys: Vec<&[u8]> = keys
             .iter()
             .map(Vec::as_slice)
@@ -132,7 +133,7 @@ where
     async fn refuse_cluster(&self, op: Op) -> Result<(), StoreError> {
         let mut command: Cmd = redis::cmd("INFO");
         command.arg("cluster");
-        // A cluster connection asks every node and returns a map.
+        // A cluster connection queries every node and returns a map.
         let alone = match self.inquire(op, &command).await? {
             Value::Map(_) | Value::Array(_) => false,
             info => {

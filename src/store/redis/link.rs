@@ -1,4 +1,4 @@
-//! A connection that is replaced on any doubt.
+//! A connection that is replaced whenever it is in doubt.
 
 use std::future::Future;
 use std::io;
@@ -15,22 +15,22 @@ use super::connecting::{Make, in_series};
 use super::doubt::doubt;
 use super::live::Live;
 
-/// How much longer the store waits for a reply than it would in silence, while other replies
-/// arrive.
+/// The additional time that the store waits for a reply if other replies are arriving on the
+/// connection.
 const WHILE_OTHERS_COME: Duration = Duration::from_secs(2);
 
-/// A request that is sent to a server on one connection.
+/// A request that is sent to a server over one connection.
 pub(super) trait Question<C>: Sync {
     type Answer: Send;
 
     fn put_to(&self, connection: &mut C) -> impl Future<Output = RedisResult<Self::Answer>> + Send;
 }
 
-/// Why a request has no answer.
+/// The reason that a request received no reply.
 pub(super) enum Unanswered {
-    /// No connection could be opened, after all attempts.
+    /// No attempt to open a connection succeeded.
     NoConnection(RedisError),
-    /// The server refused, or the connection broke or was silent.
+    /// The server refused the request, or the connection broke or was silent.
     Asked(RedisError),
 }
 
@@ -42,19 +42,20 @@ impl From<Unanswered> for RedisError {
     }
 }
 
-/// The current connection. Calls in flight keep the connection on which they were sent.
+/// The current connection. Calls in flight continue to use the connection over which they were
+/// sent.
 pub(super) struct Link<C> {
     now: RwLock<Now<C>>,
     origin: Option<Arc<Origin<C>>>,
 }
 
-/// Where connections come from.
+/// The source of new connections.
 struct Origin<C> {
     make: Make<C>,
     /// How long a connection may be silent after a request.
     silence: Duration,
     /// The number of consecutive connections that failed or did not last. The pause between
-    /// attempts grows with it.
+    /// attempts grows with this number.
     failures: AtomicU32,
 }
 
@@ -67,7 +68,7 @@ enum Started<C> {
 
 enum Now<C> {
     Live(Live<C>),
-    /// The connection is being opened by a task, which continues no matter who waits for it.
+    /// A task is opening the connection, and continues whether or not any call waits for it.
     Coming(Coming<C>),
     Away,
 }
@@ -81,8 +82,9 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         }
     }
 
-    /// Creates a link whose connection is opened when it is first needed, and replaced on any
-    /// doubt. A connection is in doubt if it was silent for `silence` after a request.
+    /// Creates a link whose connection is opened when it is first needed, and replaced whenever it
+    /// is in doubt. A connection is in doubt if, for example, it was silent for `silence` after a
+    /// request.
     pub(super) fn made(make: Make<C>, silence: Duration) -> Self {
         Self {
             now: RwLock::new(Now::Away),
@@ -98,7 +100,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         self.origin.is_some()
     }
 
-    /// Sends a question to the server, once.
+    /// Sends a request to the server once.
     pub(super) async fn put<Q: Question<C>>(&self, question: &Q) -> Result<Q::Answer, Unanswered> {
         let mut live = self.get().await.map_err(Unanswered::NoConnection)?;
         self.put_on(&mut live, question).await.map_err(Unanswered::Asked)
@@ -131,18 +133,20 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         answer
     }
 
-    /// Returns the current connection, or the one that is being opened.
+    /// Returns the current connection, or the connection that is being opened.
     pub(super) async fn get(&self) -> RedisResult<Live<C>> {
         if let Now::Live(live) = &*self.now.read().unwrap_or_else(PoisonError::into_inner)
             && !self.is_mute(live)
         {
             return Ok(live.clone());
         }
-        // Boxed because it is rare, and would otherwise be part of each call's future.
+        // Boxed because this case is rare. Without the box, its future would be part of each call's
+        // future.
         Box::pin(self.wait()).await
     }
 
-    /// Calls may have been dropped before they could report the silence.
+    /// Returns whether the connection has been silent for too long. Calls may have been dropped
+    /// before they could report the silence.
     fn is_mute(&self, live: &Live<C>) -> bool {
         self.origin
             .as_ref()
@@ -156,7 +160,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         };
         let made = match coming.wait_for(Option::is_some).await {
             Ok(made) => made.clone(),
-            // The runtime that was opening the connection is gone.
+            // The runtime that was opening the connection has shut down.
             Err(_) => None,
         };
         let made = made.unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::NotConnected).into()));
@@ -170,21 +174,23 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         made
     }
 
-    /// Returns the connection if there is one again. Otherwise, returns the one that is being
-    /// opened, and starts to open it if nobody has.
+    /// Returns the connection if it is open again. Otherwise, returns the connection that is being
+    /// opened, after starting to open it if no other call has.
     fn start(&self) -> Started<C> {
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
         match (&*now, &self.origin) {
             (Now::Live(live), _) if !self.is_mute(live) => Started::Live(live.clone()),
-            // A failure that nobody waited for is outdated.
+            // A failure is outdated if no call waited for its connection.
             (Now::Coming(coming), _) if !failed(coming) => Started::Coming(coming.clone()),
             (_, Some(origin)) => Started::Coming(origin.start(&mut now)),
-            // A connection that was passed in is never away. If it were, nobody would open it.
+            // A connection that was passed in is never absent, and the store could not open a
+            // replacement.
             (_, None) => Started::Coming(watch::channel(None).1),
         }
     }
 
-    /// Replaces this connection at once. If many calls fail together, only one of them replaces it.
+    /// Replaces this connection at once. If many calls fail at the same time, only one call
+    /// replaces the connection.
     fn replace(&self, doubtful: &Live<C>) {
         let Some(origin) = &self.origin else { return };
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
@@ -201,7 +207,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
 }
 
 fn failed<C>(coming: &Coming<C>) -> bool {
-    // The channel was closed without a value, because its runtime is gone.
+    // The channel was closed without a value because its runtime has shut down.
     match &*coming.borrow() {
         Some(made) => made.is_err(),
         None => coming.has_changed().is_err(),
@@ -214,7 +220,7 @@ impl<C: Clone + Send + Sync + 'static> Origin<C> {
         let origin = Arc::clone(self);
         tokio::spawn(async move {
             let made = in_series(&origin.make, &origin.failures).await;
-            // The waiting calls may be gone.
+            // The waiting calls may have been dropped.
             let _ = done.send(Some(made.map(Live::new)));
         });
         *now = Now::Coming(coming.clone());

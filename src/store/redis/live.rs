@@ -1,4 +1,4 @@
-//! A connection, and when it last answered.
+//! A connection, and the time of its last reply.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -21,14 +21,15 @@ impl<C> Live<C> {
     }
 }
 
-/// How to claim on the server.
+/// The method that the store uses to claim slots on the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
-    /// Not known yet: the command makes a claim, and the script confirms it.
+    /// Not known yet. The store claims a slot with the command, and confirms the claim with the
+    /// script.
     Unproven,
-    /// By `SET … NX GET`, on Redis 7.0 and later and on Valkey.
+    /// With `SET … NX GET`, on Redis 7.0 and later and on Valkey.
     Command,
-    /// By the script alone.
+    /// With the script alone.
     Script,
 }
 
@@ -39,7 +40,7 @@ pub(super) struct Facts {
     made: Instant,
     dialect: AtomicU8,
     heard: AtomicU64,
-    /// When the first request was sent after the last reply.
+    /// The time at which the first request after the last reply was sent.
     waits_since: AtomicU64,
 }
 
@@ -69,7 +70,7 @@ impl Facts {
         u64::try_from((at - self.made).as_millis()).unwrap_or(NEVER)
     }
 
-    /// Records that a request is sent now.
+    /// Records that a request is being sent now.
     pub(super) fn asks(&self) -> Instant {
         let now = Instant::now();
         let (at, relaxed) = (self.since_made(now), Ordering::Relaxed);
@@ -77,13 +78,13 @@ impl Facts {
         now
     }
 
-    /// Records that the server has answered.
+    /// Records that the server has replied.
     pub(super) fn answers(&self) {
         self.heard.store(self.since_made(Instant::now()), Ordering::Relaxed);
         self.waits_since.store(NEVER, Ordering::Relaxed);
     }
 
-    /// Returns when the server last answered or `asked`, whichever is later.
+    /// Returns the time of the server's last reply or `asked`, whichever is later.
     pub(super) fn heard_since(&self, asked: Instant) -> Instant {
         asked.max(self.made + Duration::from_millis(self.heard.load(Ordering::Relaxed)))
     }

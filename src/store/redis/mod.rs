@@ -1,4 +1,4 @@
-//! The store on a Redis server, or on a server that uses its protocol.
+//! The store on a Redis server, or on a server that uses the Redis protocol.
 
 mod answer;
 mod ask;
@@ -31,9 +31,9 @@ use link::Link;
 use replicas::Replicas;
 pub use sentinel::RedisSentinel;
 
-/// Keeps claims and records in Redis 5 or later, in Valkey, or in any server that uses their
-/// protocol and runs their Lua. All processes with the same server, database and prefix share them.
-/// Clones are cheap and share the connection.
+/// Stores claims and records in Redis 5 or later, in Valkey, or in any server that supports their
+/// protocol and Lua scripts. All processes with the same server, database and prefix share the
+/// claims and records. Clones are cheap and share the connection.
 ///
 /// ```no_run
 /// use tower_idempotency::IdempotencyLayer;
@@ -47,39 +47,43 @@ pub use sentinel::RedisSentinel;
 /// # }
 /// ```
 ///
-/// **Round trips.** A replay or a refusal costs 1 round trip, and a first request costs 2. The
-/// claim is one command (`SET … NX GET`, Redis 7 or later and Valkey). If the command finds another
-/// claim, a script checks how much of its lease is left, which costs 1 more. A script records the
-/// outcome. On servers that do not support the command, the store uses only the script. On each
-/// connection, the script also repeats the first claim, once, to prove that the server interprets
-/// the command in the same way. If a server does not have a script yet, that costs 1 more.
+/// **Round trips.** A replay or a refusal costs 1 round trip, and a first request costs 2 round
+/// trips. The claim is one command (`SET … NX GET`, Redis 7 or later and Valkey). If the command
+/// finds an existing claim, a script checks that claim's remaining lease, which costs 1 more round
+/// trip. A different script records the outcome. On servers that do not support the command, the
+/// store claims slots only with the script. On each connection, the script also repeats the first
+/// claim once, to verify that the server interprets the command in the same way. If a server does
+/// not have a script yet, sending the script costs 1 more round trip.
 ///
 /// **Large records**, above 16 KiB, are stored in a hash instead of a string. The claim's command
 /// then reports at once that the slot is taken, and the store fetches the record over a separate
-/// connection. This costs 2 round trips, but no small request waits behind them.
+/// connection. A replay of a large record costs 2 round trips, but no small request waits behind
+/// large records.
 ///
-/// **Time** comes only from the server. A key expires at the end of its claim's lease and memory,
-/// or of its record's `ttl`. This crate does not sweep; Redis expires keys itself. Times longer
-/// than 3000 years are treated as 3000 years.
+/// **Time** comes only from the server. A record's key expires when its `ttl` has elapsed. A
+/// claim's key expires after the claim's lease, plus the time for which a lapsed claim is
+/// remembered. This crate does not sweep; Redis expires keys itself. Times longer than 3000 years
+/// are treated as 3000 years.
 ///
-/// **Connections.** [`connect`](Self::connect) opens one connection that all requests share, and
-/// one for large records. The store replaces a connection at once in three cases: it broke; it was
-/// silent for a second after a request (10 s for the connection for large records); or the server
-/// reports that it is a replica, is loading, or is not the right server (`READONLY`, `MASTERDOWN`,
-/// `LOADING`, `CLUSTERDOWN`). Each time, the host name is looked up again, or
-/// [Sentinel](Self::connect_sentinel) is asked for the address. A call that the server refused is
-/// then repeated, up to twice. If the answer to a call was lost, the call is repeated only if that
-/// is safe; a release is not repeated. A store from [`new`](Self::new) accepts any connection of the
-/// `redis` crate, such as a cluster's. Each operation has exactly one key, so a cluster can route
-/// it, whatever the prefix.
+/// **Connections.** [`connect`](Self::connect) opens one connection that all requests share, and a
+/// second connection for large records. The store replaces a connection at once in three cases: the
+/// connection broke; the connection was silent for a second after a request (10 s on the connection
+/// for large records); or the server reports that it is a replica, is loading, or is not the right
+/// server (`READONLY`, `MASTERDOWN`, `LOADING`, `CLUSTERDOWN`). Each time, the store looks up the
+/// host name again, or queries [Sentinel](Self::connect_sentinel) for the address. A call that the
+/// server refused is then repeated, up to twice. If the reply to a call was lost, the call is
+/// repeated only if repeating it is safe; a release is not repeated. [`new`](Self::new) accepts any
+/// connection type from the `redis` crate, such as a cluster connection. Each operation uses
+/// exactly one key, so a cluster can route the operation, whatever the prefix.
 ///
 /// **The server's settings matter.** With a `maxmemory-policy` other than `noeviction`, the server
-/// may evict a claim or a record, and its operation then runs twice; [`connect`](Self::connect)
-/// logs a warning about it. With `noeviction`, a full server refuses new keys (`503`), but still
-/// replays. If it has no room for the record of an operation that is done, the claim is kept until
-/// the record's `ttl` ends. The layer retries storing the record, and retries of the request get
-/// `409` problem `outcome-unknown`. Without `appendonly yes`, a restart loses all writes since the
-/// last snapshot. With `appendfsync everysec`, the default, it loses up to a second of writes.
+/// may evict a claim or a record, and its operation can then run twice. [`connect`](Self::connect)
+/// logs a warning about such a policy. With `noeviction`, a full server rejects new keys (`503`),
+/// but known keys are still replayed. If the server has no room for a completed operation's record,
+/// the claim is kept until the record's `ttl` would have elapsed. The layer tries again to store
+/// the record, and retries of the request get a `409` problem `outcome-unknown`. Without
+/// `appendonly yes`, a restart loses all writes since the last snapshot. With `appendonly yes` and
+/// the default `appendfsync everysec`, a restart loses up to a second of writes.
 ///
 /// # Failover
 ///
@@ -87,32 +91,33 @@ pub use sentinel::RedisSentinel;
 /// claim is missing, a duplicate can run alongside its original. If a record is missing, a retry
 /// can run again. If a renewal is missing, a claim can lapse early.
 ///
-/// [`wait_for_replicas`](Self::wait_for_replicas) reduces that risk: a handler runs only when its
+/// [`wait_for_replicas`](Self::wait_for_replicas) reduces these risks: a handler runs only when its
 /// claim is in the memory of the given number of replicas. **It is not consensus.** Claims are
-/// still lost if the promoted replica is not among those that acknowledged, if that replica
-/// restarts without its data, or if a primary that was cut off continues to accept requests
-/// (`min-replicas-to-write` limits that). If no loss is acceptable, use a store that commits with
-/// consensus, or the database that has the handler's own effects.
+/// still lost if the promoted replica is not among the replicas that acknowledged the claim, if
+/// that replica restarts without its data, or if an isolated primary continues to accept requests
+/// (`min-replicas-to-write` limits this risk). If no loss is acceptable, use a store that commits
+/// with consensus, or use the database that contains the handler's own effects.
 pub struct RedisStore<C = MultiplexedConnection> {
     link: Arc<Link<C>>,
-    /// The connection for large records. It is the same as `link` if there is only one connection.
+    /// The connection for large records. It is the same as `link` if the store has only one
+    /// connection.
     large: Arc<Link<C>>,
     prefix: Arc<str>,
-    /// Where further connections come from.
+    /// The source of further connections.
     origin: Option<Origin>,
     replicas: Option<Arc<Replicas>>,
 }
 
 impl<C> RedisStore<C> {
-    /// Returns the key that a slot is stored under: the prefix, followed by the slot in
+    /// Returns the key under which a slot is stored: the prefix, followed by the slot in
     /// hexadecimal.
     #[must_use]
     pub fn key(&self, slot: &Slot) -> String {
         format!("{}{}", self.prefix, slot.to_hex())
     }
 
-    /// Returns [`key`](Self::key) as bytes. Each call needs the key, so it takes only one
-    /// allocation.
+    /// Returns [`key`](Self::key) as bytes. Every call builds the key, so this function allocates
+    /// only once.
     fn key_bytes(&self, slot: &Slot) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.prefix.len() + 2 * Slot::LEN);
         key.extend_from_slice(self.prefix.as_bytes());

@@ -1,4 +1,4 @@
-//! Waiting until replicas have a write, on dedicated connections.
+//! Waiting on dedicated connections until replicas have a write.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,12 +11,12 @@ use super::link::{Link, Question};
 use super::request::Request;
 use super::scripts::{By, is_no_script};
 
-/// `WAIT` blocks its connection on the server. This many calls can wait at the same time; further
-/// calls wait for their turn.
+/// The number of connections for `WAIT`, which blocks its connection on the server. Up to this many
+/// calls can wait at the same time. Further calls wait for their turn.
 const CONNECTIONS: usize = 8;
 
-/// How long a connection may be silent, in addition to the time that `WAIT` takes. Large records
-/// use these connections too.
+/// How long a connection may be silent, in addition to the duration of `WAIT`. Large records use
+/// these connections too.
 const SILENCE: Duration = Duration::from_secs(3);
 
 pub(super) struct Replicas {
@@ -25,7 +25,7 @@ pub(super) struct Replicas {
     turn: AtomicUsize,
 }
 
-/// The replicas to wait for, and for how long.
+/// The number of replicas to wait for, and the maximum waiting time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wait {
     pub(super) count: u32,
@@ -39,7 +39,7 @@ pub(super) enum Acknowledged {
 }
 
 impl Replicas {
-    /// Creates the links. Each one connects when it is first used.
+    /// Creates the links. Each link connects when it is first used.
     pub(super) fn new(origin: &Origin, wait: Wait) -> Self {
         Self {
             wait,
@@ -50,7 +50,7 @@ impl Replicas {
         }
     }
 
-    /// Returns the next connection in turn.
+    /// Returns one of the links, in rotation.
     pub(super) fn link(&self) -> &Link<MultiplexedConnection> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         &self.links[turn % self.links.len()]

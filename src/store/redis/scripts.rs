@@ -13,7 +13,7 @@ use crate::store::Millis;
 /// The hash field that contains a large record.
 pub(super) const FIELD: &str = "record";
 
-/// A script, and the hash by which the server knows it.
+/// A script, and the hash by which the server identifies it.
 pub(super) struct Script {
     code: &'static str,
     hash: String,
@@ -47,21 +47,22 @@ scripts! {
     FORGET_SCOPE = "forget_scope.lua";
 }
 
-/// A script with its arguments and its keys. There is one key, so that a cluster can route the
-/// call, except for `COUNT` and `FORGET_SCOPE`.
+/// A script with its arguments and its keys. Each script except `COUNT` and `FORGET_SCOPE` has one
+/// key, so that a cluster can route the call.
 pub(super) struct Call<'a> {
     pub(super) script: &'a Script,
     pub(super) keys: &'a [&'a [u8]],
     pub(super) args: &'a [&'a [u8]],
 }
 
-/// How a call names its script.
+/// How a call identifies its script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
     /// By its hash, which is 40 bytes. The server must already have the script.
     Hash,
     /// By its full code, which the server then stores. `SCRIPT LOAD` is not used because it would
-    /// cost one more round trip, and a flush between the two commands would cost another.
+    /// cost one more round trip, and a flush between the two commands would cost yet another round
+    /// trip.
     Code,
 }
 
@@ -84,8 +85,8 @@ impl Call<'_> {
     }
 }
 
-/// Takes one round trip, or two if the server does not have the script, for example after a
-/// restart.
+/// Calls the script. Takes one round trip, or two round trips if the server does not have the
+/// script, for example after a restart.
 impl<C: ConnectionLike + Send> Question<C> for Call<'_> {
     type Answer = Value;
 
@@ -109,7 +110,7 @@ pub(super) fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
-/// Three thousand years. Beyond that, the sum of a time and the current date would overflow.
+/// Three thousand years. The sum of a longer time and the current date would overflow.
 const LONGEST: u64 = 100_000_000_000_000;
 
 /// Converts a duration to milliseconds, rounded up and limited to what the server accepts.

@@ -10,17 +10,17 @@ use redis::{Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Redis
 use super::dial;
 use crate::error::ConfigError;
 
-/// A Sentinel that does not answer within this time is skipped.
+/// The time limit for a Sentinel's reply. A Sentinel that does not reply in time is skipped.
 const SENTINEL_WITHIN: Duration = Duration::from_millis(500);
 
 const INVALID: &str = "a URL is not valid; expected redis://[user:password@]host[:port][/database]";
 
-/// The Sentinels that know which server is the primary, for
+/// The Sentinels that report which server is the primary, for
 /// [`RedisStore::connect_sentinel`](super::RedisStore::connect_sentinel).
 ///
-/// The store asks them before it opens each connection, so after a failover it finds the new
-/// primary on its own. A Sentinel that does not answer within 500 ms is skipped. The Sentinel that
-/// last answered is asked first.
+/// The store queries the Sentinels before it opens each connection, so it finds the new primary on
+/// its own after a failover. A Sentinel that does not reply within 500 ms is skipped. The Sentinel
+/// that replied last time is queried first.
 ///
 /// ```no_run
 /// use tower_idempotency::store::{RedisSentinel, RedisStore};
@@ -36,20 +36,20 @@ const INVALID: &str = "a URL is not valid; expected redis://[user:password@]host
 pub struct RedisSentinel {
     sentinels: Vec<Client>,
     service: String,
-    /// How to connect to the primary. Sentinel provides its address.
+    /// The settings for connections to the primary. Sentinel provides the primary's address.
     primary: ConnectionInfo,
-    /// The index of the Sentinel to ask first.
+    /// The index of the Sentinel to query first.
     first: AtomicUsize,
 }
 
 impl RedisSentinel {
     /// Creates a list of Sentinels. `sentinels` are their URLs, with a user and a password if the
-    /// Sentinels require them. `service` is the name of the service that they watch. By default,
-    /// the store connects to the primary without a password and uses its database 0.
+    /// Sentinels require them. `service` is the name of the service that the Sentinels monitor. By
+    /// default, the store connects to the primary without a password and uses database 0.
     ///
     /// # Errors
     ///
-    /// There is no URL, a URL is not valid, or the name is empty.
+    /// `sentinels` is empty, a URL is not valid, or the service name is empty.
     pub fn new<U: AsRef<str>>(sentinels: impl IntoIterator<Item = U>, service: &str) -> Result<Self, ConfigError> {
         let refused = |option, reason: &str| ConfigError::new(option, reason.to_owned());
         let sentinels = sentinels
@@ -75,9 +75,9 @@ impl RedisSentinel {
         })
     }
 
-    /// Sets how to connect to the primary, as a URL. Its user, password, database and parameters
-    /// are used, and so is the `rediss` scheme. Its host and port are ignored, because Sentinel
-    /// provides them.
+    /// Sets how to connect to the primary, as a URL. The URL's user, password, database and
+    /// parameters are used, and so is the `rediss` scheme. The URL's host and port are ignored,
+    /// because Sentinel provides the address.
     ///
     /// # Errors
     ///
@@ -93,7 +93,7 @@ impl RedisSentinel {
         Ok(Self { primary, ..self })
     }
 
-    /// Returns a connection to the current primary, which has itself confirmed that role.
+    /// Returns a connection to the current primary, after that server has confirmed its role.
     pub(super) async fn connect(&self) -> RedisResult<MultiplexedConnection> {
         let (host, port) = self.ask().await?;
         let addr = match self.primary.addr().clone() {
@@ -109,17 +109,17 @@ impl RedisSentinel {
         };
         let client = Client::open(self.primary.clone().set_addr(addr))?;
         let mut connection = dial::once(&client).await?;
-        // Sentinel may not know yet that the server was demoted.
+        // Sentinel may not have noticed yet that the server was demoted.
         let role = redis::cmd("ROLE");
         match tokio::time::timeout(SENTINEL_WITHIN, role.query_async(&mut connection)).await {
             Ok(Ok(Value::Array(parts))) if is_replica(&parts) => Err(unavailable("Sentinel named a replica")),
-            // Some servers do not allow this command.
+            // Some servers do not allow the `ROLE` command.
             Ok(_) => Ok(connection),
             Err(_) => Err(silent()),
         }
     }
 
-    /// Returns the primary's address, from the first Sentinel that knows it.
+    /// Returns the primary's address from the first Sentinel that reports it.
     async fn ask(&self) -> RedisResult<(String, u16)> {
         let first = self.first.load(Ordering::Relaxed);
         let mut failure = None;
@@ -131,8 +131,8 @@ impl RedisSentinel {
                     self.first.store(index, Ordering::Relaxed);
                     return Ok(address);
                 }
-                // The Sentinel answered: the name is wrong, or this Sentinel was not configured
-                // with it.
+                // The Sentinel replied, so the service name is wrong, or this Sentinel was not
+                // configured with that name.
                 Ok(None) => failure = Some((ErrorKind::MasterNameNotFoundBySentinel, "not known").into()),
                 Err(error) => failure = failure.or(Some(error)),
             }

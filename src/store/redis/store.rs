@@ -1,4 +1,4 @@
-//! Claims and records.
+//! The `Store` calls for claims and records.
 
 use std::time::Duration;
 
@@ -78,8 +78,8 @@ impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    /// Completes the claim, with one call. `again` says that the call was sent before and its
-    /// answer was lost.
+    /// Completes the claim with one call. `again` means that the call was already sent and its
+    /// reply was lost.
     async fn settle_once(
         &self,
         slot: &Slot,
@@ -103,8 +103,8 @@ where
         self.write(Op::Complete, is_large, &request).await
     }
 
-    /// Keeps the claim when the server has no memory for the record, so that the operation still
-    /// does not run again.
+    /// Keeps the claim if the server has no memory for the record, so that the operation does not
+    /// run again.
     async fn hold(
         &self,
         slot: &Slot,
@@ -143,7 +143,8 @@ where
 
     /// Undoes a claim that too few replicas acknowledged.
     async fn give_back(&self, begin: &ClaimRequest, attempt: u32, cause: Option<RedisError>) -> StoreError {
-        // A lapsed claim that was taken over stays remembered.
+        // If the claim took over a lapsed claim, the slot must continue to remember the lapsed
+        // claim.
         let undone = match attempt {
             1 => self.release(&begin.slot, begin.token).await,
             _ => self.renew(&begin.slot, begin.token, Duration::ZERO).await,

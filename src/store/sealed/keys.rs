@@ -1,4 +1,4 @@
-//! The keys, and sealing and opening records with them.
+//! The encryption keys, and the code that seals and opens records with them.
 
 use std::fmt;
 
@@ -12,17 +12,17 @@ use crate::request::Slot;
 use crate::store::record::{Envelope, KEY_ID, NONCE, Record};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// The first bytes of the data that a seal is bound to. They are part of the format, so they must
-/// never change.
+/// The first bytes of the data that a seal is bound to. These bytes are part of the format, so they
+/// must never change.
 const DOMAIN: &[u8; 8] = b"ti.seal1";
 
-/// The keys of a [`Sealed`](super::Sealed) store: one key that seals and opens, and former keys
-/// that only open.
+/// The keys of a [`Sealed`](super::Sealed) store: one key that seals and opens records, and former
+/// keys that only open them.
 ///
 /// A key is 32 bytes from a random source that is suitable for keys, such as the output of `openssl
 /// rand -out /run/secrets/idempotency.key 32`. It is neither a password nor a hexadecimal string.
-/// Load it from the place where you keep your secrets: a mounted file, or a secret manager. If the
-/// key is encoded in Base64 or hexadecimal, decode it first.
+/// Load the key from the place where you keep your secrets, such as a mounted file or a secret
+/// manager. If the key is encoded in Base64 or hexadecimal, decode it first.
 ///
 /// ```no_run
 /// use tower_idempotency::store::KeyRing;
@@ -40,20 +40,21 @@ const DOMAIN: &[u8; 8] = b"ti.seal1";
 /// # }
 /// ```
 ///
-/// **To rotate** keys without a `503`, first make every host able to open the records that any host
-/// will seal:
+/// **To rotate** keys without `503` responses, first ensure that every host can open the records
+/// that any host will seal:
 ///
 /// 1. deploy `KeyRing::new(old).with_former(new)` everywhere;
 /// 2. deploy `KeyRing::new(new).with_former(old)` everywhere;
-/// 3. when the last record under the old key has expired (after the longest TTL), remove that key.
+/// 3. when the last record under the old key has expired (after the longest TTL), remove the old
+///    key.
 ///
-/// A key's name is the beginning of a digest of the key, so you do not have to number keys. `Debug`
+/// A key's name is the beginning of the key's digest, so you do not have to number keys. `Debug`
 /// output and errors show names, never keys. The ring wipes its keys when it is dropped. It cannot
-/// wipe the copies from which it was built, including yours.
+/// wipe the copies from which it was built, including your copies.
 pub struct KeyRing {
     current: Key,
     former: Vec<Key>,
-    /// Draws nonces. Only tests replace it.
+    /// The function that generates nonces. Only tests replace it.
     random: fn() -> Result<[u8; NONCE], BoxError>,
 }
 
@@ -77,7 +78,7 @@ impl Key {
 }
 
 impl KeyRing {
-    /// Creates a ring with the key that seals records, and opens the records that it sealed.
+    /// Creates a ring with one key, which seals records and opens the records that it sealed.
     #[must_use]
     pub fn new(current: [u8; 32]) -> Self {
         Self {
@@ -183,8 +184,8 @@ impl KeyRing {
     }
 }
 
-/// Returns the data that a seal is bound to. All parts have a fixed length, so no two lists give
-/// the same bytes.
+/// Returns the data that a seal is bound to. All parts have a fixed length, so no two lists of
+/// parts produce the same bytes.
 fn bound_to(slot: &Slot, fingerprint: Fingerprint, key_id: &[u8; KEY_ID]) -> Vec<u8> {
     [&DOMAIN[..], slot.as_bytes(), fingerprint.as_bytes(), key_id].concat()
 }
@@ -202,7 +203,7 @@ impl fmt::Debug for KeyRing {
 
 #[cfg(test)]
 impl KeyRing {
-    /// Simulates an operating system that provides no random bytes.
+    /// Simulates an operating system that cannot provide random bytes.
     pub(super) fn starve(&mut self) {
         self.random = || Err("no entropy".into());
     }
@@ -215,8 +216,8 @@ mod tests {
     const SLOT: Slot = Slot::from_bytes([5; 32]);
     const PRINT: Fingerprint = Fingerprint::from_bytes([0xAB; 16]);
 
-    /// Every later release must be able to open a record that this release sealed. (Other code also
-    /// computed these bytes from the specification.)
+    /// Every later release must be able to open a record that this release sealed. (An independent
+    /// implementation of the specification also computed these bytes.)
     #[test]
     fn golden_bytes_of_a_sealed_record() {
         let mut keys = KeyRing::new([7; 32]);

@@ -16,15 +16,15 @@ use crate::error::ConfigError;
 pub use keys::KeyRing;
 use unit_of_work::SealedWork;
 
-/// Encrypts the records of the store that it wraps: the status, headers, body and trailers of every
-/// answer, and the tombstones.
+/// Encrypts the wrapped store's records: the status, headers, body and trailers of every response,
+/// and the tombstones.
 ///
-/// A record is sealed with XChaCha20-Poly1305 under a random nonce, and bound to its slot and its
-/// fingerprint. A record that was damaged, changed, or moved from another slot cannot be opened.
-/// `begin` then fails with [`StoreErrorKind::Corrupt`] (contract, row 6.5: `503`, never a wrong
-/// replay) until the record expires or someone [forgets](Inspect::forget) it. The same happens for
-/// a record whose key is not in the [`KeyRing`], and for a record that is not sealed at all,
-/// because anyone who can write to the store could have planted it.
+/// A record is sealed with XChaCha20-Poly1305 and a random nonce, and is bound to its slot and its
+/// fingerprint. A record that was damaged, changed, or moved from a different slot cannot be
+/// opened. `begin` then fails with [`StoreErrorKind::Corrupt`] (contract, row 6.5: `503`, never a
+/// wrong replay) until the record expires or someone [forgets](Inspect::forget) it. The same
+/// happens for a record whose key is not in the [`KeyRing`], and for a record that is not sealed at
+/// all, because anyone who can write to the store could have planted such a record.
 ///
 /// ```
 /// use tower_idempotency::{IdempotencyLayer, MemoryStore};
@@ -38,22 +38,23 @@ use unit_of_work::SealedWork;
 /// # Ok::<(), tower_idempotency::ConfigError>(())
 /// ```
 ///
-/// **What is not hidden:** slots and fingerprints (digests that the store uses to find and compare
-/// requests), each record's size, times and key name, and whether an operation is running or done.
+/// **Not hidden:** slots and fingerprints (digests that the store uses to find and compare
+/// requests); each record's size, times and key name; and whether an operation is running or done.
 /// A fingerprint is a plain digest of the request. If a request has few possible values, anyone who
 /// can read its fingerprint can test guesses against it.
 ///
-/// **What is not prevented:** anyone who can write to the store can remove entries, so that
-/// operations run again. They can also hold claims, and put back an old record of the same slot if
-/// its fingerprint is the same or of another rule.
+/// **Not prevented:** anyone who can write to the store can remove entries, so that operations run
+/// again. They can also keep slots claimed, and restore an old record in the same slot if its
+/// fingerprint is the same or is from a different rule.
 ///
-/// **Introducing it** to a store in use: hosts that still run without `Sealed` answer `503` to
-/// retries of sealed operations. Hosts with `Sealed` answer `503` to retries of unsealed
-/// operations, unless they [accept unsealed records](SealedBuilder::accept_unsealed).
+/// **Migrating a store in use:** hosts that still run without `Sealed` respond with `503` to
+/// retries of operations with sealed records. Hosts with `Sealed` respond with `503` to retries of
+/// operations with unsealed records, unless these hosts [accept unsealed
+/// records](SealedBuilder::accept_unsealed).
 ///
-/// A sealed record is 68 bytes larger. For a remote store, you can wrap this store in
-/// [`Tiered`](super::Tiered) (`Tiered<Sealed<S>>`). `Tiered` then holds unencrypted answers in this
-/// process's memory, and a cached replay decrypts nothing.
+/// A sealed record is 68 bytes larger than the unsealed record. For a remote store, you can wrap
+/// the sealed store in [`Tiered`](super::Tiered) (`Tiered<Sealed<S>>`). `Tiered` then keeps
+/// unencrypted responses in this process's memory, and a cached replay needs no decryption.
 #[derive(Clone)]
 pub struct Sealed<S> {
     store: S,
@@ -82,12 +83,12 @@ pub struct SealedBuilder<S> {
 }
 
 impl<S> SealedBuilder<S> {
-    /// Sets whether records that are not sealed are replayed too. Default: `false`, so they are
+    /// Sets whether unsealed records are also replayed. Default: `false`, so unsealed records are
     /// refused as corrupt.
     ///
-    /// Use it during a migration: the records that were stored before the store was wrapped are
-    /// valid for their TTL. Turn it off after that. **While it is on, anyone who can write to the
-    /// store can plant an answer.**
+    /// Use this option during a migration: records from before the store was wrapped remain valid
+    /// until their TTL elapses. Turn off this option after that time. **While this option is on,
+    /// anyone who can write to the store can plant a response.**
     pub fn accept_unsealed(mut self, accept: bool) -> Self {
         self.accept_unsealed = accept;
         self
@@ -109,7 +110,7 @@ impl<S> SealedBuilder<S> {
 }
 
 impl<S> Sealed<S> {
-    /// Wraps a store. Records that are not sealed are refused.
+    /// Wraps a store. Unsealed records are refused.
     ///
     /// # Errors
     ///
@@ -118,7 +119,7 @@ impl<S> Sealed<S> {
         Self::builder(store, keys).build()
     }
 
-    /// Returns a builder that wraps a store, with options.
+    /// Returns a builder for a sealed store with custom options.
     pub fn builder(store: S, keys: KeyRing) -> SealedBuilder<S> {
         SealedBuilder {
             store,
@@ -129,7 +130,7 @@ impl<S> Sealed<S> {
 
     fn open(&self, begin: &ClaimRequest, record: Record) -> Result<Record, StoreError> {
         // The store compared the fingerprint that it keeps alongside the record. The seal is bound
-        // to the fingerprint in the record, which may be of another rule.
+        // to the fingerprint in the record, which may be from a different rule.
         let fingerprint = record.fingerprint();
         if fingerprint.conflicts_with(&begin.fingerprint) {
             return Err(StoreError::new(
@@ -197,7 +198,7 @@ impl<S: Store> Store for Sealed<S> {
     }
 }
 
-/// Reports the sizes of the sealed records.
+/// Inspects the wrapped store. The reported sizes are those of the sealed records.
 impl<S: Inspect> Inspect for Sealed<S> {
     fn look_up(&self, slot: &Slot) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send {
         self.store.look_up(slot)
@@ -255,7 +256,7 @@ mod tests {
         assert_eq!(memory.count().await.unwrap(), Census::new(1, 0, 0));
     }
 
-    /// A unit of work that must not be called to commit.
+    /// A unit of work whose `commit` must not be called.
     struct Work(Arc<AtomicBool>);
 
     impl UnitOfWork for Work {

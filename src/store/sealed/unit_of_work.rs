@@ -1,4 +1,4 @@
-//! The atomic mode of a sealed store: the record is sealed before it is committed.
+//! Atomic mode in a sealed store: the record is sealed before it is committed.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! A connection that waits for an answer, and does not go back to the pool before that.
+//! A connection that waits for an answer, and returns to the pool only after the answer has
+//! arrived.
 
 use std::ops::{Deref, DerefMut};
 
@@ -9,8 +10,8 @@ use super::pool::{acquire, close, put_back};
 
 /// A connection that waits for an answer.
 ///
-/// If it is dropped before the answer arrives, it is closed. In the pool, it would keep its place
-/// until an answer arrives, which may never happen.
+/// If this value is dropped before the answer arrives, the connection is closed. In the pool, the
+/// connection would occupy its place until an answer arrived, which might never happen.
 pub(super) struct Asking<DB: Database>(Option<PoolConnection<DB>>);
 
 impl<DB: Database> Asking<DB> {

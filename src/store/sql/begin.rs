@@ -1,32 +1,34 @@
-//! What `begin` finds in a slot, and the outcome that it returns.
+//! The row that `begin` finds in a slot, and the outcome that `begin` returns.
 
 use std::time::Duration;
 
 use super::value::{attempts, fingerprint, left, signed};
 use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, Record, StoreError};
 
-/// How often a `begin` tries if other statements get in its way. After that, it returns [`BUSY`].
+/// The number of times that `begin` tries to get the slot if other statements interfere. After the
+/// last attempt, `begin` returns [`BUSY`].
 pub(super) const ROUNDS: u32 = 3;
 
-/// The slot is in flight: other statements keep changing it.
+/// The outcome for a slot that other statements keep changing: the slot is in flight.
 pub(super) const BUSY: ClaimOutcome = ClaimOutcome::InFlight {
     lease_left: Duration::ZERO,
 };
 
-/// A row as `begin` sees it.
+/// A row as `begin` reads it.
 pub(super) struct Seen {
     pub(super) fingerprint: Vec<u8>,
     pub(super) token: i64,
     pub(super) attempt: i32,
     pub(super) lease_left: i64,
     pub(super) done: bool,
-    /// Present if the row is done and its fingerprint does not conflict with the request's.
+    /// The record, or `None` if the row has no record or the row's fingerprint conflicts with the
+    /// request's fingerprint.
     pub(super) record: Option<Vec<u8>>,
 }
 
 impl Seen {
-    /// Returns the outcome of a `begin` that did not get the slot. `None` if the slot is free for
-    /// it, but another statement was in its way.
+    /// Returns the outcome for a `begin` that did not get the slot, or `None` if the slot is free
+    /// but another statement interfered.
     pub(super) fn decide(self, begin: &ClaimRequest) -> Result<Option<ClaimOutcome>, StoreError> {
         let conflicts = fingerprint(&self.fingerprint)?.conflicts_with(&begin.fingerprint);
         if let Some(record) = self.record {

@@ -1,4 +1,4 @@
-//! The claim that a statement is about.
+//! The claim that a statement applies to.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ impl ClaimId {
     }
 }
 
-/// Returns a claim that is made and undone again, to check that the table is as it should be.
+/// Returns a trial claim, which is written and then undone to check that the table works.
 pub(super) fn trial() -> ClaimRequest {
     let minute = Duration::from_secs(60);
     let mut slot = [0; Slot::LEN];

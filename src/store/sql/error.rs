@@ -1,4 +1,4 @@
-//! The meaning of a database's errors to the person on call.
+//! Explains a database's errors to the person on call.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use super::lane::Failure;
 use crate::error::BoxError;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// A database's explanation of its own errors: the kind, and what to do.
+/// Explains a database's own errors. Returns the kind of the error and advice on how to fix it.
 pub(super) type Advice = fn(&dyn sqlx::error::DatabaseError) -> Option<(StoreErrorKind, &'static str)>;
 
-/// Converts the errors that both databases have in common. `advice` is for the errors that the
+/// Converts the errors that both databases have in common. `advice` explains the errors that the
 /// database itself reported.
 pub(super) fn store_error(
     store: &'static str,
@@ -21,14 +21,14 @@ pub(super) fn store_error(
     told(store, operation, kind, what).with_source(error)
 }
 
-/// Returns the error of a lane that has no answer.
+/// Returns the error for a lane that got no answer.
 pub(super) fn lane_error(store: &'static str, operation: &'static str, failure: Failure, advice: Advice) -> StoreError {
     use StoreErrorKind::{Timeout, Unavailable};
     let error = |kind, what: &str| told(store, operation, kind, what);
     match failure {
         Failure::Database(source) => {
             let (kind, what) = what_happened(&source, advice);
-            // The error itself, if it belongs to one caller alone.
+            // If no other caller shares the error, the source is the error itself.
             error(kind, what).with_source(Arc::try_unwrap(source).map_or_else(BoxError::from, BoxError::from))
         }
         Failure::QueueFull { waiting } => error(

@@ -1,37 +1,40 @@
-//! A transaction that neither the handler's statements nor `sqlx` can leave unnoticed.
+//! Transactions that neither the handler's statements nor `sqlx` can end unnoticed.
 //!
-//! `sqlx` counts how deep a connection is in transactions, and trusts the handler's statements. It
-//! does not notice a handler that sends `COMMIT` itself. If a nested `begin` is dropped while it
-//! waits, `sqlx` rolls back the outer transaction, and later statements run outside any
-//! transaction. So each database guards its transactions in two ways: statements outside them fail,
-//! and it can be proved whether they are still open.
+//! `sqlx` counts a connection's nested transactions, but it does not check the handler's
+//! statements. For example, it does not notice if the handler itself sends `COMMIT`. If the future
+//! of a nested `begin` is dropped while it is waiting, `sqlx` rolls back the outer transaction, and
+//! later statements run outside any transaction. So each database guards its transactions in two
+//! ways: statements outside a transaction fail, and the database can prove whether a transaction is
+//! still open.
 
 use std::future::Future;
 
 use sqlx::Database;
 
-/// A database that supports the atomic mode: `sqlx::Postgres` and `sqlx::Sqlite`.
+/// A database that supports atomic mode: `sqlx::Postgres` and `sqlx::Sqlite`.
 ///
 /// The trait is sealed. Use it as a bound if your own code is generic over the database.
 pub trait AtomicDatabase: Guarded {}
 
-/// How a database guards a transaction.
+/// A database that can guard a transaction.
 pub trait Guarded: Database {
-    /// Distinguishes a transaction from any other on its connection.
+    /// A value that distinguishes a transaction from every other transaction on the same
+    /// connection.
     type Guard: Send + Sync + 'static;
 
-    /// Whether the connection is unchanged if a transaction could not begin.
+    /// Whether a connection is unchanged after a transaction could not begin on it.
     const CLEAN_IF_NOT_BEGUN: bool;
 
-    /// Begins a transaction on a connection that has none. From now on, statements outside that
-    /// transaction cannot write.
+    /// Begins a transaction on a connection that has no transaction. From then on, statements
+    /// outside the new transaction cannot write.
     fn begin(connection: &mut Self::Connection) -> impl Future<Output = Result<Self::Guard, sqlx::Error>> + Send;
 
-    /// Returns how deep in transactions `sqlx` believes the connection to be: 1 means no savepoint.
+    /// Returns the number of nested transactions that `sqlx` counts on the connection. 1 means that
+    /// the transaction has no savepoint.
     fn depth(connection: &Self::Connection) -> usize;
 
-    /// Returns whether the transaction is still open. If so, the connection is ready for other work
-    /// as soon as the transaction is committed.
+    /// Returns whether the transaction is still open. If the transaction is open, the connection is
+    /// ready for other work as soon as the transaction is committed.
     fn is_open(
         connection: &mut Self::Connection,
         guard: &Self::Guard,
@@ -43,7 +46,8 @@ pub trait Guarded: Database {
         guard: &Self::Guard,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Rolls back whatever is open, and finds out what had become of the transaction.
+    /// Rolls back any open transaction, and reports whether the transaction had already been
+    /// committed.
     fn roll_back(
         connection: &mut Self::Connection,
         guard: &Self::Guard,
@@ -53,8 +57,9 @@ pub trait Guarded: Database {
 /// The state of a connection after a rollback.
 #[derive(Debug, Clone, Copy)]
 pub struct RolledBack {
-    /// Whether the transaction had already been committed, and not by us.
+    /// Whether the transaction had already been committed, but not by this crate.
     pub(super) was_committed: bool,
-    /// Whether the connection is as it was before the transaction. If not, it must be closed.
+    /// Whether the connection is in the same state as before the transaction. If not, the
+    /// connection must be closed.
     pub(super) is_clean: bool,
 }

@@ -1,4 +1,4 @@
-//! Rows of the statements that look into a store.
+//! The rows that the statements for inspecting a store return.
 
 use super::value::{attempts, fingerprint, left};
 use crate::store::{Census, Entry, Phase, StoreError};
@@ -20,7 +20,8 @@ pub(super) fn entry((print, attempt, bytes, lease_left, forgotten_in): EntryRow)
     Ok(Entry::new(fingerprint(&print)?, phase, left(forgotten_in)))
 }
 
-/// Converts the row of `COUNT`: held claims, lapsed claims, records.
+/// Converts the result of `COUNT`, which consists of the numbers of held claims, lapsed claims and
+/// records.
 pub(super) fn census((running, lapsed, done): (i64, i64, i64)) -> Census {
     Census::new(running.unsigned_abs(), lapsed.unsigned_abs(), done.unsigned_abs())
 }

@@ -1,11 +1,12 @@
-//! Stores in an SQL database that the application already has, and the atomic mode on them.
+//! Stores in an SQL database that the application already uses, and atomic mode for these stores.
 //!
 //! Each slot is one row. The tables differ only in their column types: see `table.sql` in each
-//! database's folder. Every decision is one statement that uses the database's clock and checks the
-//! row itself. So neither the processes' clocks nor changes since an earlier statement matter. The
-//! stores send their statements on connections of their own (`lane`). A `begin` may take several
-//! statements: SQLite reads before it claims, and PostgreSQL takes over a row with a separate
-//! statement, which skips a row that a transaction is writing.
+//! database's folder. Each decision is made by a single statement, which uses the database's clock
+//! and checks the row itself. So differences between the processes' clocks and changes since an
+//! earlier statement do not matter. The stores send their statements on separate connections
+//! (`lane`). `begin` may need several statements: the SQLite store reads the slot before it claims
+//! the slot, and the PostgreSQL store takes over a row with a separate statement. The takeover
+//! statement skips rows that a transaction is writing.
 
 #[cfg(feature = "postgres")]
 mod asking;

@@ -1,4 +1,4 @@
-//! Takes connections from the pool and gives them back, and never waits forever.
+//! Takes connections from the pool and gives them back, without the risk of waiting forever.
 
 use std::time::Duration;
 
@@ -6,13 +6,14 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Database, Pool};
 use tokio::runtime::Handle;
 
-/// How long a connection can take to show that it is alive, before it is closed.
+/// How long a connection can take to show that it is alive before it is closed.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// Takes a connection from the pool.
 ///
-/// A separate task opens a new connection: a caller that gives up would otherwise abort the
-/// attempt. If connecting takes longer than callers wait, no connection would ever be opened.
+/// A separate task opens a new connection. In the caller's own task, a caller that gives up would
+/// abort the attempt. If connecting took longer than callers wait, no connection would ever be
+/// opened.
 pub(super) async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnection<DB>, sqlx::Error> {
     let to_be_made = pool.num_idle() == 0 && pool.size() < pool.options().get_max_connections();
     match Handle::try_current() {
@@ -26,9 +27,9 @@ pub(super) async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnect
 }
 
 /// Gives a connection back to the pool, which first checks that the connection is alive. `until` is
-/// dropped afterwards, when nothing is running on the connection any more.
+/// dropped after this check, when no statement is running on the connection any more.
 ///
-/// On its own, `sqlx` waits for this check forever, and panics if there is no runtime to wait on.
+/// On its own, `sqlx` would wait for this check forever, and would panic outside a Tokio runtime.
 pub(super) fn put_back<DB: Database>(mut connection: PoolConnection<DB>, until: impl Send + 'static) {
     let Ok(runtime) = Handle::try_current() else {
         drop(connection.detach());
@@ -41,7 +42,7 @@ pub(super) fn put_back<DB: Database>(mut connection: PoolConnection<DB>, until: 
     });
 }
 
-/// Closes a connection, within a few seconds. `until` is dropped afterwards.
+/// Closes a connection within a few seconds, and then drops `until`.
 pub(super) fn close<DB: Database>(connection: PoolConnection<DB>, until: impl Send + 'static) {
     let Ok(runtime) = Handle::try_current() else {
         drop(connection.detach());

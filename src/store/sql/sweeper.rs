@@ -10,32 +10,34 @@ use tokio::task::AbortHandle;
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How long a window can take: a server that vanished never answers.
+/// How long a window can take. The limit is needed because a server that has disappeared from the
+/// network never answers.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// After a window, the sweeper rests for this many times as long as the window took, so that claims
-/// are hardly affected. A row costs a claim and a record before it costs its removal, so this is
-/// enough for any load.
+/// The length of the sweeper's rest after a window, as a multiple of the window's duration. The
+/// rest keeps the effect on claims small. Each row requires a claim and a record before it requires
+/// a removal, so this pace is enough for any load.
 const REST: u32 = 4;
 /// The shortest pause between two rounds. Without a pause, the sweeper would query the database
-/// endlessly.
+/// nonstop.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// Beyond this lag, the sweeper rests less if the lag is still growing.
+/// The lag above which the sweeper rests less if the lag is still growing.
 const FAR_BEHIND: Duration = Duration::from_secs(3600);
 
 /// The sweeper's interface to a store.
 pub(super) trait Sweepable: Send + Sync + 'static {
     /// The store's name in messages.
     const NAME: &'static str;
-    /// The rows in one window. They are few, because their locks are held for as long as the window
-    /// takes.
+    /// The number of rows in one window. This number is small, because the rows stay locked for as
+    /// long as the window takes.
     const ROWS: u32 = 500;
 
-    /// Looks at the first rows that are due from the given mark on, in the order in which they
-    /// became due. Removes rows that are forgotten. Rows that live longer than planned get a new
-    /// time. Locked rows are skipped.
+    /// Processes the first rows that became due at or after the given mark, in the order in which
+    /// they became due. Removes rows that are forgotten, gives rows that live longer than planned a
+    /// new due time, and skips locked rows.
     ///
-    /// It reads as many index entries as it looks at rows, however many are due. The mark keeps it
-    /// from reading removed rows again, which an index keeps for a while.
+    /// An implementation reads one index entry for each row that it processes, however many rows
+    /// are due. An index keeps entries for removed rows for a while. The mark prevents the sweeper
+    /// from reading these entries again.
     fn sweep_window(&self, from: Option<Mark>, rows: u32) -> impl Future<Output = Result<Window, StoreError>> + Send;
 }
 
@@ -50,16 +52,16 @@ pub(super) struct Window {
     pub(super) removed: u64,
     /// The number of rows that were due.
     pub(super) seen: u64,
-    /// When the last of them was due.
+    /// The time at which the last of these rows was due.
     pub(super) last: Option<Mark>,
-    /// How long ago that was.
+    /// How long ago the last of these rows was due.
     pub(super) lag: Duration,
-    /// How long the database was busy with the window, without the time in which it was busy with
-    /// other work.
+    /// How long the database was busy with the window. The time that the database spent on other
+    /// work is not included.
     pub(super) took: Duration,
 }
 
-/// Removes at most `rows` rows, and returns how many it removed.
+/// Removes at most `rows` rows, and returns the number of rows that it removed.
 pub(super) async fn sweep_once<S: Sweepable>(store: &S, rows: u32) -> Result<u64, StoreError> {
     let mut from = None;
     loop {
@@ -73,12 +75,13 @@ pub(super) async fn sweep_once<S: Sweepable>(store: &S, rows: u32) -> Result<u64
 
 /// Removes expired rows in the background until it is dropped.
 ///
-/// Expired rows are never used, whether they are swept or not. Sweeping only frees disk space.
-/// Several processes can sweep one table, because they take different rows. An error is logged at
-/// `warn` and counted, and the next round tries again.
+/// Expired rows are never used, whether they are swept or not. The only effect of sweeping is to
+/// free disk space. Several processes can sweep the same table, because each process takes
+/// different rows. The sweeper logs an error at `warn`, counts it, and tries again in the next
+/// round.
 ///
-/// As long as rows are due, the sweeper works a fifth of the time. When none are due, it looks
-/// again after a pause.
+/// As long as rows are due, the sweeper works for a fifth of the time. When no rows are due, it
+/// checks again after a pause.
 #[must_use = "the sweeper stops when it is dropped"]
 pub struct Sweeper {
     task: AbortHandle,
@@ -114,8 +117,9 @@ impl Sweeper {
         self.counts.errors.load(Ordering::Relaxed)
     }
 
-    /// Returns how far the sweeper is behind: how long ago the rows that it looked at last became
-    /// due. Zero if it has looked at all rows that are due. Alert if the lag grows for hours.
+    /// Returns the sweeper's lag: how long ago the most recently processed rows became due. The lag
+    /// is zero if the sweeper has processed all rows that are due. Set up an alert for a lag that
+    /// grows for hours.
     ///
     /// With the feature `metrics`, this is the gauge `idempotency_sweeper_lag_seconds`.
     #[must_use]
@@ -199,7 +203,8 @@ mod tests {
 
     type Asked = Vec<(Option<Mark>, Instant)>;
 
-    /// Rows by their due times. `false` marks rows that live longer. A window takes 10 ms.
+    /// Rows by their due times. `false` marks rows that live longer than planned. Each window takes
+    /// 10 ms.
     #[derive(Clone, Default)]
     struct Rows {
         due: Arc<Mutex<VecDeque<(i64, bool)>>>,

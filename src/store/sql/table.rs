@@ -1,15 +1,16 @@
-//! The table's name: configurable, validated, quoted.
+//! The table name, which is configurable, validated and quoted.
 
 use std::sync::Arc;
 
 use crate::error::ConfigError;
 
-/// The table name in the SQL files, which the configured name replaces.
+/// The default table name, as in the SQL files. The configured name replaces this name.
 pub(super) const DEFAULT: &str = "idempotency_keys";
-/// PostgreSQL truncates longer names, and an index name needs a suffix.
+/// The maximum length of a table name. PostgreSQL truncates long names, and an index name also
+/// contains a suffix.
 const LONGEST: usize = 48;
 
-/// The location of the rows.
+/// The name and the schema of the table.
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     pub(super) schema: Option<Arc<str>>,
@@ -40,8 +41,8 @@ impl Table {
         })
     }
 
-    /// Returns the same table in the schema in which the database found it, whatever the schema is
-    /// called.
+    /// Returns the same table with the schema in which the database found the table, whatever the
+    /// schema's name is.
     #[cfg(feature = "postgres")]
     pub(super) fn pinned_to(&self, schema: &str) -> Self {
         Self {
@@ -50,13 +51,13 @@ impl Table {
         }
     }
 
-    /// Returns the statement for this table. Statements are written with the default name.
+    /// Returns the statement with the name of this table in place of the default name.
     pub(super) fn sql(&self, template: &str) -> Arc<str> {
         let table = match &self.schema {
             Some(schema) => format!("\"{schema}\".\"{}\"", self.name),
             None => format!("\"{}\"", self.name),
         };
-        // Index names begin with the table's name, and take no schema.
+        // Index names begin with the table name, and are not qualified with a schema.
         let mut text = template.replace(DEFAULT, "\u{0}");
         for column in ["sweep_at", "scope"] {
             text = text.replace(&format!("\u{0}_{column}"), &format!("\"{}_{column}\"", self.name));
@@ -65,7 +66,8 @@ impl Table {
     }
 }
 
-/// Accepts letters, digits and underscores only, so that no tool needs to quote the name.
+/// Accepts only letters, digits and underscores, so that quoting does not cause problems in any
+/// tool.
 fn valid(option: &'static str, name: &str) -> Result<Arc<str>, ConfigError> {
     let begins_well = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
     let goes_on_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');

@@ -1,4 +1,4 @@
-//! Turns to write, in a database that has one writer at a time.
+//! Turns to write, for a database that allows one writer at a time.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -6,17 +6,19 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use tokio::sync::{Mutex as Queue, OwnedMutexGuard};
 
-/// The queues of the databases in use, by file. Pools and stores on one file share one queue.
+/// The queues for the databases in use, by file. Pools and stores that use the same file share one
+/// queue.
 static QUEUES: LazyLock<Mutex<HashMap<PathBuf, Weak<Queue<()>>>>> = LazyLock::new(Mutex::default);
 
-/// The queue of everyone who writes to one database in this process: first come, first served.
+/// The queue of all writers to one database in this process: first come, first served.
 ///
-/// In a database with one writer, the others poll its lock. Whoever polls at the right moment wins,
-/// and the others sleep longer each time. In a queue, each writer is woken when it is its turn.
+/// If a database allows one writer at a time, writers that wait without a queue poll the database's
+/// lock. The writer that polls at the right moment gets the lock, and the other writers sleep
+/// longer each time. In a queue, each writer is woken when its turn comes.
 #[derive(Debug, Clone)]
 pub(super) struct Turns(Arc<Queue<()>>);
 
-/// A turn to write. Dropping it ends the turn.
+/// A turn to write. Dropping this value ends the turn.
 #[derive(Debug)]
 #[must_use = "the turn is over when it is dropped"]
 pub(super) struct Turn {
@@ -24,8 +26,8 @@ pub(super) struct Turn {
 }
 
 impl Turns {
-    /// Returns the queue of the database in this file. Everyone who opens the file must use the
-    /// same path.
+    /// Returns the queue for the database in this file. All users of the file must pass the same
+    /// path.
     pub(super) fn of(file: PathBuf) -> Self {
         let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = queues.get(&file).and_then(Weak::upgrade) {
@@ -43,7 +45,7 @@ impl Turns {
         Turn { _turn }
     }
 
-    /// Returns a turn if nobody has a turn or waits for one.
+    /// Returns a turn if no caller has a turn or is waiting for a turn.
     pub(super) fn at_once(&self) -> Option<Turn> {
         let _turn = Arc::clone(&self.0).try_lock_owned().ok()?;
         Some(Turn { _turn })

@@ -1,4 +1,4 @@
-//! The layer's side of a transaction: it commits the record together with the handler's writes.
+//! The layer's side of a transaction, which commits the record together with the handler's writes.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::store::Record;
 use crate::store::{Commit, RollBack, UnitOfWork, Working};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// The atomic mode's interface to a store.
+/// The interface between atomic mode and a store.
 pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
     type Db: AtomicDatabase;
 
@@ -34,11 +34,11 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
     }
 
     /// Writes the record in the transaction, if the transaction is still open and the token still
-    /// holds the claim. The connection is then ready for other work as soon as the transaction is
-    /// committed.
+    /// holds the claim. After that, the connection is ready for other work as soon as the
+    /// transaction is committed.
     ///
-    /// From then on, the row is locked. If a database's clients can stop responding, the database
-    /// must end such a transaction after the claim's lease at the latest.
+    /// From this call until commit, the row is locked. If a database's clients can stop responding,
+    /// the database must end the transaction within the length of the claim's lease.
     fn complete_in(
         &self,
         connection: &mut <Self::Db as sqlx::Database>::Connection,
@@ -48,8 +48,8 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
         ttl: Duration,
     ) -> impl Future<Output = Result<Completed, sqlx::Error>> + Send;
 
-    /// Returns whether the claim's record exists. Returns only when no transaction is left that may
-    /// still write it.
+    /// Waits until no transaction can write the claim's record any more, and then returns whether
+    /// the record exists.
     fn is_done(&self, claim: &ClaimId) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError;
@@ -73,7 +73,7 @@ pub(super) struct Unit<S: AtomicStore> {
     store: S,
     claim: ClaimId,
     joint: Arc<Joint<S::Db>>,
-    /// Whether `COMMIT` may have been sent. Before that, nothing can be committed.
+    /// Whether `COMMIT` may have been sent. Before `COMMIT` is sent, nothing can be committed.
     asked: AtomicBool,
 }
 
@@ -101,7 +101,8 @@ impl<S: AtomicStore> Unit<S> {
             transaction.answered();
             completed
         };
-        // By now, everything that dropped futures had left to do on the connection is done.
+        // At this point, the connection has finished all work that dropped futures had left in its
+        // queue.
         match transaction.depth() {
             1 => {}
             depth => return undo_cut::<S>(transaction, depth).await,
@@ -109,12 +110,13 @@ impl<S: AtomicStore> Unit<S> {
         match completed {
             Ok(Completed::Yes) => {}
             Ok(Completed::Lost) => {
-                // If the rollback fails, the connection is lost, and the transaction with it.
+                // If the rollback fails, the connection is closed, so the transaction is lost too.
                 let _ = transaction.roll_back().await;
                 return Commit::Lost;
             }
             Ok(Completed::NotOpen) => return undo_ended::<S>(transaction).await,
-            // `COMMIT` was not sent, so nothing can be committed, unless the handler sent it.
+            // This crate did not send `COMMIT`, so nothing can have been committed unless the
+            // handler sent `COMMIT`.
             Err(error) => {
                 return match transaction.is_open().await {
                     Ok(false) => undo_ended::<S>(transaction).await,
@@ -160,7 +162,8 @@ async fn undo_cut<S: AtomicStore>(transaction: Open<S::Db>, depth: usize) -> Com
     }
 }
 
-/// Rolls back whatever a handler began after it had ended the transaction.
+/// Rolls back any transaction that the handler began after it had ended the operation's
+/// transaction.
 async fn undo_ended<S: AtomicStore>(transaction: Open<S::Db>) -> Commit {
     Commit::Broken(match transaction.roll_back().await {
         Ok(RolledBack {
@@ -172,8 +175,8 @@ async fn undo_ended<S: AtomicStore>(transaction: Open<S::Db>) -> Commit {
 }
 
 impl<S: AtomicStore> Drop for Unit<S> {
-    /// Work that waits for the commit waits in vain. It may own the transaction itself, which would
-    /// then never be dropped.
+    /// Drops the work that is waiting for the commit, because this work can no longer run. The work
+    /// may own the transaction itself, which would otherwise never be dropped.
     fn drop(&mut self) {
         drop(self.joint.after_commit());
     }
@@ -218,7 +221,7 @@ impl<S: AtomicStore> UnitOfWork for Unit<S> {
                 Ok(RolledBack {
                     was_committed: true, ..
                 }) => RollBack::Broken(because::<S>(COMMITTED)),
-                // If the rollback fails, the connection is lost, and the transaction with it.
+                // If the rollback fails, the connection is closed, so the transaction is lost too.
                 Ok(_) | Err(_) => RollBack::Done,
             }
         })

@@ -21,14 +21,14 @@ pub(super) fn signed(token: Token) -> i64 {
     i64::from_ne_bytes(token.0.to_ne_bytes())
 }
 
-/// Returns a duration in milliseconds, rounded up. The maximum is ten thousand years, which every
-/// date type can add.
+/// Returns a duration in milliseconds, rounded up. The maximum is ten thousand years, which is
+/// small enough to be added to a value of any date type.
 pub(super) fn millis(duration: Duration) -> i64 {
     const MOST: i64 = 10_000 * 366 * 24 * 60 * 60 * 1000;
     i64::try_from(Millis(0).after(duration).0).map_or(MOST, |millis| millis.min(MOST))
 }
 
-/// Returns the milliseconds that are left, or zero if they are over.
+/// Converts the remaining milliseconds to a duration, which is zero if no time remains.
 pub(super) fn left(millis: i64) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }

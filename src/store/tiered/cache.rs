@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use crate::request::Slot;
 use crate::store::Record;
 
-/// The bytes that an entry takes in addition to its record: the slot, the time, links, and its
-/// share of the map.
+/// The bytes that an entry takes in addition to its record: the slot, the time, links, and a share
+/// of the map.
 const OVERHEAD: u64 = 160;
 
 /// The minimum shard size, so that records up to this size can be kept.
@@ -39,12 +39,14 @@ pub(super) struct Cache {
     pub(super) capacity: usize,
     pub(super) max_age: Duration,
     hits: AtomicU64,
-    /// Counts calls to `forget`. Records are added under its read lock and forgotten under its
-    /// write lock, so an answer from before a `forget` cannot be added after it.
+    /// Counts calls to `forget`. Records are added under this counter's read lock and forgotten
+    /// under its write lock, so a record that was read before a `forget` cannot be added after the
+    /// `forget`.
     forgotten: RwLock<u64>,
 }
 
-/// The state at the time of a call to the store. It is used to cache the call's answer.
+/// The cache's state at the time of a call to the store. This state is needed to cache the call's
+/// result.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
     at: Instant,
@@ -53,7 +55,8 @@ pub(super) struct Asked {
 
 impl Cache {
     pub(super) fn new(capacity: usize, max_age: Duration) -> Self {
-        // A power of two, because the cache rounds the number to one.
+        // A power of two is chosen, because the cache rounds any other number of shards to a power
+        // of two.
         let shards = 1 << (capacity / SHARD).clamp(1, MAX_SHARDS).ilog2();
         let options = OptionsBuilder::new()
             .shards(shards)
@@ -94,7 +97,7 @@ impl Cache {
         Some(kept.record)
     }
 
-    /// Call it before you call the store.
+    /// Captures the cache's state. Call this method before you call the store.
     pub(super) fn asking(&self) -> Asked {
         Asked {
             at: Instant::now(),
@@ -102,8 +105,8 @@ impl Cache {
         }
     }
 
-    /// Keeps a record that the store returned or received. It is kept for `ttl` from the call to
-    /// the store, but for at most `max_age`.
+    /// Keeps a record that the store returned or received. The record is kept for `ttl` from the
+    /// call to the store, but for at most `max_age`.
     pub(super) fn put(&self, slot: &Slot, record: &Record, asked: Asked, ttl: Duration) {
         let forgotten = self.forgotten.read().unwrap_or_else(PoisonError::into_inner);
         if *forgotten == asked.forgotten {
@@ -115,7 +118,8 @@ impl Cache {
         }
     }
 
-    /// Removes the given slot's record, and rejects the answers to all earlier calls to the store.
+    /// Removes the given slot's record, and makes the cache reject the results of all earlier calls
+    /// to the store.
     pub(super) fn forget(&self, slot: &Slot) {
         let mut forgotten = self.forgotten.write().unwrap_or_else(PoisonError::into_inner);
         *forgotten += 1;

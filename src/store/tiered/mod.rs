@@ -1,4 +1,4 @@
-//! A wrapper that answers replays from this process's memory.
+//! A wrapper that serves replays from this process's memory.
 
 mod cache;
 mod unit_of_work;
@@ -27,14 +27,15 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60);
 /// call the store. Clones share the cache.
 ///
 /// A completed record does not change, so it can be cached. Claims are never cached. A record that
-/// was completed through this handle is cached until its TTL ends, but for at most
-/// [`max_age`](TieredBuilder::max_age). For a record that was found in the store, the remaining TTL
-/// is unknown, so it is cached for at most `max_age`. The cache compares fingerprints in
+/// was completed through this handle is cached until its TTL elapses, but for at most
+/// [`max_age`](TieredBuilder::max_age). The remaining TTL of a record that was found in the store
+/// is unknown, so the record is cached for at most `max_age`. The cache compares fingerprints in
 /// the same way as the store.
 ///
-/// **What it costs:** a record can be replayed here for up to `max_age` after its TTL has ended in
-/// the store, or after another process [forgot](Inspect::forget) it, alone or with its scope. A
-/// record that was forgotten through this handle or its clones is not replayed.
+/// **The cost:** this process can replay a record for up to `max_age` after the record's TTL has
+/// elapsed in the store, or after a different process [forgot](Inspect::forget) the record, alone
+/// or with its scope. A record that was forgotten through this handle or its clones is not
+/// replayed.
 ///
 /// ```
 /// use std::time::Duration;
@@ -52,7 +53,7 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60);
 /// # Ok::<(), tower_idempotency::ConfigError>(())
 /// ```
 ///
-/// Wrapping a [`MemoryStore`](super::MemoryStore) has no benefit. Together with
+/// Wrapping a [`MemoryStore`](super::MemoryStore) has no benefit. If you also use
 /// [`Sealed`](super::Sealed), put `Tiered` on the outside (`Tiered<Sealed<S>>`). The cache then
 /// contains records that were already opened and checked.
 pub struct Tiered<S> {
@@ -81,16 +82,17 @@ pub struct TieredBuilder<S> {
 }
 
 impl<S> TieredBuilder<S> {
-    /// Sets how many bytes cached records may take, including 160 bytes of overhead for each.
-    /// Default: 64 MiB. Minimum: 64 KiB. Records of 3.8 MiB and more may not fit, and are then not
-    /// cached. In a small cache, this applies to records of nearly its capacity.
+    /// Sets how many bytes cached records may take, including 160 bytes of overhead per record.
+    /// Default: 64 MiB. Minimum: 64 KiB. Records of 3.8 MiB or more may not fit in the cache, in
+    /// which case they are not cached. In a small cache, records that are nearly as large as the
+    /// cache's capacity may not fit.
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = bytes;
         self
     }
 
-    /// Sets how long a record may be replayed without calling the store. A replay can continue for
-    /// this long after the record was forgotten elsewhere or its TTL has ended. Default: 60 s.
+    /// Sets how long a record may be replayed without calling the store. A record can still be
+    /// replayed for this long after it was forgotten elsewhere or its TTL elapsed. Default: 60 s.
     /// Range: 1 ms to 24 h.
     pub fn max_age(mut self, max_age: Duration) -> Self {
         self.max_age = max_age;
@@ -125,22 +127,22 @@ impl<S> TieredBuilder<S> {
     }
 }
 
-/// The contents of a [`Tiered`] store's cache at one moment, and its hits.
+/// A [`Tiered`] store's cache statistics: its contents at one moment, and its hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TieredStats {
-    /// The number of answers given without calling the store since the cache was created, including
-    /// mismatches.
+    /// The number of results, including mismatches, that the cache has returned without calling the
+    /// store since the cache was created.
     pub hits: u64,
-    /// The number of records in the cache. It includes expired records that have not been requested
-    /// since.
+    /// The number of records in the cache, including expired records that have not been requested
+    /// since they expired.
     pub entries: usize,
     /// The bytes that the records take, including overhead.
     pub bytes: u64,
 }
 
 impl<S> Tiered<S> {
-    /// Wraps a store with a cache of 64 MiB, whose records are replayed for 60 s.
+    /// Wraps a store with a cache of 64 MiB, which can replay a record for up to 60 s.
     #[must_use]
     pub fn new(store: S) -> Self {
         Self {
@@ -189,7 +191,7 @@ impl<S> fmt::Debug for Tiered<S> {
 }
 
 impl<S: Store> Store for Tiered<S> {
-    // The wrapped store decides, and it is remote.
+    // The wrapped store makes the decisions, and it is remote.
     const IN_PROCESS: bool = false;
 
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {

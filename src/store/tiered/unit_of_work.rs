@@ -1,4 +1,4 @@
-//! The atomic mode of a tiered store: committed records are cached.
+//! Atomic mode in a tiered store: committed records are cached.
 
 use std::sync::Arc;
 use std::time::Duration;

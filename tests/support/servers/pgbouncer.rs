@@ -44,7 +44,7 @@ impl PgBouncer {
         fs::write(&users, format!("\"{USER}\" \"{PASSWORD}\"\n")).unwrap();
         let settings = directory.join("pgbouncer.ini");
         let port = process::free_port();
-        // PgBouncer keeps prepared statements since version 1.21.
+        // PgBouncer keeps prepared statements in version 1.21 and later.
         let prepared = if version >= (1, 21) {
             "max_prepared_statements = 200"
         } else {

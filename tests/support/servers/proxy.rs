@@ -190,7 +190,7 @@ struct Shared {
     upstream: AtomicU16,
     state: Mutex<State>,
     faults: watch::Sender<Faults>,
-    /// How many connections are open, by how often all connections had been cut when they were
+    /// How many connections are open, by how many times all connections had been cut when they were
     /// accepted.
     open: watch::Sender<BTreeMap<u64, u32>>,
 }
@@ -213,9 +213,9 @@ struct Faults {
     black_hole: bool,
     delay: Duration,
     refuse: bool,
-    /// How often all connections were cut.
+    /// How many times all connections were cut.
     cut_all: u64,
-    /// How often all connections were muted.
+    /// How many times all connections were muted.
     muted: u64,
 }
 

@@ -1,12 +1,12 @@
-//! Why a lane has no answer.
+//! The reasons why a lane got no answer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The reason why a lane has no answer. Several callers can share one failure.
+/// The reason why a lane got no answer. Several callers can share one failure.
 #[derive(Debug, Clone)]
 pub(in crate::store::sql) enum Failure {
-    /// The database's error, for a connection that could not be opened or for a job.
+    /// The database's error from a failed job or from a failed attempt to open a connection.
     Database(Arc<sqlx::Error>),
     /// The queue is full.
     QueueFull { waiting: usize },

@@ -1,24 +1,23 @@
 //! A lane: a store's own connections, and the queue in front of them.
 //!
-//! Claims, renewals, records and releases do not use the application's pool. So a handler's
-//! transaction does not keep them waiting, and a handler's changes to a connection do not affect
-//! them.
+//! Claims, renewals, records and releases do not use the application's pool. So these calls do not
+//! wait for a handler's transaction, and a handler's changes to a connection do not affect them.
 //!
 //! A caller that finds an idle connection uses it directly. Every other caller waits in the queue.
 //! The next connection that becomes free sends all waiting jobs together, as one statement or one
 //! short transaction. No job is delayed to make a batch larger.
 //!
-//! - The queue is bounded. If it is full, the caller gets an error at once.
-//! - A caller that leaves is removed from the queue. If a caller leaves while its own connection
-//!   waits for an answer, or if all callers of a batch leave, the connection is closed: its state
-//!   is in doubt.
-//! - A connection that broke is replaced, and its jobs are sent again on another connection. Jobs
+//! - The queue is bounded. If the queue is full, the caller gets an error at once.
+//! - A caller that gives up is removed from the queue. If a caller gives up while the connection
+//!   that it uses directly is waiting for an answer, or if all callers in a batch give up, the
+//!   connection is closed, because its state is in doubt.
+//! - A broken connection is replaced, and its jobs are sent again on a different connection. Jobs
 //!   carry tokens, so sending a job twice does no harm.
-//! - If the database refuses a batch, its jobs are sent again one by one, so that one bad job fails
-//!   alone.
+//! - If the database refuses a batch, the jobs in the batch are sent again one by one, so that an
+//!   invalid job does not make the other jobs fail.
 //! - If no connection can be opened, attempts are repeated for about a second, with pauses that
-//!   differ from process to process. Then every waiting caller gets the error. From then on, one
-//!   failed attempt is enough to report the error, until an attempt succeeds.
+//!   differ from process to process. Then every waiting caller gets the error. After that, until an
+//!   attempt succeeds, every failed attempt reports the error at once.
 //!
 //! A connection belongs to the Tokio runtime on which it was opened. So each runtime has its own
 //! connections, and the limits apply to each runtime. The connections are closed with the runtime,
@@ -50,7 +49,7 @@ pub(super) struct Lanes<D: Driver> {
 }
 
 impl<D: Driver> Lanes<D> {
-    /// Creates the lanes. Connections are opened when they are needed.
+    /// Creates the lanes. Connections are opened only when they are needed.
     pub(super) fn new(driver: D, limits: Limits) -> Self {
         Self {
             driver: Arc::new(driver),
@@ -98,12 +97,13 @@ impl<D: Driver> Lanes<D> {
         };
         Seat::open(&shared);
         let answer = answer.await;
-        // The job was taken out of the queue when it was sent.
+        // The job was removed from the queue when it was sent.
         std::mem::forget(place);
         answer.unwrap_or(Err(Failure::Interrupted))
     }
 
-    /// Closes the idle connections, and the connections in use when they have their answers.
+    /// Closes the idle connections at once, and closes each connection in use after its answer has
+    /// arrived.
     pub(super) fn close(&self) {
         for lane in self.lanes.read().unwrap_or_else(PoisonError::into_inner).iter() {
             lane.close();
@@ -135,8 +135,8 @@ impl<D: Driver> Drop for Lanes<D> {
     }
 }
 
-/// Closes the lane when its runtime is shut down, because its connections are of no use to another
-/// runtime.
+/// Closes the lane when its runtime is shut down, because a different runtime cannot use its
+/// connections.
 fn close_with_runtime<D: Driver>(lane: &Arc<Shared<D>>) {
     struct Close<D: Driver>(Weak<Shared<D>>);
     impl<D: Driver> Drop for Close<D> {
@@ -150,12 +150,12 @@ fn close_with_runtime<D: Driver>(lane: &Arc<Shared<D>>) {
     let mut alive = lane.alive.subscribe();
     lane.runtime.spawn(async move {
         let _close = close;
-        // Ends with the lane.
+        // This task ends when the lane is dropped.
         let _ = alive.changed().await;
     });
 }
 
-/// A caller's place in the queue. Dropping it leaves the queue.
+/// A caller's place in the queue. Dropping this value removes the caller from the queue.
 struct Place<'a, D: Driver> {
     shared: &'a Arc<Shared<D>>,
     ticket: Ticket,

@@ -7,9 +7,10 @@ use std::time::Duration;
 pub(super) const ATTEMPTS: u32 = 6;
 const FIRST: Duration = Duration::from_millis(25);
 
-/// Returns the pause after this attempt, counted from 0: 25 ms, then twice as long each time, each
-/// made longer or shorter by up to a half. So processes that lost a server at the same moment do
-/// not all come back at the same moment.
+/// Returns the pause after this attempt. Attempts are counted from 0. The first pause is 25 ms, and
+/// each further pause is twice as long as the previous pause. Each pause is then lengthened or
+/// shortened at random by up to half, so that processes that lost a server at the same moment do
+/// not all reconnect at the same moment.
 pub(super) fn after(attempt: u32) -> Duration {
     let pause = FIRST * (1 << attempt.min(5));
     // Each `RandomState` has different keys, so this is a random number.

@@ -10,7 +10,7 @@ use super::failure::Failure;
 /// The answer that a job's caller waits for.
 type Answered<D> = Receiver<Result<<D as Driver>::Answer, Failure>>;
 
-/// A bounded queue. A caller that leaves is removed from it.
+/// A bounded queue. A caller that gives up is removed from the queue.
 pub(super) struct Queue<D: Driver> {
     jobs: VecDeque<Waiting<D>>,
     most: usize,
@@ -25,7 +25,7 @@ pub(super) struct Ticket(u64);
 pub(super) struct Caller<D: Driver> {
     ticket: Ticket,
     answer: Sender<Result<D::Answer, Failure>>,
-    /// How often the job was sent on a connection that broke.
+    /// The number of times that the job was sent on a connection that broke.
     tries: u32,
     /// Whether the job must be sent alone, because it was in a batch that failed.
     alone: bool,
@@ -74,14 +74,15 @@ impl<D: Driver> Queue<D> {
         Ok((ticket, receiver))
     }
 
-    /// Removes a caller that leaves, if it is still in the queue.
+    /// Removes a caller that gives up, if the caller is still in the queue.
     pub(super) fn leave(&mut self, ticket: Ticket) {
         if let Some(at) = self.jobs.iter().position(|waiting| waiting.caller.ticket == ticket) {
             self.jobs.remove(at);
         }
     }
 
-    /// Takes the first job, and up to `most` jobs in total that can be sent together with it.
+    /// Takes the first job and the jobs that can be sent together with it, up to `most` jobs in
+    /// total.
     pub(super) fn take(&mut self, most: usize) -> Option<Batch<D>> {
         let first = self.jobs.pop_front()?;
         let alone = first.caller.alone;
@@ -115,7 +116,7 @@ impl<D: Driver> Queue<D> {
         }
     }
 
-    /// Reports to every waiting caller why there is no answer.
+    /// Reports the failure to every waiting caller.
     pub(super) fn fail(&mut self, failure: &Failure) {
         for waiting in self.jobs.drain(..) {
             waiting.caller.tell(Err(failure.clone()));
@@ -128,13 +129,13 @@ impl<D: Driver> Caller<D> {
         self.answer.is_closed()
     }
 
-    /// Returns when the caller has left.
+    /// Waits until the caller has given up.
     pub(super) async fn leaves(&mut self) {
         self.answer.closed().await;
     }
 
     fn tell(self, answer: Result<D::Answer, Failure>) {
-        // The caller may have left at this moment.
+        // The caller may have given up in the meantime.
         let _ = self.answer.send(answer);
     }
 }
@@ -146,8 +147,8 @@ impl<D: Driver> Batch<D> {
         }
     }
 
-    /// Notes that the connection on which the jobs were sent broke. Returns the jobs that may be
-    /// sent once more, and reports the failure to the other callers.
+    /// Handles a break in the connection on which the jobs were sent. Returns the jobs that can be
+    /// sent once more, and reports the failure to the callers of the other jobs.
     pub(super) fn after_break(self, most_tries: u32, failure: &Failure) -> Self {
         let mut again = Self {
             jobs: Vec::new(),

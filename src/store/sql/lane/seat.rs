@@ -13,15 +13,18 @@ use super::pauses;
 use super::queue::{Batch, Caller};
 use super::shared::{Live, Shared};
 
-/// How often a job is sent if connections break: the second connection may be as old as the first.
+/// The maximum number of times that a job is sent if connections break. Two times would not be
+/// enough, because the second connection may be as old as the first.
 pub(super) const MOST_TRIES: u32 = 3;
-/// How often jobs are sent on one connection if other transactions get in their way.
+/// The maximum number of times that jobs are sent on one connection if other transactions
+/// interfere.
 const MOST_ROUNDS: u32 = 5;
-/// For how long no further connection is opened, after one was refused and if another one exists.
+/// How long to wait after a failed attempt to connect before opening a further connection, if the
+/// lane already has a connection.
 const ENOUGH: Duration = Duration::from_secs(1);
 
-/// The seat of one connection of a lane. If the seat is dropped while its connection waits for an
-/// answer, the connection is in doubt and is closed.
+/// The seat of one of a lane's connections. If the seat is dropped while its connection is waiting
+/// for an answer, the connection is in doubt and is closed.
 pub(super) struct Seat<D: Driver> {
     shared: Arc<Shared<D>>,
     live: Option<Live<D>>,
@@ -63,7 +66,8 @@ impl<D: Driver> Seat<D> {
         found.map(|live| Self::taken(shared, Some(live)))
     }
 
-    /// Returns the seat if its connection may send at once. Otherwise, gives it back.
+    /// Returns the seat if its connection is allowed to send jobs at once. Otherwise, gives the
+    /// connection back.
     pub(super) fn if_ready(mut self) -> Option<Self> {
         let live = self.live.as_mut()?;
         if self.shared.driver.is_ready(&mut live.connection) {
@@ -73,7 +77,8 @@ impl<D: Driver> Seat<D> {
         None
     }
 
-    /// Serves waiting callers in the background, if a connection is idle or one more may be opened.
+    /// Serves waiting callers in the background, if a connection is idle or one more connection can
+    /// be opened.
     pub(super) fn open(shared: &Arc<Shared<D>>) {
         let live = {
             let mut state = shared.state();
@@ -89,14 +94,15 @@ impl<D: Driver> Seat<D> {
         };
         let shared = Arc::clone(shared);
         // The seat is created when the task begins. If the runtime is shut down, the task is
-        // dropped before that, and no dropped seat opens the next one.
+        // dropped before its seat is created, so no dropped seat opens a further seat.
         shared
             .runtime
             .clone()
             .spawn(async move { Self::taken(&shared, live).serve().await });
     }
 
-    /// Gives the connection back. Waiting jobs are sent on it in the background.
+    /// Gives the connection back. Any waiting jobs are then sent on the connection in the
+    /// background.
     pub(super) fn give_back(self) {
         if let Some(busy) = self.rest() {
             let runtime = busy.shared.runtime.clone();
@@ -104,7 +110,7 @@ impl<D: Driver> Seat<D> {
         }
     }
 
-    /// Leaves the connection idle if no job waits. Otherwise, returns the seat.
+    /// Leaves the connection idle if no job is waiting. Otherwise, returns the seat.
     fn rest(mut self) -> Option<Self> {
         let mut state = self.shared.state();
         if !state.queue.is_empty() {
@@ -122,7 +128,7 @@ impl<D: Driver> Seat<D> {
         None
     }
 
-    /// Sends all waiting jobs, and the jobs that arrive in the meantime.
+    /// Sends all waiting jobs, including the jobs that arrive in the meantime.
     async fn serve(mut self) {
         loop {
             if self.live.is_none() && !self.connect().await {
@@ -144,15 +150,15 @@ impl<D: Driver> Seat<D> {
             let is_shared = batch.jobs.len() > 1;
             self.answer(batch).await;
             if is_shared {
-                // The callers that got their answers can send their next jobs before the next batch
-                // is taken.
+                // Callers that have received their answers get a chance to add their next jobs to
+                // the next batch.
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// Opens the connection, as long as a caller waits for it. If it cannot be opened, the seat is
-    /// free again.
+    /// Opens the connection, and retries as long as a caller is waiting. If the connection cannot
+    /// be opened, the seat becomes free again.
     async fn connect(&mut self) -> bool {
         for attempt in 0.. {
             if self.shared.state().queue.is_empty() {
@@ -178,8 +184,8 @@ impl<D: Driver> Seat<D> {
         false
     }
 
-    /// Returns whether no further attempt to connect is made. If so, the waiting callers get the
-    /// error, unless another connection serves them.
+    /// Returns whether the attempts to connect must stop. If they must, the waiting callers get the
+    /// error, unless another connection serves these callers.
     fn gives_up(&mut self, may_go_on: bool, error: sqlx::Error) -> bool {
         let mut state = self.shared.state();
         if state.connected > 0 {
@@ -195,7 +201,7 @@ impl<D: Driver> Seat<D> {
         true
     }
 
-    /// Sends a batch, and passes the answers to its callers.
+    /// Sends a batch, and passes the answers to the callers.
     async fn answer(&mut self, mut batch: Batch<D>) {
         let asked = {
             let run = pin!(self.run(&batch.jobs));
@@ -255,8 +261,8 @@ impl<D: Driver> Seat<D> {
         failed(Blame::Job, Failure::Interrupted)
     }
 
-    /// Closes the connection, which is in doubt. Whatever broke it has probably broken the idle
-    /// connections.
+    /// Closes the connection, which is in doubt. Also closes the idle connections, because the
+    /// cause has probably broken them too.
     fn discard(&mut self) {
         if let Some(live) = self.live.take() {
             self.shared.state().connected -= 1;
@@ -284,7 +290,7 @@ impl<D: Driver> Drop for Seat<D> {
         if let Some(live) = live {
             self.shared.close_one(live);
         }
-        // The waiting callers may have waited for this connection.
+        // The waiting callers may have been waiting for this connection.
         Self::open(&self.shared);
     }
 }
@@ -297,7 +303,7 @@ fn report_batch<D: Driver>(jobs: usize) {
     let _ = (D::NAME, jobs);
 }
 
-/// Returns when every caller has left.
+/// Waits until every caller has given up.
 async fn all_leave<D: Driver>(callers: &mut [Caller<D>]) {
     for caller in callers {
         caller.leaves().await;

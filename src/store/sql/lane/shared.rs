@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::driver::Driver;
 use super::queue::Queue;
 
-/// How long closing a connection can take before the connection is dropped.
+/// How long a connection can take to close before it is dropped.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The limits of a lane.
@@ -22,10 +22,10 @@ pub(in crate::store::sql) struct Limits {
     pub(in crate::store::sql) batch: usize,
     /// The maximum number of waiting jobs.
     pub(in crate::store::sql) queue: usize,
-    /// How long an answer can take. Callers usually leave earlier.
+    /// How long an answer can take. Callers usually give up earlier.
     pub(in crate::store::sql) answer: Duration,
-    /// How long a connection can be idle and still be trusted. After that, the network may have
-    /// forgotten it.
+    /// How long a connection can be idle and still be used. After a longer time, the network may
+    /// have dropped the connection.
     pub(in crate::store::sql) idle: Duration,
     /// The maximum age of a connection.
     pub(in crate::store::sql) age: Duration,
@@ -55,24 +55,26 @@ pub(super) struct Shared<D: Driver> {
 }
 
 pub(super) struct State<D: Driver> {
-    /// Empty as long as a job waits: a connection that becomes free takes the waiting jobs.
+    /// The idle connections. The list is empty as long as a job is waiting, because a connection
+    /// that becomes free sends the waiting jobs.
     pub(super) idle: Vec<Live<D>>,
     /// The number of occupied seats: connections that are idle, in use, or being opened.
     pub(super) seats: usize,
     /// The number of connections that are in use or idle.
     pub(super) connected: usize,
     pub(super) queue: Queue<D>,
-    /// Whether the last attempts to connect failed. If so, one more failed attempt reports the
-    /// error to the callers.
+    /// Whether the last attempts to connect failed. If so, the next failed attempt reports the
+    /// error to the callers at once.
     pub(super) is_down: bool,
-    /// Until this time, no further connection is opened as long as there is one: the last attempt
-    /// failed.
+    /// The time until which no further connection is opened if the lane already has a connection,
+    /// because the last attempt failed.
     pub(super) enough_until: Option<Instant>,
-    /// Whether the store or the runtime is gone. If so, connections are closed instead of kept.
+    /// Whether the store was dropped or the runtime was shut down. If so, connections are closed
+    /// instead of kept.
     pub(super) is_closed: bool,
 }
 
-/// A connection, when it was opened, and when it was last used.
+/// A connection, with the times at which it was opened and last used.
 pub(super) struct Live<D: Driver> {
     pub(super) connection: D::Connection,
     pub(super) made: Instant,
@@ -120,7 +122,8 @@ impl<D: Driver> Shared<D> {
         self.state().is_closed
     }
 
-    /// Closes the idle connections, and every other connection when it has its answer.
+    /// Closes the idle connections at once, and closes every other connection after its answer has
+    /// arrived.
     pub(super) fn close(&self) {
         self.state().is_closed = true;
         self.close_idle();
@@ -128,7 +131,7 @@ impl<D: Driver> Shared<D> {
 }
 
 impl<D: Driver> State<D> {
-    /// Takes a seat for one more connection, if one may be opened.
+    /// Takes a seat for one more connection, if one more connection can be opened.
     pub(super) fn take_seat(&mut self, limits: &Limits) -> bool {
         let enough = self.connected > 0 && self.enough_until.is_some_and(|until| Instant::now() < until);
         let taken = self.seats < limits.connections && !enough;

@@ -16,14 +16,14 @@ use super::{Blame, Driver, Failure, Lanes, Limits};
 
 /// The behavior of a scripted database.
 struct Script {
-    /// The next errors of `connect`. After them, it succeeds.
+    /// The next errors from `connect`. After these errors, `connect` succeeds.
     connects: Mutex<VecDeque<sqlx::Error>>,
     connect_takes: Mutex<Duration>,
-    /// The results of the next runs. After them, runs succeed.
+    /// The results of the next runs. After these results, runs succeed.
     runs: Mutex<VecDeque<Option<sqlx::Error>>>,
     /// A job that the database refuses, alone or with others.
     bad: u32,
-    /// A job that ends the task that sends it.
+    /// A job that makes the task that sends it panic.
     panics: u32,
     is_open: watch::Sender<bool>,
     is_ready: watch::Sender<bool>,
@@ -336,7 +336,7 @@ async fn a_full_queue_is_told_at_once() {
         matches!(polled, Poll::Ready(Err(Failure::QueueFull { waiting: 8 }))),
         "{polled:?}"
     );
-    // A caller that leaves makes room.
+    // A caller that leaves makes room in the queue.
     asked[5].abort();
     settle().await;
     let last = bench.spawn(9);
@@ -623,7 +623,7 @@ fn each_runtime_has_connections_of_its_own() {
     let first = runtime();
     assert_eq!(first.block_on(bench.ask(0)).unwrap().connection, 0);
     let second = runtime();
-    // The first runtime still exists, but nobody drives it.
+    // The first runtime still exists, but no thread drives it.
     assert_eq!(second.block_on(bench.ask(0)).unwrap().connection, 1);
     // A job is in progress when the runtime ends.
     first.block_on(bench.spawn_all([0, 2]));

@@ -9,27 +9,27 @@ use futures_util::future::{Either, select};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Row};
 
-/// How long opening a lane's connection can take. Without this limit, an attempt that the network
-/// swallowed would keep its seat from the next attempt.
+/// How long opening a lane's connection can take. Without this limit, an attempt that was lost in
+/// the network would block its seat, and no other attempt could use the seat.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait before finding out why a connection cannot be opened. The pool does not report
-/// the reason: it tries again until its time is over.
+/// the reason, because it keeps retrying until its time limit.
 const ASK_WHY_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a pooler can take to find a session.
 const WAIT_FOR_SESSION: Duration = Duration::from_secs(1);
 
-/// The session settings that the store's statements need. They are sent in the startup message,
-/// which costs nothing, and they last as long as the connection.
+/// The session settings that the store's statements need. The settings are sent in the startup
+/// message at no extra cost, and last as long as the connection.
 const SETTINGS: [(&str, &str); 9] = [
-    // Each statement sees everything that is committed. At a higher level, claims on one page
-    // conflict with each other.
+    // Each statement can see everything that has been committed. At a higher isolation level,
+    // claims on the same page conflict with each other.
     ("default_transaction_isolation", "read committed"),
-    // Statements skip locked rows. The only thing that they may have to wait for is another claim's
-    // commit.
+    // Statements skip locked rows. At most, they wait for another claim's commit.
     ("lock_timeout", "100ms"),
-    // These plans suit a table of any size: each row is found by the index, in the order of the
-    // parameters. The planner's own choice would date from the moment when the table was empty.
+    // Generic plans suit a table of any size: they find each row by the index, in the order of the
+    // parameters. Without these settings, the planner would keep the plan that it chose when the
+    // table was empty.
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
@@ -42,21 +42,22 @@ const SETTINGS: [(&str, &str); 9] = [
 /// Opens connections with the options of the application's pool, including its `after_connect`.
 pub(super) struct Connector {
     pool: PgPool,
-    /// Where the connections lead, once that is known.
+    /// The destination of the connections, or `None` until it is known.
     way: Mutex<Option<Way>>,
-    /// Whether the last connection could not be opened.
+    /// Whether the last attempt to open a connection failed.
     failed: AtomicBool,
 }
 
-/// Where a connection leads.
+/// The destination of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// The database, which accepts settings in the startup message.
     Database,
-    /// A pooler that gives each client a session of its own.
+    /// A pooler that gives each client its own session.
     Session,
     /// A pooler that assigns a session for each transaction, and keeps its clients' prepared
-    /// statements. One client's settings would affect the next client, so the store sets nothing.
+    /// statements. One client's settings would affect the next client, so the store changes no
+    /// settings.
     Transaction,
 }
 
@@ -69,9 +70,10 @@ impl Connector {
         }
     }
 
-    /// Returns a connection that is ready within the given time, or an error.
+    /// Opens a connection. Returns an error if the connection is not ready within the given time.
     pub(super) async fn connect(&self, within: Duration) -> Result<PgConnection, sqlx::Error> {
-        // The first statements on a new connection may get no answer either.
+        // The time limit includes the first statements on a new connection, because these
+        // statements may get no answer either.
         let made = tokio::time::timeout(within, self.connect_by(within)).await;
         let made = made.unwrap_or_else(|_| Err(too_slow(within)));
         self.failed.store(made.is_err(), Ordering::Relaxed);
@@ -83,7 +85,7 @@ impl Connector {
         let way = *self.way();
         if way.is_none_or(|way| way == Way::Database) {
             match self.make(plain.clone().options(SETTINGS), within).await {
-                // A pooler may ignore settings, or refuse them.
+                // A pooler may ignore the settings, or refuse them.
                 Ok(mut connection) => {
                     if took_settings(&mut connection).await? {
                         *self.way() = Some(Way::Database);
@@ -122,7 +124,8 @@ impl Connector {
         if self.pool.is_closed() {
             return Err(sqlx::Error::PoolClosed);
         }
-        // A pool for one connection, because only a pool runs `after_connect`.
+        // The connection is opened through a pool of one connection, because only a pool runs
+        // `after_connect`.
         let one = self.pool.options().clone().min_connections(0).max_connections(1);
         let one = one
             .acquire_timeout(within)
@@ -144,7 +147,8 @@ impl Connector {
     }
 }
 
-/// Returns the error of another attempt to connect. Does not return if the attempt succeeds.
+/// Tries to connect again, and returns the error. If the attempt succeeds, this function never
+/// returns.
 async fn why_not(options: PgConnectOptions, patience: Duration) -> sqlx::Error {
     tokio::time::sleep(patience).await;
     match options.connect().await {
@@ -173,8 +177,9 @@ async fn took_settings(connection: &mut PgConnection) -> Result<bool, sqlx::Erro
     Ok(row.try_get::<&str, _>(0)? == "100ms")
 }
 
-/// Determines what kind of pooler these two connections lead to. No statement is prepared before
-/// that is known: if sessions change, a prepared statement may belong to another client.
+/// Determines the kind of pooler that these two connections lead to. No statement is prepared
+/// before the kind is known, because a prepared statement may belong to a different client if
+/// sessions change.
 async fn way_of(one: &mut PgConnection, other: &mut PgConnection) -> Result<Way, sqlx::Error> {
     if keeps_session(one, other).await? {
         return Ok(Way::Session);
@@ -184,8 +189,8 @@ async fn way_of(one: &mut PgConnection, other: &mut PgConnection) -> Result<Way,
     let own = "SELECT name FROM pg_catalog.pg_prepared_statements WHERE statement LIKE '%its own name%'";
     let names: Result<Vec<String>, _> = sqlx::query_scalar(own).fetch_all(&mut *one).await;
     sqlx::raw_sql("ROLLBACK").execute(&mut *one).await?;
-    // A pooler that keeps prepared statements gives them its own names, because its clients' names
-    // are all alike.
+    // A pooler that keeps prepared statements gives them its own names, because all of its clients
+    // use the same names.
     let renamed = names.is_ok_and(|names| names.iter().any(|name| !name.starts_with("sqlx")));
     if renamed {
         return Ok(Way::Transaction);
@@ -195,14 +200,14 @@ async fn way_of(one: &mut PgConnection, other: &mut PgConnection) -> Result<Way,
     ))
 }
 
-/// Returns whether a connection has the same session after each transaction, although another
-/// connection needs a session in between.
+/// Returns whether a connection keeps its session after each transaction, even if the other
+/// connection uses a session in the meantime.
 async fn keeps_session(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
     for _ in 0..3 {
         let before = session(one).await?;
         sqlx::raw_sql("BEGIN").execute(&mut *other).await?;
         let of_other = session(other).await?;
-        // If all connections share one session, this waits for the other transaction to end.
+        // If all connections share one session, this query waits until the other transaction ends.
         let after = tokio::time::timeout(WAIT_FOR_SESSION, session(one)).await.ok();
         sqlx::raw_sql("COMMIT").execute(&mut *other).await?;
         if after.transpose()?.is_none_or(|after| after != before) || before == of_other {

@@ -1,4 +1,4 @@
-//! PostgreSQL's part of a lane.
+//! The PostgreSQL driver for a lane.
 
 use std::sync::Arc;
 
@@ -54,8 +54,8 @@ impl Driver for PostgresDriver {
                 Err(error) => Err(error),
             },
             jobs => match run_together(wire, jobs).await {
-                // The row of one of these jobs is locked. They are sent again together, and skip
-                // that row.
+                // A row that one of these jobs changes is locked. The jobs are sent again together,
+                // and this time, they skip the locked row.
                 Err(error) if is_locked(&error) && matches!(jobs, [Job::Change(_), ..]) => {
                     Ok(jobs.iter().map(|_| Answer::Locked).collect())
                 }

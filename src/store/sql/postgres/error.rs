@@ -1,4 +1,4 @@
-//! The meaning of PostgreSQL's errors.
+//! Explains PostgreSQL's errors.
 
 use sqlx::error::DatabaseError;
 
@@ -13,7 +13,7 @@ pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError 
     store_error(NAME, operation, error, advice)
 }
 
-/// The connection to the database goes through an unsuitable pooler.
+/// The message for a pooler that does not keep prepared statements.
 const NO_STATEMENTS: &str = "the connection pooler does not keep prepared statements; use PgBouncer 1.21 or later with `max_prepared_statements` above 0, or use session mode";
 
 pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreError {
@@ -26,7 +26,8 @@ pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreErro
     }
 }
 
-/// Returns whether the statement gave up because another transaction holds a lock that it needs.
+/// Returns whether the statement failed because another transaction holds a lock that the statement
+/// needs.
 pub(super) fn is_locked(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "55P03"))
 }
@@ -37,7 +38,7 @@ pub(super) fn is_forbidden(error: &sqlx::Error) -> bool {
 }
 
 /// Returns what is to blame for a lane's error. `unpin` forgets the table that was found, and
-/// returns whether there was one.
+/// returns whether a table had been found.
 pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
     let code = match error {
         sqlx::Error::Database(database) => database.code(),
@@ -50,10 +51,11 @@ pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
     };
     match code.as_deref() {
         Some("40001" | "40P01") => Blame::Timing,
-        // The table was moved or created again. The next connection looks for it.
+        // The table was moved or recreated. The next connection searches for the table again.
         Some("42P01" | "3F000") if unpin() => Blame::Connection,
-        // Locked. No memory or disk space is left. The value, a constraint, the statement, a
-        // permission, the role or the database. Cancelled by somebody or by `statement_timeout`.
+        // The job's errors: a locked row; not enough memory or disk space; a problem with the
+        // value, a constraint, the statement, a permission, the role or the database; a
+        // cancellation by a user or by `statement_timeout`.
         Some("55P03" | "53100" | "53200" | "57014" | "3D000") => Blame::Job,
         Some(code)
             if ["22", "23", "28", "42", "54", "3F"]
@@ -62,8 +64,9 @@ pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
         {
             Blame::Job
         }
-        // Every other error is the connection's: the server closes it, has become read-only or has
-        // forgotten a prepared statement, or the connection has a failed transaction.
+        // The connection is to blame for every other error: the server closed the connection,
+        // became read-only or lost a prepared statement, or a transaction on the connection has
+        // failed.
         _ => Blame::Connection,
     }
 }
@@ -71,8 +74,8 @@ pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
 /// Returns whether a commit that failed with this error may have taken effect nevertheless.
 pub(super) fn leaves_in_doubt(error: &sqlx::Error) -> bool {
     match error {
-        // Shutdowns and broken connections can follow a commit that took effect, and so can
-        // "statement completion unknown".
+        // A shutdown, a broken connection or the error "statement completion unknown" can follow a
+        // commit that took effect.
         sqlx::Error::Database(database) => database
             .code()
             .is_none_or(|code| code.starts_with("57P") || code.starts_with("08") || code == "40003"),

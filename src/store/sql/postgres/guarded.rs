@@ -1,10 +1,10 @@
-//! How PostgreSQL guards a transaction.
+//! Guards transactions in PostgreSQL.
 //!
-//! It uses three settings of the session. `default_transaction_read_only` is on for as long as the
-//! transaction is open, and the transaction itself is `READ WRITE`, so that statements outside the
-//! transaction cannot write. `tower_idempotency.open` is local to the transaction, so it is empty
-//! once the transaction is over. `tower_idempotency.kept` is set in the transaction and persists if
-//! the transaction is committed, so it distinguishes a commit from a rollback.
+//! The guard uses three session settings. `default_transaction_read_only` is on as long as the
+//! transaction is open, so statements outside the transaction cannot write. The transaction itself
+//! is `READ WRITE`. `tower_idempotency.open` is local to the transaction, so it is empty once the
+//! transaction is over. `tower_idempotency.kept` is set in the transaction and persists if the
+//! transaction is committed, so it distinguishes a commit from a rollback.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Database, Postgres, Row, SqlSafeStr, raw_sql};
@@ -15,7 +15,8 @@ use crate::store::sql::guarded::{AtomicDatabase, Guarded, RolledBack};
 
 type Manager = <Postgres as Database>::TransactionManager;
 
-/// The value of the settings while a transaction is open.
+/// The value that identifies a transaction in the settings `tower_idempotency.open` and
+/// `tower_idempotency.kept`.
 #[derive(Debug)]
 pub struct Mark(String);
 
@@ -29,8 +30,8 @@ impl Mark {
         &self.0
     }
 
-    /// The script that begins the transaction. It is one round trip, and so runs on one connection
-    /// behind a pooler.
+    /// Returns the script that begins the transaction. The script takes one round trip. So behind a
+    /// pooler, the whole script runs on one connection.
     fn begin(&self) -> String {
         let mark = &self.0;
         format!(
@@ -39,8 +40,8 @@ impl Mark {
         )
     }
 
-    /// The statement that returns whether the transaction is open. It resets the session as of the
-    /// commit.
+    /// Returns the statement that checks whether the transaction is open. The statement also resets
+    /// the session's settings, which takes effect at commit.
     fn is_open(&self) -> String {
         let mark = &self.0;
         format!(
@@ -49,7 +50,8 @@ impl Mark {
         )
     }
 
-    /// The statement that returns whether the transaction was committed. It resets the session.
+    /// Returns the statement that checks whether the transaction was committed. The statement also
+    /// resets the session's settings.
     fn was_committed(&self) -> String {
         let mark = &self.0;
         format!(
@@ -64,7 +66,7 @@ impl AtomicDatabase for Postgres {}
 impl Guarded for Postgres {
     type Guard = Mark;
 
-    // A script that failed in the middle may have left a transaction or a setting behind.
+    // If the script fails partway, a transaction or a setting may remain on the connection.
     const CLEAN_IF_NOT_BEGUN: bool = false;
 
     async fn begin(connection: &mut PgConnection) -> Result<Mark, sqlx::Error> {
@@ -91,8 +93,8 @@ impl Guarded for Postgres {
     async fn roll_back(connection: &mut PgConnection, mark: &Mark) -> Result<RolledBack, sqlx::Error> {
         let ask = mark.was_committed();
         if Self::depth(connection) == 1 {
-            // The second transaction keeps a pooler from changing the connection before the session
-            // is reset. It is also the transaction that `sqlx` believes to be open.
+            // The second transaction prevents a pooler from changing the connection before the
+            // session is reset. `sqlx` also considers this transaction to be the open one.
             let was_committed = yes(connection, format!("ROLLBACK; BEGIN; {ask}")).await?;
             Manager::commit(connection).await?;
             return Ok(RolledBack {
@@ -113,8 +115,8 @@ impl Guarded for Postgres {
     }
 }
 
-/// Returns the first column of a script's only row. The script contains a mark of ours, and nothing
-/// else that varies.
+/// Runs a script, and returns the first column of its only row. The only variable part of the
+/// script is a mark that this crate generates.
 async fn yes(connection: &mut PgConnection, script: String) -> Result<bool, sqlx::Error> {
     let rows = raw_sql(AssertSqlSafe(script)).fetch_all(connection).await?;
     rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)

@@ -1,4 +1,4 @@
-//! Looks into the table.
+//! Inspects the table.
 
 use super::PostgresStore;
 use super::error::failed;
@@ -22,7 +22,7 @@ impl Inspect for PostgresStore {
         }
     }
 
-    /// Works on a thousand rows at a time, on a connection from the pool.
+    /// Removes a thousand rows at a time, on a connection from the pool.
     async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
         let mut forgotten = 0;
         loop {
@@ -36,7 +36,7 @@ impl Inspect for PostgresStore {
         }
     }
 
-    /// Runs on a connection from the pool, because it may take a while.
+    /// Counts the rows on a connection from the pool, because this may take a while.
     async fn count(&self) -> Result<Census, StoreError> {
         let counted = self.ask_pool(sqlx::query(self.statements().count.text())).await;
         counted.map(census).map_err(|error| failed("count", error))

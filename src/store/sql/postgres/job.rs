@@ -26,8 +26,8 @@ pub(super) struct Change {
     pub(super) what: What,
     /// Whether the change may already have been made.
     pub(super) is_repeated: bool,
-    /// Whether another transaction has locked the row for long. The change does not wait for the
-    /// lock again.
+    /// Whether another transaction has kept the row locked for a long time. If so, the change does
+    /// not wait for the lock again.
     pub(super) skips_lock: bool,
 }
 
@@ -40,21 +40,22 @@ pub(super) enum What {
 
 pub(super) enum Answer {
     Found(Found),
-    /// The attempt, if the slot was taken over.
+    /// The attempt number, if the slot was taken over.
     TakenOver(Option<i32>),
     Changed(Held),
     Done(bool),
     LookedUp(Option<EntryRow>),
-    /// Whether the row had not expired yet.
+    /// Whether the row had not yet expired.
     Forgotten(bool),
-    /// Another transaction has locked the row: retry later.
+    /// Another transaction has locked the row. Retry later.
     Locked,
 }
 
-/// The result of a claim. It is empty if the row is forgotten, or if another statement was faster.
+/// The result of a claim. Both fields are empty if the row is forgotten, or if another statement
+/// was faster.
 #[derive(Default)]
 pub(super) struct Found {
-    /// The attempt, if it claimed the slot.
+    /// The attempt number, if the job claimed the slot.
     pub(super) started: Option<i32>,
     pub(super) seen: Option<Seen>,
 }
@@ -66,8 +67,8 @@ impl Job {
     /// Returns whether this job can be sent in one statement with the batch.
     pub(super) fn joins(&self, batch: &[Self]) -> bool {
         match (self, batch.first()) {
-            // If several claims are on one slot, the first one gets it, as if they came one after
-            // the other.
+            // If several claims are for the same slot, the first claim gets the slot, as if the
+            // claims had arrived one after the other.
             (Self::Claim(_), Some(Self::Claim(_))) => true,
             (Self::TakeOver(claim), Some(Self::TakeOver(_))) => !batch
                 .iter()
@@ -88,7 +89,7 @@ impl Job {
         }
     }
 
-    /// Notes that the row stayed locked for as long as a change waits for it.
+    /// Records that the row stayed locked for as long as a change waits for a lock.
     pub(super) fn met_lock(&mut self) {
         if let Self::Change(change) = self {
             change.skips_lock = true;

@@ -17,10 +17,10 @@ use crate::store::{StoreError, Token};
 
 /// The SQL that [`PostgresStore::migrate`] runs.
 const LAYOUT: &str = include_str!("table.sql");
-/// The first column of each index. The store does not name the indexes: they are the table's
-/// indexes, whatever the table was called before.
+/// The first column of each index. The store finds indexes by their table instead of their name,
+/// because a renamed table keeps its index names.
 const INDEXED: [&str; 2] = ["sweep_at", "scope"];
-/// Whether a table has an index that begins with a column.
+/// The query that returns whether a table has an index that begins with a given column.
 const HAS_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index AS found \
      JOIN pg_catalog.pg_attribute AS col ON col.attrelid = found.indrelid AND col.attnum = found.indkey[0] \
      WHERE found.indrelid = pg_catalog.to_regclass($1) AND found.indisvalid AND col.attname = $2)";
@@ -28,14 +28,14 @@ const HAS_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index AS found
 const MIGRATION_LOCK: i64 = 0x6964_656d_706b_6579;
 
 impl PostgresStore {
-    /// Creates the table and its indexes if they are missing, and checks the layout. It is safe to
-    /// call this from many processes at once, because they take turns. The same SQL is in
-    /// `src/store/sql/postgres/table.sql`. The call uses a connection of its own.
+    /// Creates the table and its indexes if they are missing, and checks the layout. Many processes
+    /// can safely call this method at once, because they take turns. The same SQL is in
+    /// `src/store/sql/postgres/table.sql`. The method uses a separate connection.
     ///
     /// # Errors
     ///
-    /// The database cannot be reached, the role is not allowed to create tables, or a table with
-    /// this name has a different layout.
+    /// Returns an error if the database cannot be reached, the role is not allowed to create
+    /// tables, or a table with this name has a different layout.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let failed = |error| failed("migrate", error);
         let driver = self.lanes.driver();
@@ -44,7 +44,7 @@ impl PostgresStore {
         self.migrate_in_turn(&mut connection).await.map_err(failed)?;
         let sql = self.pin.find(&mut connection).await.map_err(failed)?;
         let mut wire = Wire { connection, sql };
-        // Detects a table with this name that belongs to something else, and missing permissions.
+        // Detects missing permissions, and a table that has this name but a different purpose.
         self.try_out(&mut wire).await.map_err(failed)?;
         PostgresDriver::close(wire).await;
         Ok(())
@@ -52,7 +52,7 @@ impl PostgresStore {
 
     async fn migrate_in_turn(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let mut transaction = connection.begin().await?;
-        // Other migrations may take a while.
+        // Waiting for other migrations may take a while.
         sqlx::raw_sql("SET LOCAL lock_timeout = 0")
             .execute(&mut *transaction)
             .await?;
@@ -61,7 +61,7 @@ impl PostgresStore {
             .execute(&mut *transaction)
             .await?;
         if let Some(schema) = &self.table.schema {
-            // Not `IF NOT EXISTS`, which requires the right to create a schema even if the schema
+            // `IF NOT EXISTS` would require the permission to create a schema even if the schema
             // exists.
             let there: bool = sqlx::query_scalar("SELECT to_regnamespace($1) IS NOT NULL")
                 .bind(format!("\"{schema}\""))
@@ -72,7 +72,7 @@ impl PostgresStore {
                 sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *transaction).await?;
             }
         }
-        // A role that is not allowed to create anything can migrate a table that exists.
+        // A role without the permission to create tables can still migrate an existing table.
         let table = self.table.sql(DEFAULT);
         let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
             .bind(table.as_ref())
@@ -96,7 +96,7 @@ impl PostgresStore {
         transaction.commit().await
     }
 
-    /// Takes a trial claim through its life, and undoes it.
+    /// Runs a trial claim through its whole life cycle, and undoes the claim.
     async fn try_out(&self, wire: &mut Wire) -> Result<(), sqlx::Error> {
         let begin = trial();
         sqlx::raw_sql("BEGIN").execute(&mut wire.connection).await?;

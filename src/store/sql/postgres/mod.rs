@@ -28,48 +28,51 @@ use driver::PostgresDriver;
 use pin::Pin;
 use statements::Statements;
 
-/// Keeps claims and records in a table in PostgreSQL.
+/// A store that keeps claims and records in a PostgreSQL table.
 ///
-/// It has the **atomic mode**: a handler's writes through [`Transaction`](super::Transaction) are
-/// committed together with the record of its response.
+/// The store supports **atomic mode**: a handler's writes through
+/// [`Transaction`](super::Transaction) are committed together with the record of its response.
 ///
-/// It needs PostgreSQL 12 or later. A claim, a renewal, a record and a release are one statement
-/// each, and so at most one round trip. A replay or a refusal costs one round trip, and a first
-/// request costs two. Taking over a claim that lapsed, or a row that expired and is not swept yet,
-/// costs one more. A claim does not wait for another transaction: if another transaction is writing
-/// the slot's row, the slot is in flight. A record or a release waits once for a locked row, on its
-/// connection, for up to 100 ms. That is enough for the sweeper, whose locks last milliseconds.
-/// Then the store tries again with pauses of 10 to 320 ms, without waiting for the lock, for as
-/// long as the layer tries: `store_timeout`, and `settle_within` in the background. Leases and
-/// expiry use the database's clock.
+/// The store needs PostgreSQL 12 or later. Each claim, renewal, record and release is a single
+/// statement, so each of these calls takes at most one round trip. A replay or a refusal takes one
+/// round trip, and a first request takes two. Taking over a claim that lapsed, or a row that
+/// expired and has not been swept yet, takes one more round trip. A claim does not wait for another
+/// transaction: if another transaction is writing the slot's row, the slot is reported as in
+/// flight. A record or a release waits once for a locked row, on its connection, for up to 100 ms.
+/// That is long enough for the sweeper's locks, which last only milliseconds. After that, the store
+/// retries with pauses of 10 to 320 ms, without waiting for the lock, for as long as the layer
+/// allows: `store_timeout`, and `settle_within` in the background. Leases and expiry use the
+/// database's clock.
 ///
-/// **Connections.** Claims, renewals, records, releases and look-ups use up to two connections of
-/// the store's own ([`connections`](Self::connections)). They are opened like the pool's
-/// connections, when they are needed. So a handler's transactions do not keep these calls waiting,
-/// and a handler's settings on a connection do not affect them. Waiting calls are sent together, as
-/// one statement. Clones share the connections. Each Tokio runtime that uses the store has its own.
-/// A process then has as many connections as its pool, plus two for each runtime. Include them when
-/// you set the server's `max_connections`.
+/// **Connections.** Claims, renewals, records, releases and look-ups use up to two connections
+/// ([`connections`](Self::connections)) that belong to the store. These connections are opened in
+/// the same way as the pool's connections, when they are needed. So these calls do not wait for a
+/// handler's transactions, and a handler's settings on a connection do not affect these calls.
+/// Waiting calls are sent together, as one statement. Clones share the connections. Each Tokio
+/// runtime that uses the store has its own connections. So a process can have as many connections
+/// as its pool allows, plus two for each runtime. Allow for all of these connections when you set
+/// the server's `max_connections`.
 ///
-/// The pool is for handlers' transactions in atomic mode, from
-/// [`Transaction::begin`](super::Transaction::begin) to the commit, for the sweeper, and for
+/// The pool's connections are used by handlers' transactions in atomic mode, from
+/// [`Transaction::begin`](super::Transaction::begin) to the commit, by the sweeper, and by
 /// [`count`](crate::store::Inspect::count). Do not connect the pool to a replica, or through a
 /// proxy that sends reads to a replica. When you close the pool, the store closes with it.
 ///
-/// **The table** is located once, by the search path of the first connection. Later changes to a
-/// search path have no effect. Set a [`schema`](Self::schema) if search paths differ between
+/// **The table** is looked up once, with the search path of the first connection. Later changes to
+/// the search path have no effect. Set a [`schema`](Self::schema) if search paths differ between
 /// processes.
 ///
 /// **Poolers.** PgBouncer in session mode works. In transaction mode, it must be version 1.21 or
 /// later with `max_prepared_statements` above 0. In this mode, also set a [`schema`](Self::schema),
-/// because the search path may be another client's. An older version is refused, and the error says
-/// why. The store changes no settings on sessions that are shared in this way, so a call may wait
-/// for another transaction's lock until `store_timeout`. `sqlx` itself needs
-/// `ignore_startup_parameters = extra_float_digits`.
+/// because the session may have a different client's search path. The store refuses an older
+/// version with an error that explains the reason. The store changes no settings on sessions that
+/// are shared in this way, so a call may wait for another transaction's lock until `store_timeout`.
+/// `sqlx` itself needs `ignore_startup_parameters = extra_float_digits`.
 ///
-/// **Durability** is the database's. With `synchronous_commit = off`, or when a replica that lags
-/// is promoted, the last claims and records can be lost, and a retry then runs again. In atomic
-/// mode, the effect is lost along with its record, so running again is correct.
+/// **Durability** depends on the database. With `synchronous_commit = off`, or when a lagging
+/// replica is promoted, the last claims and records can be lost, and a retry then runs the
+/// operation again. In atomic mode, the effect is lost along with its record, so it is correct to
+/// run the operation again.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -89,7 +92,8 @@ use statements::Statements;
 /// # }
 /// ```
 ///
-/// For the person on call ([`Slot::to_hex`](crate::Slot::to_hex) returns the slot):
+/// SQL statements for the person on call ([`Slot::to_hex`](crate::Slot::to_hex) returns the slot in
+/// hexadecimal):
 ///
 /// ```sql
 /// SELECT attempt, lease_until, forget_at, length(record) FROM idempotency_keys WHERE slot = '\x…';
@@ -108,7 +112,7 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Creates a store in the table `idempotency_keys` of the connection's search path.
+    /// Creates a store that uses the table `idempotency_keys` in the connection's search path.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self::with(pool, Table::default(), Limits::default())
@@ -126,15 +130,16 @@ impl PostgresStore {
         }
     }
 
-    /// Sets the maximum number of the store's own connections: 2 by default. They are opened when
-    /// they are needed, and each Tokio runtime that uses the store has its own.
+    /// Sets the maximum number of the store's own connections, which is 2 by default. These
+    /// connections are opened when they are needed. Each Tokio runtime that uses the store has its
+    /// own connections.
     ///
-    /// Two are enough for most services, because waiting calls are sent together. More connections
-    /// help if the database is far away and there are many requests.
+    /// Two connections are enough for most services, because waiting calls are sent together. More
+    /// connections help if the database is far away and the request rate is high.
     ///
     /// # Errors
     ///
-    /// `connections` is not between 1 and 64.
+    /// Returns an error if `connections` is not between 1 and 64.
     pub fn connections(self, connections: usize) -> Result<Self, ConfigError> {
         if !(1..=64).contains(&connections) {
             let what = format!("{connections} is not between 1 and 64");
@@ -147,23 +152,24 @@ impl PostgresStore {
         Ok(Self::with(self.pool, self.table, limits))
     }
 
-    /// Sets another table name: 1 to 48 ASCII letters, digits and underscores. It is
-    /// case-sensitive.
+    /// Sets the table name, which must consist of 1 to 48 ASCII letters, digits and underscores.
+    /// The name is case-sensitive.
     ///
     /// # Errors
     ///
-    /// The name breaks these rules.
+    /// Returns an error if the name breaks these rules.
     pub fn table(self, name: &str) -> Result<Self, ConfigError> {
         let table = self.table.named(name)?;
         Ok(Self::with(self.pool, table, self.limits))
     }
 
-    /// Sets a schema, instead of the search path's. The rules are the same as for
-    /// [`table`](Self::table). [`migrate`](Self::migrate) creates the schema if it is missing.
+    /// Sets the schema name. By default, the schema comes from the search path. The rules for the
+    /// name are the same as for [`table`](Self::table). [`migrate`](Self::migrate) creates the
+    /// schema if it is missing.
     ///
     /// # Errors
     ///
-    /// The name breaks these rules.
+    /// Returns an error if the name breaks these rules.
     pub fn schema(self, name: &str) -> Result<Self, ConfigError> {
         let table = self.table.in_schema(name)?;
         Ok(Self::with(self.pool, table, self.limits))
@@ -175,8 +181,8 @@ impl PostgresStore {
         &self.pool
     }
 
-    /// Returns the statements for the table that was found or, until then, for the search path's
-    /// table.
+    /// Returns the statements for the table that was found or, before that, for the table in the
+    /// search path.
     fn statements(&self) -> Arc<Statements> {
         self.pin.statements()
     }
@@ -184,7 +190,7 @@ impl PostgresStore {
 
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the pool, whose options contain the password.
+        // The pool is left out, because its options contain the password.
         f.debug_struct("PostgresStore")
             .field("table", &self.table)
             .field("connections", &self.pool.size())

@@ -1,4 +1,4 @@
-//! The statements for a table whose schema is known, and the role that they need.
+//! The statements for a table whose schema is known, and the role that the statements need.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,8 +8,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::statements::Statements;
 use crate::store::sql::table::{DEFAULT, Table};
 
-/// Selects the table's schema, the role, and whether the session's user can set another role. A
-/// superuser can, and so can a member of any role.
+/// The query that returns the table's schema, the role, and whether the session's user can set a
+/// different role. A superuser or a member of any role can.
 const FOUND: &str = "\
 SELECT nspname::text, current_setting('role'), EXISTS (
     SELECT FROM pg_catalog.pg_roles AS own
@@ -19,15 +19,15 @@ FROM pg_catalog.pg_class AS found
      JOIN pg_catalog.pg_namespace AS named ON named.oid = found.relnamespace
 WHERE found.oid = pg_catalog.to_regclass($1)";
 
-/// The statements, once the schema is known. The schema is found once, on a connection that nobody
-/// else has used, and is then part of every statement. So the table is the same, whatever a handler
-/// sets on a connection.
+/// The statements for the table, whose schema is determined only once. The schema is determined on
+/// a connection that nothing else has used, and is then part of every statement. So every statement
+/// uses the same table, whatever settings a handler changes on a connection.
 pub(super) struct Pin {
-    /// The table as the application named it.
+    /// The table with the name that the application set.
     table: Table,
     unpinned: Arc<Statements>,
     pinned: Mutex<Option<Pinned>>,
-    /// Whether a handler can set a role other than the session's.
+    /// Whether a handler can set a role that differs from the session's role.
     roles_vary: AtomicBool,
 }
 
@@ -52,14 +52,14 @@ impl Pin {
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the statements for the table that was found or, until then, for the search path's
-    /// table.
+    /// Returns the statements for the table that was found or, before that, for the table in the
+    /// search path.
     pub(super) fn statements(&self) -> Arc<Statements> {
         let pinned = self.pinned();
         Arc::clone(pinned.as_ref().map_or(&self.unpinned, |pinned| &pinned.statements))
     }
 
-    /// Returns the role that the statements need, if a handler may have set another one.
+    /// Returns the role that the statements need, if a handler may have set a different role.
     pub(super) fn role(&self) -> Option<Arc<str>> {
         if !self.roles_vary.load(Ordering::Relaxed) {
             return None;
@@ -67,13 +67,13 @@ impl Pin {
         self.pinned().as_ref().map(|pinned| Arc::clone(&pinned.role))
     }
 
-    /// Notes that a permission was missing. The user may have become a member of other roles in the
-    /// meantime.
+    /// Records that a handler may set a different role. If a permission is missing, the user may
+    /// have become a member of other roles in the meantime.
     pub(super) fn doubt_role(&self) {
         self.roles_vary.store(true, Ordering::Relaxed);
     }
 
-    /// Finds the table by the connection's search path, unless it was already found.
+    /// Finds the table by the connection's search path, unless the table was already found.
     pub(super) async fn find(&self, connection: &mut PgConnection) -> Result<Arc<Statements>, sqlx::Error> {
         if let Some(pinned) = &*self.pinned() {
             return Ok(Arc::clone(&pinned.statements));
@@ -84,7 +84,7 @@ impl Pin {
             .fetch_optional(&mut *connection)
             .await?;
         let Some((schema, role, roles_vary)) = found else {
-            // Returns the database's own error.
+            // This probe fails with the database's own error.
             let probe = format!("SELECT FROM {table} LIMIT 0");
             sqlx::raw_sql(AssertSqlSafe(probe)).execute(connection).await?;
             return Err(sqlx::Error::RowNotFound);
@@ -94,13 +94,13 @@ impl Pin {
         if roles_vary {
             self.doubt_role();
         }
-        // The first caller decides.
+        // The first caller's result is kept.
         let mut pinned = self.pinned();
         let pinned = pinned.get_or_insert(Pinned { statements, role });
         Ok(Arc::clone(&pinned.statements))
     }
 
-    /// Forgets the table that was found, and returns whether there was one.
+    /// Forgets the table that was found, and returns whether a table had been found.
     pub(super) fn forget(&self) -> bool {
         self.pinned().take().is_some()
     }

@@ -1,4 +1,4 @@
-//! Statements that may take a while, on a connection from the application's pool.
+//! Uses a connection from the application's pool to run statements that may take a while.
 
 use sqlx::postgres::PgRow;
 use sqlx::{Execute, Executor, FromRow, Postgres};

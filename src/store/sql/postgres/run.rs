@@ -17,7 +17,8 @@ pub(super) async fn claim_one(wire: &mut Wire, claim: &ClaimRequest) -> Result<F
         .bind(as_float(claim.lease))
         .bind(as_float(claim.ttl))
         .bind(claim.scope.as_bytes().as_slice());
-    // All rows are fetched, although there is only one: an error of the commit arrives after it.
+    // All rows are fetched, although the result has only one row, because a commit error arrives
+    // after that row.
     let rows = query.fetch_all(&mut wire.connection).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     Ok(Found {
@@ -53,7 +54,7 @@ pub(super) async fn claim_together(wire: &mut Wire, claims: &[&ClaimRequest]) ->
                 sorted.find(slot, |claim| signed(claim.token) == token)
             }
         };
-        // No other rows are possible.
+        // The statement cannot return any other rows.
         let Some(found) = at.and_then(|at| found.get_mut(at)) else {
             continue;
         };
@@ -111,7 +112,7 @@ pub(super) async fn change_one(wire: &mut Wire, change: &Change) -> Result<Answe
     answers.pop().ok_or(sqlx::Error::RowNotFound)
 }
 
-/// Makes changes of one kind.
+/// Applies changes of one kind.
 pub(super) async fn change_together(wire: &mut Wire, changes: &[&Change]) -> Result<Vec<Answer>, sqlx::Error> {
     let sorted = Sorted::new(changes, |change| &change.slot);
     let Some(first) = changes.first() else {
@@ -145,9 +146,9 @@ pub(super) async fn change_together(wire: &mut Wire, changes: &[&Change]) -> Res
     Ok(answers)
 }
 
-/// Checks changes that were not made, if that does not yet mean that the claim is lost. A renewal
-/// skips locked rows, and so does a change that has met one. A change that is sent again may have
-/// been made the first time.
+/// Determines why changes were not applied, if their claims may still be held. A renewal skips
+/// locked rows, and so does a change that was blocked by a locked row before. A change that is sent
+/// again may have been applied the first time.
 async fn explain(wire: &mut Wire, changes: &[&Change], answers: &mut [Answer]) -> Result<(), sqlx::Error> {
     let in_question = |change: &Change, answer: &Answer| {
         let skips = change.skips_lock || matches!(change.what, What::Renew(_));
@@ -182,7 +183,8 @@ async fn explain(wire: &mut Wire, changes: &[&Change], answers: &mut [Answer]) -
     Ok(())
 }
 
-/// Returns whether the claim's record exists, once no transaction is left that may still write it.
+/// Returns whether the claim's record exists, once no remaining transaction can still write the
+/// record.
 pub(super) async fn is_done(wire: &mut Wire, slot: &Slot, token: Token) -> Result<Answer, sqlx::Error> {
     let query = sqlx::query_scalar(wire.sql.is_done.text())
         .bind(signed(token))

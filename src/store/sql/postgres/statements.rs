@@ -1,4 +1,4 @@
-//! The statements of the store in PostgreSQL.
+//! The PostgreSQL store's statements.
 
 use crate::store::sql::statements::{self, Dialect, Statement};
 use crate::store::sql::table::Table;
@@ -13,11 +13,11 @@ const DIALECT: Dialect = Dialect {
     numbers_parameters: true,
 };
 
-/// Reads the slot, and claims it if it has no row. If the statement did neither, the row is
-/// forgotten, or another statement came in between. It does not try to insert if a row exists,
-/// because the insert would wait for a transaction that deletes the row. The record is left out if
-/// its fingerprint conflicts: the rule, which the first two bytes name, is the same, but the digest
-/// is different.
+/// Reads the slot, and claims the slot if it has no row. If the statement neither reads nor claims
+/// the slot, the row is forgotten, or another statement interfered. The statement does not try to
+/// insert a row if one exists, because the insert would wait for a transaction that is deleting the
+/// existing row. The record is left out if its fingerprint conflicts with `$2`: the rule, which the
+/// first two bytes identify, is the same, but the digest is different.
 ///
 /// `$1` slot, `$2` fingerprint, `$3` token, `$4` lease, `$5` ttl, `$6` scope.
 const CLAIM: &str = "\
@@ -41,9 +41,9 @@ SELECT (SELECT attempt FROM inserted) AS started,
             THEN seen.record END AS record
 FROM (SELECT 1) AS one LEFT JOIN seen ON seen.counts";
 
-/// [`CLAIM`] for several claims. The parameters are the same, but as arrays in the order of the
-/// slots, so that two such statements do not wait for each other. Rows with `n` show what was seen
-/// for the claim with that number. Rows without `n` are claims that started.
+/// [`CLAIM`] for several claims. Each parameter is an array that is sorted by slot, so that two
+/// such statements do not wait for each other. A result row with `n` describes the existing row for
+/// claim number `n`. A result row without `n` describes a claim that started.
 const CLAIM_MANY: &str = "\
 WITH seen AS MATERIALIZED (
     SELECT asked.*, held.slot IS NOT NULL AS is_there, held.forget_at > {now} AS counts,
@@ -71,9 +71,9 @@ UNION ALL
 SELECT NULL, slot, token, NULL, NULL, NULL, NULL, NULL FROM inserted";
 
 /// Claims rows that are forgotten, or whose lease has lapsed and whose fingerprint does not
-/// conflict. It is separate from [`CLAIM`] because it is rare and would make every claim slower.
-/// Rows that are being written are skipped, not waited for. Returns the slots that were claimed,
-/// and their attempts.
+/// conflict. This statement is separate from [`CLAIM`] because takeovers are rare, and including
+/// them would make every claim slower. The statement skips rows that are being written instead of
+/// waiting for them. It returns the claimed slots and their attempt numbers.
 ///
 /// `$1` to `$6` are as in [`CLAIM_MANY`], and `$7` is whether a lapsed claim is refused.
 const TAKE_OVER: &str = "\
@@ -100,7 +100,8 @@ FROM unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::float8[], $5::float8[], 
 WHERE claimed.slot = free.slot
 RETURNING claimed.slot, claimed.attempt";
 
-/// The end of a statement about held claims. It skips claims whose rows are locked.
+/// The last part of a statement that changes held claims. This part skips claims whose rows are
+/// locked.
 macro_rules! of_unlocked {
     () => {
         "     CROSS JOIN LATERAL (
@@ -114,8 +115,9 @@ RETURNING asked.n"
     };
 }
 
-/// Renews leases. A row that a transaction is writing is skipped: this may be the operation's own
-/// transaction, which takes as long as it likes. Returns the numbers of the renewed claims.
+/// Renews leases. A row that a transaction is writing is skipped, because the transaction may be
+/// the operation's own transaction, which can stay open for any amount of time. Returns the numbers
+/// of the renewed claims.
 ///
 /// `$1` slots, `$2` tokens, `$3` leases.
 const RENEW_MANY: &str = concat!(
@@ -137,8 +139,8 @@ WHERE claimed.slot = asked.slot AND claimed.token = asked.token
   AND claimed.record IS NULL AND claimed.forget_at > {now}
 RETURNING asked.n";
 
-/// [`COMPLETE_MANY`] without the claims whose rows are locked. It is separate because taking the
-/// lock first makes every record slower.
+/// [`COMPLETE_MANY`] without the claims whose rows are locked. This statement is separate, because
+/// taking the lock first would make every record slower.
 const COMPLETE_UNLOCKED: &str = concat!(
     "\
 UPDATE idempotency_keys AS claimed SET
@@ -165,16 +167,16 @@ USING unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (slot, token, n
     of_unlocked!()
 );
 
-/// Reads the rows of these slots: slot, token, whether a record exists, whether the row is still
-/// valid.
+/// Reads the rows of these slots: the slot, the token, whether a record exists, and whether the row
+/// is still valid.
 const CHECK: &str =
     "SELECT slot, token, record IS NOT NULL, forget_at > {now} FROM idempotency_keys WHERE slot = ANY ($1)";
 
-/// One window of the sweeper, in one round trip and one transaction. It reads the index on
-/// `sweep_at` in order, whatever the planner believes about the table, and finds the rows by their
-/// location. `{from}` is the time from which rows are looked at, and `{rows}` is how many. Returns
-/// how many rows were removed, how many were due, the due time of the last one in microseconds
-/// since 1970, and the milliseconds since then.
+/// Processes one window of the sweeper in one round trip and one transaction. The statement reads
+/// the index on `sweep_at` in order, whatever the planner's estimates for the table are, and finds
+/// the rows by their physical location. `{from}` is the earliest due time, and `{rows}` is the
+/// maximum number of rows. Returns the number of rows removed, the number of rows due, the due time
+/// of the last row in microseconds since 1970, and the milliseconds since that due time.
 const SWEEP: &str = "\
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL enable_seqscan = off;
@@ -196,8 +198,9 @@ SELECT (SELECT count(*) FROM removed), count(*),
        (extract(epoch FROM {now} - max(sweep_at)) * 1000)::bigint
 FROM due";
 
-/// Removes some of a scope's rows. Returns how many rows were found, and how many were removed. A
-/// row that another transaction is changing is waited for, and found again by the next statement.
+/// Removes some of a scope's rows. Returns how many rows were found, and how many of the removed
+/// rows had not expired. If another transaction is changing a row, the statement waits for that
+/// transaction, and the next statement finds the row again.
 ///
 /// `$1` scope.
 const FORGET_SCOPE: &str = "\
@@ -208,17 +211,17 @@ WITH found AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed WHERE counts)";
 
-/// Surrounds `COMPLETE` in a handler's transaction. The transaction must still be open: the setting
-/// that marks it is local to it. As of the commit, this resets the settings that guarded the
-/// session (`guarded.rs`).
+/// The text before and after `COMPLETE` when the record is written in a handler's transaction. The
+/// statement uses a setting that is local to the transaction to check that the transaction is still
+/// open. At commit, the settings that guarded the session (`guarded.rs`) are reset.
 ///
-/// From here to the commit, the row is locked. A client that stops responding is disconnected,
-/// because its key would otherwise be stuck for as long as its connection lives.
+/// From this statement until commit, the row is locked. A client that stops responding is
+/// disconnected, because its key would otherwise be stuck for as long as its connection exists.
 ///
-/// The role that the handler had set is restored afterwards, so that work that is deferred to the
-/// commit runs with it.
+/// The handler's role is then restored, so that work that is deferred until commit runs with that
+/// role.
 ///
-/// Parameters: those of `COMPLETE`, the mark, the mark again, how long a client may be silent (in
+/// Parameters: those of `COMPLETE`, the mark, the mark again, how long a client can be silent (in
 /// milliseconds, as text), and the handler's role twice, or NULL.
 const COMPLETE_IN: [&str; 2] = [
     "WITH completed AS (",
@@ -230,9 +233,9 @@ SELECT EXISTS (SELECT FROM completed) AS is_completed,
        CASE WHEN ?::text IS NOT NULL THEN set_config('role', ?, true) END",
 ];
 
-/// Sets a role for the rest of a transaction, and returns the previous role if it was a different
-/// one. A statement has the rights of the role with which it begins, so this cannot be part of
-/// [`COMPLETE_IN`].
+/// Sets a role for the rest of a transaction, and returns the previous role if that role was
+/// different. A statement has the permissions of the role with which it begins, so this statement
+/// cannot be part of [`COMPLETE_IN`].
 ///
 /// `$1` role.
 pub(super) const TAKE_ROLE: &str = "\

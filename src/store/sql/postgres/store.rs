@@ -63,7 +63,8 @@ impl Store for PostgresStore {
     }
 }
 
-/// The first pause before a locked row is tried again. Each pause is twice as long as the last one.
+/// The pause before the first retry for a locked row. Each further pause is twice as long as the
+/// previous pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 
@@ -78,9 +79,9 @@ impl PostgresStore {
         answer.map_err(|failure| unanswered(operation, failure))
     }
 
-    /// Like [`ask`](Self::ask), but tries again as long as another transaction has locked the row.
-    /// The caller limits the time. Only the first attempt waits for the row on the connection, and
-    /// only briefly, because other calls need the connection.
+    /// Like [`ask`](Self::ask), but retries as long as another transaction keeps the row locked.
+    /// The caller limits the total time. Only the first attempt waits for the lock while it
+    /// occupies the connection, and only briefly, because other calls need the connection.
     pub(super) async fn ask_until_unlocked(&self, operation: &'static str, mut job: Job) -> Result<Answer, StoreError> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -104,7 +105,7 @@ impl PostgresStore {
     }
 }
 
-/// The error for an answer that belongs to a different job.
+/// Returns the error for an answer that does not match its job.
 pub(super) fn unexpected(operation: &'static str) -> StoreError {
     let message =
         format!("{NAME}: {operation}: the answer does not match the request; this is a bug in tower-idempotency");

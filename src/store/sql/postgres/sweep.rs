@@ -1,4 +1,4 @@
-//! Removing expired rows.
+//! Removes expired rows.
 
 use std::time::Duration;
 
@@ -10,24 +10,25 @@ use crate::store::StoreError;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;
 
-/// The result of the statement: rows removed, rows due, when the last one was due, and how long
-/// ago.
+/// The result of the sweep statement: the number of rows removed, the number of rows due, the time
+/// at which the last row was due, and how long ago that time was.
 type WindowRow = (i64, i64, Option<i64>, Option<i64>);
 
 impl PostgresStore {
-    /// Removes at most `batch` expired rows and returns how many it removed. It is for services
-    /// that sweep on their own schedule. Otherwise, see [`sweep_every`](Self::sweep_every).
+    /// Removes at most `batch` expired rows and returns the number of rows removed. Use this method
+    /// to sweep on your own schedule. To sweep in the background, use
+    /// [`sweep_every`](Self::sweep_every) instead.
     ///
     /// # Errors
     ///
-    /// The database failed.
+    /// Returns an error if the database fails.
     pub async fn sweep(&self, batch: u32) -> Result<u64, StoreError> {
         sweep_once(self, batch).await
     }
 
-    /// Starts removing expired rows in the background, 500 at a time. After each round, it pauses
-    /// for `every`, but at least for 100 ms. It uses one connection from the application's pool. It
-    /// must be called on a Tokio runtime.
+    /// Starts removing expired rows in the background, 500 at a time. After each round, the sweeper
+    /// pauses for `every`, but for at least 100 ms. The sweeper uses one connection from the
+    /// application's pool. Call this method on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
     }

@@ -1,4 +1,4 @@
-//! The atomic mode in PostgreSQL.
+//! Atomic mode in PostgreSQL.
 
 use std::time::Duration;
 
@@ -64,7 +64,8 @@ impl AtomicStore for PostgresStore {
     }
 
     async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {
-        // As long as the row is locked, the transaction in doubt may still be committed.
+        // As long as the row is locked, the transaction whose outcome is in doubt may still be
+        // committed.
         match self
             .ask_until_unlocked("read back", Job::IsDone(claim.slot, claim.token))
             .await?

@@ -1,4 +1,4 @@
-//! The store's own connection, and how statements are sent on it.
+//! The store's own connection, and the functions that send statements on it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::store::sql::value::millis;
 
 pub(super) type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 
-/// A connection, and the statements for the table that was found on it.
+/// A connection, and the statements for the table that the store found through this connection.
 pub(super) struct Wire {
     pub(super) connection: PgConnection,
     pub(super) sql: Arc<Statements>,
 }
 
-/// Returns milliseconds as the factor of an interval.
+/// Converts a duration to milliseconds, as a factor for an interval of 1 ms.
 #[allow(clippy::cast_precision_loss, reason = "exact up to three hundred thousand years")]
 pub(super) fn as_float(duration: Duration) -> f64 {
     millis(duration) as f64

@@ -1,4 +1,4 @@
-//! What is to blame for an SQLite error.
+//! Determines what is to blame for an SQLite error.
 
 use crate::store::sql::lane::Blame;
 
@@ -17,7 +17,7 @@ pub(super) fn blame(error: &sqlx::Error) -> Blame {
     const CANTOPEN: i32 = 14;
     const IOERR: i32 = 10;
     const MISUSE: i32 = 21;
-    /// The file was moved or replaced under the connection.
+    /// The file was moved or replaced while the connection was open.
     const READONLY_DBMOVED: i32 = 1032;
     match code(error) {
         Some(READONLY_DBMOVED) => Blame::Connection,

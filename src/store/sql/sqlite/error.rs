@@ -1,4 +1,4 @@
-//! The meaning of SQLite's errors.
+//! Explains SQLite's errors.
 
 use sqlx::error::DatabaseError;
 
@@ -13,7 +13,7 @@ pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError 
     unsuitable(operation, &error).unwrap_or_else(|| store_error(NAME, operation, error, advice))
 }
 
-/// Returns the error of a lane that has no answer.
+/// Returns the error for a lane that got no answer.
 pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreError {
     let unsuitable = match &failure {
         Failure::Database(error) => unsuitable(operation, error),
@@ -22,7 +22,7 @@ pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreErro
     unsuitable.unwrap_or_else(|| lane_error(NAME, operation, failure, advice))
 }
 
-/// Returns the error of a database that the store cannot use. The error says why.
+/// Returns the error for a database that the store cannot use. The error includes the reason.
 fn unsuitable(operation: &'static str, error: &sqlx::Error) -> Option<StoreError> {
     match error {
         sqlx::Error::Configuration(why) => {
@@ -35,14 +35,14 @@ fn unsuitable(operation: &'static str, error: &sqlx::Error) -> Option<StoreError
 
 /// Returns whether a commit that failed with this error may have taken effect nevertheless.
 pub(super) fn leaves_in_doubt(error: &sqlx::Error) -> bool {
-    // An error from SQLite itself means that it did not. An error from the worker thread does not
-    // tell.
+    // If SQLite itself reports the error, the commit did not take effect. If the worker thread
+    // reports the error, the commit may have taken effect.
     !matches!(error, sqlx::Error::Database(_))
 }
 
 fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
     use StoreErrorKind::{Corrupt, Full, Unavailable};
-    // The primary code is the low byte of the extended one.
+    // The primary code is the low byte of the extended code.
     let code: i32 = error.code()?.parse().ok()?;
     Some(match code & 0xff {
         1 if error.message().contains("no such table") => (
@@ -58,7 +58,7 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
                 "the table's layout is not the one that this release expects; compare it with the store's SQL file",
             )
         }
-        // A required column that this release does not know.
+        // The table has a required column that this release does not recognize.
         19 if code == 1299 => (
             Unavailable,
             "the table's layout is not the one that this release expects; compare it with the store's SQL file",

@@ -1,4 +1,4 @@
-//! The store's database file: how the store connects to it, and which databases it refuses.
+//! Connects to the store's database file, and refuses databases that the store cannot use.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -12,26 +12,28 @@ use tokio::time::Instant;
 use crate::error::BoxError;
 use crate::store::sql::turns::Turns;
 
-/// How long a statement waits for a writer that is not in the queue, if the store opens the pool.
+/// How long a statement waits for a writer that is not in the queue. This value applies if the
+/// store opened the pool.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How a transaction begins: with the writer's lock. A read that becomes a write would fail if
-/// another transaction has written in between.
+/// The statement that begins a transaction. The statement takes the writer's lock at once. Without
+/// the lock, a transaction that reads and then writes would fail if another transaction had written
+/// in the meantime.
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
-/// The maximum number of statements that a connection of the store prepares.
+/// The maximum number of prepared statements that each of the store's connections caches.
 const STATEMENTS: usize = 32;
 /// The pause before the next attempt to connect to a file whose mode another connection is
 /// changing.
 const PAUSE: Duration = Duration::from_millis(10);
-/// The first version with `unixepoch('subsec')`, which the statements use as their clock.
+/// The first SQLite version with `unixepoch('subsec')`, which the statements use as their clock.
 const OLDEST: (u32, u32) = (3, 42);
 
 /// The database file that contains the store's table.
 pub(super) struct File {
     pool: SqlitePool,
-    /// The schema under which the pool's connections have attached the file. `None` if it is their
-    /// main database.
+    /// The schema name under which the pool's connections have attached the file. `None` if the
+    /// file is their main database.
     schema: Option<Arc<str>>,
-    /// Known after the first connection.
+    /// The queue of the file's writers, which is set when the store's first connection is opened.
     turns: OnceLock<Turns>,
 }
 
@@ -48,12 +50,12 @@ impl File {
         &self.pool
     }
 
-    /// Returns the queue of the writers to the file. `None` before the store's first connection.
+    /// Returns the queue of the file's writers, or `None` before the store's first connection.
     pub(super) fn turns(&self) -> Option<&Turns> {
         self.turns.get()
     }
 
-    /// Opens a connection of the store's own, in which the file is the main database.
+    /// Opens one of the store's own connections, in which the file is the main database.
     pub(super) async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
         if self.pool.is_closed() {
             return Err(sqlx::Error::PoolClosed);
@@ -101,13 +103,13 @@ impl File {
     }
 }
 
-/// Opens a pool of connections to a file, and one connection.
+/// Opens a pool of connections to a file, and the pool's first connection.
 pub(super) async fn open(pool: SqlitePoolOptions, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
     while_changing_mode(|| pool.clone().connect_with(options.clone())).await
 }
 
-/// Connects. If several connections switch a new file to WAL mode at once, SQLite fails instead of
-/// waiting for its lock.
+/// Connects, and retries if the database is locked. If several connections switch a new file to WAL
+/// mode at once, SQLite reports an error instead of waiting for the lock.
 async fn while_changing_mode<T, F>(mut connect: impl FnMut() -> F) -> Result<T, sqlx::Error>
 where
     F: Future<Output = Result<T, sqlx::Error>>,
@@ -130,7 +132,7 @@ fn is_known(version: &str) -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= OLDEST
 }
 
-/// The error of a database that the store cannot use.
+/// Returns the error for a database that the store cannot use.
 fn unsuitable(why: impl Into<BoxError>) -> sqlx::Error {
     sqlx::Error::Configuration(why.into())
 }

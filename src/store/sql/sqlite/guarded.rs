@@ -1,8 +1,8 @@
-//! How SQLite guards a transaction.
+//! Guards transactions in SQLite.
 //!
-//! It uses two hooks of the connection. The commit hook turns each commit that is not ours into a
-//! rollback, even the commit of a single statement outside a transaction. The rollback hook notes
-//! that the transaction is over.
+//! The guard uses two hooks on the connection. The commit hook turns each commit that this crate
+//! did not send into a rollback, even the commit of a single statement outside a transaction. The
+//! rollback hook records that the transaction is over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,16 +15,16 @@ use crate::store::sql::guarded::{AtomicDatabase, Guarded, RolledBack};
 
 type Manager = <Sqlite as Database>::TransactionManager;
 
-/// The state of the hooks. The hooks stay on the connection until the next transaction replaces
+/// The state of the hooks. The hooks remain on the connection until the next transaction replaces
 /// them.
 #[derive(Debug, Clone)]
 pub struct Hooks(Arc<Watch>);
 
 #[derive(Debug)]
 struct Watch {
-    /// Whether a commit is refused.
+    /// Whether commits are refused.
     refuses: AtomicBool,
-    /// Whether there was a rollback while commits were refused.
+    /// Whether a rollback occurred while commits were refused.
     is_over: AtomicBool,
 }
 
@@ -46,7 +46,7 @@ impl Hooks {
         Ok(Self(watch))
     }
 
-    /// Makes the connection behave like any other from now on.
+    /// Stops refusing commits, so the connection behaves like any other connection from now on.
     fn let_go(&self) {
         self.0.refuses.store(false, Ordering::Release);
     }
@@ -77,7 +77,8 @@ impl Guarded for Sqlite {
     }
 
     async fn is_open(connection: &mut SqliteConnection, hooks: &Hooks) -> Result<bool, sqlx::Error> {
-        // The ping comes after everything that dropped futures have left in the connection's queue.
+        // The ping is answered only after the connection has finished all work that dropped futures
+        // have left in its queue.
         sqlx::Connection::ping(connection).await?;
         Ok(Self::depth(connection) == 1 && !hooks.saw_the_end())
     }
@@ -90,7 +91,8 @@ impl Guarded for Sqlite {
     async fn roll_back(connection: &mut SqliteConnection, hooks: &Hooks) -> Result<RolledBack, sqlx::Error> {
         sqlx::Connection::ping(connection).await?;
         if hooks.saw_the_end() {
-            // Statements may still be in the queue, and the hooks have to refuse them.
+            // The connection's queue may still contain statements, and the hooks must not let these
+            // statements commit.
             return Ok(RolledBack {
                 was_committed: false,
                 is_clean: false,

@@ -1,4 +1,4 @@
-//! Looks into the table.
+//! Inspects the table.
 
 use super::SqliteStore;
 use super::error::failed;
@@ -21,7 +21,7 @@ impl Inspect for SqliteStore {
         Ok(matches!(forgotten, Written::Is(true)))
     }
 
-    /// Holds the lock for a few rows at a time.
+    /// Removes only a few rows each time that the store takes the lock.
     async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
         let mut forgotten = 0;
         loop {
@@ -33,7 +33,8 @@ impl Inspect for SqliteStore {
         }
     }
 
-    /// Runs on the pool, because it reads the whole table and claims must not wait for it.
+    /// Counts the rows on a connection from the pool, because counting reads the whole table, and
+    /// claims must not wait for it.
     async fn count(&self) -> Result<Census, StoreError> {
         let counted = sqlx::query_as(self.sql.count.text()).fetch_one(self.pool()).await;
         counted.map(census).map_err(|error| failed("count", error))

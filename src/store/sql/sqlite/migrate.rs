@@ -9,20 +9,20 @@ use super::file::BEGIN;
 use crate::store::StoreError;
 use crate::store::sql::claim::trial;
 
-/// The SQL that [`SqliteStore::migrate`] runs: the table, and its indexes.
+/// The SQL that [`SqliteStore::migrate`] runs, which defines the table and its indexes.
 const LAYOUT: &str = include_str!("table.sql");
 const TABLE_END: &str = "\n);\n";
 /// The columns by which rows are looked up, in addition to the primary key.
 const INDEXED: [&str; 2] = ["sweep_at", "scope"];
 
 impl SqliteStore {
-    /// Creates the table if it is missing, and checks its layout. It is safe to call this from many
-    /// processes at once. The same SQL is in `src/store/sql/sqlite/table.sql`.
+    /// Creates the table if it is missing, and checks its layout. Many processes can safely call
+    /// this method at once. The same SQL is in `src/store/sql/sqlite/table.sql`.
     ///
     /// # Errors
     ///
-    /// The database cannot be opened or written, the database is in memory, or a table with this
-    /// name has a different layout.
+    /// Returns an error if the database cannot be opened or written, the database is in memory, or
+    /// a table with this name has a different layout.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         self.make_and_check().await.map_err(|error| failed("migrate", error))
     }
@@ -40,21 +40,22 @@ impl SqliteStore {
     }
 
     async fn make_and_check_on(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        // Takes the writer's lock from the start, so that concurrent migrations take turns.
+        // The transaction takes the writer's lock from the start, so that concurrent migrations
+        // take turns.
         let mut transaction = connection.begin_with(BEGIN).await?;
         let table = LAYOUT.split_once(TABLE_END).map_or(LAYOUT, |(table, _)| table);
         let table = self.own.table.sql(&format!("{table}{TABLE_END}"));
         sqlx::raw_sql(AssertSqlSafe(table)).execute(&mut *transaction).await?;
         self.make_indexes(&mut transaction).await?;
         transaction.commit().await?;
-        // Detects a table with this name that belongs to something else.
+        // Detects a table that has this name but a different purpose.
         let mut transaction = connection.begin_with(BEGIN).await?;
         self.try_out(&mut transaction).await?;
         transaction.rollback().await
     }
 
-    /// Creates the missing indexes. After a table was renamed, its indexes keep the former name, so
-    /// the next table of that name cannot use these index names.
+    /// Creates the missing indexes. A renamed table keeps its index names, which contain its former
+    /// name. So the next table with the former name cannot use these index names.
     async fn make_indexes(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let name = &*self.own.table.name;
         for column in INDEXED {
@@ -90,7 +91,7 @@ impl SqliteStore {
         Ok(index)
     }
 
-    /// Takes a trial claim through its life. The caller rolls it back.
+    /// Runs a trial claim through its whole life cycle. The caller rolls the claim back.
     async fn try_out(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let (begin, sql) = (trial(), &self.own.sql);
         claim(connection, sql, &begin).await?;

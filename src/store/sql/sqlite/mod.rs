@@ -31,48 +31,51 @@ use read::Reading;
 use statements::Statements;
 use write::Writing;
 
-/// The maximum number of calls in one transaction. Apart from the commit, that costs a few
-/// milliseconds.
+/// The maximum number of calls in one transaction. Apart from the commit, a transaction of this
+/// size takes a few milliseconds.
 const TOGETHER: usize = 128;
-/// The number of connections that read. A large record does not keep the other reads waiting.
+/// The number of connections that read. With two connections, the other reads do not have to wait
+/// for one large record.
 const READERS: usize = 2;
 
-/// Keeps claims and records in a table in the application's SQLite database.
+/// A store that keeps claims and records in a table in the application's SQLite database.
 ///
-/// It has the **atomic mode**: a handler's writes through [`Transaction`](super::Transaction) are
-/// committed together with the record of its response.
+/// The store supports **atomic mode**: a handler's writes through
+/// [`Transaction`](super::Transaction) are committed together with the record of its response.
 ///
-/// It is for one host. Several processes can share the file, but not over a network file system.
-/// The database must be a file: an in-memory database is refused.
+/// This store is for one host. Several processes can share the file, but not over a network file
+/// system. The database must be a file: an in-memory database is refused.
 ///
-/// **Connections.** Claims, renewals, records and look-ups use connections of the store's own: one
-/// that writes and up to two that read, for each Tokio runtime that uses the store. They are opened
-/// with the pool's options when they are needed, and closed when the store is dropped or the pool
-/// is closed. Handlers' transactions use the pool. A pool of one connection is enough.
+/// **Connections.** Claims, renewals, records and look-ups use the store's own connections: one
+/// connection that writes and up to two that read, for each Tokio runtime that uses the store.
+/// These connections are opened with the pool's options when they are needed, and closed when the
+/// store is dropped or the pool is closed. Handlers' transactions use the pool's connections. A
+/// pool of one connection is enough.
 ///
-/// **Writers.** SQLite has one writer at a time. In each process, everyone who writes to a file
-/// through this crate waits in one queue, first come, first served: handlers' transactions and the
-/// store's own calls, from every store and pool on that file. The store's own waiting calls are
-/// written in one transaction. At most 1024 calls can wait. Further calls are refused at once.
-/// Other writers, such as the application's own statements and other processes, poll SQLite's lock
-/// as usual. A call that meets such a writer waits for the busy timeout, which is 5 s with
-/// [`open`](Self::open).
+/// **Writers.** SQLite allows one writer at a time. In each process, all writers that write to a
+/// file through this crate wait in one queue, first come, first served: handlers' transactions and
+/// the store's own calls, from every store and pool on that file. The store combines its own
+/// waiting calls in one transaction. At most 1024 calls can wait. Further calls are refused at
+/// once. Other writers, such as the application's own statements and other processes, poll SQLite's
+/// lock as usual. If such a writer has the lock, a call waits for up to the busy timeout, which is
+/// 5 s with [`open`](Self::open).
 ///
-/// **Readers.** Replays and refusals only read. In WAL mode, they wait for nobody, so give the pool
-/// WAL mode.
+/// **Readers.** Replays and refusals only read. In WAL mode, they do not wait for writers, so set
+/// WAL mode in the pool's options.
 ///
-/// **A handler's transaction blocks every other write** until its response is committed. Begin it
-/// late, and do not return a body that arrives slowly: the layer reads the body before it commits.
-/// It waits for at most
-/// [`response_body_within`](crate::IdempotencyLayerBuilder::response_body_within), 30 s by default.
-/// Then it commits and sends the rest of the body as a stream. A few seconds are a good limit for
-/// SQLite.
+/// **A handler's transaction blocks every other write** until its response is committed. Begin the
+/// transaction late, and do not return a body that arrives slowly, because the layer reads the body
+/// before it commits. The layer waits for up to
+/// [`response_body_within`](crate::IdempotencyLayerBuilder::response_body_within), which is 30 s by
+/// default. After that time, the layer commits and sends the rest of the body as a stream. For
+/// SQLite, a limit of a few seconds is a good choice.
 ///
-/// Leases and expiry use the host's wall clock, because SQLite does. If the clock is set forward by
-/// more than a lease, a running operation can be taken over. In atomic mode, the former holder is
-/// then rolled back. Otherwise, both take effect.
+/// Leases and expiry use the host's wall clock, because SQLite uses this clock. If the clock is set
+/// forward by more than a lease, a running operation can be taken over. In atomic mode, the former
+/// holder's transaction is then rolled back. Without atomic mode, both runs take effect.
 ///
-/// If you link your own SQLite (feature `sqlite-unbundled`), it must be version 3.42 or later.
+/// If you link your own SQLite library (feature `sqlite-unbundled`), the library must be version
+/// 3.42 or later.
 ///
 /// ```
 /// use tower_idempotency::{IdempotencyLayer, store::sql::SqliteStore};
@@ -91,7 +94,8 @@ const READERS: usize = 2;
 /// # }
 /// ```
 ///
-/// For the person on call ([`Slot::to_hex`](crate::Slot::to_hex) returns the slot):
+/// SQL statements for the person on call ([`Slot::to_hex`](crate::Slot::to_hex) returns the slot in
+/// hexadecimal):
 ///
 /// ```sql
 /// SELECT attempt, datetime(lease_until / 1000, 'unixepoch'), datetime(forget_at / 1000, 'unixepoch'),
@@ -103,15 +107,16 @@ const READERS: usize = 2;
 #[derive(Clone)]
 pub struct SqliteStore {
     table: Table,
-    /// Statements for the application's connections, which may have attached the file under a name.
+    /// The statements for the application's connections, which may have attached the file under a
+    /// schema name.
     sql: Arc<Statements>,
     own: Arc<Own>,
 }
 
-/// The parts of the store that it does not share with the application.
+/// The parts of the store that are not shared with the application.
 struct Own {
     file: Arc<File>,
-    /// The table in the file, which is the main database of the store's connections.
+    /// The table's name in the file. The file is the main database of the store's connections.
     table: Table,
     sql: Arc<Statements>,
     reading: Lanes<Reading>,
@@ -119,13 +124,13 @@ struct Own {
 }
 
 impl SqliteStore {
-    /// Opens a database, and creates it if it is missing. The database has WAL mode, full
+    /// Opens a database, and creates the file if it is missing. The pool uses WAL mode, full
     /// durability, a busy timeout of 5 s, foreign keys and up to 8 connections. Use
     /// [`pool`](Self::pool) for the application's own data.
     ///
     /// # Errors
     ///
-    /// The file cannot be opened or created, or is not an SQLite database.
+    /// Returns an error if the file cannot be opened or created, or is not an SQLite database.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -137,8 +142,8 @@ impl SqliteStore {
         pool.map(Self::new).map_err(|error| failed("open", error))
     }
 
-    /// Creates a store in the table `idempotency_keys` of the application's database. Give the pool
-    /// WAL mode and a busy timeout.
+    /// Creates a store that uses the table `idempotency_keys` in the application's database. Set
+    /// WAL mode and a busy timeout in the pool's options.
     #[must_use]
     pub fn new(pool: SqlitePool) -> Self {
         Self::with(pool, Table::default())
@@ -185,27 +190,28 @@ impl SqliteStore {
         }
     }
 
-    /// Sets another table name: 1 to 48 ASCII letters, digits and underscores.
+    /// Sets the table name, which must consist of 1 to 48 ASCII letters, digits and underscores.
     ///
     /// # Errors
     ///
-    /// The name breaks these rules.
+    /// Returns an error if the name breaks these rules.
     pub fn table(self, name: &str) -> Result<Self, ConfigError> {
         let table = self.table.named(name)?;
         Ok(Self::with(self.pool().clone(), table))
     }
 
-    /// Sets the schema of an attached database, which each connection of the pool attaches when it
-    /// is opened (`after_connect` in the pool's options). The store's own connections open the
-    /// attached file directly. The rules for the name are the same as for [`table`](Self::table).
+    /// Sets the schema name of an attached database. Each connection in the pool must attach this
+    /// database when the connection is opened (`after_connect` in the pool's options). The store's
+    /// own connections open the attached file directly. The rules for the name are the same as for
+    /// [`table`](Self::table).
     ///
-    /// In WAL mode, SQLite commits each file separately. If the host dies in the middle of a
-    /// commit, the effect may be in one file without the record in the other. For atomic mode, keep
-    /// the table in the same file as the application's data.
+    /// In WAL mode, SQLite commits each file separately. If the host crashes in the middle of a
+    /// commit, one file may contain the effect although the other file does not contain the record.
+    /// For atomic mode, keep the table in the same file as the application's data.
     ///
     /// # Errors
     ///
-    /// The name breaks these rules.
+    /// Returns an error if the name breaks these rules.
     pub fn schema(self, name: &str) -> Result<Self, ConfigError> {
         let table = self.table.in_schema(name)?;
         Ok(Self::with(self.pool().clone(), table))

@@ -1,4 +1,4 @@
-//! Reads on the store's own connections, which wait for no writer.
+//! Reads on the store's own connections, which do not wait for writers.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::store::sql::begin::Seen;
 use crate::store::sql::inspect::EntryRow;
 use crate::store::sql::lane::{Blame, Driver};
 
-/// Reads on connections of the store's own.
+/// The driver that reads on the store's own connections.
 pub(super) struct Reading {
     pub(super) file: Arc<File>,
     pub(super) sql: Arc<Statements>,
@@ -22,10 +22,10 @@ pub(super) struct Reading {
 /// A call that changes nothing.
 #[derive(Clone)]
 pub(super) enum Read {
-    /// The slot as a `begin` finds it.
+    /// Reads the slot for `begin`.
     Seen(Slot, Fingerprint),
     Entry(Slot),
-    /// The rows that the sweeper looks at next, and how many at most.
+    /// Reads the rows that the sweeper processes next, up to this number.
     Due(u32),
 }
 
@@ -35,14 +35,14 @@ pub(super) enum Found {
     Due(Vec<DueRow>),
 }
 
-/// A row that the sweeper looks at.
+/// A row that the sweeper processes.
 #[derive(Clone)]
 pub(super) struct DueRow {
     pub(super) handle: i64,
     pub(super) is_forgotten: bool,
-    /// The length of its record, in bytes.
+    /// The length of the row's record, in bytes.
     pub(super) length: i64,
-    /// How many milliseconds it has been due.
+    /// How long the row has been due, in milliseconds.
     pub(super) lag: i64,
 }
 
@@ -102,7 +102,7 @@ impl Driver for Reading {
     }
 }
 
-/// Returns the contents of a slot, as a `begin` with this fingerprint sees them.
+/// Returns the contents of a slot for a `begin` with this fingerprint.
 pub(super) async fn read(
     connection: &mut SqliteConnection,
     sql: &Statements,

@@ -15,8 +15,8 @@ use crate::store::sql::value::{attempts, held};
 use crate::store::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, StoreError, Token, UnitOfWork};
 
 impl Store for SqliteStore {
-    /// Reads first, so that replays and refusals wait for no writer. If the slot is free, the
-    /// statement that claims it decides.
+    /// Reads first, so that replays and refusals do not wait for writers. If the slot is free, the
+    /// claiming statement determines the outcome.
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         const BEGIN: &str = "begin";
         for _ in 0..ROUNDS {
@@ -86,7 +86,8 @@ impl SqliteStore {
         written.map_err(|error| unanswered(operation, Failure::Database(error)))
     }
 
-    /// An application that closes the pool wants the file to be released.
+    /// Returns an error if the application has closed the pool. In that case, the store also closes
+    /// its own connections, to release the file.
     fn check_pool(&self, operation: &'static str) -> Result<(), StoreError> {
         if self.pool().is_closed() {
             self.own.reading.close();
@@ -96,7 +97,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Changes a claim, and returns whether it was held.
+    /// Changes a claim, and returns whether the claim was held.
     async fn change(&self, operation: &'static str, change: Write) -> Result<Held, StoreError> {
         match self.write(operation, change).await? {
             Written::Rows(rows) => Ok(held(rows)),

@@ -1,4 +1,4 @@
-//! Removing expired rows.
+//! Removes expired rows.
 
 use std::time::Duration;
 
@@ -12,27 +12,28 @@ use crate::store::sql::value::left;
 
 /// The maximum number of rows that are removed in one transaction.
 pub(super) const MOST_ROWS: usize = 64;
-/// The maximum size of the records that are removed in one transaction, in bytes, unless a single
-/// record is larger.
+/// The maximum total size, in bytes, of the records that are removed in one transaction. A single
+/// record can be larger.
 const MOST_BYTES: i64 = 512 * 1024;
 
-/// How often SQLite writes a removal: to its log and, at a time of its choice, from there to the
-/// file.
+/// The number of times that SQLite writes a removal: once to its log and, at a later time that
+/// SQLite chooses, once from the log to the file.
 const WRITTEN: u32 = 2;
 
 impl SqliteStore {
-    /// Removes at most `batch` expired rows and returns how many it removed. It is for services
-    /// that sweep on their own schedule. Otherwise, see [`sweep_every`](Self::sweep_every).
+    /// Removes at most `batch` expired rows and returns the number of rows removed. Use this method
+    /// to sweep on your own schedule. To sweep in the background, use
+    /// [`sweep_every`](Self::sweep_every) instead.
     ///
     /// # Errors
     ///
-    /// The database failed.
+    /// Returns an error if the database fails.
     pub async fn sweep(&self, batch: u32) -> Result<u64, StoreError> {
         sweep_once(self, batch).await
     }
 
-    /// Starts removing expired rows in the background. After each round, it pauses for `every`, but
-    /// at least for 100 ms. It must be called on a Tokio runtime.
+    /// Starts removing expired rows in the background. After each round, the sweeper pauses for
+    /// `every`, but for at least 100 ms. Call this method on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
     }
@@ -42,8 +43,8 @@ impl Sweepable for SqliteStore {
     const NAME: &'static str = NAME;
     const ROWS: u32 = 256;
 
-    /// Looks at the rows without the lock. Then takes a turn for each part of them, so that claims
-    /// can come in between.
+    /// Reads the rows without the lock. Then takes a separate turn for each part of the rows, so
+    /// that claims can be written between two parts.
     async fn sweep_window(&self, _: Option<Mark>, rows: u32) -> Result<Window, StoreError> {
         let mut window = Window {
             removed: 0,
@@ -84,7 +85,7 @@ fn parts(due: &[DueRow]) -> impl Iterator<Item = &[DueRow]> {
             bytes += row.length;
             bytes <= MOST_BYTES
         };
-        // At least one row, however large.
+        // Each part contains at least one row, however large that row is.
         let count = rest.iter().take(MOST_ROWS).take_while(fits).count().max(1);
         let (part, others) = rest.split_at_checked(count)?;
         rest = others;

@@ -1,4 +1,4 @@
-//! The atomic mode in SQLite.
+//! Atomic mode in SQLite.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl AtomicStore for SqliteStore {
         let query = complete(&self.own.sql, &claim.slot, claim.token, record, ttl);
         let completed = query.execute(connection).await;
         if hooks.saw_the_end() {
-            // Outside the transaction, the statement has failed.
+            // The statement failed because it ran outside the transaction.
             return Ok(Completed::NotOpen);
         }
         Ok(match completed?.rows_affected() {
@@ -48,7 +48,8 @@ impl AtomicStore for SqliteStore {
     }
 
     async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {
-        // Taking the writer's lock waits for a transaction that may still commit.
+        // This statement takes the writer's lock, so it waits for any transaction that may still be
+        // committed.
         let done = self.write("read back", Write::IsDone(claim.slot, claim.token)).await?;
         Ok(matches!(done, Written::Is(true)))
     }

@@ -1,19 +1,20 @@
-//! The error of a handler's transaction that could not begin, or that failed.
+//! The error for a handler's transaction that could not begin, or that failed.
 
 use std::error::Error as StdError;
 use std::fmt;
 
 use sqlx::error::DatabaseError;
 
-/// The error of a [`Transaction`](super::Transaction) that could not begin or commit, or of a
-/// statement in it.
+/// The error from a [`Transaction`](super::Transaction) that could not begin or commit, or from a
+/// failed statement in a transaction.
 ///
-/// In Axum, the error is also a response. Its text says nothing about the database; the log does. A
-/// [transient](Self::is_transient) error is a `503` with `Retry-After: 1`. Every other error is a
-/// `500`. With either status, the transaction is rolled back and, by default, the key is free.
+/// In Axum, a handler can return the error as its response. The response text does not contain the
+/// database's error, but the log does. A [transient](Self::is_transient) error becomes a `503` with
+/// `Retry-After: 1`. Every other error becomes a `500`. With either status, the transaction is
+/// rolled back and, by default, the key is released.
 ///
-/// A failed statement is available as [`as_database_error`](Self::as_database_error), so that a
-/// handler can return a response of its own:
+/// If a statement failed, [`as_database_error`](Self::as_database_error) returns the database's
+/// error, so that a handler can return its own response:
 ///
 /// ```
 /// # #[cfg(all(feature = "axum", feature = "postgres"))]
@@ -54,12 +55,12 @@ pub enum TransactionErrorKind {
     /// The [`Work`](super::Work) from an earlier [`Transaction::begin`](super::Transaction::begin)
     /// still exists.
     InUse,
-    /// The response has already been returned, or the transaction was committed.
+    /// The handler has already returned its response, or the transaction was committed.
     Over,
     /// [`Transaction::abort`](super::Transaction::abort) was called.
     Aborted,
-    /// At the commit, the transaction was no longer open: a statement of the handler ended it, or a
-    /// savepoint was cut off.
+    /// At commit, the transaction was no longer open: one of the handler's statements ended it, or
+    /// a savepoint's future was dropped while it was waiting.
     Ended,
 }
 
@@ -86,9 +87,9 @@ impl TransactionError {
         self.source.as_ref()?.as_database_error()
     }
 
-    /// Returns whether the same work may succeed if it is tried again. That is so if the database
-    /// could not be reached, is shutting down, is read-only or is out of resources, or if a
-    /// concurrent transaction conflicted with this one.
+    /// Returns whether the same work may succeed on a retry. It may if the database could not be
+    /// reached, is shutting down, is read-only or is out of resources, or if a concurrent
+    /// transaction conflicted with this one.
     ///
     /// Every other error is permanent: a violated constraint, an invalid statement, a value that
     /// cannot be decoded, or a mistake in how the transaction was used.
@@ -123,7 +124,8 @@ fn is_transient(error: &dyn DatabaseError) -> bool {
     false
 }
 
-/// Decides by PostgreSQL's SQLSTATE ("PostgreSQL Error Codes", appendix A of its manual).
+/// Returns whether PostgreSQL's SQLSTATE denotes a transient error ("PostgreSQL Error Codes",
+/// appendix A of the PostgreSQL manual).
 #[cfg(feature = "postgres")]
 fn is_transient_state(state: &str) -> bool {
     // Connection exceptions, insufficient resources, system errors outside the database, shutdowns.
@@ -136,16 +138,17 @@ fn is_transient_state(state: &str) -> bool {
         )
 }
 
-/// Decides by SQLite's extended result code, whose low byte is the primary code.
+/// Returns whether SQLite's extended result code, whose low byte is the primary code, denotes a
+/// transient error.
 #[cfg(feature = "_sqlite")]
 fn is_transient_code(code: u32) -> bool {
     const COMMIT_HOOK: u32 = 531;
     // Busy, locked, interrupted, disk failure, full, cannot open, lock protocol failure, and
-    // statements that run after a savepoint was cut off.
+    // statements that run after a savepoint's future was dropped.
     matches!(code & 0xff, 5 | 6 | 9 | 10 | 13 | 14 | 15) || code == COMMIT_HOOK
 }
 
-/// Lets a handler use `?` on statements.
+/// Lets a handler use `?` on the results of statements.
 impl From<sqlx::Error> for TransactionError {
     fn from(error: sqlx::Error) -> Self {
         Self {

@@ -15,28 +15,28 @@ use crate::store::sql::turns::Turns;
 /// Work to run after the commit.
 pub(in crate::store::sql) type AfterCommit = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// One transaction, from before it begins until after it is over.
+/// The shared state of one transaction, from before the transaction begins until after it is over.
 pub(in crate::store::sql) struct Joint<DB: AtomicDatabase> {
     pub(super) pool: Pool<DB>,
     /// The queue in which the transaction waits for its turn. `None` in a database with more than
     /// one writer.
     pub(super) turns: Option<Turns>,
-    /// Who commits the transaction.
+    /// The side that commits the transaction.
     pub(super) owner: Owner,
-    /// Locked by the handler while it works in the transaction.
+    /// The state of the transaction. The handler locks the state while it works in the transaction.
     pub(super) state: Arc<Mutex<State<DB>>>,
     pub(super) begun: AtomicBool,
-    /// Set when the handler wants no effect, whatever its response is.
+    /// Set by `abort`. If set, the work is rolled back, whatever the response is.
     pub(super) aborted: AtomicBool,
-    /// Set when the layer no longer waits for work that the handler left behind. That work is then
-    /// rolled back when it ends.
+    /// Set when the layer stops waiting for work that continues after the handler has returned.
+    /// Such work is rolled back when it ends.
     pub(super) given_up: Arc<AtomicBool>,
     after_commit: BlockingMutex<Vec<AfterCommit>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// The layer, which commits it together with the record of the response.
+    /// The layer commits the transaction together with the record of the response.
     Layer,
     Handler,
 }
@@ -79,13 +79,14 @@ impl<DB: AtomicDatabase> Joint<DB> {
         after.push(work);
     }
 
-    /// Takes the work to run after the commit. A second call does not return it again.
+    /// Takes and returns the work to run after the commit. A second call does not return the same
+    /// work again.
     pub(in crate::store::sql) fn after_commit(&self) -> Vec<AfterCommit> {
         std::mem::take(&mut *self.after_commit.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes the transaction away from the handler, and waits for work that the handler left
-    /// behind. If the caller stops waiting, that work can only be rolled back.
+    /// Takes the transaction away from the handler, and waits for work that continues after the
+    /// handler has returned. If the caller stops waiting, the work can only be rolled back.
     pub(in crate::store::sql) async fn take(&self) -> Option<Open<DB>> {
         let giving_up = Raise(&self.given_up);
         let mut state = self.state.lock().await;

@@ -20,20 +20,21 @@ use open::Open;
 #[cfg(feature = "axum")]
 pub use own::TransactionOrOwn;
 
-/// The operation's transaction, for the handler's writes. They are committed together with the
+/// The operation's transaction for the handler's writes. The writes are committed together with the
 /// record of the response, or not at all.
 ///
-/// In Axum, it is an extractor. Elsewhere, it is in the request's extensions. It is available
-/// whenever the layer runs a handler for a key and the layer's store is a `PostgresStore` or a
-/// `SqliteStore` (`DB` is `sqlx::Postgres` or `sqlx::Sqlite`). It is absent if the request has no
-/// key, if the store has no atomic mode, or if the handler runs unprotected because the store
-/// failed. A handler that also serves such requests takes an `Option<Transaction<DB>>`, or a
-/// `TransactionOrOwn<DB>`, which begins a transaction of the handler's own.
+/// In Axum, `Transaction` is an extractor. Elsewhere, the transaction is in the request's
+/// extensions. The transaction is available whenever the layer runs a handler for a request with a
+/// key and the layer's store is a `PostgresStore` or a `SqliteStore` (`DB` is `sqlx::Postgres` or
+/// `sqlx::Sqlite`). The transaction is absent if the request has no key, if the store does not
+/// support atomic mode, or if the handler runs unprotected because the store failed. A handler that
+/// also serves such requests takes an `Option<Transaction<DB>>` or a `TransactionOrOwn<DB>`.
+/// `TransactionOrOwn` provides a separate transaction, which the handler commits itself.
 ///
 /// The transaction does not begin until the handler first calls [`begin`](Self::begin), so call
 /// slow services first and write afterwards. A response that the policy stores (or seals) commits
 /// the transaction. Any other response, an error, a panic, [`abort`](Self::abort), or the death of
-/// the process rolls it back.
+/// the process rolls the transaction back.
 ///
 /// ```
 /// # #[cfg(all(feature = "axum", feature = "_sqlite"))]
@@ -54,33 +55,35 @@ pub use own::TransactionOrOwn;
 /// # }
 /// ```
 ///
-/// **The layer commits.** Do not send `COMMIT` or `ROLLBACK`: the handler's response would then not
-/// match the actual effect. The layer detects this. It sends a `500` problem `outcome-unknown`
-/// instead of the handler's response, logs the reason, and seals the key, so that no retry runs.
-/// Savepoints are fine (`work.begin()` in `sqlx`). If a savepoint is cut off, for example because a
-/// timeout drops its `begin`, `sqlx` rolls back the whole transaction. Each later statement in the
-/// handler then fails, nothing is kept, and the client gets a `503` and can retry.
+/// **The layer commits.** Do not send `COMMIT` or `ROLLBACK`, because the handler's response would
+/// no longer match the actual effect. If a handler sends one of these statements, the layer detects
+/// this. It then sends a `500` problem `outcome-unknown` instead of the handler's response, logs
+/// the reason, and seals the key, so that no retry runs the operation. Savepoints (`work.begin()`
+/// in `sqlx`) are safe. If a savepoint's future is dropped while it is waiting, for example by a
+/// timeout around its `begin`, `sqlx` rolls back the whole transaction. Every later statement in
+/// the handler then fails, no write is kept, and the client gets a `503` and can retry.
 ///
-/// **PostgreSQL.** It is an ordinary transaction at the session's default isolation level. At
-/// `REPEATABLE READ` and above, a renewal of the claim's lease is a concurrent update, so the
-/// commit fails if the work takes longer than a third of the lease. While the transaction is open,
-/// `default_transaction_read_only` is on in its session, so that nothing can be written outside the
-/// transaction. Behind a pooler in transaction mode, a handler that ends the transaction itself
-/// leaves that setting on a connection that other clients use. PgBouncer's
-/// `server_reset_query_always` prevents that.
+/// **PostgreSQL.** The transaction is an ordinary PostgreSQL transaction at the session's default
+/// isolation level. At `REPEATABLE READ` and above, a renewal of the claim's lease is treated as a
+/// concurrent update, so the commit fails if the work takes longer than a third of the lease. While
+/// the transaction is open, `default_transaction_read_only` is on in its session, so statements
+/// outside the transaction cannot write. Behind a pooler in transaction mode, a handler that ends
+/// the transaction itself leaves this setting on a connection that other clients use. PgBouncer's
+/// `server_reset_query_always` prevents this.
 ///
-/// A handler can set a role or a search path for the transaction (`SET LOCAL ROLE`,
-/// `SET LOCAL search_path`). The record is written with the store's role and in the store's schema.
-/// The handler's role is then restored, so triggers that are deferred to the commit run with it. If
-/// the pool's user is a superuser or a member of any role, this costs a round trip for each commit.
-/// If the user became a member after the store had connected, the first such operation in a process
-/// gets `503`, and its retry succeeds. Other settings that a handler makes, such as
-/// `statement_timeout`, also apply when the record is written.
+/// A handler can set a role (`SET LOCAL ROLE`) or a search path (`SET LOCAL search_path`) for the
+/// transaction. The layer writes the record with the store's role, to the table in the store's
+/// schema. The handler's role is then restored, so triggers that are deferred until commit run with
+/// that role. If the pool's user is a superuser or a member of any role, switching roles costs one
+/// round trip per commit. If the user became a member of a role after the store had connected, then
+/// in each process, the first operation whose handler sets a role fails with `503`, and its retry
+/// succeeds. Other settings that a handler changes, such as `statement_timeout`, also apply when
+/// the record is written.
 ///
-/// **SQLite.** It is a `BEGIN IMMEDIATE` transaction. Because SQLite has one writer, every other
-/// write waits while the transaction is open. [`begin`](Self::begin) waits for its turn for up to
-/// the pool's `acquire_timeout`. The transaction replaces a commit hook and a rollback hook that
-/// the application has set on the connection.
+/// **SQLite.** The transaction starts with `BEGIN IMMEDIATE`. Because SQLite allows one writer at a
+/// time, every other write waits while the transaction is open. [`begin`](Self::begin) waits for
+/// its turn for up to the pool's `acquire_timeout`. The transaction replaces any commit hook and
+/// any rollback hook that the application has set on the connection.
 pub struct Transaction<DB: AtomicDatabase>(Arc<Joint<DB>>);
 
 impl<DB: AtomicDatabase> Clone for Transaction<DB> {
@@ -106,9 +109,10 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     ///
     /// # Errors
     ///
-    /// The database failed, the response has already been returned, the operation was
-    /// [aborted](Self::abort), or the [`Work`] from an earlier call still exists. There is one
-    /// connection, so pass that `Work` on instead.
+    /// Returns an error if the database failed, the response has already been returned, the
+    /// operation was [aborted](Self::abort), or the [`Work`] from an earlier call still exists. A
+    /// transaction has only one connection, so pass the existing `Work` on instead of calling
+    /// `begin` again.
     pub async fn begin(&self) -> Result<Work<DB>, TransactionError> {
         let joint = &self.0;
         if joint.is_aborted() {
@@ -132,11 +136,12 @@ impl<DB: AtomicDatabase> Transaction<DB> {
         Ok(Work { state, given_up })
     }
 
-    /// Rolls back the work after the handler has responded, whatever the response is.
+    /// Ensures that the work is rolled back after the handler has responded, whatever the response
+    /// is.
     ///
-    /// The policy judges the response like any other. If the response is stored, its record is
-    /// stored on its own, without the effect. This is for an operation that was refused after part
-    /// of it was written, and whose refusal is a `200`.
+    /// The policy treats the response like any other response. If the response is stored, its
+    /// record is stored without the effect. Use this method if the handler writes part of an
+    /// operation and then refuses the operation with a `200`.
     ///
     /// ```
     /// # #[cfg(feature = "_sqlite")]
@@ -158,22 +163,23 @@ impl<DB: AtomicDatabase> Transaction<DB> {
         self.0.aborted.store(true, Ordering::Release);
     }
 
-    /// Runs `work` in the background after the transaction is committed, but not if it is rolled
-    /// back.
+    /// Runs `work` in the background after the transaction is committed, but not if the transaction
+    /// is rolled back.
     ///
-    /// `work` also runs if the client has disconnected.
-    /// [`background`](crate::IdempotencyLayer::background) waits for it, and it is included in the
-    /// limit on work without a client (`max_detached`). `work` runs at most once: if the process
-    /// dies after the commit, it never runs, because a retry gets the stored response. Use it for
-    /// work that may be lost, such as invalidating a cache. Work that must happen belongs in the
-    /// transaction, as a row that another process handles (an outbox).
+    /// `work` runs even if the client has disconnected.
+    /// [`background`](crate::IdempotencyLayer::background) waits for `work`, and `work` counts
+    /// toward the limit on work without a client (`max_detached`). `work` runs at most once: if the
+    /// process dies after the commit, it never runs, because a retry gets the stored response. Use
+    /// this method for work that may be lost, such as invalidating a cache. Work that must happen
+    /// belongs in the transaction, as a row that another process handles (an outbox).
     ///
     /// Do not move a clone of a handler's [`own`](Self::own) transaction into `work` unless you
-    /// always call [`commit`](Self::commit). Otherwise, the clone keeps the transaction open.
+    /// always call [`commit`](Self::commit). Without a commit, the clone keeps the transaction
+    /// open.
     ///
-    /// If the commit's outcome is unknown at first, `work` runs as soon as the transaction turns
-    /// out to be committed. If there was nothing to commit because the handler never called
-    /// [`begin`](Self::begin), `work` does not run.
+    /// If the commit's outcome is unknown at first, `work` runs as soon as the layer has confirmed
+    /// that the transaction was committed. If the handler never called [`begin`](Self::begin), the
+    /// layer has nothing to commit, and `work` does not run.
     pub fn on_commit(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.0.do_after_commit(Box::pin(work));
     }
@@ -181,7 +187,7 @@ impl<DB: AtomicDatabase> Transaction<DB> {
 
 /// A connection for running statements in a [`Transaction`], as in `execute(&mut *work)`.
 ///
-/// Dropping it does not end the transaction.
+/// Dropping a `Work` does not end the transaction.
 pub struct Work<DB: AtomicDatabase> {
     state: OwnedMutexGuard<State<DB>>,
     given_up: Arc<AtomicBool>,

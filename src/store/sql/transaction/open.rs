@@ -1,4 +1,4 @@
-//! A connection with a handler's open transaction. Dropping it rolls the transaction back.
+//! A connection with a handler's open transaction. Dropping this value rolls the transaction back.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -11,27 +11,28 @@ use crate::store::sql::guarded::{AtomicDatabase, RolledBack};
 use crate::store::sql::pool::{acquire, close, put_back};
 use crate::store::sql::turns::{Turn, Turns};
 
-/// How long a rollback that nobody waits for can take before the connection is closed.
+/// How long a rollback can take, if no caller is waiting for it, before the connection is closed.
 const CLEANING: Duration = Duration::from_secs(5);
 
-/// A connection with a guarded transaction on it. Dropping it rolls the transaction back.
+/// A connection on which a guarded transaction is open. Dropping this value rolls the transaction
+/// back.
 pub(in crate::store::sql) struct Open<DB: AtomicDatabase> {
     connection: Option<PoolConnection<DB>>,
-    /// Absent while the transaction begins.
+    /// The transaction's guard, or `None` until the transaction has begun.
     guard: Option<DB::Guard>,
-    /// Whether a statement of this crate is waiting for its answer. If this is dropped meanwhile,
-    /// the connection is closed. In the pool, it would keep its place until an answer arrives,
-    /// which may never happen.
+    /// Whether a statement from this crate is waiting for its answer. If this value is dropped in
+    /// the meantime, the connection is closed. In the pool, the connection would occupy its place
+    /// until an answer arrived, which might never happen.
     asking: bool,
-    /// The turn to write, in a database with one writer. It ends when the connection no longer has
-    /// a transaction.
+    /// The turn to write, in a database with one writer. The turn ends when the connection no
+    /// longer has a transaction.
     turn: Option<Turn>,
 }
 
 impl<DB: AtomicDatabase> Open<DB> {
-    /// Begins a transaction. The connection comes before the turn: a caller that has a turn must
-    /// not wait for a connection, because the callers that have connections may be waiting for
-    /// their turn.
+    /// Begins a transaction. The connection is acquired before the turn, because a caller that has
+    /// a turn must not wait for a connection: the callers that have connections may be waiting for
+    /// their turns.
     pub(super) async fn begin(pool: &Pool<DB>, turns: Option<&Turns>) -> Result<Self, sqlx::Error> {
         let mut open = Self {
             connection: Some(acquire(pool).await?),
@@ -60,13 +61,13 @@ impl<DB: AtomicDatabase> Open<DB> {
         }
     }
 
-    /// Returns how deep in transactions `sqlx` believes the connection to be.
+    /// Returns the number of nested transactions that `sqlx` counts on the connection.
     pub(in crate::store::sql) fn depth(&self) -> usize {
         DB::depth(self)
     }
 
-    /// Returns the connection and its guard, for a statement during which they may be dropped. Call
-    /// [`answered`](Self::answered) when the answer has arrived.
+    /// Returns the connection and its guard, for a statement. Call [`answered`](Self::answered)
+    /// when the answer has arrived. If this value is dropped before that, the connection is closed.
     pub(in crate::store::sql) fn ask(&mut self) -> (&mut DB::Connection, &DB::Guard) {
         self.asking = true;
         match (&mut self.connection, &self.guard) {
@@ -79,8 +80,8 @@ impl<DB: AtomicDatabase> Open<DB> {
         self.asking = false;
     }
 
-    /// Returns whether the transaction is still open. A database error means that it is open, but
-    /// can only be rolled back.
+    /// Returns whether the transaction is still open. A database error means that the transaction
+    /// is open, but can only be rolled back.
     pub(in crate::store::sql) async fn is_open(&mut self) -> Result<bool, sqlx::Error> {
         let (connection, guard) = self.ask();
         let open = DB::is_open(connection, guard).await;
@@ -97,8 +98,8 @@ impl<DB: AtomicDatabase> Open<DB> {
         Ok(())
     }
 
-    /// Rolls the transaction back and reports what had become of it. If the rollback fails, the
-    /// connection is closed.
+    /// Rolls the transaction back, and reports whether it had already been committed. If the
+    /// rollback fails, the connection is closed.
     pub(in crate::store::sql) async fn roll_back(mut self) -> Result<RolledBack, sqlx::Error> {
         let (connection, guard) = self.ask();
         let rolled_back = DB::roll_back(connection, guard).await?;
@@ -108,7 +109,8 @@ impl<DB: AtomicDatabase> Open<DB> {
         Ok(rolled_back)
     }
 
-    /// Gives the connection back. No statement is running on it any more.
+    /// Gives the connection back to the pool. Call this method only when no statement is running on
+    /// the connection.
     fn give_back(mut self) {
         if let Some(connection) = self.connection.take() {
             put_back(connection, ());
@@ -145,15 +147,15 @@ impl<DB: AtomicDatabase> Drop for Open<DB> {
             (Some(guard), Ok(runtime)) if !self.asking => {
                 drop(runtime.spawn(clean::<DB>(connection, guard, self.turn.take())));
             }
-            // It was waiting for its turn, and no statement was sent.
+            // The transaction was still waiting for its turn, so no statement has been sent.
             (None, _) if !self.asking => put_back(connection, self.turn.take()),
             _ => close(connection, self.turn.take()),
         }
     }
 }
 
-/// The error for a handler that did not get to write. It is as transient as the error of a pool
-/// without a free connection.
+/// Returns the error for a handler that did not get a turn to write. The error is transient, like
+/// the error for a pool without a free connection.
 fn no_turn(within: Duration) -> sqlx::Error {
     let what = format!(
         "other writers in this process held the database for longer than the pool's `acquire_timeout` ({within:?})"
@@ -161,12 +163,12 @@ fn no_turn(within: Duration) -> sqlx::Error {
     std::io::Error::new(std::io::ErrorKind::TimedOut, what).into()
 }
 
-/// Rolls back a transaction that nobody waits for.
+/// Rolls back a transaction that no caller is waiting for.
 async fn clean<DB: AtomicDatabase>(connection: PoolConnection<DB>, guard: DB::Guard, turn: Option<Turn>) {
     let open = Open {
         connection: Some(connection),
         guard: Some(guard),
-        // From here on, dropping closes the connection.
+        // From now on, dropping `open` closes the connection.
         asking: true,
         turn,
     };

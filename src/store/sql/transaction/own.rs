@@ -1,4 +1,4 @@
-//! A transaction that the handler commits itself, because no layer does.
+//! Transactions that the handler commits itself, because no layer commits them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,11 +10,11 @@ use super::{Transaction, TransactionError, TransactionErrorKind};
 use crate::store::sql::guarded::AtomicDatabase;
 
 impl<DB: AtomicDatabase> Transaction<DB> {
-    /// Creates a transaction of the handler's own on this pool, for a request that no layer guards
-    /// in atomic mode.
+    /// Creates a separate transaction on this pool, for a request that no layer protects in atomic
+    /// mode.
     ///
-    /// Nothing else commits the transaction, so call [`commit`](Self::commit). If the last clone is
-    /// dropped before that, the transaction is rolled back.
+    /// No layer commits this transaction, so the handler must call [`commit`](Self::commit). If the
+    /// last clone is dropped before that, the transaction is rolled back.
     #[must_use]
     pub fn own(pool: Pool<DB>) -> Self {
         Self::of(Arc::new(Joint::new(pool, None, Owner::Handler)))
@@ -22,8 +22,8 @@ impl<DB: AtomicDatabase> Transaction<DB> {
 
     /// Creates a transaction for calling a handler in a test, without the layer.
     ///
-    /// As with [`own`](Self::own), the test decides whether to [`commit`](Self::commit) the
-    /// handler's writes or to drop them.
+    /// Like a transaction from [`own`](Self::own), this transaction is not committed by a layer.
+    /// The test either [commits](Self::commit) the handler's writes or drops the transaction.
     ///
     /// ```
     /// # #[cfg(feature = "_sqlite")]
@@ -56,19 +56,19 @@ impl<DB: AtomicDatabase> Transaction<DB> {
         Self::own(pool)
     }
 
-    /// Commits a transaction of the handler's [own](Self::own). Leaves the layer's transaction to
-    /// the layer, which commits it with the record of the response.
+    /// Commits a transaction from [`own`](Self::own). Has no effect on the layer's transaction,
+    /// because the layer commits that transaction with the record of the response.
     ///
-    /// So a handler that may receive either kind calls `commit` when everything is written, and
-    /// does not return a success if `commit` fails. This is the last call: the transaction accepts
-    /// no more work. After [`abort`](Self::abort), `commit` rolls the transaction back.
+    /// So a handler that may receive either kind of transaction should call `commit` after its last
+    /// write, and should not return a success if `commit` fails. After `commit`, the transaction
+    /// accepts no more work. After [`abort`](Self::abort), `commit` rolls the transaction back.
     ///
     /// # Errors
     ///
-    /// - The database failed. Then nothing is committed or, if the connection was lost, perhaps
-    ///   everything.
-    /// - The transaction is no longer open, because a statement of the handler ended it or a
-    ///   savepoint was cut off.
+    /// - The database failed. Nothing was committed, unless the connection was lost. In that case,
+    ///   everything may have been committed.
+    /// - The transaction is no longer open, because one of the handler's statements ended it or a
+    ///   savepoint's future was dropped while it was waiting.
     /// - The [`Work`](super::Work) from [`begin`](Self::begin) still exists.
     /// - The transaction is already over.
     pub async fn commit(&self) -> Result<(), TransactionError> {
@@ -85,15 +85,15 @@ impl<DB: AtomicDatabase> Transaction<DB> {
                 Ok(())
             };
         };
-        // Dropped if nothing is committed: this work may own the transaction, which would in turn
-        // own the work.
+        // If the transaction is not committed, the work is dropped, because the work may own the
+        // transaction, which in turn owns the work.
         let following = self.0.after_commit();
         if self.0.is_aborted() {
             open.roll_back().await?;
             return Ok(());
         }
         if !open.is_open().await? {
-            // Dropping `open` rolls back the rest of it.
+            // Dropping `open` rolls back any transaction that is still open.
             return Err(TransactionError::of(TransactionErrorKind::Ended));
         }
         open.commit().await?;
@@ -104,12 +104,14 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     }
 }
 
-/// The layer's [`Transaction`] if the request has one, and otherwise a transaction of the handler's
-/// own. This is an extractor for handlers that also run without a key.
+/// An extractor for handlers that also serve requests without a key. Extracts the layer's
+/// [`Transaction`] from the request, or creates a separate transaction if the request does not
+/// contain one.
 ///
-/// The router's state provides the pool (`Pool<DB>: FromRef<S>`). End with
-/// [`commit`](Transaction::commit): it commits a transaction of the handler's own, and leaves the
-/// layer's transaction to the layer. Without this call, a request without a key has no effect.
+/// The router's state provides the pool (`Pool<DB>: FromRef<S>`). Call
+/// [`commit`](Transaction::commit) at the end of the handler's work. The call commits a separate
+/// transaction, and has no effect on the layer's transaction. Without this call, the writes for a
+/// request without a key are rolled back.
 ///
 /// ```
 /// # #[cfg(feature = "_sqlite")]
