@@ -132,8 +132,8 @@ impl Judge {
     }
 }
 
-/// `303 See Other` is the response to a form submission that created something: create, then
-/// redirect (RFC 9110, section 15.4.4).
+/// Returns whether the status is a success. `303 See Other` is one, because it is the usual response
+/// to a form submission that created something (RFC 9110, section 15.4.4).
 fn is_success(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SEE_OTHER
 }

@@ -71,7 +71,7 @@ pub enum Commit {
     Failed(StoreError),
     /// The connection was lost during the commit. See [`UnitOfWork::was_committed`].
     Unknown(StoreError),
-    /// The handler had ended the transaction itself, so its response may not match the actual
+    /// The handler ended the transaction itself, so its response may not match the actual
     /// effect. This call committed nothing. The layer seals the key.
     Broken(StoreError),
 }
@@ -82,7 +82,7 @@ pub enum Commit {
 pub enum RollBack {
     /// As far as the store can tell, no part of the work was kept.
     Done,
-    /// The handler had committed the work itself, so the work was kept. The layer seals the key,
+    /// The handler committed the work itself, so the work was kept. The layer seals the key,
     /// because a retry would repeat the work.
     Broken(StoreError),
 }

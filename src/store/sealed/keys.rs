@@ -50,7 +50,7 @@ const DOMAIN: &[u8; 8] = b"ti.seal1";
 ///
 /// A key's name is the beginning of the key's digest, so you do not have to number keys. `Debug`
 /// output and errors show names, never keys. The ring wipes its keys when it is dropped. It cannot
-/// wipe the copies from which it was built, including your copies.
+/// wipe the key bytes that were passed to it, or other copies of them.
 pub struct KeyRing {
     current: Key,
     former: Vec<Key>,

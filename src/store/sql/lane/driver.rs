@@ -27,8 +27,8 @@ pub(in crate::store::sql) trait Driver: Send + Sync + Sized + 'static {
         std::future::ready(())
     }
 
-    /// Returns whether the connection is allowed to send jobs at once. If not, a caller waits in
-    /// the queue instead of occupying the connection.
+    /// Returns whether the connection can send jobs immediately. If not, a caller waits in the
+    /// queue instead of occupying the connection.
     fn is_ready(&self, connection: &mut Self::Connection) -> bool {
         let _ = connection;
         true

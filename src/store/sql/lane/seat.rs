@@ -66,7 +66,7 @@ impl<D: Driver> Seat<D> {
         found.map(|live| Self::taken(shared, Some(live)))
     }
 
-    /// Returns the seat if its connection is allowed to send jobs at once. Otherwise, gives the
+    /// Returns the seat if its connection can send jobs immediately. Otherwise, gives the
     /// connection back.
     pub(super) fn if_ready(mut self) -> Option<Self> {
         let live = self.live.as_mut()?;

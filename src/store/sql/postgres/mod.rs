@@ -40,9 +40,8 @@ use statements::Statements;
 /// transaction: if another transaction is writing the slot's row, the slot is reported as in
 /// flight. A record or a release waits once for a locked row, on its connection, for up to 100 ms.
 /// That is long enough for the sweeper's locks, which last only milliseconds. After that, the store
-/// retries with pauses of 10 to 320 ms, without waiting for the lock, for as long as the layer
-/// allows: `store_timeout`, and `settle_within` in the background. Leases and expiry use the
-/// database's clock.
+/// stops waiting for the lock and retries after pauses of 10 to 320 ms, until `store_timeout` has
+/// elapsed (in the background, `settle_within`). Leases and expiry use the database's clock.
 ///
 /// **Connections.** Claims, renewals, records, releases and look-ups use up to two connections
 /// ([`connections`](Self::connections)) that belong to the store. These connections are opened in

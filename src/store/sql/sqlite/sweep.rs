@@ -33,7 +33,7 @@ impl SqliteStore {
     }
 
     /// Starts removing expired rows in the background. After each round, the sweeper pauses for
-    /// `every`, but for at least 100 ms. Call this method on a Tokio runtime.
+    /// `every`, or for 100 ms if `every` is shorter. Call this method on a Tokio runtime.
     pub fn sweep_every(&self, every: Duration) -> Sweeper {
         Sweeper::start(self.clone(), every)
     }
