@@ -186,23 +186,23 @@ impl Writing {
     }
 
     /// Runs all jobs in an open transaction. Jobs from claim holders run first, because a renewal
-    /// must not run after another claim has taken over the slot.
+    /// must not run after another claim has taken over the slot, nor after the claim's own record.
     async fn all(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
-        let mut written = self.completions(connection, jobs).await?.into_iter();
-        let mut answers: Vec<Option<Answer>> = jobs.iter().map(|_| None).collect();
-        for (job, answer) in jobs.iter().zip(&mut answers) {
-            *answer = match job {
-                Write::Claim(_) => None,
-                Write::Complete { again: false, .. } => written.next().map(|rows| Ok(Written::Rows(rows))),
+        let mut answers: Vec<Option<Answer>> = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            answers.push(match job {
+                Write::Claim(_) | Write::Complete { again: false, .. } => None,
                 _ => Some(Ok(self.one(connection, job).await?)),
-            };
+            });
         }
+        let mut completed = self.completions(connection, jobs).await?.into_iter();
         let mut claimed = self.claims(connection, jobs).await?.into_iter();
-        let unanswered = answers.iter_mut().filter(|answer| answer.is_none());
-        unanswered
-            .zip(&mut claimed)
-            .for_each(|(answer, written)| *answer = Some(Ok(written)));
-        Ok(answers.into_iter().flatten().collect())
+        let answer = |(job, answer): (&Write, Option<Answer>)| match job {
+            _ if answer.is_some() => answer,
+            Write::Claim(_) => claimed.next().map(Ok),
+            _ => completed.next().map(|rows| Ok(Written::Rows(rows))),
+        };
+        Ok(jobs.iter().zip(answers).filter_map(answer).collect())
     }
 
     /// Returns the number of rows that each first attempt to write a record changed.
