@@ -105,7 +105,7 @@ impl ScopeTag {
     /// The length of a tag, in bytes.
     pub const LEN: usize = 16;
 
-    /// Creates a tag from its bytes, such as the bytes that a store kept.
+    /// Creates a tag from its bytes, for example from bytes that a store has saved.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)

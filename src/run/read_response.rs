@@ -26,7 +26,7 @@ pub(crate) enum Read<RB: Body> {
         body: ResponseBody<RB>,
         panicked: Option<Panic>,
     },
-    /// The response is a stream: the part that was read, and the rest.
+    /// The response is a stream. This variant holds the part that was already read, and the rest.
     Stream {
         read: [Bytes; 2],
         rest: Pin<Box<RB>>,

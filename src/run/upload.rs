@@ -170,7 +170,7 @@ pub(crate) enum Uploaded {
     GoesOn,
     /// The body did not arrive completely, and the handler responded without the rest.
     RestMissing,
-    /// The handler read an incomplete body. Nothing is stored, and this problem is the response.
+    /// The handler read an incomplete body. Nothing is stored, and the response is this problem.
     Failed(Problem),
     /// The client disconnected, and its operation must be cancelled.
     Cancelled,

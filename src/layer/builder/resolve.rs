@@ -12,7 +12,7 @@ use crate::request::{FingerprintSource, KeySource, ScopeSource};
 use crate::run::config::Config;
 
 /// A unary call's request ends with its first message, and so does its response. A request or
-/// response that continues for longer is a stream.
+/// response that takes longer than this to end is treated as a stream.
 const GRPC_STREAM_AFTER: Duration = Duration::from_secs(5);
 
 /// A set of options under one name.

@@ -41,8 +41,8 @@ impl SlotHasher {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SlotHash(u32);
 
-/// The hash of a scope's tag. The hash has 64 bits, because two scopes with the same hash would be
-/// forgotten together.
+/// The hash of a scope's tag. The hash has 64 bits to make collisions very unlikely: two scopes with
+/// the same hash would be forgotten together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ScopeHash(u64);
 

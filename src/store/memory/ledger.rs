@@ -18,7 +18,8 @@ use std::collections::{BTreeMap, BTreeSet, btree_map};
 use super::hash::{ShareOf, SlotHash};
 use crate::store::Millis;
 
-/// The maximum number of lines that are set aside before other calls can use the ledger.
+/// The maximum number of lines that one eviction step may set aside before it unlocks the ledger, so
+/// that other calls can use the ledger.
 const SET_ASIDE: usize = 64;
 
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! The map of the slots that are not vacant: a [`DashMap`] keyed by the slot's hash.
 //!
-//! A shard's table takes sixteen bytes for each entry, and the entries are on the heap. The table,
-//! which doubles in size and is partly unused, is therefore small. Growing a table moves hashes and
+//! A shard's table takes only sixteen bytes for each entry, because the entries themselves are on the
+//! heap. The table, which doubles in size and is partly unused, is therefore small. Growing a table moves hashes and
 //! pointers without reading entries.
 
 use std::hash::{BuildHasher, BuildHasherDefault};
