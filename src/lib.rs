@@ -59,8 +59,8 @@
 //!             └─ timeout, body limits, routes, handlers
 //! ```
 //!
-//! A timeout inside the layer cancels the handler before it has finished. [`Policy::cautious`]
-//! describes what happens to the key. If a request passes through several idempotency layers, each
+//! A timeout inside the layer cancels the handler before it has finished. For what then happens to
+//! the key, see [`Policy::cautious`]. If a request passes through several idempotency layers, each
 //! layer guards the request, unless the layers use the same store and the same slot.
 //!
 //! # What it guarantees, and what no middleware can
@@ -103,10 +103,10 @@
 //! | [`store_timeout`](IdempotencyLayerBuilder::store_timeout) | 5 s | the time limit for each store call |
 //! | [`settle_within`](IdempotencyLayerBuilder::settle_within) | 5 min | how long the layer keeps trying to store an outcome |
 //! | [`circuit_breaker`](IdempotencyLayerBuilder::circuit_breaker) | 5 failures, 1 s | when the layer stops calling a failing store |
-//! | [`run_unprotected_when_store_fails`](IdempotencyLayerBuilder::run_unprotected_when_store_fails) | off: `503` | fails open: requests run without protection |
+//! | [`run_unprotected_when_store_fails`](IdempotencyLayerBuilder::run_unprotected_when_store_fails) | off: `503` | fails open: requests run without protection while the store is failing |
 //! | [`max_request_body`](IdempotencyLayerBuilder::max_request_body) | 2 MiB | the maximum body size of a request with a key; a larger body gets `413` |
 //! | [`max_response_body`](IdempotencyLayerBuilder::max_response_body) | 1 MiB | the maximum size of a stored body; a larger response is delivered and leaves a tombstone |
-//! | [`response_body_within`](IdempotencyLayerBuilder::response_body_within) | 30 s | how long the layer reads a response body; a body that takes longer is a stream |
+//! | [`response_body_within`](IdempotencyLayerBuilder::response_body_within) | 30 s | how long the layer reads a response body; a body that takes longer is treated as a stream |
 //! | [`max_detached`](IdempotencyLayerBuilder::max_detached) | 1024 | the maximum number of operations that run without a client; beyond this number, new first requests get `503` |
 //! | [`cancel_on_disconnect`](IdempotencyLayerBuilder::cancel_on_disconnect) | off | cancels the handler when its client disconnects |
 //! | [`drain_streams`](IdempotencyLayerBuilder::drain_streams) | off | reads a stream to its end even if its client disconnects |
@@ -141,7 +141,7 @@
 //! | `tonic` | no | support for the layer in tonic's `Server::builder().layer(…)`; see [`grpc`](IdempotencyLayerBuilder::grpc) |
 //! | `metrics` | no | metrics through the `metrics` facade: requests by outcome, store latency, entries and bytes |
 //! | `client` | no | [`client`]: Tower layers that generate keys and retry requests |
-//! | `reqwest` | no | `client::reqwest`: a middleware for `reqwest-middleware` that generates keys and retries requests |
+//! | `reqwest` | no | `client::reqwest`: middleware for `reqwest-middleware` that generates keys and retries requests |
 //! | `redis` | no | `store::RedisStore` |
 //! | `postgres` | no | `store::sql::PostgresStore`, and its atomic mode |
 //! | `sqlite` | no | `store::sql::SqliteStore`, and its atomic mode; builds SQLite, which needs a C compiler |

@@ -88,7 +88,7 @@ impl Judge {
         })
     }
 
-    /// Whether the trailers are needed in addition to the head, but not the body.
+    /// Whether the trailers, but not the body, are needed in addition to the head.
     pub(super) fn needs_trailers_alone(&self) -> bool {
         self.needs_trailers() && !self.needs_body()
     }
@@ -132,8 +132,8 @@ impl Judge {
     }
 }
 
-/// Returns whether the status is a success. `303 See Other` is one, because it is the usual response
-/// to a form submission that created something (RFC 9110, section 15.4.4).
+/// Returns whether the status is a success. `303 See Other` is a success because it is the usual
+/// response to a form submission that created something (RFC 9110, section 15.4.4).
 fn is_success(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::SEE_OTHER
 }

@@ -89,9 +89,9 @@ impl Policy {
         Self::new(Judge::Everything)
     }
 
-    /// Like [`success`](Self::success), but reopens the operation if the effect is in doubt: after
-    /// a status of 5xx, a panic, or an error from the inner service. The next attempt can see that
-    /// it is not the first attempt.
+    /// Like [`success`](Self::success), but reopens the operation if it is unknown whether the
+    /// effect happened: after a status of 5xx, a panic, or an error from the inner service. The
+    /// next attempt can see that it is not the first attempt.
     ///
     /// Use this policy with a timeout inside the layer: the timeout's `504` does not show whether
     /// the effect happened.
@@ -108,7 +108,7 @@ impl Policy {
         Self::new(Judge::GraphQl)
     }
 
-    /// Stores a response whose `grpc-status`, in its headers or trailers, is 0, and releases all
+    /// Stores responses whose `grpc-status`, in the headers or trailers, is 0, and releases all
     /// others. A gRPC server reports failures with status 200. A response that is too large or
     /// takes too long to be held in memory leaves a tombstone if it ends with `grpc-status: 0` in
     /// its trailers.
@@ -117,8 +117,8 @@ impl Policy {
         Self::new(Judge::Grpc)
     }
 
-    /// Stripe's policy: results are stored once the endpoint has begun to execute, including
-    /// failures.
+    /// Stripe's policy: once the endpoint has begun to execute, its result is stored, even if the
+    /// result is a failure.
     pub(crate) fn stripe() -> Self {
         Self::new(Judge::Stripe).on_panic(Fate::Seal).on_error(Fate::Seal)
     }
@@ -136,9 +136,9 @@ impl Policy {
     /// Creates a policy from a closure that receives the complete response: status, headers, body
     /// and trailers.
     ///
-    /// The body is buffered, as it would be for storing. The closure is not called for a response
-    /// that cannot be buffered: a stream is sealed, and [`on_lost_body`](Self::on_lost_body)
-    /// applies to a response that is too large or breaks off.
+    /// The body is buffered, as it would be if the response were stored. The closure is not called
+    /// for a response that cannot be buffered: a stream is sealed, and
+    /// [`on_lost_body`](Self::on_lost_body) applies to a response that is too large or ends early.
     ///
     /// ```
     /// use tower_idempotency::{Policy, Verdict};
@@ -202,7 +202,7 @@ impl Policy {
     }
 
     /// Sets what happens to the key if a response that would be stored is larger than
-    /// `max_response_body`, or if its body breaks off. Default: [`Fate::Seal`]. **With
+    /// `max_response_body`, or if its body ends early. Default: [`Fate::Seal`]. **With
     /// [`Fate::Release`], an operation that succeeded runs again.**
     #[must_use]
     pub fn on_lost_body(mut self, fate: Fate) -> Self {
@@ -210,8 +210,8 @@ impl Policy {
         self
     }
 
-    /// Sets what happens if a lease lapsed because the process died. In that case, the operation
-    /// may or may not have completed. Default: [`OnLapse::RunAgain`].
+    /// Sets what happens to an operation whose lease lapsed because its process died. In that case,
+    /// the operation may or may not have completed. Default: [`OnLapse::RunAgain`].
     #[must_use]
     pub fn on_lapse(mut self, on_lapse: OnLapse) -> Self {
         self.on_lapse = on_lapse;
@@ -224,7 +224,7 @@ impl Policy {
     ///
     /// If the closure returns `Reconciled::Done` with a response, the layer stores the response. If
     /// the closure returns `Reconciled::Run`, the handler runs as the next attempt. If the closure
-    /// returns an error, the outcome could not be determined: this retry gets `409` problem
+    /// returns an error, the outcome remains unknown: this retry gets `409` problem
     /// `outcome-unknown`, and the next retry calls the closure again. Only one retry at a time
     /// calls the closure; the other retries get `409` problem `in-flight`. This setting replaces
     /// [`on_lapse`](Self::on_lapse).

@@ -39,11 +39,11 @@ pub enum Verdict {
     Seal,
     /// Store nothing, and let the same request run again immediately, as the next attempt.
     ///
-    /// Use this verdict for outcomes that leave the effect in doubt, such as `502` and `504` from
-    /// an upstream service. If the policy has a reconciler, the layer calls it before the next
-    /// attempt runs. The handler can see in
-    /// [`IdempotencyKey::attempt`](crate::IdempotencyKey::attempt) that the attempt is not the
-    /// first attempt. With [`OnLapse::Refuse`](crate::store::OnLapse::Refuse), the retry is refused
+    /// Use this verdict for responses that do not show whether the effect happened, such as `502`
+    /// and `504` from an upstream service. If the policy has a reconciler, the layer calls it
+    /// before the next attempt runs. The handler can see from
+    /// [`IdempotencyKey::attempt`](crate::IdempotencyKey::attempt) that this is not the first
+    /// attempt. With [`OnLapse::Refuse`](crate::store::OnLapse::Refuse), the retry is refused
     /// instead.
     Reopen,
 }

@@ -18,14 +18,14 @@ pin_project! {
         // The capacity that is reserved when the second frame arrives.
         expected: usize,
         read: Read,
-        // Boxed because trailers are rare and this struct is a part of every request's future.
+        // Boxed because trailers are rare and this struct is part of every request's future.
         trailers: Option<Box<HeaderMap>>,
     }
 }
 
-/// The data read so far: a single frame as it arrived, or several frames copied together. Frames
-/// are not kept separately, because a body of a million one-byte frames must not take thirty times
-/// its size in memory.
+/// The data read so far: a single frame as it arrived, or several frames copied into one buffer.
+/// Frames are copied rather than kept separately, because a body of a million one-byte frames would
+/// otherwise take thirty times its size in memory.
 #[derive(Default)]
 enum Read {
     #[default]
@@ -81,7 +81,8 @@ pub(crate) enum Collected<E> {
         data: Bytes,
         trailers: Option<Box<HeaderMap>>,
     },
-    /// The body is longer than the limit: `data` was read, then the frame `next` arrived.
+    /// The body is longer than the limit. `data` was read before the frame `next` exceeded the
+    /// limit.
     TooLarge {
         data: Bytes,
         next: Bytes,
@@ -103,9 +104,9 @@ impl<B: Body<Data = Bytes>> Collect<B> {
         }
     }
 
-    /// Reserves the declared length at once, so that the buffer does not have to grow. Use this
-    /// method only for the application's bodies: a client could declare a large length and send
-    /// little.
+    /// Reserves space for the declared length in a single step, so that the buffer does not have to
+    /// grow. Use this method only for the application's bodies: a client could declare a large
+    /// length and send little data.
     pub(crate) fn expecting(self, declared: u64) -> Self {
         let declared = usize::try_from(declared).unwrap_or(usize::MAX);
         Self {
@@ -114,17 +115,17 @@ impl<B: Body<Data = Bytes>> Collect<B> {
         }
     }
 
-    /// Returns the data that was read but not returned yet, and the rest of the body.
+    /// Returns the data that has been read but not returned yet, and the unread rest of the body.
     pub(crate) fn into_parts(mut self) -> (Bytes, B) {
         (self.read.take(), self.body)
     }
 
-    /// The data that was read but not returned yet.
+    /// The data that has been read but not returned yet.
     pub(crate) fn read(&self) -> &[u8] {
         self.read.bytes()
     }
 
-    /// The rest of the body, in place.
+    /// The unread rest of the body, which stays pinned in this future.
     pub(crate) fn body_mut(self: Pin<&mut Self>) -> Pin<&mut B> {
         self.project().body
     }

@@ -10,7 +10,7 @@ use http::HeaderMap;
 use http::header::EXPECT;
 use http_body::Body;
 
-/// The limits for reading an unwanted body: bytes and time.
+/// The limits on the bytes and the time that are spent on reading an unwanted body.
 const DRAIN_BYTES: u64 = 16 * 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 

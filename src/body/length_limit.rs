@@ -22,8 +22,8 @@ pub(crate) fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// Creates a [`LengthLimitError`]. This type has no public constructor, so a body that exceeds its
-/// limit has to produce the error.
+/// Creates a [`LengthLimitError`]. The type has no public constructor, so this function reads a
+/// body that exceeds its limit, and returns the error from that body.
 pub(super) fn length_limit_error() -> BoxError {
     let beyond = pin!(Limited::new(Full::new(Bytes::from_static(b".")), 0));
     match beyond.poll_frame(&mut Context::from_waker(Waker::noop())) {
@@ -36,7 +36,7 @@ pub(super) fn length_limit_error() -> BoxError {
 mod tests {
     use super::*;
 
-    /// The error from a body that wraps another body.
+    /// The error type of a body that wraps another body. It contains the inner body's error.
     #[derive(Debug)]
     struct Outer(BoxError);
 

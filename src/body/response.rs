@@ -26,10 +26,11 @@ pin_project! {
     enum Inner<B: Body> {
         Live { #[pin] body: B },
         Kept { data: Bytes, trailers: Option<Box<HeaderMap>> },
-        // A response that could not be held completely: the part that was read, then the rest or
-        // the error.
+        // A response that could not be held completely. It yields the part that was read, then the
+        // rest of the body or the error.
         Partial { read: VecDeque<Bytes>, error: Option<B::Error>, rest: Option<Pin<Box<B>>> },
-        // A stream whose end the layer watches for: the part that was read, then the rest.
+        // A stream whose end the layer watches for. It yields the part that was read, then the rest
+        // of the stream.
         Stream { read: VecDeque<Bytes>, rest: WatchedStream<B> },
     }
 }
@@ -140,7 +141,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     }
 }
 
-/// The combined size of the part that was read and the rest.
+/// The combined size of the part that was read and the rest of the body.
 fn both(read: &VecDeque<Bytes>, rest: Option<&impl Body>) -> SizeHint {
     let read: u64 = read.iter().map(|data| data.len() as u64).sum();
     let mut hint = SizeHint::new();

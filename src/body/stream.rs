@@ -10,13 +10,13 @@ use http_body::{Body, Frame};
 
 /// The way in which a stream ended.
 pub(crate) enum StreamEnd<B> {
-    /// The stream was read to its end, with these trailers.
+    /// The stream was read to its end. It had these trailers.
     Complete(Option<Box<HeaderMap>>),
     /// The stream failed.
     Failed,
     /// The stream panicked.
     Panicked,
-    /// The client disconnected, so the rest of the stream is no longer read.
+    /// The client disconnected, so the rest of the stream will not be read.
     Dropped(Pin<Box<B>>),
 }
 

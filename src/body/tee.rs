@@ -45,8 +45,8 @@ pub(crate) struct Ended {
     pub(crate) before_handler: bool,
 }
 
-/// A body with two readers in turn: first the handler, then the layer once the handler has dropped
-/// the body.
+/// A body with two readers, one after the other. The handler reads first. After the handler has
+/// dropped the body, the layer reads the rest.
 ///
 /// The tee does not buffer data. It passes each frame to the witness and then to the reader. The
 /// state is behind a lock, because handlers can move bodies to other tasks.

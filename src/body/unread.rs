@@ -7,8 +7,8 @@ use http_body::{Body, Frame};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// A body that has not been read yet. A body without a declared length is boxed, so that the
-    /// rest can be taken out if the body is too long.
+    /// A body that has not been read yet. A body without a declared length is boxed, so that its
+    /// unread rest can be moved elsewhere if the body is too long.
     #[project = UnreadProj]
     pub(crate) enum Unread<B> {
         Declared { #[pin] body: B },
@@ -50,7 +50,7 @@ impl<B: Body> Body for Unread<B> {
 }
 
 /// Whether a body declares more than `limit` bytes. The declared length is used only to refuse a
-/// body: memory is allocated as data arrives.
+/// body. Memory is allocated as data arrives.
 pub(crate) fn declares_more_than(body: &impl Body, limit: usize) -> bool {
     body.size_hint().lower() > limit as u64
 }

@@ -128,8 +128,8 @@ impl CallError {
         self.0.last.response
     }
 
-    /// The last response status that arrived. The body of that response may have broken off, not
-    /// arrived completely in time, or been too large. If the status is a success, the operation has
+    /// The last response status that arrived. The body of that response may have ended early, taken
+    /// too long to arrive, or been too large. If the status is a success, the operation has
     /// completed, but its complete response is unknown.
     #[must_use]
     pub fn last_status(&self) -> Option<StatusCode> {

@@ -174,7 +174,7 @@ impl KeyRules {
             let text = sfv::StringRef::from_str(key).ok()?;
             HeaderValue::from_str(&sfv::ItemSerializer::new().bare_item(text).finish()).ok()?
         };
-        // Anyone who knows the key can request the response.
+        // The value is sensitive because anyone who knows the key can request the response.
         line.set_sensitive(true);
         Some(line)
     }

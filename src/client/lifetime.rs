@@ -6,13 +6,14 @@ use http::header::DATE;
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-/// The default lifetime. It is one hour shorter than the time for which servers keep keys: this
-/// crate's default, which most providers also document. The hour allows for network delays, and for
-/// a server that counts from a different starting point.
+/// The default lifetime. It is one hour shorter than 24 hours, the time for which servers keep keys
+/// according to this crate's default and most providers' documentation. The hour allows for network
+/// delays, and for a server that counts from a different starting point.
 pub(super) const DEFAULT: Duration = Duration::from_secs(23 * 3600);
 
-/// The fraction of a server-reported time that is not used: 1/24, as in the default. This margin is
-/// needed because dates are in whole seconds and an attempt takes a while to arrive.
+/// The fraction of a server-reported lifetime that is not used: 1/24, the same fraction as in the
+/// default lifetime. This margin is needed because dates are in whole seconds and an attempt takes
+/// a while to arrive.
 const SPARED: u32 = 24;
 
 const EXPIRES: &str = "idempotency-expires";
@@ -50,7 +51,7 @@ impl Lifetime {
     }
 
     /// Records that the server forgets the key after the duration `left`. If the server reports
-    /// several times, the earliest applies.
+    /// more than one such time, the earliest applies.
     pub(super) fn ends_within(&mut self, left: Duration, now: Instant) {
         // A time that the clock cannot represent is too far away to be a limit.
         if let Some(end) = now.checked_add(left - left / SPARED) {

@@ -40,13 +40,13 @@
 //! | [`IdempotencyKeyLayer`] | adds one key to each unsafe request, for all of its attempts |
 //! | [`RetryPolicy`] | decides which results are retried, and when; also works with [`tower::retry`] |
 //! | [`ClientLayer`] | adds keys and retries, and limits each attempt and the whole call |
-//! | `client::reqwest` | the same as `ClientLayer`, but for `reqwest`, as middleware for `reqwest-middleware` (feature `reqwest`) |
+//! | `client::reqwest` | the equivalent of `ClientLayer` for `reqwest`: middleware for `reqwest-middleware` (feature `reqwest`) |
 //!
 //! # What is retried
 //!
 //! | the attempt ended with | retried? |
 //! |---|---|
-//! | a lost connection, a timeout, a body that broke off | yes |
+//! | a lost connection, a timeout, a body that ended early | yes |
 //! | `408`, `425`, `429`, `5xx` | yes, after `Retry-After` or a pause |
 //! | `409` with `Retry-After` or `x-should-retry: true` (the operation is in flight) | yes |
 //! | `501`, `505`, `506`, `507`, `508`, `510`, `511` | no: the server cannot handle the request, or a person must act first |
@@ -87,9 +87,9 @@
 //! # }
 //! ```
 //!
-//! [`ClientLayer`] does more. It reads the complete response within the attempt, so it also retries
-//! an attempt whose response body breaks off or never ends. When the total time has elapsed, the
-//! layer cancels the running attempt. The layer's error contains the last response.
+//! [`ClientLayer`] does more than this stack. It reads the complete response within the attempt, so
+//! it also retries an attempt whose response body ends early or never ends. When the total time has
+//! elapsed, the layer cancels the running attempt. The layer's error contains the last response.
 
 mod attempt;
 mod call;

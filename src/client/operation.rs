@@ -49,8 +49,8 @@ const MAX_KEY_LENGTH: usize = 255;
 /// that time would run the operation again. An operation therefore has a lifetime, which is 23
 /// hours by default
 /// ([`RetryPolicyBuilder::key_lifetime`](super::RetryPolicyBuilder::key_lifetime)). After the
-/// lifetime, [`ClientLayer`](super::ClientLayer) and the middleware do not send the operation again
-/// and report [`Stopped::KeyExpired`].
+/// lifetime has elapsed, [`ClientLayer`](super::ClientLayer) and the middleware do not send the
+/// operation again and report [`Stopped::KeyExpired`].
 ///
 /// The lifetime begins when this value is created, or at the time set with
 /// [`begun_at`](Self::begun_at). The lifetime is measured with the monotonic clock, so setting the
@@ -59,8 +59,8 @@ const MAX_KEY_LENGTH: usize = 255;
 ///
 /// A server can report when it forgets the key, in the response header `Idempotency-Expires` (an
 /// HTTP date, RFC 9110, section 5.6.7). This date can shorten the lifetime, but never extends it.
-/// One twenty-fourth of the remaining time is not used, because dates are in whole seconds and an
-/// attempt takes a while to arrive.
+/// The client does not use the last twenty-fourth of the remaining time, because dates are in whole
+/// seconds and an attempt takes a while to arrive.
 #[derive(Clone, Default)]
 pub struct Operation(Arc<State>);
 
@@ -222,7 +222,8 @@ impl Operation {
     }
 
     /// Returns the operation's key, and generates it first if the operation has none. If two
-    /// requests for the same operation are sent at once, only one of them generates the key.
+    /// requests for the same operation are sent at the same time, only one of them generates the
+    /// key.
     pub(super) fn key_or_else(&self, make: impl FnOnce() -> Key) -> &Key {
         self.0.key.get_or_init(make)
     }
@@ -244,7 +245,7 @@ impl Operation {
     }
 
     /// Returns how long the key can still be sent. `by_default` is the lifetime for operations that
-    /// do not set one.
+    /// do not set their own lifetime.
     pub(super) fn lifetime_left(&self, by_default: Duration) -> Duration {
         self.lifetime().left(by_default, Instant::now())
     }

@@ -46,9 +46,10 @@ use super::retry::{EveryError, Transient};
 /// [`CallError`](super::CallError). To get the `CallError`, call
 /// `error.downcast_ref::<CallError>()`.
 ///
-/// `reqwest` follows redirects itself, within each attempt and with the key. `307` and `308` repeat
-/// the request; `301`, `302` and `303` turn a `POST` into a `GET`. Too many redirects cause an
-/// error that is not retried. A request that `reqwest` cannot build is not retried either.
+/// `reqwest` itself follows redirects within each attempt, and the redirected requests carry the
+/// key. `307` and `308` repeat the request; `301`, `302` and `303` turn a `POST` into a `GET`. Too
+/// many redirects cause an error that is not retried. A request that `reqwest` cannot build is not
+/// retried either.
 ///
 /// ```
 /// use std::time::Duration;

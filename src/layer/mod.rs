@@ -52,8 +52,9 @@ impl<St: Store> IdempotencyLayer<St> {
     }
 
     /// Returns the number of requests per outcome since the layer was built: the name and count of
-    /// each [`Outcome`](crate::Outcome), then `unguarded`, the requests that passed through. With
-    /// the `metrics` feature, the layer also reports these counts to the metrics recorder.
+    /// each [`Outcome`](crate::Outcome), and then `unguarded`, the number of requests that passed
+    /// through. With the `metrics` feature, the layer also reports these counts to the metrics
+    /// recorder.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};

@@ -1,4 +1,4 @@
-//! The `Authorization` header (RFC 9110, section 11.6.2), as far as it identifies the caller.
+//! The `Authorization` header (RFC 9110, section 11.6.2), which can identify the caller.
 
 use std::borrow::Cow;
 

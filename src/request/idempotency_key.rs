@@ -38,7 +38,7 @@ pub struct IdempotencyKey {
 
 /// The claims under which a request runs: the claim of the innermost idempotency layer, followed by
 /// the claims of the layers around it. Tokens are plain numbers here, because the store modules are
-/// on a floor above.
+/// on a floor above, and this module cannot import them.
 #[derive(Clone, Default)]
 pub(crate) struct Claims {
     token: Option<u64>,
@@ -95,8 +95,7 @@ impl IdempotencyKey {
             .filter_map(|(_, claims)| claims.token)
     }
 
-    /// Creates a key as a handler receives it, for testing handlers. The slot is derived from the
-    /// key alone.
+    /// Creates a key to pass to a handler in a test. The slot is derived from the key alone.
     ///
     /// ```
     /// use tower_idempotency::IdempotencyKey;
@@ -120,10 +119,10 @@ impl IdempotencyKey {
     /// The number of this attempt: 1 for the first attempt, and one more for each takeover of a
     /// lapsed or reopened claim.
     ///
-    /// If the number is 2 or more, the outcome of an earlier attempt is in doubt: its process died,
-    /// or its outcome was [reopened](crate::Verdict::Reopen). If the process was only frozen, the
-    /// earlier attempt may still be running. After an attempt that released the key, the next
-    /// attempt is number 1 again.
+    /// If the number is 2 or more, the outcome of an earlier attempt is uncertain: the earlier
+    /// attempt's process died, or its outcome was [reopened](crate::Verdict::Reopen). If the
+    /// process was only frozen, the earlier attempt may still be running. After an attempt that
+    /// released the key, the next attempt is number 1 again.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
-/// The name under which a record keeps a declared digest that was verified.
+/// The name under which a record stores a declared digest that was verified.
 pub(crate) type Vouch = [u8; 16];
 
 /// A digest header that is invalid, whatever the body contains.
@@ -96,8 +96,8 @@ impl DeclaredDigests {
         }
     }
 
-    /// Returns the names of the declared digests. Each name also covers the headers that determine
-    /// how the body is read.
+    /// Returns the names of the declared digests. Each name is also derived from the headers that
+    /// determine how the body is read.
     pub(crate) fn vouches(&self, headers: &HeaderMap) -> SmallVec<[Vouch; 2]> {
         let of = |algorithm: &[u8], digest: &[u8]| {
             let mut vouch = blake3::Hasher::new();

@@ -5,7 +5,7 @@ use std::fmt;
 use super::key::InvalidKey;
 use crate::digest::hex;
 
-/// The name under which a store keeps an operation: a SHA-256 digest of the scope and the key, each
+/// The name under which a store saves an operation: a SHA-256 digest of the scope and the key, each
 /// prefixed with its length. Neither the key nor the credentials can be recovered from the slot.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot([u8; Slot::LEN]);
@@ -26,7 +26,7 @@ impl Slot {
         hex(&self.0)
     }
 
-    /// The bytes under which a store keeps the operation.
+    /// The bytes under which a store saves the operation.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
@@ -90,7 +90,7 @@ impl From<InvalidKey> for SlotError {
     }
 }
 
-/// The name of a scope: all slots in a scope have the same tag. A store keeps the tag with each
+/// The name of a scope: all slots in a scope have the same tag. A store saves the tag with each
 /// record, uses it to divide its space among scopes, and can
 /// [forget](crate::store::Inspect::forget_scope) a whole scope.
 ///

@@ -140,8 +140,8 @@ fn may_be_held_outside(begun: &ClaimOutcome) -> bool {
 }
 
 /// Called after a `begin` whose answer was lost. Finds out in the background whether the call took
-/// effect, and if so, gives the claim back, because the claim would block the key until its lease
-/// expires.
+/// effect, and if so, gives the claim back, because it would otherwise block the key until its
+/// lease expires.
 ///
 /// It is safe to call `begin` again with the same token, whether or not the first call took effect.
 /// Shutdown does not wait for this work: a claim that is not given back lapses.

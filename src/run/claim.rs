@@ -58,8 +58,8 @@ impl<St: Store> Claim<St> {
             return;
         }
         self.renewal = Renewal::start(&self.guard, self.slot, self.token, since);
-        // Another worker cannot take a task that was just spawned. Yielding lets the task run
-        // before the handler, which may block this worker.
+        // Other workers cannot take the renewal task right after it has been spawned. Yielding lets
+        // this task run before the handler, which may block this worker.
         tokio::task::yield_now().await;
     }
 
@@ -254,7 +254,7 @@ impl<St: Store> Drop for Claim<St> {
     }
 }
 
-/// Settles a claim in the background. The lease is kept meanwhile, so that no retry runs.
+/// Settles a claim in the background. Meanwhile, the lease is kept, so that no retry runs.
 pub(super) async fn settle_later<St: Store>(mut claim: Claim<St>, settlement: Settlement) {
     try_to_settle(&claim, settlement).await;
     claim.settled = true;

@@ -90,8 +90,8 @@ impl<St: Store> Claim<St> {
     }
 }
 
-/// Finds out in the background whether a commit succeeded. The lease is kept meanwhile, so that no
-/// retry runs before the result is known.
+/// Finds out in the background whether a commit succeeded. Until the result is known, the lease is
+/// kept, so that no retry runs.
 async fn read_back_later<St: Store>(mut claim: Claim<St>, unit: Box<dyn UnitOfWork>) {
     let Config {
         settle_within,

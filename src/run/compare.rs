@@ -1,6 +1,6 @@
-//! Compares a duplicate with the first request of a finished operation if the store cannot compare
-//! the two completely, because the first request's body was streamed or the duplicate's body is
-//! being streamed.
+//! Compares a duplicate with the first request of a finished operation. This code runs if the store
+//! cannot compare the two requests completely, because the first request's body was streamed or the
+//! duplicate's body is being streamed.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};

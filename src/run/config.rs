@@ -17,9 +17,10 @@ use crate::request::scope::ScopeRules;
 /// After a crash, a key stays blocked until its lease expires. Because leases are renewed, no lease
 /// needs to be longer than this limit.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
-/// No process, database or API stays unchanged for this long, and the value is far from overflow.
+/// No process, database or API stays unchanged for longer than this limit, and this value is far
+/// from overflowing.
 const MAX_TTL: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
-/// Longer waits and timeouts are mistakes.
+/// The maximum for waits and timeouts. A longer value is assumed to be a mistake.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// The stores measure time in milliseconds.
 const MIN: Duration = Duration::from_millis(1);
@@ -91,7 +92,7 @@ impl fmt::Debug for ReplayHook {
 pub(crate) struct BreakerConfig {
     /// The number of consecutive failures after which the store is not called.
     pub(crate) failures: u32,
-    /// How long the store is not called after these failures.
+    /// How long the layer refrains from calling the store after these failures.
     pub(crate) pause: Duration,
 }
 
@@ -222,8 +223,8 @@ impl Config {
         (self.lease / 3).max(MIN)
     }
 
-    /// Returns the time limit for requesting or renewing a claim. If the store's answer took a
-    /// large part of the lease, too little of the lease would remain.
+    /// Returns the time limit for requesting or renewing a claim. If the store took a large part of
+    /// the lease to answer, too little of the lease would remain.
     pub(crate) fn claim_timeout(&self) -> Duration {
         self.store_timeout.min(self.third_of_lease())
     }

@@ -29,7 +29,8 @@ pub(crate) async fn to_its_end<F: Future + ?Sized>(
         if cancelled.is_some_and(|client| client.load(Ordering::Relaxed)) {
             return Poll::Ready(Ended::Cancelled);
         }
-        // The future is not polled again after a panic, and all shared state is the handler's own.
+        // Asserting unwind safety is valid, because the future is not polled again after a panic,
+        // and all shared state belongs to the handler.
         match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
             Ok(poll) => poll.map(Ended::Returned),
             Err(panic) => Poll::Ready(Ended::Panicked(panic)),

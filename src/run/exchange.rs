@@ -86,15 +86,16 @@ impl<S, St: Store> Exchange<S, St> {
         Ok(())
     }
 
-    /// Whether an outer layer runs this request. For the outer layer, the response is a first
-    /// response. Once this layer has passed its key to the handler, the key in the extensions is
-    /// this layer's own key.
+    /// Whether an outer layer runs this request. If so, a replay from this layer is the outer
+    /// layer's first response, and is sent without the replay marker. Once this layer has passed
+    /// its key to the handler, the key in the extensions is this layer's own key.
     fn is_inside_another_layer(&self) -> bool {
         self.identity.is_some() && self.parts.extensions.get::<IdempotencyKey>().is_some()
     }
 
-    /// The tokens with which outer idempotency layers have claimed the same slot. If an outer layer
-    /// has claimed the slot in the same store, this layer would find its own request in flight.
+    /// The tokens with which outer idempotency layers have claimed the same slot. Without these
+    /// tokens, a layer that shares its store with an outer layer would mistake its own request for
+    /// a different request in flight.
     pub(crate) fn tokens_of_outer_layers(&self) -> OuterTokens {
         match (self.parts.extensions.get::<IdempotencyKey>(), &self.identity) {
             (Some(outer), Some(identity)) => outer.tokens_for(&identity.slot).map(Token).collect(),

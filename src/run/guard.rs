@@ -20,7 +20,7 @@ pub(crate) struct Guard<St> {
     pub(crate) store: CachePadded<St>,
     pub(crate) config: CachePadded<Config>,
     /// Work without a client: handlers whose clients have disconnected, and outcomes that are
-    /// stored later.
+    /// stored in the background.
     pub(crate) tasks: TaskTracker,
     pub(crate) tally: CachePadded<Tally>,
     pub(crate) breaker: Breaker,
@@ -81,7 +81,7 @@ impl<St> Guard<St> {
         let current = Handle::try_current().ok();
         match home.or(current.as_ref()) {
             Some(handle) => drop(self.tasks.spawn_on(future, handle)),
-            // Dropping the future logs each claim in it.
+            // When the future is dropped, each claim in it is logged.
             None => tracing::error!(
                 target: "tower_idempotency",
                 "a request was dropped outside a Tokio runtime, so its handler cannot run to completion; drop requests \

@@ -32,8 +32,8 @@ type Ending<RB, E> = Option<Result<Response<ResponseBody<RB>>, E>>;
 /// The result of a run of a service.
 type EndingOf<S, B> = Ending<<S as GuardedService<B>>::ResponseBody, <S as Service<Request<B>>>::Error>;
 
-/// The running inner service, or a claim being given back. Either must continue after its client
-/// has disconnected.
+/// The running inner service, or the call that gives a claim back. Either must continue after its
+/// client has disconnected.
 pub(crate) type Run<RB, E> = Pin<Box<dyn Future<Output = Ending<RB, E>> + Send>>;
 
 /// Runs the inner service under a claim, and settles the claim before the response is sent.

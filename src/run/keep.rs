@@ -60,7 +60,7 @@ where
 {
     let (mut head, body) = response.into_parts();
     // A handler may have copied the marker from the response of its own upstream service. The
-    // handler's response is not a replay.
+    // marker is removed, because the handler's response is not a replay.
     remove_marker(&mut head.headers, &claim.guard.config);
     async move {
         let tally = |claim: &Claim<St>, outcome, status| {
@@ -226,8 +226,8 @@ where
     Ok(())
 }
 
-/// Returns the problem that replaces a response, because the response would report an effect that
-/// does not exist.
+/// Returns the problem that is sent in place of the handler's response, which would report an
+/// effect that does not exist.
 fn problem_of(why: Undone) -> Problem {
     match why {
         Undone::Lost => Problem::taken_over(),

@@ -59,7 +59,7 @@ use crate::request::Fingerprint;
 use crate::request::key::KeyText;
 use crate::store::Store;
 
-/// Called when a request has arrived. `inner` is ready for it.
+/// Called when a request has arrived. `inner` is ready for the request.
 pub(crate) fn called<S, B, St>(guard: &Arc<Guard<St>>, inner: &mut S, request: Request<B>) -> Stage<S, B, St>
 where
     S: GuardedService<B>,

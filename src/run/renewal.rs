@@ -55,7 +55,7 @@ impl Drop for Renewal {
     }
 }
 
-/// Renews a lease after every third of its duration, until the claim is lost.
+/// Renews a lease each time a third of its duration has elapsed, until the claim is lost.
 async fn renew<St: Store>(guard: Arc<Guard<St>>, slot: Slot, token: Token, since: Instant, settling: Arc<AtomicBool>) {
     let lease = guard.config.lease;
     let third = guard.config.third_of_lease();

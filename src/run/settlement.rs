@@ -16,8 +16,8 @@ pub(crate) enum Settlement {
         ttl: Duration,
     },
     Release,
-    /// The claim returns to its state before it was taken over from a holder that died: it has
-    /// lapsed, and its fingerprint and number of attempts are kept.
+    /// The claim returns to the state that it had before it was taken over from a holder that died:
+    /// the claim has lapsed, but keeps its fingerprint and number of attempts.
     Lapse,
 }
 

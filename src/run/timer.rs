@@ -20,7 +20,7 @@ impl Timer {
         if self.found.load(Ordering::Relaxed) {
             return true;
         }
-        // Tokio has no other way to check for a timer.
+        // Without a timer, `sleep` panics. Tokio provides no other way to check for a timer.
         let there = Handle::try_current().is_ok() && catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok();
         if there {
             self.found.store(true, Ordering::Relaxed);

@@ -27,8 +27,8 @@ impl Millis {
 /// A fencing token, which identifies one claim on a slot. A call with a different token returns
 /// `Lost`.
 ///
-/// The layer draws the token before it calls the store. If the result of `begin` is lost, the layer
-/// can repeat the call, or undo the claim with `release`.
+/// The layer generates the token before it calls the store. If the result of `begin` is lost, the
+/// layer can repeat the call, or undo the claim with `release`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
 
@@ -36,7 +36,8 @@ impl Token {
     /// Generates a unique random token.
     #[must_use]
     pub fn random() -> Self {
-        // The fixed bits of a UUID are at different positions in its two halves.
+        // A UUID's fixed bits are at different positions in its two halves, so XOR combines each
+        // fixed bit with a random bit.
         let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
         Self(high ^ low)
     }
@@ -115,7 +116,7 @@ impl ClaimRequest {
         }
     }
 
-    /// Creates a request that a person uses to settle an operation whose outcome is known to them.
+    /// Creates a request for a person who settles an operation after finding out its outcome.
     pub(crate) fn to_settle(slot: Slot, fingerprint: Fingerprint) -> Self {
         Self {
             is_to_settle: true,
@@ -137,7 +138,7 @@ impl ClaimRequest {
         self
     }
 
-    /// Sets the lease. A lease of zero lapses at once.
+    /// Sets the lease. A lease of zero lapses immediately.
     #[must_use]
     pub fn with_lease(mut self, lease: Duration) -> Self {
         self.lease = lease;

@@ -123,8 +123,8 @@ pub trait Store: Send + Sync + 'static {
     /// same request. A takeover stores the new fingerprint.
     fn begin(&self, begin: &ClaimRequest) -> impl Future<Output = Result<ClaimOutcome, StoreError>> + Send;
 
-    /// Sets the claim's lease to expire `lease` from now. With a lease of zero, the claim lapses at
-    /// once, but the store remembers its fingerprint and attempt number.
+    /// Sets the claim's lease to expire `lease` from now. With a lease of zero, the claim lapses
+    /// immediately, but the store remembers its fingerprint and attempt number.
     fn renew(
         &self,
         slot: &Slot,

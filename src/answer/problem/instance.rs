@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use uuid::{Builder, Uuid};
 
-/// Returns the next version 4 UUID (RFC 9562, section 5.4): the keyed hash of a counter. Random
-/// bytes from the system would cost one system call for each duplicate in a burst.
+/// Returns the next version 4 UUID (RFC 9562, section 5.4). The UUID is the keyed hash of a
+/// counter, because random bytes from the system would cost one system call for each duplicate in a
+/// burst.
 pub(super) fn next() -> Uuid {
     static KEY: LazyLock<[u8; 16]> = LazyLock::new(|| Uuid::new_v4().into_bytes());
     static COUNTER: AtomicU64 = AtomicU64::new(0);

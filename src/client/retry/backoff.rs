@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-/// Pauses that are each drawn evenly between zero and an upper bound that doubles with each
+/// Pauses that are each drawn uniformly between zero and an upper bound that doubles with each
 /// attempt.
 ///
 /// This is the "full jitter" of the AWS Architecture Blog, *Exponential Backoff And Jitter* (2015).
-/// Of the methods compared there, full jitter made the fewest calls, because clients that failed at
-/// the same time do not retry at the same time.
+/// Of the methods compared there, full jitter needed the fewest calls, because clients that failed
+/// at the same time do not retry at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Backoff {
     /// The upper bound for the first pause.

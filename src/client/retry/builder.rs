@@ -85,9 +85,9 @@ impl<C> RetryPolicyBuilder<C> {
     }
 
     /// Sets the upper bounds for the first pause (`base`) and for every pause (`cap`). The bound
-    /// doubles with each attempt until it reaches `cap`. The pause is drawn evenly between zero and
-    /// the bound ("full jitter"). Default: 200 ms and 10 s. A `base` that is zero, or longer than
-    /// `cap`, is an error.
+    /// doubles with each attempt until it reaches `cap`. The pause is drawn uniformly between zero
+    /// and the bound ("full jitter"). Default: 200 ms and 10 s. A `base` that is zero, or longer
+    /// than `cap`, is an error.
     pub fn backoff(mut self, base: Duration, cap: Duration) -> Self {
         self.rules.backoff = Backoff { base, cap };
         self
@@ -121,12 +121,12 @@ impl<C> RetryPolicyBuilder<C> {
     /// After that time, calls end with [`Stopped::KeyExpired`](crate::client::Stopped::KeyExpired).
     /// Default: 23 hours. Zero is an error.
     ///
-    /// Use less than the time for which the server keeps keys, because a later attempt would run
-    /// the operation again. [`Operation::with_lifetime`](crate::client::Operation::with_lifetime)
-    /// sets the lifetime for one operation. If you use [`tower::retry`] directly, the first attempt
-    /// of a call is always sent, even after the lifetime. Only
-    /// [`ClientLayer`](crate::client::ClientLayer) and the middleware check the lifetime before the
-    /// first attempt.
+    /// Use less than the time for which the server keeps keys, because an attempt after that time
+    /// would run the operation again.
+    /// [`Operation::with_lifetime`](crate::client::Operation::with_lifetime) sets the lifetime for
+    /// one operation. If you use [`tower::retry`] directly, the first attempt of a call is always
+    /// sent, even after the lifetime. Only [`ClientLayer`](crate::client::ClientLayer) and the
+    /// middleware check the lifetime before the first attempt.
     pub fn key_lifetime(mut self, lifetime: Duration) -> Self {
         self.rules.key_lifetime = lifetime;
         self

@@ -25,7 +25,7 @@ use crate::client::stopped::Stopped;
 ///
 /// If the server sends `Retry-After` (seconds or a date), the policy waits for that time and then
 /// for the jittered pause, so that clients that were refused at the same time do not retry at the
-/// same time. If `Retry-After` is longer than the remaining total time, the call ends at once.
+/// same time. If `Retry-After` is longer than the remaining total time, the call ends immediately.
 ///
 /// Clones share one budget. Clone the policy, or the client that contains it, instead of building a
 /// new policy.
@@ -137,7 +137,7 @@ where
 
     /// `tower::retry` calls this method before each attempt. Before the first attempt, the method
     /// is called on the client's own policy, and begins the call for the clone that is created
-    /// next. Before later attempts, the method is called on that clone.
+    /// next. Before each later attempt, the method is called on that clone.
     fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
         if self.call.ended() == 0 {
             self.call = self.begin();

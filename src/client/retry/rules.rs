@@ -169,8 +169,8 @@ fn is_permanent(status: StatusCode) -> bool {
     )
 }
 
-/// Returns the server's own decision, from Stripe's header or from the header that SDKs made with
-/// Stainless use.
+/// Returns the server's own decision, from Stripe's header or from the header that SDKs generated
+/// with Stainless use.
 fn should_retry(headers: &HeaderMap) -> Option<bool> {
     let said = |name| match headers.get(name)?.as_bytes() {
         b"true" => Some(true),

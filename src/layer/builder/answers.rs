@@ -29,7 +29,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Sets the name of the header that marks a replay. Its value is `true`. Default:
+    /// Sets the name of the header that marks a replay. The header's value is `true`. Default:
     /// `Idempotency-Replayed`.
     pub fn replay_header(mut self, name: &str) -> Self {
         match header_name::parse("replay_header", name) {
@@ -96,9 +96,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// Reads a stream to its end even if its client disconnects, so the layer can record that the
-    /// operation completed. By default, the stream is dropped, and a retry gets `409` problem
-    /// `outcome-unknown`. A stream that is read without its client counts toward
-    /// [`max_detached`](Self::max_detached).
+    /// operation completed. By default, the stream is dropped when its client disconnects, and a
+    /// retry gets `409` problem `outcome-unknown`. A stream that is read without its client counts
+    /// toward [`max_detached`](Self::max_detached).
     pub fn drain_streams(mut self, drain: bool) -> Self {
         self.config.drain_streams = drain;
         self
@@ -120,7 +120,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Renders refusals in a different format, such as your API's own errors.
+    /// Renders refusals in a different format, such as your API's own error format.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};

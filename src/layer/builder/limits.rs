@@ -9,11 +9,11 @@ use crate::store::Store;
 
 impl<St: Store> IdempotencyLayerBuilder<St> {
     /// Sets how long a claim lasts if it is not renewed. After a crash, a key is blocked for this
-    /// duration. While the handler runs, a separate task renews the lease each time a third of its
-    /// duration has elapsed. Each claim or renewal can take at most a third of the lease. Default:
-    /// 30 seconds. Range: 1 ms to 24 hours.
+    /// duration. While the handler runs, a separate task renews the lease whenever a third of the
+    /// lease has elapsed. Each claim or renewal can take at most a third of the lease. Default: 30
+    /// seconds. Range: 1 ms to 24 hours.
     ///
-    /// If a process is frozen or its runtime is blocked for longer than its lease, a second run may
+    /// If a process is frozen or its runtime is blocked for longer than the lease, a second run may
     /// take over the operation. In that case, the outcome of the first run is not stored. A store
     /// in this process's memory does not need a lease: its claims last as long as their holders
     /// exist.
@@ -44,9 +44,10 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
 
     /// Runs requests **without any protection** while the store is failing, instead of refusing
     /// them with `503` problem `store-unavailable`. Each of these requests is logged and has the
-    /// outcome `unprotected`. The handler still receives the key, with attempt 1. A request never
-    /// runs if the store contains a record for it that cannot be read, for example because a newer
-    /// release wrote it: the record shows that the operation completed.
+    /// outcome `unprotected`. The handler still receives the key, with attempt 1. However, a
+    /// request never runs if the store contains a record for the request that the layer cannot
+    /// read, for example because a newer release wrote the record. The existence of the record
+    /// shows that the operation completed.
     pub fn run_unprotected_when_store_fails(mut self) -> Self {
         self.config.fail_open = true;
         self
@@ -55,8 +56,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// Configures the circuit breaker. After `failures` store failures in a row, requests are
     /// refused immediately, without calling the store, for the duration `pause`. After the pause,
     /// one request calls the store. This cycle repeats until the store responds. Default: 5
-    /// failures and 1 second. At least 1 failure is required, and the pause must be between 1 ms
-    /// and 24 hours.
+    /// failures and 1 second. `failures` must be at least 1, and `pause` must be between 1 ms and
+    /// 24 hours.
     ///
     /// A store in this process's memory does not have a circuit breaker.
     pub fn circuit_breaker(mut self, failures: u32, pause: Duration) -> Self {
@@ -93,10 +94,10 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// The layer claims the key as soon as the head has arrived. The handler reads the body as it
     /// arrives, and meanwhile the layer digests the parts that the fingerprint covers. As a result,
     /// a duplicate that arrives while the first request is in flight is refused before the
-    /// duplicate's body is read. The body of a later duplicate is read and compared, but not held
-    /// in memory.
+    /// duplicate's body is read. If a duplicate arrives after the first request has completed, the
+    /// duplicate's body is read and compared, but not held in memory.
     ///
-    /// - If the body breaks off, is too large, or does not match its `Content-Digest` or
+    /// - If the body ends early, is too large, or does not match its `Content-Digest` or
     ///   `Repr-Digest`, the handler's read fails and nothing is stored. The client gets the
     ///   corresponding problem, whatever the handler returned.
     /// - If the handler returns a response before it has read the body to its end, the layer reads
@@ -109,11 +110,11 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     ///   [`json_fields`](crate::FingerprintSource::json_fields),
     ///   [`without`](crate::FingerprintSource::without)). Longer JSON is compared byte by byte.
     /// - Routes that stream bodies and routes that hold bodies in memory can share a store and a
-    ///   scope. A duplicate that arrives on the other kind of route is compared after the first
-    ///   request has completed. The body of a streamed duplicate is then held in memory, up to
-    ///   `max_request_body`.
+    ///   scope. If a duplicate and its first request arrive on different kinds of routes, the layer
+    ///   compares them after the first request has completed. If the duplicate's body is streamed,
+    ///   it is then held in memory, up to `max_request_body`.
     ///
-    /// The service must have a request body type that can be created from a stream; see
+    /// The service must accept a request body type that can be created from a stream; see
     /// [`GuardedBody::from_streamed`](crate::GuardedBody::from_streamed). `build` returns an error
     /// if this option is combined with a key in the body, a fingerprint closure over the body
     /// ([`from_fn`](crate::FingerprintSource::from_fn)) or the profile [`grpc`](Self::grpc), or if
@@ -141,16 +142,16 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// Sets how long the layer reads a response body after the handler has returned the response. A
-    /// body that takes longer is treated as a stream: the layer sends the part that it has read and
-    /// then the rest live, and the response leaves a tombstone. Default: 30 seconds; for
-    /// [`grpc`](Self::grpc), 5 seconds. Range: 1 ms to 24 hours.
+    /// body that takes longer is treated as a stream: the layer sends the part that it has read,
+    /// then passes on the rest as it arrives, and the response leaves a tombstone. Default: 30
+    /// seconds; for [`grpc`](Self::grpc), 5 seconds. Range: 1 ms to 24 hours.
     ///
     /// In atomic mode, the handler's transaction stays open while its response is read, because the
     /// record is committed with the effect. On PostgreSQL, the transaction occupies a pool
-    /// connection and keeps the locks on the rows that the handler wrote. On SQLite, it occupies
-    /// the only writer: replays continue, but first requests wait, and get `503` after
-    /// [`store_timeout`](Self::store_timeout). In atomic mode on SQLite, set this option to a few
-    /// seconds.
+    /// connection and keeps the locks on the rows that the handler wrote. On SQLite, the
+    /// transaction occupies the only writer: replays continue, but first requests wait, and get
+    /// `503` after [`store_timeout`](Self::store_timeout). In atomic mode on SQLite, set this
+    /// option to a few seconds.
     pub fn response_body_within(mut self, duration: Duration) -> Self {
         self.chosen.response_body_within = Some(duration);
         self

@@ -10,8 +10,8 @@ use crate::store::Store;
 impl<St: Store> IdempotencyLayerBuilder<St> {
     /// Sets the options for inbound webhooks from one sender. The key is the event's id, combined
     /// with the endpoint's method and path. The body is not compared, because the sender may change
-    /// it when it delivers the event again. An event that is sent to two endpoints is processed by
-    /// both. An event without an id is refused with `400` problem `missing-key`.
+    /// the body when it delivers the event again. An event that is sent to two endpoints is
+    /// processed by both. An event without an id is refused with `400` problem `missing-key`.
     ///
     /// If several senders share a store, set a different `sender` for each, because different
     /// senders may use the same ids. [`fingerprint`](Self::fingerprint) and
@@ -83,8 +83,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     ///   method does not run.
     /// - The layer holds the response until it has ended, for up to 5 seconds
     ///   ([`response_body_within`](Self::response_body_within)). A response that ends in time is
-    ///   stored with all its messages. A longer response continues live and leaves a tombstone if
-    ///   it ends with `grpc-status: 0`. A retry then gets `ALREADY_EXISTS`.
+    ///   stored with all its messages. A response that takes longer is sent live and leaves a
+    ///   tombstone if it ends with `grpc-status: 0`. A retry then gets `ALREADY_EXISTS`.
     ///
     /// If your clients send a key with every call, select the streaming methods with
     /// [`pass_when`](Self::pass_when). Calls to these methods then pass through untouched and
@@ -108,9 +108,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// Sets how long the request of a gRPC call with a key can continue after its first message. A
-    /// call whose request continues for longer is a streaming call that cannot be guarded: it is
-    /// refused with `INVALID_ARGUMENT`, and its method does not run. The time that the first
-    /// message takes is not included. Default: 5 seconds. Range: 1 ms to 24 hours.
+    /// call whose request continues for longer than this is a streaming call, which cannot be
+    /// guarded. The call is refused with `INVALID_ARGUMENT`, and its method does not run. The time
+    /// that the first message takes is not included. Default: 5 seconds. Range: 1 ms to 24 hours.
     ///
     /// This option requires the [`grpc`](Self::grpc) profile. Without it, `build` returns an error.
     pub fn grpc_request_within(mut self, duration: Duration) -> Self {

@@ -1,5 +1,5 @@
-//! Options for requests: which requests are guarded, who sent them, and which requests are the
-//! same.
+//! Options for requests: which requests are guarded, who sent them, and which requests are treated
+//! as the same request.
 
 use std::sync::Arc;
 
@@ -76,12 +76,12 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
 
     /// Sets the secret key for computing scope tags. Default: none.
     ///
-    /// Stores keep a [tag](crate::store::ScopeTag) of the scope with each record, so that all
+    /// Stores save a [tag](crate::store::ScopeTag) of the scope with each record, so that all
     /// records of one caller can be [forgotten](crate::store::Inspect::forget_scope). Without a
-    /// secret, anyone who can read the store can guess a caller and test whether the store has
-    /// records of that caller. With a secret, they cannot. Processes that share a store need the
-    /// same secret. If you change the secret, older records can no longer be found by their scope.
-    /// They are still replayed, and they still expire.
+    /// secret, anyone who can read the store can guess a caller's scope value and test whether the
+    /// store has records of that caller. With a secret, such a test is not possible. Processes that
+    /// share a store need the same secret. If you change the secret, existing records can no longer
+    /// be found by their scope, but they are still replayed and still expire.
     ///
     /// If the secret is shorter than 16 bytes, `build` returns an error. Logs and `Debug` never
     /// show the secret.
@@ -108,8 +108,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// Sets whether the layer guards requests. Default: `true`. With `false`, every request passes
-    /// through. Use this option for a switch in your configuration if `tower::util::option_layer`
-    /// does not fit because the type of the response body differs.
+    /// through. Use this option to turn the layer on or off in your configuration if you cannot use
+    /// `tower::util::option_layer` because the types of the response bodies differ.
     pub fn enabled(mut self, enabled: bool) -> Self {
         self.config.enabled = enabled;
         self

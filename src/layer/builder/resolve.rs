@@ -1,5 +1,5 @@
-//! The profiles, and how they combine with single options: an option that was set explicitly takes
-//! precedence, whether it was set before or after the profile.
+//! The profiles, and how they combine with individual options: an option that was set explicitly
+//! takes precedence, whether it was set before or after the profile.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::request::scope::TagKey;
 use crate::request::{FingerprintSource, KeySource, ScopeSource};
 use crate::run::config::Config;
 
-/// A unary call's request ends with its first message, and so does its response. A request or
+/// In a unary call, the request and the response each end after their first message. A request or
 /// response that takes longer than this to end is treated as a stream.
 const GRPC_STREAM_AFTER: Duration = Duration::from_secs(5);
 

@@ -25,7 +25,7 @@ pub(crate) struct BodyPrint {
 
 impl BodyPrint {
     /// The length of a digest, in bytes. This length is enough: a client that found two bodies with
-    /// the same digest would only receive its own response.
+    /// the same digest would only receive its own first response for the second body.
     pub(crate) const LEN: usize = 16;
 }
 
@@ -49,8 +49,8 @@ const JSON: u8 = 4;
 
 /// Digests a body while it is streamed.
 pub(crate) struct BodyDigest {
-    /// The digest of the raw bytes. This digest is used if the body cannot be read in the intended
-    /// way.
+    /// The digest of the raw bytes. This digest is used if the body cannot be read in the way that
+    /// the source requires.
     raw: StreamDigest,
     read_as: ReadAs,
 }
@@ -151,7 +151,7 @@ mod tests {
         digest.finish()
     }
 
-    /// Stores keep these digests, so the digests of a release must never change.
+    /// These digests are stored, so the digests of a released version must never change.
     #[test]
     fn golden_body_prints() {
         let json = r#"{"b":1,"a":[2]}"#;

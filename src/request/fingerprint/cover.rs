@@ -73,8 +73,8 @@ impl FingerprintSource {
         true
     }
 
-    /// Returns the fields that are left out, or no fields if they could not be parsed. That error
-    /// was reported when the layer was built.
+    /// Returns the fields that are left out, or no fields if their pointers could not be parsed.
+    /// The parse error was already reported when the layer was built.
     pub(super) fn fields(&self) -> &[Pointer] {
         self.without.as_deref().unwrap_or_default()
     }
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(print(&again, "POST", "/", "{}"), print(&fields, "POST", "/", "{}"));
     }
 
-    /// Stores keep fingerprints, so the fingerprints of a release must never change.
+    /// Fingerprints are stored, so the fingerprints of a released version must never change.
     #[test]
     fn golden_fingerprints() {
         let body = r#"{"b":1,"a":[2]}"#;
@@ -344,8 +344,8 @@ mod tests {
     }
 
     /// For content of 4 KiB or more, the digest differs from the digest in earlier releases, and so
-    /// does the rule. A request with a fingerprint from an earlier release is treated as the same
-    /// request, and is replayed.
+    /// does the rule. If the stored fingerprint is from an earlier release, a new request is
+    /// therefore treated as the same request, and gets a replay.
     #[test]
     fn contract_5_9_fingerprints_of_the_older_rule_do_not_conflict() {
         let now = print(&FingerprintSource::request(), "POST", "/a?x=1", r#"{"b":1,"a":[2]}"#);

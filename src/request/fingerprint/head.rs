@@ -130,7 +130,7 @@ mod tests {
         }
     }
 
-    /// Stores keep fingerprints, so the fingerprints of a release must never change.
+    /// Fingerprints are stored, so the fingerprints of a released version must never change.
     #[test]
     fn golden_heads() {
         let of = |source: FingerprintSource| source.of_streamed(&head("POST", "/a?x=1"), 100).fingerprint;

@@ -24,8 +24,8 @@ pub use source::FingerprintSource;
 /// | 0 and 1 | the rule: the [`FingerprintSource`], its parameters and its version; the first bit is set if the body is streamed |
 /// | 2 to 15 | 112 bits of a SHA-256 digest of the parts that the rule covers; zeros if the rule covers nothing |
 ///
-/// If a request's body is streamed, its fingerprint covers the head. Once the body has ended, the
-/// record contains a digest of the parts of the body that the rule covers.
+/// If a request's body is streamed, the request's fingerprint covers the head. Once the body has
+/// ended, the record contains a digest of the parts of the body that the rule covers.
 ///
 /// Two fingerprints can be compared only if they were made by the same rule
 /// ([`is_same_rule`](Self::is_same_rule)). After a deploy that changed the rule, the stored
@@ -33,8 +33,8 @@ pub use source::FingerprintSource;
 /// the requests differ.
 ///
 /// A client that found two requests with the same fingerprint would only receive its own first
-/// response for the second request. Half a SHA-256 digest is therefore enough. Slots separate
-/// tenants, so a slot is the whole digest.
+/// response for the second request. Half a SHA-256 digest is therefore enough. By contrast, slots
+/// separate tenants, so a slot is a whole digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; Fingerprint::LEN]);
 
@@ -45,13 +45,13 @@ impl Fingerprint {
     /// The number of leading bytes that identify the rule.
     const RULE: usize = 2;
 
-    /// Creates a fingerprint from the bytes that a store kept.
+    /// Creates a fingerprint from the bytes that a store saved.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes that a store keeps.
+    /// The bytes that a store saves.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
@@ -107,8 +107,8 @@ impl Fingerprint {
 
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Guesses of a short body could be tested against its whole digest. A few bytes are enough
-        // to compare by eye.
+        // The whole digest is not shown, because guesses of a short body could be tested against
+        // it. A few bytes are enough to compare fingerprints by eye.
         let [source, rule, first, second, ..] = self.0;
         write!(f, "Fingerprint({source:02x}{rule:02x}:{first:02x}{second:02x}..)")
     }

@@ -103,13 +103,13 @@ async fn content_of(part: &mut Field<'_>) -> Option<Bytes> {
     part.chunk().await.ok()?.is_none().then_some(content)
 }
 
-/// Returns the rest of the body after a part, or `None` if the parser has skipped text, because the
-/// digest would not cover that text.
+/// Returns the rest of the body after a part, or `None` if the parser has skipped text. The digest
+/// would not cover the skipped text.
 fn after_part<'b>(rest: &'b [u8], boundary: &str, headers: &HeaderMap, content: &[u8]) -> Option<&'b [u8]> {
     let rest = rest.strip_prefix(b"--")?.strip_prefix(boundary.as_bytes())?;
     let rest = rest.strip_prefix(b"\r\n")?;
     let end = rest.windows(4).position(|four| four == b"\r\n\r\n")?;
-    // If a header appears twice, the parser shows only its last line.
+    // If a header appears twice, the parser returns only its last line.
     if rest[..end].split(|byte| *byte == b'\n').count() != headers.len() {
         return None;
     }
@@ -123,8 +123,8 @@ fn is_end(rest: &[u8], boundary: &str) -> bool {
     matches!(end, Some(b"--" | b"--\r\n"))
 }
 
-/// Returns the name in a `Content-Disposition`, if the name is in the place where every client puts
-/// the name. A part whose name is in a different place is not left out.
+/// Returns the name in a `Content-Disposition`, if the name is where every client puts it. A part
+/// whose name is in a different place is not left out.
 pub(super) fn name_in(disposition: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(disposition).ok()?;
     let text = text.trim_start().strip_prefix("form-data")?.trim_start();
@@ -298,7 +298,8 @@ mod tests {
         assert_eq!(digest("b", &parts(MAX_PARTS + 1)), None);
         let huge = format!("X: {}", "y".repeat(1_000_000));
         assert!(digest("b", &form("b", &[(&[NAME, &huge], "1")])).is_some());
-        // Patterns that look like the beginning of a delimiter, repeated without an end.
+        // Patterns that look like the beginning of a delimiter, repeated many times and never
+        // completed.
         for pattern in [
             "--b",
             "\r\n--b",

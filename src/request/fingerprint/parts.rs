@@ -275,9 +275,9 @@ impl Parts {
         self.at = At::AfterDelimiter { first: None };
     }
 
-    /// Writes the tag and the length of a field. They follow the field, because its length is not
-    /// known earlier. Two different lists of fields never give the same bytes, because the bytes
-    /// can be parsed from the end.
+    /// Writes the tag and the length of a field. The tag and the length follow the field's content,
+    /// because the length is not known until the content ends. Two different lists of fields never
+    /// produce the same bytes, because the bytes can be parsed from the end.
     fn end_field(&mut self, tag: u8, length: u64) {
         self.digest.update(&[tag]);
         self.digest.update(&length.to_le_bytes());
@@ -448,7 +448,7 @@ mod tests {
         assert_eq!(distinct.len(), digests.len());
     }
 
-    /// Stores keep these digests, so they must never change.
+    /// These digests are stored, so they must never change.
     #[test]
     fn golden_parts() {
         let golden = "93fcf960d8300d87c9725e39ea5dd127";

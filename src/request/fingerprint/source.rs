@@ -17,11 +17,11 @@ pub(super) type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Vec<u8>, BoxError> + S
 /// The parts of a request that must be equal for two requests with the same key to be treated as
 /// the same request. The default is [`request`](Self::request).
 ///
-/// Only a closure can cover headers, because signatures and traces change with each attempt. A
-/// `multipart/form-data` body is compared by its parts (name, file name, content type, content).
-/// Its boundary is not compared, because clients generate a new boundary for each attempt. If a
-/// body cannot be read in the way that the source requires, the whole body is compared byte for
-/// byte. A malformed value is never treated as absent.
+/// The built-in sources do not cover headers, because signatures and trace headers change with each
+/// attempt. To cover headers, use a closure. A `multipart/form-data` body is compared by its parts
+/// (name, file name, content type, content). Its boundary is not compared, because clients generate
+/// a new boundary for each attempt. If a body cannot be read in the way that the source requires,
+/// the whole body is compared byte for byte. A malformed value is never treated as absent.
 ///
 /// After a deploy that changed the source, the stored fingerprints cannot be compared with those of
 /// new requests ([`Fingerprint::is_same_rule`]). A retry is then replayed, and never reported as a
@@ -100,8 +100,8 @@ impl FingerprintSource {
         Self::new(Covers::JsonFields(parsed.map(Into::into)))
     }
 
-    /// Covers only the body. A request with the same key and body on a different path is the same
-    /// request.
+    /// Covers only the body. A request with the same key and body on a different path is treated as
+    /// the same request.
     #[must_use]
     pub fn body() -> Self {
         Self::new(Covers::Body)
@@ -160,7 +160,7 @@ impl FingerprintSource {
     }
 
     /// Covers nothing. Only the key is compared, and no request is refused with `key-reused`. Use
-    /// this source for webhooks, whose sender may change a timestamp in the body of a later
+    /// this source for webhooks, whose sender may change a timestamp in the body when it repeats a
     /// delivery.
     #[must_use]
     pub fn none() -> Self {
@@ -179,9 +179,9 @@ impl FingerprintSource {
     /// | `multipart/form-data` | every part named `csrf` | part by part, in order |
     ///
     /// [`canonical_json`](Self::canonical_json) also reads JSON in a body with any other
-    /// `Content-Type`. The comparison also ignores whether a field is present. A pointer with
-    /// several steps does not name any field in a form. Any other body, and any body that cannot be
-    /// read, is compared in full.
+    /// `Content-Type`. The comparison also ignores whether a field that is left out is present at
+    /// all. A pointer with several steps does not name any field in a form. Any other body, and any
+    /// body that cannot be read, is compared in full.
     ///
     /// An empty list, a text that is not a JSON pointer, or a different source is an error when the
     /// layer is built.
@@ -268,8 +268,8 @@ impl fmt::Debug for FingerprintSource {
 }
 
 /// Returns the tag of a rule: four bits for the source, so that no two sources are confused, and
-/// twelve bits of a digest of its parameters. Stored fingerprints depend on this tag. If the parts
-/// that a source covers change, the source needs a new domain, here and for the fingerprint.
+/// twelve bits of a digest of its parameters. Stored fingerprints depend on this tag. If you change
+/// the parts that a source covers, use a new domain, both here and for the fingerprint's digest.
 fn rule(covers: &Covers, without: &Result<Arc<[Pointer]>, ConfigError>) -> [u8; Fingerprint::RULE] {
     let (source, counting) = match covers {
         Covers::Request => (1, None),

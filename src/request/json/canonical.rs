@@ -20,8 +20,8 @@ const MAX_DEPTH: usize = 64;
 /// not Unicode, contains an object in which a member appears more than once, or is nested deeper
 /// than [`MAX_DEPTH`].
 ///
-/// Each byte is read twice, once to check the grammar and once to write it. Each byte is moved at
-/// most once more, however deeply it is nested.
+/// Each byte is read twice, once to check the grammar and once to write the byte. After that, each
+/// byte is moved at most once, however deeply it is nested.
 pub(crate) fn canonical(body: &[u8], without: &[Pointer]) -> Option<Vec<u8>> {
     // This call checks the grammar and the UTF-8 encoding without recursion, so the code below can
     // assume that the text is JSON.
@@ -383,7 +383,7 @@ mod tests {
             assert_eq!(canon(text), None, "{text}");
         }
         assert_eq!(canonical(b"\"\xff\"", &[]), None);
-        // A value that is left out must be readable as well.
+        // A value that is left out must have a canonical form as well.
         assert_eq!(canon_without(&["/a"], r#"{"a":"\ud800"}"#), None);
         assert_eq!(canon_without(&["/a"], r#"{"a":1,"a":2}"#), None);
     }

@@ -173,7 +173,8 @@ impl KeyRules {
 
 /// Returns whether a key with these bytes needs no quotes.
 fn is_bare(bytes: &[u8]) -> bool {
-    // Every byte is checked, so that the compiler can check many bytes at once.
+    // This loop does not stop at the first invalid byte, so that the compiler can check many bytes
+    // in one step.
     bytes.iter().fold(true, |all, byte| {
         all & byte.is_ascii_graphic() & (*byte != b',') & (*byte != b'"')
     })

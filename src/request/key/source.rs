@@ -145,8 +145,8 @@ impl KeySource {
     /// Reads the key from the value at a JSON pointer (RFC 6901) into the body: the text of a
     /// string, or the digits of an integer.
     ///
-    /// The layer buffers the body of every request with a guarded method to look for the key, up to
-    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). If the body is
+    /// To look for the key, the layer buffers the body of every request with a guarded method, up
+    /// to [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). If the body is
     /// empty, or if it contains no value at the pointer, the key is missing. The request is refused
     /// with the `400` problem `invalid-key` if the body is not JSON, has a `Content-Encoding`, or
     /// contains a member on the path to the key more than once. A text that is not a JSON pointer
@@ -189,7 +189,7 @@ impl KeySource {
     /// Uses the key that the closure finds in the head and the buffered body. If the closure
     /// returns `None`, the key is missing.
     ///
-    /// The layer buffers the body of every request with a guarded method for the closure, up to
+    /// For the closure, the layer buffers the body of every request with a guarded method, up to
     /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body).
     /// [`from_head`](Self::from_head) does not buffer the body. The error's text becomes the
     /// `detail` of the `400` problem `invalid-key`. A panic in the closure propagates to the outer

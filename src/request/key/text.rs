@@ -117,7 +117,7 @@ fn is_nil_or_max(text: &str) -> bool {
     let [digit @ (b'0' | b'f' | b'F'), ..] = text.as_bytes() else {
         return false;
     };
-    // Most keys differ at the second byte, so only the remaining keys are parsed.
+    // Most keys already differ from both UUIDs at the second byte, so few keys are parsed.
     text.bytes()
         .all(|byte| byte == b'-' || byte.eq_ignore_ascii_case(digit))
         && uuid::Uuid::try_parse(text).is_ok()

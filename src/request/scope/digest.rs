@@ -71,7 +71,8 @@ impl ScopeDigest {
 
     pub(super) fn field(&mut self, tag: u8, bytes: &[u8]) {
         self.digest.field(tag, bytes);
-        // The length and the tag are in one word, in the byte order that all processes share.
+        // The length and the tag are in one word, in a byte order that is the same in all
+        // processes.
         let head = (bytes.len() as u64) << 8 | u64::from(tag);
         self.tag.write(&head.to_le_bytes());
         self.tag.write(bytes);

@@ -1,4 +1,4 @@
-//! The fields that a source finds in a request, and the signs that the result is doubtful.
+//! The fields that a source finds in a request, and signs that the scope may be unsuitable.
 
 use std::borrow::Cow;
 
@@ -101,7 +101,7 @@ impl Source {
     }
 }
 
-/// Returns a header's value in the spelling that is compared.
+/// Returns a header's value in the spelling that is used for comparisons.
 fn comparable<'v>(name: &HeaderName, value: &'v [u8]) -> Cow<'v, [u8]> {
     match *name == header::AUTHORIZATION {
         true => authorization::with_scheme_in_one_case(value),

@@ -76,7 +76,7 @@ impl ScopeRules {
             digest.begin(source, sources.len());
             source.write(parts, &mut digest, &mut doubts)?;
         }
-        // A missing `Authorization` does not matter if the application found an identity.
+        // A missing `Authorization` header does not matter if the application found an identity.
         if doubts.overlooks_cookie {
             let is_identity = |source: &Source| matches!(source, Source::Extension(..) | Source::Head(_));
             doubts.overlooks_cookie = !sources.iter().any(is_identity);
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn golden_slots() {
-        // Stores keep operations under these names.
+        // Stores save operations under these names.
         let hex = |source: &ScopeSource, headers: &[(&str, &str)]| slot(source, headers, "k").to_hex();
         let by_header = hex(&ScopeSource::default(), &[("authorization", "Bearer a")]);
         assert_eq!(
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn golden_tags() {
-        // Stores keep these tags, and other processes look for them.
+        // Stores save these tags, and other processes look for the same tags.
         let tag = |source: &ScopeSource, headers: &[(&str, &str)], secret: Option<&[u8]>| {
             let rules = ScopeRules {
                 tag_key: secret.map_or_else(TagKey::default, |secret| TagKey::of_secret(secret).unwrap()),

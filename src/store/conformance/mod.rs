@@ -28,7 +28,7 @@
 //! If the store breaks a rule, the suite panics. The message names the rule and the step, and shows
 //! the expected result and the store's result. To run each rule as a separate test, use [`checks`].
 //!
-//! **Slots.** Each check draws random slots and tokens. The store therefore does not need to be
+//! **Slots.** Each check generates random slots and tokens. The store therefore does not need to be
 //! empty, and several checks, or several runs, can share one store. The suite does not clean up. It
 //! leaves a few hundred small entries and a record of one megabyte. The store removes them within
 //! hours, like any other entries. The two records from `very_long_times_do_not_overflow` remain

@@ -1,4 +1,4 @@
-//! Checks of `changed`, by which waiting requests notice an outcome.
+//! Checks of `changed`, through which waiting requests notice an outcome.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,14 +12,14 @@ pub enum WhenFull {
     /// if its client retries after the eviction.** [`MemoryStats::evicted`] counts evictions; set
     /// an alert on this count. Running claims are never evicted.
     ///
-    /// A tenant that sends a flood of keys does not evict a smaller tenant's records: a scope that
-    /// uses less than half of an equal share loses no records. An equal share is the total size of
-    /// all records, divided by the number of scopes that have records.
+    /// A flood of keys from one tenant does not evict a smaller tenant's records: a scope that uses
+    /// less than half of an equal share loses no records. An equal share is the total size of all
+    /// records, divided by the number of scopes that have records.
     #[default]
     EvictNearestExpiry,
     /// Refuses new keys with a `503` problem `store-unavailable` until records have expired.
     /// Requests with known keys still get a response. Operations that are running when the store
-    /// reaches its budget are still recorded, so their records can exceed the budget.
+    /// reaches its budget are still recorded, so their records can take the store over its budget.
     RefuseNew,
 }
 
@@ -31,7 +31,8 @@ pub struct MemoryStats {
     pub entries: usize,
     /// The heap bytes that claims and records use, including the store's bookkeeping for them.
     pub bytes: usize,
-    /// The number of records evicted before they expired, since the store was created.
+    /// The number of records that were evicted before they expired, counted since the store was
+    /// created.
     pub evicted: u64,
 }
 
@@ -80,8 +81,8 @@ impl Budget {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Counts a change in size from `before` to `after` bytes. The change is a single step, so no
-    /// other call sees a total that includes neither size.
+    /// Counts a change in size from `before` to `after` bytes. The total changes in a single step,
+    /// so no other call sees a total that includes neither size.
     pub(super) fn change(&self, before: usize, after: usize) {
         self.bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
@@ -89,8 +90,8 @@ impl Budget {
     /// Counts a record that was evicted before it expired.
     pub(super) fn evicted(&self) {
         let evicted = self.evicted.fetch_add(1, Ordering::Relaxed) + 1;
-        // Logged at 1, 2, 4, 8 and so on, so the first eviction is logged at once and the log is
-        // never flooded.
+        // Logged at counts of 1, 2, 4, 8 and so on, so that the first eviction is logged
+        // immediately and the log is never flooded.
         if evicted.is_power_of_two() {
             tracing::warn!(
                 target: "tower_idempotency",

@@ -39,7 +39,7 @@ impl Slots {
                 break Some(std::mem::replace(entry, Entry::claim(begin, scope, number, now)));
             }
             match room {
-                // Make room only for a new key, and without holding its shard's lock.
+                // Make room only if the key is new, and not while holding the lock on its shard.
                 Room::Unknown => {
                     drop(place);
                     room = self.make_room(CLAIM, now);
@@ -51,8 +51,8 @@ impl Slots {
                     ));
                 }
                 Room::Enough => {
-                    // The entry is counted before it is visible, so that no other call subtracts
-                    // the entry before it is counted.
+                    // The entry's bytes are counted before the entry becomes visible, so that no
+                    // other call can subtract the bytes before they are counted.
                     self.budget.enter(CLAIM);
                     let number = self.with_ledger(|ledger| {
                         due.take(ledger, now);
@@ -85,7 +85,7 @@ impl Slots {
             if !lease.is_zero() {
                 return Held::Yes;
             }
-            // The claim lapses at once. A waiting request can take over the claim, but it is
+            // The claim lapses immediately. A waiting request can take over the claim, but it is
             // possible that no request ever does.
             let look_at = running.lease_until.after(running.memory);
             running.extra.look_at = look_at;

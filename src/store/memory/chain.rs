@@ -5,8 +5,9 @@ use crate::request::Slot;
 
 /// The entries of all slots with the same hash, in insertion order. A chain is never empty.
 ///
-/// A chain usually has one entry: among a million slots, only a few hundred pairs have the same
-/// hash. A chain is one pointer wide, so that the map's table, which is partly unused, stays small.
+/// A chain usually has one entry: among a million slots, only about a hundred pairs have the same
+/// hash. A chain is only one pointer wide, so the map's table stays small even though part of the
+/// table is unused.
 pub(super) struct Chain(Box<Link>);
 
 struct Link {

@@ -29,7 +29,7 @@ pub(super) struct Entry {
     pub(super) number: u32,
 }
 
-/// The data that the store keeps with a claim.
+/// The data that is stored with a claim.
 pub(super) struct Hold {
     /// The time at which a write checks whether the claim is forgotten.
     pub(super) look_at: Millis,

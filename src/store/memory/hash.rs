@@ -36,13 +36,13 @@ impl SlotHasher {
     }
 }
 
-/// A slot's hash. The hash identifies an entry in the map, and it is the only part of a slot that
-/// the ledger keeps. Two slots can have the same hash.
+/// A slot's hash. The hash locates an entry in the map. The ledger stores only the hash, not the
+/// slot. Different slots can have the same hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SlotHash(u32);
 
-/// The hash of a scope's tag. The hash has 64 bits to make collisions very unlikely: two scopes with
-/// the same hash would be forgotten together.
+/// The hash of a scope's tag. The hash has 64 bits to make collisions very unlikely: two scopes
+/// with the same hash would be forgotten together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ScopeHash(u64);
 
@@ -53,7 +53,7 @@ impl ScopeHash {
 }
 
 /// Identifies the scope whose share of the space an entry uses. This value is half of a
-/// [`ScopeHash`]. Scopes with the same half have a common share.
+/// [`ScopeHash`], so scopes with the same half are counted as one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ShareOf(pub(super) u32);
 
@@ -98,7 +98,7 @@ mod tests {
         };
         let state = std::hash::BuildHasherDefault::<Spread>::default();
         let spread = |n| state.hash_one(hash(n));
-        // The same as in `DashMap` with 128 shards.
+        // The same computation as in `DashMap` with 128 shards.
         let shard = |spread: &u64| spread >> 50 & 127;
         let shards: HashSet<_> = (0..10_000).map(|n| shard(&spread(n))).collect();
         assert_eq!(shards.len(), 128);

@@ -3,14 +3,14 @@
 //!
 //! The ledger contains one line for each record and each claim, in chronological order. When a
 //! record or claim is removed for any reason, its line is removed too, so the ledger always matches
-//! the store's contents. Lines are in B-trees: no step moves more than a few nodes, and empty nodes
-//! are freed.
+//! the store's contents. The lines are stored in B-trees, so no step moves more than a few nodes,
+//! and empty nodes are freed.
 //!
-//! Eviction removes the record that is next to expire among the scopes that use more than half of
-//! an equal share. Earlier lines that belong to other scopes are set aside, in order, and checked
-//! again when the remaining lines are used up. The scopes above half of an equal share have at
-//! least half of all bytes. There is therefore always a record to evict, and lines stay set aside
-//! until at least half of all bytes are gone.
+//! Eviction considers only scopes that use more than half of an equal share, and removes the record
+//! in these scopes that is next to expire. Earlier lines that belong to other scopes are set aside,
+//! in order, and checked again when no other lines remain. Together, the scopes that use more than
+//! half of an equal share have at least half of all bytes. A record to evict therefore always
+//! exists, and lines stay set aside until at least half of all bytes have been removed.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
@@ -18,8 +18,8 @@ use std::collections::{BTreeMap, BTreeSet, btree_map};
 use super::hash::{ShareOf, SlotHash};
 use crate::store::Millis;
 
-/// The maximum number of lines that one eviction step may set aside before it unlocks the ledger, so
-/// that other calls can use the ledger.
+/// The maximum number of lines that one eviction step sets aside. The step then unlocks the ledger,
+/// so that other calls can use the ledger.
 const SET_ASIDE: usize = 64;
 
 #[derive(Default)]
@@ -41,7 +41,7 @@ pub(super) struct Ledger {
 const TICK_BITS: u32 = 10;
 
 /// Returns the tick that a time falls into. The last tick, which comes in 139 years, represents all
-/// later ones.
+/// later times.
 fn tick(at: Millis) -> u32 {
     u32::try_from(at.0 >> TICK_BITS).unwrap_or(u32::MAX)
 }
@@ -96,9 +96,9 @@ impl Eq for Line {}
 /// The record to evict, if any.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Evictable {
-    /// This record.
+    /// Evict the record that belongs to this line.
     Record(Line),
-    /// A record to evict may exist but has not been found yet, so call again.
+    /// No record to evict has been found yet, but such a record may exist. Call the method again.
     NotYetFound,
     Nothing,
 }
@@ -134,8 +134,8 @@ impl Takings {
         }
     }
 
-    /// Returns whether a scope uses more than half of an equal share. At least one scope always
-    /// does: the one that uses the most.
+    /// Returns whether a scope uses more than half of an equal share. The scope that uses the most
+    /// bytes always does.
     fn are_a_share(&self, scope: ShareOf) -> bool {
         let taken = self.scopes.get(&scope).copied().unwrap_or_default();
         taken.saturating_mul(2).saturating_mul(self.scopes.len() as u64) > self.total
@@ -189,8 +189,8 @@ impl Ledger {
         pop_before(&mut self.set_aside, end).or_else(|| pop_before(&mut self.expiring, end))
     }
 
-    /// Removes and returns the line for the record that is next to expire, among the scopes that
-    /// use more than half of an equal share of the space that all records use.
+    /// Removes and returns the line for the record that is next to expire. Considers only scopes
+    /// that use more than half of an equal share of the space that all records use.
     pub(super) fn pop_evictable(&mut self) -> Evictable {
         for _ in 0..SET_ASIDE {
             let Some(line) = self.expiring.pop_first() else {

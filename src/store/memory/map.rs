@@ -1,8 +1,8 @@
 //! The map of the slots that are not vacant: a [`DashMap`] keyed by the slot's hash.
 //!
-//! A shard's table takes only sixteen bytes for each entry, because the entries themselves are on the
-//! heap. The table, which doubles in size and is partly unused, is therefore small. Growing a table moves hashes and
-//! pointers without reading entries.
+//! A shard's table takes only sixteen bytes for each entry, because the entries themselves are on
+//! the heap. A table doubles when it grows, so part of it is unused, but the table stays small.
+//! Growing a table moves hashes and pointers without reading entries.
 
 use std::hash::{BuildHasher, BuildHasherDefault};
 
@@ -14,9 +14,10 @@ use super::entry::Entry;
 use super::hash::{ScopeHash, SlotHash, SlotHasher, Spread};
 use crate::request::{ScopeTag, Slot};
 
-/// The number of lock shards in the map. The map has many shards, because doubling a shard's table
-/// moves the table under the shard's lock. With ten million keys, a table contains eighty thousand
-/// places of sixteen bytes, and moving it takes less than a millisecond.
+/// The number of lock shards in the map. The map has many shards to keep each shard's table small,
+/// because doubling a table moves it under the shard's lock. With ten million keys, a table
+/// contains eighty thousand places of sixteen bytes, and moving the table takes less than a
+/// millisecond.
 const SHARDS: usize = 128;
 /// The number of buckets that a table always keeps, so that adding and removing a single key does
 /// not move the table. This is also the initial number of buckets.
@@ -31,7 +32,8 @@ pub(super) struct Map {
 pub(super) struct Place<'a>(dashmap::Entry<'a, SlotHash, Chain>);
 
 impl Place<'_> {
-    /// Returns the given slot's entry. This place must have been found by the slot's hash.
+    /// Returns the given slot's entry. The caller must have located this place with the slot's
+    /// hash.
     pub(super) fn find(&mut self, slot: &Slot) -> Option<&mut Entry> {
         match &mut self.0 {
             dashmap::Entry::Occupied(chain) => chain.get_mut().find_mut(slot),
@@ -69,12 +71,12 @@ impl Map {
         Place(self.chains.entry(hash))
     }
 
-    /// Returns the given slot's entry. Its shard is locked for writers.
+    /// Returns the given slot's entry, and locks the entry's shard for reading.
     pub(super) fn get(&self, hash: SlotHash, slot: &Slot) -> Option<MappedRef<'_, SlotHash, Chain, Entry>> {
         self.chains.get(&hash)?.try_map(|chain| chain.find(slot)).ok()
     }
 
-    /// Returns the given slot's entry. Its shard is locked.
+    /// Returns the given slot's entry, and locks the entry's shard for writing.
     pub(super) fn get_mut(&self, hash: SlotHash, slot: &Slot) -> Option<MappedRefMut<'_, SlotHash, Chain, Entry>> {
         self.chains.get_mut(&hash)?.try_map(|chain| chain.find_mut(slot)).ok()
     }
@@ -82,8 +84,8 @@ impl Map {
     /// Removes and returns the first entry for which the condition is true, among the entries whose
     /// slots have the given hash.
     ///
-    /// The condition runs under the shard's lock. The condition also makes the changes that must be
-    /// atomic with the change to the map.
+    /// The condition runs under the shard's lock, and also makes the changes that must be atomic
+    /// with the change to the map.
     pub(super) fn take_if(&self, hash: SlotHash, condition: impl FnMut(&mut Entry) -> bool) -> Option<Entry> {
         let mut taken = None;
         let chain = self
@@ -106,13 +108,14 @@ impl Map {
     /// Shrinks the table in the hash's shard if the table is far larger than its entries need.
     ///
     /// `DashMap::shrink_to_fit` would move all shards. This method moves only one shard's table,
-    /// and only if less than a third of the table is used. Since the table was last moved, at least
-    /// as many entries were therefore removed, or places used up, as are moved now.
+    /// and only if less than a third of the table is used. The cost is therefore amortized: since
+    /// the table was last moved, at least as many entries were removed, or places used up, as are
+    /// moved now.
     fn give_back(&self, hash: SlotHash) {
         let mut table = self.chains.shards()[self.chains.determine_map(&hash)].write();
         let (len, buckets) = (table.len(), table.buckets());
-        // Below 7/16, the table can be halved. The limit is lower, at a third, so that the table
-        // does not alternate between halving and doubling.
+        // A table that is less than 7/16 full can be halved. The limit used here is lower, at a
+        // third, so that the table does not alternate between halving and doubling.
         if buckets > KEPT_BUCKETS && len < buckets / 3 {
             table.shrink_to(len.max(1), |(hash, _)| self.chains.hasher().hash_one(hash));
         }
@@ -132,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    /// Every three of these slots have the same hash, whatever the seed, because the hash depends
+    /// Each group of three slots has the same hash, whatever the seed, because the hash depends
     /// only on a slot's first half.
     fn slot(n: u64) -> Slot {
         let mut bytes = [0; Slot::LEN];

@@ -51,7 +51,8 @@ impl Slots {
         result
     }
 
-    /// Removes a slot's occupant and its ledger line early, if `is_meant` selects the occupant.
+    /// Removes a slot's occupant and its ledger line before they are due, if `is_meant` selects the
+    /// occupant.
     pub(super) fn vacate(&self, slot: &Slot, mut is_meant: impl FnMut(&mut Entry) -> bool) -> Option<Occupant<Hold>> {
         let hash = self.map.hash(slot);
         let entry = self.map.take_if(hash, |entry| {

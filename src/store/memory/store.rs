@@ -12,7 +12,7 @@ use crate::store::{
     Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, Record, ScopeTag, Slot, Store, StoreError, Token,
 };
 
-/// The smallest useful budget: a few hundred claims.
+/// The smallest useful budget, which is enough for a few hundred claims.
 const MIN_BUDGET: usize = 64 * 1024;
 const DEFAULT_BUDGET: usize = 256 * 1024 * 1024;
 

@@ -12,9 +12,9 @@ use crate::store::{Millis, Record};
 /// The maximum number of expired records that one write sweeps. The limit is more than one, so that
 /// sweeping keeps up with the writes.
 const SWEEP: usize = 8;
-/// The maximum number of records that one write evicts, which limits its work. This limit is more
-/// than a write can need, unless one large record replaces many small records. In that case, the
-/// next writes continue the eviction.
+/// The maximum number of records that one write evicts. The limit bounds the work of a single
+/// write. A write never needs to evict this many records, unless one large record replaces many
+/// small records. In that case, the next writes continue the eviction.
 const EVICT: usize = 512;
 
 /// Whether there is room for a new key.
@@ -25,8 +25,8 @@ pub(super) enum Room {
     None,
 }
 
-/// The entries that a write has to sweep. Their lines are already removed from the ledger. The
-/// entries themselves are removed when no lock is held.
+/// The entries that a write has to sweep. Their lines have already been removed from the ledger.
+/// The entries themselves are removed when no lock is held.
 #[derive(Default)]
 pub(super) struct Due {
     records: SmallVec<[Line; SWEEP]>,
@@ -85,8 +85,8 @@ impl Slots {
         });
     }
 
-    /// Removes a claim that is now forgotten because its holder died. Any other claim is checked
-    /// again at the time when it would be forgotten.
+    /// Removes a claim that is now forgotten because its holder died. A claim that is not forgotten
+    /// yet is checked again at the time when it would be forgotten.
     fn sweep_claim(&self, of: Line, now: Millis) {
         let lapsed = self.map.take_if(of.hash, |entry| {
             if entry.line(of.hash) != of {
@@ -132,13 +132,14 @@ impl Slots {
             match next {
                 Evictable::Record(line) => self.evict(line, now),
                 Evictable::NotYetFound => {}
-                // Only removing claims can make room now, and the next writes check the claims.
+                // No record can be removed now. Only removing claims can make room, and the next
+                // writes check the claims.
                 Evictable::Nothing if !self.budget.is_over(needed) => return Room::Enough,
                 Evictable::Nothing => return Room::None,
             }
         }
-        // The store is far over its budget, for example after a large record. The next writes
-        // continue to make room.
+        // The store is far over its budget, for example after a large record was stored. The next
+        // writes continue to make room.
         match self.budget.when_full {
             WhenFull::EvictNearestExpiry => Room::Enough,
             WhenFull::RefuseNew if self.budget.is_over(needed) => Room::None,

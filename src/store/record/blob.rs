@@ -52,7 +52,7 @@ impl Blob {
         self.front().len() + self.body().len()
     }
 
-    /// Returns the same body behind a different front.
+    /// Returns a blob with the same body and a different front.
     pub(super) fn with_front(&self, front: Vec<u8>) -> Self {
         match &self.0 {
             Held::Whole(_) => front.into(),

@@ -1,5 +1,5 @@
 //! A record's data about its request's body, if the body was streamed. The end of a streamed body
-//! arrives long after the key is claimed, so the claim's fingerprint cannot cover it.
+//! arrives long after the key is claimed, so the claim's fingerprint cannot cover the body.
 
 use smallvec::SmallVec;
 
@@ -57,7 +57,7 @@ impl Record {
         self.0.front().get(1).is_some_and(|kind| kind & WITH_BODY != 0)
     }
 
-    /// Returns the length in bytes of the data about the body, which follows the head.
+    /// Returns the length, in bytes, of the data about the body. This data follows the head.
     pub(super) fn body_section(&self) -> Result<usize, StoreError> {
         if !self.knows_body() {
             return Ok(0);

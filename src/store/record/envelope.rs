@@ -1,4 +1,4 @@
-//! Sealed records. A sealed record is an envelope that contains an inner record, fully encrypted.
+//! Sealed records. A sealed record is an envelope that contains a fully encrypted inner record.
 
 use std::borrow::Cow;
 

@@ -5,8 +5,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Header names that take one byte. The order is part of the format, so only append to this list,
-/// and keep it at most 127 names long.
+/// Header names that are encoded as one byte. The order is part of the format, so add new names
+/// only at the end. The list can have at most 127 names.
 static NAMES: [HeaderName; 16] = [
     header::CONTENT_TYPE,
     header::LOCATION,
@@ -26,7 +26,8 @@ static NAMES: [HeaderName; 16] = [
     HeaderName::from_static("traceparent"),
 ];
 
-/// Name and value pairs that take one byte: 128 plus the position. Only append to this list.
+/// Name and value pairs that are encoded as one byte, which is 128 plus the pair's position. Add
+/// new pairs only at the end.
 static PAIRS: [(HeaderName, &str); 4] = [
     (header::CONTENT_TYPE, "application/json"),
     (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
@@ -113,8 +114,9 @@ impl Reader {
     pub(super) fn headers(&mut self) -> Result<HeaderMap, StoreError> {
         let invalid = || corrupt("the stored record has an invalid header");
         let count = self.number()?;
-        // Each header takes at least one byte, so a wrong count cannot allocate much memory. The
-        // capacity includes two headers that are added later: the replay marker and the length.
+        // Each header takes at least one byte, so a wrong count cannot cause a large allocation.
+        // The capacity includes room for two headers that are added later: the replay marker and
+        // the length.
         if count > self.blob.len() - self.at {
             return Err(cut());
         }

@@ -17,7 +17,7 @@
 //! `Content-Length` is stored as a flag. The header is computed again for a replay, so it is
 //! correct whatever the handler sent.
 //!
-//! A sealed record contains an inner record, fully encrypted. The sealed record's status is 0. Its
+//! A sealed record contains a fully encrypted inner record. The sealed record's status is 0. Its
 //! fingerprint is not encrypted, because stores compare fingerprints. See `store::sealed` for the
 //! data that the ciphertext is bound to.
 
@@ -70,7 +70,7 @@ const CIPHERTEXT_AT: usize = HEAD + KEY_ID + NONCE;
 /// The length of the checksum at the end of the stored form, in bytes.
 const CHECKSUM: usize = 8;
 
-/// An operation's outcome, in the form in which stores keep it. Cloning is cheap because the bytes
+/// An operation's outcome, in the form in which stores save it. Cloning is cheap because the bytes
 /// are shared.
 ///
 /// A store treats a record as opaque. The store writes the record with [`to_bytes`](Self::to_bytes)
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn contract_5_1_a_header_of_very_many_lines_comes_back() {
-        // More lines than a map has room for names.
+        // More lines than a map can have names.
         let mut headers = HeaderMap::new();
         for _ in 0..40_000 {
             headers.append(header::LINK, HeaderValue::from_static("a"));
@@ -336,7 +336,8 @@ mod tests {
     }
 
     /// Every later release must be able to read records from this release. If this test fails, the
-    /// format changed: give the new format a new version number and keep reading the old format.
+    /// format has changed. Give the new format a new version number, and keep the code that reads
+    /// the old format.
     #[test]
     fn golden_bytes_of_version_1() {
         let golden = [

@@ -29,7 +29,7 @@ impl Record {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BUFFER.with_borrow_mut(|out| {
-            // The buffer is empty unless encoding the last record ended in a panic.
+            // The buffer is already empty, unless the encoding of the last record panicked.
             out.clear();
             put_head(out, RESPONSE, status.as_u16(), fingerprint);
             let mut flags = 0;
@@ -87,8 +87,8 @@ impl Record {
         Self::response(fingerprint, status, headers, |_| false, response.body(), None)
     }
 
-    /// Creates a tombstone for an operation that completed. Its response had `status`, but the
-    /// response was not stored.
+    /// Creates a tombstone for a completed operation whose response, with the given `status`, was
+    /// not stored.
     #[must_use]
     pub fn response_not_retained(fingerprint: Fingerprint, status: StatusCode) -> Self {
         Self::tombstone(NOT_RETAINED, status.as_u16(), fingerprint)

@@ -38,7 +38,8 @@ pub(super) fn begun(answer: &Value, fingerprint: Fingerprint) -> Result<Begun, S
     }))
 }
 
-/// The number of hexadecimal digits in a scope. These digits follow a record that is not large.
+/// The number of hexadecimal digits in a scope. In a record that is not large, these digits follow
+/// the record's bytes.
 pub(super) const SCOPE: usize = 2 * ScopeTag::LEN;
 
 /// Returns the record without its scope.

@@ -34,7 +34,7 @@ where
     }
 
     /// Sends a write to the server. If the store waits for replicas, also returns whether enough
-    /// replicas have the write.
+    /// replicas have acknowledged the write.
     pub(super) async fn write(
         &self,
         op: Op,
@@ -54,8 +54,8 @@ where
     }
 }
 
-/// Sends a request, and sends it again on a different connection if a repetition is useful and
-/// safe.
+/// Sends a request, and sends it again on a different connection if repeating the request is useful
+/// and safe.
 pub(super) async fn put<C, Q>(link: &Link<C>, op: Op, question: &Q) -> Result<Q::Answer, Unanswered>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
@@ -70,8 +70,9 @@ where
     link.put(question).await
 }
 
-/// Returns whether a repetition is useful and safe: a different connection may give a better reply,
-/// and the operation gives the same reply again if the server has already executed it.
+/// Returns whether repeating a request is useful and safe. It is useful if a different connection
+/// may bring a better reply. It is safe if the operation gives the same reply again when the server
+/// has already executed it.
 pub(super) fn may_repeat<C>(link: &Link<C>, op: Op, error: &RedisError) -> bool
 where
     C: Clone + Send + Sync + 'static,

@@ -1,5 +1,5 @@
-//! Claiming a slot: with one command if the server supports it, and with the script if the command
-//! is not enough.
+//! Claims a slot with one command if the server supports the command, and with the script if the
+//! command is not enough.
 
 use redis::aio::ConnectionLike;
 use redis::{RedisError, RedisResult, Value};
@@ -15,8 +15,9 @@ use super::scripts::{Call, decimal, hex, millis};
 use super::{RedisStore, claim, scripts};
 use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, StoreError};
 
-/// The maximum number of rounds in which a record may be gone when the store fetches it. In each
-/// such round, one record was removed and a new record was stored.
+/// The maximum number of times that the store claims a slot and finds that the slot's large record
+/// is gone before the store can fetch it. Each time, one record was removed and a new record was
+/// stored.
 const ROUNDS: u32 = 3;
 
 /// The server's reply to a claim.
@@ -53,8 +54,8 @@ where
             match begun {
                 Begun::Outcome(outcome) => return Ok((outcome, acknowledged)),
                 Begun::Large => {
-                    // If the value is not a record after all, or is gone, the script returns the
-                    // current state.
+                    // If the value is not a record after all, or is gone, the script in the next
+                    // round returns the current state.
                     if let Some(held) = self.fetch(&key).await? {
                         return Ok((answer::done(&held, begin.fingerprint)?, acknowledged));
                     }
@@ -139,8 +140,8 @@ impl Asked<'_> {
                     live.facts.speaks(Dialect::Script);
                     self.by_script(link, live, wait).await
                 }
-                // The server treats the command as a write in all cases. If the slot is taken, the
-                // script only reads the slot.
+                // The server treats the command as a write even if the slot is taken. The script
+                // only reads a slot that is taken, so the server can still accept the script.
                 said if is_refused_as_a_write(&said) => self.by_script(link, live, wait).await,
                 _ => Err(error),
             },

@@ -1,4 +1,4 @@
-//! Building a store: its connections, its key prefix, and its wait for replicas.
+//! Building a store, including its connections, its key prefix and its wait for replicas.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +23,8 @@ impl RedisStore {
     /// feature of the `redis` crate, this function also accepts `rediss://…`.
     ///
     /// Each attempt to connect can take up to 2 s. The store retries for about 4 s, with pauses of
-    /// 25 to 500 ms, both now and whenever it replaces the connection. Requests wait for the
-    /// connection for as long as the layer's `store_timeout` allows.
+    /// 25 to 500 ms, both in this function and whenever it replaces the connection. Requests wait
+    /// for the connection for as long as the layer's `store_timeout` allows.
     ///
     /// # Errors
     ///
@@ -45,8 +45,9 @@ impl RedisStore {
     }
 
     /// Like [`connect`](Self::connect), but connects to the primary that Sentinel reports. The
-    /// store queries Sentinel before it opens each connection, and replaces a connection whenever
-    /// the connection is in doubt. The store therefore follows a failover.
+    /// store queries Sentinel before it opens each connection. It replaces any connection that
+    /// breaks, is silent for too long, or leads to the wrong server. The store therefore follows a
+    /// failover.
     ///
     /// # Errors
     ///
@@ -78,9 +79,10 @@ impl RedisStore {
     ///
     /// This option costs no extra round trip, but `WAIT` blocks its connection on the server. The
     /// store therefore opens eight more connections, which claims and records use in turn. While
-    /// replicas are unavailable, each claim can take `within`, including a replay's claim, and
-    /// later claims on the same connection wait longer. Keep `within` well below the layer's
-    /// `store_timeout`, and below a third of the layer's `lease`.
+    /// replicas are unavailable, each claim, including a replay's claim, can take as long as
+    /// `within`. Claims that are queued behind such a claim on the same connection wait even
+    /// longer. Keep `within` well below the layer's `store_timeout`, and below a third of the
+    /// layer's `lease`.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -130,8 +132,8 @@ where
     ///
     /// Make sure that the connection has a response timeout and reconnects if it breaks. A
     /// `MultiplexedConnection` does not reconnect, and none of these types disconnects from a
-    /// server that became a read-only replica. A store from [`connect`](Self::connect) reconnects,
-    /// and also disconnects from such a server.
+    /// server that has become a read-only replica. A store from [`connect`](Self::connect)
+    /// reconnects, and also disconnects from such a server.
     #[must_use]
     pub fn new(connection: C) -> Self {
         let link = Arc::new(Link::given(connection));

@@ -13,8 +13,8 @@ use super::link::Link;
 use super::sentinel::RedisSentinel;
 use crate::store::StoreError;
 
-/// How long a connection may be silent after a request. A server that is merely slow replies to
-/// other requests in the meantime.
+/// How long a connection may be silent after a request. A server that is merely slow still replies
+/// to other requests within this time.
 const SILENCE: Duration = Duration::from_secs(1);
 /// The same limit for connections that carry large records. Nothing arrives on such a connection
 /// until a record is complete.

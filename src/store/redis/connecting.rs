@@ -14,7 +14,7 @@ use tokio::time::Instant;
 pub(super) type Make<C> = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = RedisResult<C>> + Send>> + Send + Sync>;
 
 /// The number of attempts before the waiting requests get an error. The series of attempts is long
-/// enough for a server to restart, but short enough for the waiting requests.
+/// enough for a server to restart, but short enough for requests to wait for it.
 const TRIES: u32 = 6;
 /// The time after which no further attempt begins.
 const LONGEST_SERIES: Duration = Duration::from_secs(3);
@@ -22,7 +22,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Tries to open a connection until an attempt succeeds or the limits are reached. An attempt that
-/// does not follow a failure starts at once. All other attempts start after a pause.
+/// does not follow a failure starts immediately. All other attempts start after a pause.
 pub(super) async fn in_series<C>(make: &Make<C>, failures: &AtomicU32) -> RedisResult<C> {
     let begun = Instant::now();
     let mut tries = 1;
@@ -45,7 +45,7 @@ pub(super) async fn in_series<C>(make: &Make<C>, failures: &AtomicU32) -> RedisR
 }
 
 /// Returns whether the error will persist for more than a second. If so, the waiting requests get
-/// the error at once.
+/// the error immediately.
 fn is_final(error: &RedisError) -> bool {
     matches!(
         error.kind(),
@@ -53,9 +53,9 @@ fn is_final(error: &RedisError) -> bool {
     ) || error.to_string().contains("refused to switch database")
 }
 
-/// Returns the pause before the next attempt. The pause doubles with each failure. The pause is
-/// shortened by a random amount, up to half, because many processes lose the connection to their
-/// server at the same time.
+/// Returns the pause before the next attempt. The pause doubles with each failure. Many processes
+/// can lose the connection to their server at the same time. Each pause is therefore shortened by a
+/// random amount, up to half, so that they do not all reconnect together.
 fn pause(failures: u32) -> Duration {
     let longest = (SHORTEST_PAUSE * (1 << failures.saturating_sub(1).min(8))).min(LONGEST_PAUSE);
     let chance = RandomState::new().hash_one(failures) % 1024;

@@ -1,14 +1,16 @@
-//! Detecting errors that mean that the connection is not, or is no longer, to the right server.
+//! Detecting errors that show that a connection does not lead, or no longer leads, to the right
+//! server.
 
 use redis::{ErrorKind, RedisError};
 
 use super::failure::said;
 
-/// Why a connection is in doubt, and whether the server may have executed its last command.
+/// Why a connection must be replaced, and whether the server may have executed the connection's
+/// last command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// The server refused the command and did not execute it. The server does not accept writes, or
-    /// does not accept writes at the moment.
+    /// The server refused the command and did not execute it. The server does not accept writes, at
+    /// least at the moment.
     Refused,
     /// The connection broke or was silent. It is unknown whether the server executed the command.
     Lost,

@@ -15,7 +15,7 @@ use crate::store::{StoreError, StoreErrorKind};
 const BATCH: usize = 500;
 
 /// You can also inspect the store with `redis-cli`. `GET` and `PTTL` look up the key that
-/// [`RedisStore::key`] returns (a claim is text, a record is not). `UNLINK` forgets a key, and
+/// [`RedisStore::key`] returns (claims are text, but records are not). `UNLINK` forgets a key, and
 /// `--scan --pattern 'idempotency:*'` lists all keys.
 ///
 /// `count` scans every key in the database in small steps, and the server handles other clients
@@ -98,7 +98,7 @@ where
         from_redis_value(answer).map_err(|_| unexpected(op))
     }
 
-    /// Scans more keys in the database, and calls the script with the keys that belong to the
+    /// Scans the next keys in the database, and calls the script with the keys that belong to the
     /// store. Returns the position at which to continue, unless the scan is complete.
     async fn step(
         &self,
@@ -113,7 +113,7 @@ where
         scan.arg(from.0).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH);
         let (next, keys): (Vec<u8>, Vec<Vec<u8>>) = self.inquire(op, &scan).await?;
         let next = (next != b"0").then_some(Cursor(next));
-        // A different store's longer prefix can begin with this prefix.
+        // A different store can have a longer prefix that begins with this prefix.
         let keys: Vec<&[u8]> = keys
             .iter()
             .map(Vec::as_slice)

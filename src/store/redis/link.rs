@@ -1,4 +1,5 @@
-//! A connection that is replaced whenever it is in doubt.
+//! A connection that is replaced whenever it breaks, is silent for too long, or leads to the wrong
+//! server.
 
 use std::future::Future;
 use std::io;
@@ -54,8 +55,8 @@ struct Origin<C> {
     make: Make<C>,
     /// How long a connection may be silent after a request.
     silence: Duration,
-    /// The number of consecutive connections that failed or did not last. The pause between
-    /// attempts grows with this number.
+    /// The number of consecutive connections that could not be opened or that soon failed. The
+    /// pause between attempts grows with this number.
     failures: AtomicU32,
 }
 
@@ -68,7 +69,8 @@ enum Started<C> {
 
 enum Now<C> {
     Live(Live<C>),
-    /// A task is opening the connection, and continues whether or not any call waits for it.
+    /// A task is opening the connection. The task continues even if no call is waiting for the
+    /// connection.
     Coming(Coming<C>),
     Away,
 }
@@ -82,8 +84,8 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         }
     }
 
-    /// Creates a link whose connection is opened when it is first needed, and replaced whenever it
-    /// is in doubt. A connection is in doubt if, for example, it was silent for `silence` after a
+    /// Creates a link whose connection is opened when it is first needed. The connection is
+    /// replaced when it appears to be unusable, for example if it was silent for `silence` after a
     /// request.
     pub(super) fn made(make: Make<C>, silence: Duration) -> Self {
         Self {
@@ -140,8 +142,8 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         {
             return Ok(live.clone());
         }
-        // Boxed because this case is rare. Without the box, its future would be part of each call's
-        // future.
+        // Boxed because this case is rare. Without the box, the rarely used future would be part of
+        // each call's future.
         Box::pin(self.wait()).await
     }
 
@@ -180,7 +182,8 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
         match (&*now, &self.origin) {
             (Now::Live(live), _) if !self.is_mute(live) => Started::Live(live.clone()),
-            // A failure is outdated if no call waited for its connection.
+            // If an attempt failed while no call was waiting for it, the failure is outdated, so a
+            // new attempt starts.
             (Now::Coming(coming), _) if !failed(coming) => Started::Coming(coming.clone()),
             (_, Some(origin)) => Started::Coming(origin.start(&mut now)),
             // A connection that was passed in is never absent, and the store could not open a
@@ -189,7 +192,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         }
     }
 
-    /// Replaces this connection at once. If many calls fail at the same time, only one call
+    /// Replaces this connection immediately. If many calls fail at the same time, only one call
     /// replaces the connection.
     fn replace(&self, doubtful: &Live<C>) {
         let Some(origin) = &self.origin else { return };
@@ -207,7 +210,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
 }
 
 fn failed<C>(coming: &Coming<C>) -> bool {
-    // The channel was closed without a value because its runtime has shut down.
+    // If the channel was closed without a value, its runtime has shut down.
     match &*coming.borrow() {
         Some(made) => made.is_err(),
         None => coming.has_changed().is_err(),

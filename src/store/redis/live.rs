@@ -35,7 +35,7 @@ pub(super) enum Dialect {
 
 const NEVER: u64 = u64::MAX;
 
-/// The shared facts about a connection. Times are in milliseconds since it was opened.
+/// The shared facts about a connection. Times are in milliseconds since the connection was opened.
 pub(super) struct Facts {
     made: Instant,
     dialect: AtomicU8,

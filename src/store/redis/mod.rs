@@ -51,30 +51,31 @@ pub use sentinel::RedisSentinel;
 /// trips. The claim is one command (`SET … NX GET`, Redis 7 or later and Valkey). If the command
 /// finds an existing claim, a script checks that claim's remaining lease, which costs 1 more round
 /// trip. A different script records the outcome. On servers that do not support the command, the
-/// store claims slots only with the script. On each connection, the script also repeats the first
-/// claim once, to verify that the server interprets the command in the same way. If a server does
-/// not have a script yet, sending the script costs 1 more round trip.
+/// store claims slots only with the script. On each connection, the store also repeats the first
+/// claim once with the script, to verify that the server interprets the command in the same way as
+/// the script. If a server does not have a script yet, sending the script costs 1 more round trip.
 ///
 /// **Large records**, above 16 KiB, are stored in a hash instead of a string. The claim's command
-/// then reports at once that the slot is taken, and the store fetches the record over a separate
-/// connection. A replay of a large record costs 2 round trips, but no small request waits behind
-/// large records.
+/// then reports immediately that the slot is taken, and the store fetches the record over a
+/// separate connection. A replay of a large record costs 2 round trips, but no small request waits
+/// behind large records.
 ///
-/// **Time** comes only from the server. A record's key expires when its `ttl` has elapsed. A
+/// **Time** is measured only by the server. A record's key expires when its `ttl` has elapsed. A
 /// claim's key expires after the claim's lease, plus the time for which a lapsed claim is
 /// remembered. This crate does not sweep; Redis expires keys itself. Times longer than 3000 years
 /// are treated as 3000 years.
 ///
 /// **Connections.** [`connect`](Self::connect) opens one connection that all requests share, and a
-/// second connection for large records. The store replaces a connection at once in three cases: the
-/// connection broke; the connection was silent for a second after a request (10 s on the connection
-/// for large records); or the server reports that it is a replica, is loading, or is not the right
-/// server (`READONLY`, `MASTERDOWN`, `LOADING`, `CLUSTERDOWN`). Each time, the store looks up the
-/// host name again, or queries [Sentinel](Self::connect_sentinel) for the address. A call that the
-/// server refused is then repeated, up to twice. If the reply to a call was lost, the call is
-/// repeated only if repeating it is safe; a release is not repeated. [`new`](Self::new) accepts any
-/// connection type from the `redis` crate, such as a cluster connection. Each operation uses
-/// exactly one key, so a cluster can route the operation, whatever the prefix.
+/// second connection for large records. The store replaces a connection immediately in three cases:
+/// the connection broke; the connection was silent for a second after a request (10 s on the
+/// connection for large records); or the server reports that it is a replica, is still loading its
+/// data, or is not the right server (`READONLY`, `MASTERDOWN`, `LOADING`, `CLUSTERDOWN`). Each
+/// time, the store looks up the host name again, or queries [Sentinel](Self::connect_sentinel) for
+/// the address. A call that the server refused is then repeated, up to twice. If the reply to a
+/// call was lost, the call is repeated only if repeating it is safe; a release is not repeated.
+/// [`new`](Self::new) accepts any connection type from the `redis` crate, such as a cluster
+/// connection. Each operation uses exactly one key, so a cluster can route the operation, whatever
+/// the prefix.
 ///
 /// **The server's settings matter.** With a `maxmemory-policy` other than `noeviction`, the server
 /// may evict a claim or a record, and its operation can then run twice. [`connect`](Self::connect)
@@ -89,7 +90,7 @@ pub use sentinel::RedisSentinel;
 ///
 /// Replication is asynchronous: when a replica is promoted, the last writes may be missing. If a
 /// claim is missing, a duplicate can run alongside its original. If a record is missing, a retry
-/// can run again. If a renewal is missing, a claim can lapse early.
+/// can run the operation again. If a renewal is missing, a claim can lapse early.
 ///
 /// [`wait_for_replicas`](Self::wait_for_replicas) reduces these risks: a handler runs only when its
 /// claim is in the memory of the given number of replicas. **It is not consensus.** Claims are
@@ -99,8 +100,8 @@ pub use sentinel::RedisSentinel;
 /// with consensus, or use the database that contains the handler's own effects.
 pub struct RedisStore<C = MultiplexedConnection> {
     link: Arc<Link<C>>,
-    /// The connection for large records. It is the same as `link` if the store has only one
-    /// connection.
+    /// The connection for large records. This connection is the same as `link` if the store has
+    /// only one connection.
     large: Arc<Link<C>>,
     prefix: Arc<str>,
     /// The source of further connections.
@@ -116,8 +117,8 @@ impl<C> RedisStore<C> {
         format!("{}{}", self.prefix, slot.to_hex())
     }
 
-    /// Returns [`key`](Self::key) as bytes. Every call builds the key, so this function allocates
-    /// only once.
+    /// Returns [`key`](Self::key) as bytes. Every store call builds a key, so this function
+    /// allocates only once.
     fn key_bytes(&self, slot: &Slot) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.prefix.len() + 2 * Slot::LEN);
         key.extend_from_slice(self.prefix.as_bytes());

@@ -58,7 +58,7 @@ impl Replicas {
 }
 
 /// A request, followed by `WAIT` in the same round trip and on the same connection. `WAIT` covers
-/// all writes up to its connection's last command.
+/// all writes that were sent before it on the same connection.
 pub(super) struct Waited<'a> {
     pub(super) request: &'a Request<'a>,
     pub(super) wait: Option<Wait>,

@@ -17,7 +17,7 @@ use super::{RedisStore, answer, scripts};
 use crate::store::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, Token};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Records above this many bytes use a separate connection.
+/// Records that are larger than this number of bytes use a separate connection.
 pub(super) const LARGE: usize = 16 * 1024;
 
 impl<C> Store for RedisStore<C>

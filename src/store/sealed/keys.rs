@@ -184,8 +184,8 @@ impl KeyRing {
     }
 }
 
-/// Returns the data that a seal is bound to. All parts have a fixed length, so no two lists of
-/// parts produce the same bytes.
+/// Returns the data that a seal is bound to. Each part has a fixed length, so different lists of
+/// parts never produce the same bytes.
 fn bound_to(slot: &Slot, fingerprint: Fingerprint, key_id: &[u8; KEY_ID]) -> Vec<u8> {
     [&DOMAIN[..], slot.as_bytes(), fingerprint.as_bytes(), key_id].concat()
 }

@@ -44,8 +44,8 @@ use unit_of_work::SealedWork;
 /// can read its fingerprint can test guesses against it.
 ///
 /// **Not prevented:** anyone who can write to the store can remove entries, so that operations run
-/// again. They can also keep slots claimed, and restore an old record in the same slot if its
-/// fingerprint is the same or is from a different rule.
+/// again. They can also keep slots claimed. They can restore an old record in the same slot if the
+/// old record's fingerprint is the same as the request's fingerprint or is from a different rule.
 ///
 /// **Migrating a store in use:** hosts that still run without `Sealed` respond with `503` to
 /// retries of operations with sealed records. Hosts with `Sealed` respond with `503` to retries of
@@ -86,9 +86,9 @@ impl<S> SealedBuilder<S> {
     /// Sets whether unsealed records are also replayed. Default: `false`, so unsealed records are
     /// refused as corrupt.
     ///
-    /// Use this option during a migration: records from before the store was wrapped remain valid
-    /// until their TTL elapses. Turn off this option after that time. **While this option is on,
-    /// anyone who can write to the store can plant a response.**
+    /// Use this option during a migration: records that were stored before the store was wrapped
+    /// remain valid until their TTL elapses. Turn off this option after that time. **While this
+    /// option is on, anyone who can write to the store can plant a response.**
     pub fn accept_unsealed(mut self, accept: bool) -> Self {
         self.accept_unsealed = accept;
         self
@@ -129,8 +129,8 @@ impl<S> Sealed<S> {
     }
 
     fn open(&self, begin: &ClaimRequest, record: Record) -> Result<Record, StoreError> {
-        // The store compared the fingerprint that it keeps alongside the record. The seal is bound
-        // to the fingerprint in the record, which may be from a different rule.
+        // The store has compared only the fingerprint that it saves alongside the record. The seal
+        // is bound to the fingerprint in the record, which may be from a different rule.
         let fingerprint = record.fingerprint();
         if fingerprint.conflicts_with(&begin.fingerprint) {
             return Err(StoreError::new(

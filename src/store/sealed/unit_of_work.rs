@@ -40,7 +40,7 @@ impl UnitOfWork for SealedWork {
             match self.keys.seal(&self.slot, record) {
                 Ok(sealed) => self.work.commit(&sealed, ttl).await,
                 Err(error) => {
-                    // `Failed` promises that everything was rolled back.
+                    // `Failed` means that everything was rolled back.
                     match self.work.roll_back().await {
                         RollBack::Done => Commit::Failed(error),
                         RollBack::Broken(error) => Commit::Broken(error),

@@ -10,8 +10,9 @@ use super::pool::{acquire, close, put_back};
 
 /// A connection that waits for an answer.
 ///
-/// If this value is dropped before the answer arrives, the connection is closed. In the pool, the
-/// connection would occupy its place until an answer arrived, which might never happen.
+/// If this value is dropped before the answer arrives, the connection is closed. If the connection
+/// were returned to the pool instead, it would occupy a place in the pool until an answer arrived,
+/// which might never happen.
 pub(super) struct Asking<DB: Database>(Option<PoolConnection<DB>>);
 
 impl<DB: Database> Asking<DB> {

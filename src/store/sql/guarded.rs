@@ -22,7 +22,7 @@ pub trait Guarded: Database {
     /// connection.
     type Guard: Send + Sync + 'static;
 
-    /// Whether a connection is unchanged after a transaction could not begin on it.
+    /// Whether a connection is unchanged after a failed attempt to begin a transaction on it.
     const CLEAN_IF_NOT_BEGUN: bool;
 
     /// Begins a transaction on a connection that has no transaction. From then on, statements

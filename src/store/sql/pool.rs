@@ -11,9 +11,9 @@ const CHECK: Duration = Duration::from_secs(5);
 
 /// Takes a connection from the pool.
 ///
-/// A separate task opens a new connection. In the caller's own task, a caller that gives up would
-/// abort the attempt. If connecting took longer than callers wait, no connection would ever be
-/// opened.
+/// A separate task opens a new connection. If the caller's own task opened the connection, a caller
+/// that gives up would abort the attempt. If connecting then took longer than callers wait, no
+/// connection would ever be opened.
 pub(super) async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnection<DB>, sqlx::Error> {
     let to_be_made = pool.num_idle() == 0 && pool.size() < pool.options().get_max_connections();
     match Handle::try_current() {

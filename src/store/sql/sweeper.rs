@@ -14,8 +14,8 @@ use crate::store::{StoreError, StoreErrorKind};
 /// network never answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The length of the sweeper's rest after a window, as a multiple of the window's duration. The
-/// rest keeps the effect on claims small. Each row requires a claim and a record before it requires
-/// a removal, so this pace is enough for any load.
+/// rest keeps the effect on claims small. This pace is enough for any load, because the database
+/// must process a claim and a record for each row before the sweeper removes the row.
 const REST: u32 = 4;
 /// The shortest pause between two rounds. Without a pause, the sweeper would query the database
 /// nonstop.

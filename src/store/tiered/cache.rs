@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use crate::request::Slot;
 use crate::store::Record;
 
-/// The bytes that an entry takes in addition to its record: the slot, the time, links, and a share
-/// of the map.
+/// The bytes that an entry takes in addition to its record. These bytes include the slot, the time,
+/// links, and a share of the map.
 const OVERHEAD: u64 = 160;
 
-/// The minimum shard size, so that records up to this size can be kept.
+/// The minimum shard size, so that records up to this size can be cached.
 const SHARD: usize = 4 * 1024 * 1024;
 const MAX_SHARDS: usize = 64;
 
@@ -105,8 +105,8 @@ impl Cache {
         }
     }
 
-    /// Keeps a record that the store returned or received. The record is kept for `ttl` from the
-    /// call to the store, but for at most `max_age`.
+    /// Caches a record that the store returned or received. The record is cached for `ttl` from the
+    /// time of the call to the store, but for at most `max_age`.
     pub(super) fn put(&self, slot: &Slot, record: &Record, asked: Asked, ttl: Duration) {
         let forgotten = self.forgotten.read().unwrap_or_else(PoisonError::into_inner);
         if *forgotten == asked.forgotten {

@@ -17,7 +17,7 @@ use crate::error::ConfigError;
 use cache::Cache;
 use unit_of_work::TieredWork;
 
-/// The smallest useful cache: a few dozen records.
+/// The smallest useful capacity, which is enough for a few dozen records.
 const MIN_CAPACITY: usize = 64 * 1024;
 const DEFAULT_CAPACITY: usize = 64 * 1024 * 1024;
 const MAX_AGES: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
@@ -191,7 +191,7 @@ impl<S> fmt::Debug for Tiered<S> {
 }
 
 impl<S: Store> Store for Tiered<S> {
-    // The wrapped store makes the decisions, and it is remote.
+    // The wrapped store decides which requests may run, and that store is expected to be remote.
     const IN_PROCESS: bool = false;
 
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {

@@ -65,7 +65,8 @@ pub(in crate::store::sql) trait Driver: Send + Sync + Sized + 'static {
 pub(in crate::store::sql) enum Blame {
     /// The job, or a setting that other connections share. The connection is not at fault.
     Job,
-    /// Another transaction that interfered. The jobs may succeed at once on the same connection.
+    /// Another transaction that interfered. The jobs may succeed immediately on the same
+    /// connection.
     Timing,
     /// The connection. The jobs are sent again on a different connection, where they may succeed.
     Connection,

@@ -7,21 +7,21 @@
 //! The next connection that becomes free sends all waiting jobs together, as one statement or one
 //! short transaction. No job is delayed to make a batch larger.
 //!
-//! - The queue is bounded. If the queue is full, the caller gets an error at once.
+//! - The queue is bounded. If the queue is full, the caller gets an error immediately.
 //! - A caller that gives up is removed from the queue. If a caller gives up while the connection
 //!   that it uses directly is waiting for an answer, or if all callers in a batch give up, the
-//!   connection is closed, because its state is in doubt.
+//!   connection is closed, because its state is unknown.
 //! - A broken connection is replaced, and its jobs are sent again on a different connection. Jobs
 //!   carry tokens, so sending a job twice does no harm.
 //! - If the database refuses a batch, the jobs in the batch are sent again one by one, so that an
 //!   invalid job does not make the other jobs fail.
 //! - If no connection can be opened, attempts are repeated for about a second, with pauses that
 //!   differ from process to process. Then every waiting caller gets the error. After that, until an
-//!   attempt succeeds, every failed attempt reports the error at once.
+//!   attempt succeeds, every failed attempt reports the error immediately.
 //!
 //! A connection belongs to the Tokio runtime on which it was opened. So each runtime has its own
-//! connections, and the limits apply to each runtime. The connections are closed with the runtime,
-//! or with the store.
+//! connections, and the limits apply to each runtime. The connections are closed when the runtime
+//! is shut down or the store is dropped or closed.
 
 mod driver;
 mod failure;
@@ -102,8 +102,8 @@ impl<D: Driver> Lanes<D> {
         answer.unwrap_or(Err(Failure::Interrupted))
     }
 
-    /// Closes the idle connections at once, and closes each connection in use after its answer has
-    /// arrived.
+    /// Closes the idle connections immediately, and closes each connection in use after its answer
+    /// has arrived.
     pub(super) fn close(&self) {
         for lane in self.lanes.read().unwrap_or_else(PoisonError::into_inner).iter() {
             lane.close();

@@ -9,11 +9,11 @@ const FIRST: Duration = Duration::from_millis(25);
 
 /// Returns the pause after this attempt. Attempts are counted from 0. The first pause is 25 ms, and
 /// each further pause is twice as long as the previous pause. Each pause is then lengthened or
-/// shortened at random by up to half, so that processes that lost a server at the same moment do
-/// not all reconnect at the same moment.
+/// shortened at random by up to half, so that processes that lost their connections at the same
+/// moment do not all reconnect at the same moment.
 pub(super) fn after(attempt: u32) -> Duration {
     let pause = FIRST * (1 << attempt.min(5));
-    // Each `RandomState` has different keys, so this is a random number.
+    // Each `RandomState` has different random keys, so the hash is a random number.
     let percent = u32::try_from(RandomState::new().hash_one(attempt) % 101).unwrap_or_default();
     pause / 2 + pause * percent / 100
 }

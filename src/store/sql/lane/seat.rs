@@ -1,4 +1,5 @@
-//! The seat of one connection, which is opened, used, given back or replaced.
+//! The seat that each of a lane's connections occupies. A lane has a limited number of seats. The
+//! code in this module opens, uses, gives back and replaces the connections.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::queue::{Batch, Caller};
 use super::shared::{Live, Shared};
 
 /// The maximum number of times that a job is sent if connections break. Two times would not be
-/// enough, because the second connection may be as old as the first.
+/// enough: the second connection may be as old as the first, and may be broken too.
 pub(super) const MOST_TRIES: u32 = 3;
 /// The maximum number of times that jobs are sent on one connection if other transactions
 /// interfere.
@@ -24,7 +25,7 @@ const MOST_ROUNDS: u32 = 5;
 const ENOUGH: Duration = Duration::from_secs(1);
 
 /// The seat of one of a lane's connections. If the seat is dropped while its connection is waiting
-/// for an answer, the connection is in doubt and is closed.
+/// for an answer, the connection is closed, because its state is unknown.
 pub(super) struct Seat<D: Driver> {
     shared: Arc<Shared<D>>,
     live: Option<Live<D>>,
@@ -93,8 +94,8 @@ impl<D: Driver> Seat<D> {
             live
         };
         let shared = Arc::clone(shared);
-        // The seat is created when the task begins. If the runtime is shut down, the task is
-        // dropped before its seat is created, so no dropped seat opens a further seat.
+        // The seat is created when the task begins, because dropping a seat opens a further seat.
+        // If the runtime is shut down, the task is dropped before it begins, so no seat is dropped.
         shared
             .runtime
             .clone()
@@ -184,8 +185,8 @@ impl<D: Driver> Seat<D> {
         false
     }
 
-    /// Returns whether the attempts to connect must stop. If they must, the waiting callers get the
-    /// error, unless another connection serves these callers.
+    /// Returns whether the attempts to connect must stop. If so, the waiting callers get the error,
+    /// unless another connection serves these callers.
     fn gives_up(&mut self, may_go_on: bool, error: sqlx::Error) -> bool {
         let mut state = self.shared.state();
         if state.connected > 0 {
@@ -261,8 +262,8 @@ impl<D: Driver> Seat<D> {
         failed(Blame::Job, Failure::Interrupted)
     }
 
-    /// Closes the connection, which is in doubt. Also closes the idle connections, because the
-    /// cause has probably broken them too.
+    /// Closes the connection, whose state is unknown. Also closes the idle connections, because the
+    /// cause of the failure has probably broken them too.
     fn discard(&mut self) {
         if let Some(live) = self.live.take() {
             self.shared.state().connected -= 1;
@@ -271,7 +272,7 @@ impl<D: Driver> Seat<D> {
         self.shared.close_idle();
     }
 
-    /// Closes the connection, which is in doubt, and frees the seat.
+    /// Closes the connection, whose state is unknown, and frees the seat.
     pub(super) fn give_up(mut self) {
         self.discard();
     }
@@ -295,7 +296,7 @@ impl<D: Driver> Drop for Seat<D> {
     }
 }
 
-/// Reports how many jobs are sent together, with the feature `metrics`.
+/// With the feature `metrics`, reports how many jobs are sent together.
 fn report_batch<D: Driver>(jobs: usize) {
     #[cfg(feature = "metrics")]
     metrics::histogram!("idempotency_store_batch_size", "lane" => D::NAME).record(jobs as f64);

@@ -64,7 +64,7 @@ pub(super) struct State<D: Driver> {
     pub(super) connected: usize,
     pub(super) queue: Queue<D>,
     /// Whether the last attempts to connect failed. If so, the next failed attempt reports the
-    /// error to the callers at once.
+    /// error to the callers immediately.
     pub(super) is_down: bool,
     /// The time until which no further connection is opened if the lane already has a connection,
     /// because the last attempt failed.
@@ -122,8 +122,8 @@ impl<D: Driver> Shared<D> {
         self.state().is_closed
     }
 
-    /// Closes the idle connections at once, and closes every other connection after its answer has
-    /// arrived.
+    /// Closes the idle connections immediately, and closes every other connection after its answer
+    /// has arrived.
     pub(super) fn close(&self) {
         self.state().is_closed = true;
         self.close_idle();

@@ -30,8 +30,8 @@ impl Mark {
         &self.0
     }
 
-    /// Returns the script that begins the transaction. The script takes one round trip. So behind a
-    /// pooler, the whole script runs on one connection.
+    /// Returns the script that begins the transaction. The script takes one round trip, so the
+    /// whole script runs on one connection even behind a pooler.
     fn begin(&self) -> String {
         let mark = &self.0;
         format!(
@@ -41,7 +41,7 @@ impl Mark {
     }
 
     /// Returns the statement that checks whether the transaction is open. The statement also resets
-    /// the session's settings, which takes effect at commit.
+    /// the session's settings. The reset takes effect at commit.
     fn is_open(&self) -> String {
         let mark = &self.0;
         format!(
@@ -93,8 +93,8 @@ impl Guarded for Postgres {
     async fn roll_back(connection: &mut PgConnection, mark: &Mark) -> Result<RolledBack, sqlx::Error> {
         let ask = mark.was_committed();
         if Self::depth(connection) == 1 {
-            // The second transaction prevents a pooler from changing the connection before the
-            // session is reset. `sqlx` also considers this transaction to be the open one.
+            // The second transaction prevents a pooler from assigning a different connection before
+            // the session is reset. `sqlx` also considers this transaction to be the open one.
             let was_committed = yes(connection, format!("ROLLBACK; BEGIN; {ask}")).await?;
             Manager::commit(connection).await?;
             return Ok(RolledBack {

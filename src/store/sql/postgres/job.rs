@@ -52,7 +52,7 @@ pub(super) enum Answer {
 }
 
 /// The result of a claim. Both fields are empty if the row is forgotten, or if another statement
-/// was faster.
+/// interfered.
 #[derive(Default)]
 pub(super) struct Found {
     /// The attempt number, if the job claimed the slot.
@@ -60,7 +60,7 @@ pub(super) struct Found {
     pub(super) seen: Option<Seen>,
 }
 
-/// The maximum total size of the records in one batch, except that a single record can be larger.
+/// The maximum total size of the records in one batch. A single record can be larger.
 const MOST_BYTES: usize = 512 * 1024;
 
 impl Job {
@@ -89,7 +89,8 @@ impl Job {
         }
     }
 
-    /// Records that the row stayed locked for as long as a change waits for a lock.
+    /// Records that the row was still locked at the end of the time for which a change waits for a
+    /// lock.
     pub(super) fn met_lock(&mut self) {
         if let Self::Change(change) = self {
             change.skips_lock = true;

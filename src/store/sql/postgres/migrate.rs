@@ -29,7 +29,7 @@ const MIGRATION_LOCK: i64 = 0x6964_656d_706b_6579;
 
 impl PostgresStore {
     /// Creates the table and its indexes if they are missing, and checks the layout. Many processes
-    /// can safely call this method at once, because they take turns. The same SQL is in
+    /// can safely call this method at the same time, because they take turns. The same SQL is in
     /// `src/store/sql/postgres/table.sql`. The method uses a separate connection.
     ///
     /// # Errors

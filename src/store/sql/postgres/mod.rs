@@ -28,7 +28,7 @@ use driver::PostgresDriver;
 use pin::Pin;
 use statements::Statements;
 
-/// A store that keeps claims and records in a PostgreSQL table.
+/// A store that saves claims and records in a PostgreSQL table.
 ///
 /// The store supports **atomic mode**: a handler's writes through
 /// [`Transaction`](super::Transaction) are committed together with the record of its response.
@@ -38,10 +38,11 @@ use statements::Statements;
 /// round trip, and a first request takes two. Taking over a claim that lapsed, or a row that
 /// expired and has not been swept yet, takes one more round trip. A claim does not wait for another
 /// transaction: if another transaction is writing the slot's row, the slot is reported as in
-/// flight. A record or a release waits once for a locked row, on its connection, for up to 100 ms.
-/// That is long enough for the sweeper's locks, which last only milliseconds. After that, the store
-/// stops waiting for the lock and retries after pauses of 10 to 320 ms, until `store_timeout` has
-/// elapsed (in the background, `settle_within`). Leases and expiry use the database's clock.
+/// flight. If the row is locked, a record or a release waits for the lock once, on its connection,
+/// for up to 100 ms. That is long enough for the sweeper's locks, which last only milliseconds.
+/// After that, the store stops waiting for the lock and retries after pauses of 10 to 320 ms, until
+/// `store_timeout` (or `settle_within`, in the background) has elapsed. Leases and expiry use the
+/// database's clock.
 ///
 /// **Connections.** Claims, renewals, records, releases and look-ups use up to two connections
 /// ([`connections`](Self::connections)) that belong to the store. These connections are opened in
@@ -55,7 +56,7 @@ use statements::Statements;
 /// The pool's connections are used by handlers' transactions in atomic mode, from
 /// [`Transaction::begin`](super::Transaction::begin) to the commit, by the sweeper, and by
 /// [`count`](crate::store::Inspect::count). Do not connect the pool to a replica, or through a
-/// proxy that sends reads to a replica. When you close the pool, the store closes with it.
+/// proxy that sends reads to a replica. Closing the pool also closes the store.
 ///
 /// **The table** is looked up once, with the search path of the first connection. Later changes to
 /// the search path have no effect. Set a [`schema`](Self::schema) if search paths differ between
@@ -69,7 +70,7 @@ use statements::Statements;
 /// `sqlx` itself needs `ignore_startup_parameters = extra_float_digits`.
 ///
 /// **Durability** depends on the database. With `synchronous_commit = off`, or when a lagging
-/// replica is promoted, the last claims and records can be lost, and a retry then runs the
+/// replica is promoted, the latest claims and records can be lost, and a retry then runs the
 /// operation again. In atomic mode, the effect is lost along with its record, so it is correct to
 /// run the operation again.
 ///

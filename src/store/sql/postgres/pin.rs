@@ -67,8 +67,9 @@ impl Pin {
         self.pinned().as_ref().map(|pinned| Arc::clone(&pinned.role))
     }
 
-    /// Records that a handler may set a different role. If a permission is missing, the user may
-    /// have become a member of other roles in the meantime.
+    /// Records that a handler may set a different role. This method is also called after an
+    /// error about a missing permission, because the user may have become a member of other roles
+    /// in the meantime.
     pub(super) fn doubt_role(&self) {
         self.roles_vary.store(true, Ordering::Relaxed);
     }

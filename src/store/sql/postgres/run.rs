@@ -183,8 +183,8 @@ async fn explain(wire: &mut Wire, changes: &[&Change], answers: &mut [Answer]) -
     Ok(())
 }
 
-/// Returns whether the claim's record exists, once no remaining transaction can still write the
-/// record.
+/// Returns whether the claim's record exists, or `Answer::Locked` if a transaction may still write
+/// the record.
 pub(super) async fn is_done(wire: &mut Wire, slot: &Slot, token: Token) -> Result<Answer, sqlx::Error> {
     let query = sqlx::query_scalar(wire.sql.is_done.text())
         .bind(signed(token))

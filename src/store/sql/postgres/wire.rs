@@ -17,7 +17,7 @@ pub(super) struct Wire {
     pub(super) sql: Arc<Statements>,
 }
 
-/// Converts a duration to milliseconds, as a factor for an interval of 1 ms.
+/// Converts a duration to milliseconds. The statements multiply the result by an interval of 1 ms.
 #[allow(clippy::cast_precision_loss, reason = "exact up to three hundred thousand years")]
 pub(super) fn as_float(duration: Duration) -> f64 {
     millis(duration) as f64

@@ -114,8 +114,8 @@ async fn each(
     Ok(())
 }
 
-/// Returns the answers if there is one for each job. Otherwise, returns an error, because the
-/// answers cannot be matched to the jobs.
+/// Returns the answers if each job has an answer. Otherwise, returns an error, because the answers
+/// cannot be matched to the jobs.
 fn all_of<T>(answers: Vec<T>, jobs: usize) -> Result<Vec<T>, sqlx::Error> {
     match answers.len() == jobs {
         true => Ok(answers),

@@ -15,9 +15,9 @@ use crate::store::sql::turns::Turns;
 /// How long a statement waits for a writer that is not in the queue. This value applies if the
 /// store opened the pool.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The statement that begins a transaction. The statement takes the writer's lock at once. Without
-/// the lock, a transaction that reads and then writes would fail if another transaction had written
-/// in the meantime.
+/// The statement that begins a transaction. The statement takes the writer's lock immediately.
+/// Without the lock, a transaction that reads and then writes would fail if another transaction had
+/// written in the meantime.
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 /// The maximum number of prepared statements that each of the store's connections caches.
 const STATEMENTS: usize = 32;
@@ -109,7 +109,7 @@ pub(super) async fn open(pool: SqlitePoolOptions, options: SqliteConnectOptions)
 }
 
 /// Connects, and retries if the database is locked. If several connections switch a new file to WAL
-/// mode at once, SQLite reports an error instead of waiting for the lock.
+/// mode at the same time, SQLite reports an error instead of waiting for the lock.
 async fn while_changing_mode<T, F>(mut connect: impl FnMut() -> F) -> Result<T, sqlx::Error>
 where
     F: Future<Output = Result<T, sqlx::Error>>,

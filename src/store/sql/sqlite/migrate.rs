@@ -17,7 +17,7 @@ const INDEXED: [&str; 2] = ["sweep_at", "scope"];
 
 impl SqliteStore {
     /// Creates the table if it is missing, and checks its layout. Many processes can safely call
-    /// this method at once. The same SQL is in `src/store/sql/sqlite/table.sql`.
+    /// this method at the same time. The same SQL is in `src/store/sql/sqlite/table.sql`.
     ///
     /// # Errors
     ///

@@ -34,11 +34,11 @@ use write::Writing;
 /// The maximum number of calls in one transaction. Apart from the commit, a transaction of this
 /// size takes a few milliseconds.
 const TOGETHER: usize = 128;
-/// The number of connections that read. With two connections, the other reads do not have to wait
-/// for one large record.
+/// The number of connections that read. With two connections, other reads do not have to wait while
+/// one large record is being read.
 const READERS: usize = 2;
 
-/// A store that keeps claims and records in a table in the application's SQLite database.
+/// A store that saves claims and records in a table in the application's SQLite database.
 ///
 /// The store supports **atomic mode**: a handler's writes through
 /// [`Transaction`](super::Transaction) are committed together with the record of its response.
@@ -55,10 +55,10 @@ const READERS: usize = 2;
 /// **Writers.** SQLite allows one writer at a time. In each process, all writers that write to a
 /// file through this crate wait in one queue, first come, first served: handlers' transactions and
 /// the store's own calls, from every store and pool on that file. The store combines its own
-/// waiting calls in one transaction. At most 1024 calls can wait. Further calls are refused at
-/// once. Other writers, such as the application's own statements and other processes, poll SQLite's
-/// lock as usual. If such a writer has the lock, a call waits for up to the busy timeout, which is
-/// 5 s with [`open`](Self::open).
+/// waiting calls in one transaction. At most 1024 calls can wait. Further calls are refused
+/// immediately. Other writers, such as the application's own statements and other processes, poll
+/// SQLite's lock as usual. If such a writer has the lock, a call waits for up to the busy timeout,
+/// which is 5 s with [`open`](Self::open).
 ///
 /// **Readers.** Replays and refusals only read. In WAL mode, they do not wait for writers, so set
 /// WAL mode in the pool's options.

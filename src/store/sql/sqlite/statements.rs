@@ -64,7 +64,8 @@ const FORGET_SCOPE: &str = "DELETE FROM idempotency_keys WHERE rowid IN \
 /// A statement, and texts that repeat the statement 2, 4, 8 and up to [`Repeated::MOST`] times.
 ///
 /// Each connection of `sqlx` runs SQLite in its own thread. Sending a statement to that thread and
-/// waiting for its result takes longer than most statements do, so a batch sends few texts.
+/// waiting for its result takes longer than running most statements, so a batch combines its
+/// statements into a few texts.
 pub(super) struct Repeated(Vec<Statement>);
 
 impl Repeated {

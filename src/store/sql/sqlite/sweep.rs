@@ -16,8 +16,8 @@ pub(super) const MOST_ROWS: usize = 64;
 /// record can be larger.
 const MOST_BYTES: i64 = 512 * 1024;
 
-/// The number of times that SQLite writes a removal: once to its log and, at a later time that
-/// SQLite chooses, once from the log to the file.
+/// The number of times that SQLite writes a removal. SQLite writes the removal to its log first,
+/// and then copies it from the log to the file at a time that SQLite chooses.
 const WRITTEN: u32 = 2;
 
 impl SqliteStore {

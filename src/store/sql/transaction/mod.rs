@@ -65,10 +65,11 @@ pub use own::TransactionOrOwn;
 ///
 /// **PostgreSQL.** The transaction is an ordinary PostgreSQL transaction at the session's default
 /// isolation level. At `REPEATABLE READ` and above, a renewal of the claim's lease is treated as a
-/// concurrent update, so the commit fails if the work takes longer than a third of the lease. While
-/// the transaction is open, `default_transaction_read_only` is on in its session, so statements
-/// outside the transaction cannot write. Behind a pooler in transaction mode, a handler that ends
-/// the transaction itself leaves this setting on a connection that other clients use. PgBouncer's
+/// concurrent update. The lease is renewed each time a third of it has elapsed, so the commit fails
+/// if the work takes longer than that. While the transaction is open,
+/// `default_transaction_read_only` is on in its session, so statements outside the transaction
+/// cannot write. Behind a pooler in transaction mode, a handler that ends the transaction itself
+/// leaves this setting on a connection that other clients use. PgBouncer's
 /// `server_reset_query_always` prevents this.
 ///
 /// A handler can set a role (`SET LOCAL ROLE`) or a search path (`SET LOCAL search_path`) for the
@@ -169,9 +170,9 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     /// `work` runs even if the client has disconnected.
     /// [`background`](crate::IdempotencyLayer::background) waits for `work`, and `work` counts
     /// toward the limit on work without a client (`max_detached`). `work` runs at most once: if the
-    /// process dies after the commit, it never runs, because a retry gets the stored response. Use
-    /// this method for work that may be lost, such as invalidating a cache. Work that must happen
-    /// belongs in the transaction, as a row that another process handles (an outbox).
+    /// process dies after the commit, `work` never runs, because a retry gets the stored response.
+    /// Use this method for work that may be lost, such as invalidating a cache. Work that must
+    /// happen belongs in the transaction, as a row that another process handles (an outbox).
     ///
     /// Do not move a clone of a handler's [`own`](Self::own) transaction into `work` unless you
     /// always call [`commit`](Self::commit). Without a commit, the clone keeps the transaction

@@ -21,8 +21,8 @@ pub(in crate::store::sql) struct Open<DB: AtomicDatabase> {
     /// The transaction's guard, or `None` until the transaction has begun.
     guard: Option<DB::Guard>,
     /// Whether a statement from this crate is waiting for its answer. If this value is dropped in
-    /// the meantime, the connection is closed. In the pool, the connection would occupy its place
-    /// until an answer arrived, which might never happen.
+    /// the meantime, the connection is closed. If the connection were returned to the pool instead,
+    /// it would occupy a place in the pool until an answer arrived, which might never happen.
     asking: bool,
     /// The turn to write, in a database with one writer. The turn ends when the connection no
     /// longer has a transaction.
