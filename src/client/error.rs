@@ -129,8 +129,8 @@ impl CallError {
     }
 
     /// The last response status that arrived. The body of that response may have ended early, taken
-    /// too long to arrive, or been too large. If the status is a success, the operation has
-    /// completed, but its complete response is unknown.
+    /// too long to arrive, or been too large. If the status indicates success, the operation
+    /// has completed, but its full response is unknown.
     #[must_use]
     pub fn last_status(&self) -> Option<StatusCode> {
         self.last_headers_and_status().map(|(status, _)| status)

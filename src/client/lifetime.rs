@@ -50,7 +50,7 @@ impl Lifetime {
         self.before = before;
     }
 
-    /// Records that the server forgets the key after the duration `left`. If the server reports
+    /// Records that the server will forget the key after `left`. If the server reports
     /// more than one such time, the earliest applies.
     pub(super) fn ends_within(&mut self, left: Duration, now: Instant) {
         // A time that the clock cannot represent is too far away to be a limit.

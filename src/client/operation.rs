@@ -26,9 +26,9 @@ const MAX_KEY_LENGTH: usize = 255;
 /// has no operation, [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) creates one. In both
 /// cases, the response carries the operation in its extensions.
 ///
-/// A new intent is a new operation. A second attempt at the same intent is the same operation, even
-/// after the program restarts. Store the key with the order, or derive the key from the order
-/// number.
+/// Create a new operation for each new intent. A second attempt at the same intent belongs to the
+/// same operation, even after the program restarts. Store the key with the order, or derive the key
+/// from the order number.
 ///
 /// ```
 /// use tower_idempotency::client::Operation;

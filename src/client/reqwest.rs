@@ -1,4 +1,4 @@
-//! The client side for `reqwest`, as middleware for
+//! Client-side support for `reqwest`, as a middleware for
 //! [`reqwest-middleware`](https://docs.rs/reqwest-middleware).
 //!
 //! ```

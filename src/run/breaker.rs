@@ -45,7 +45,7 @@ impl Breaker {
         }
     }
 
-    /// Returns permission to call the store, or the error for the refusal.
+    /// Returns a permit to call the store, or an error if the breaker refuses the call.
     pub(crate) fn enter(&self) -> Result<Permit<'_>, StoreError> {
         let mut is_probe = false;
         if let Some(config) = self.config {

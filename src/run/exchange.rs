@@ -86,9 +86,10 @@ impl<S, St: Store> Exchange<S, St> {
         Ok(())
     }
 
-    /// Whether an outer layer runs this request. If so, a replay from this layer is the outer
-    /// layer's first response, and is sent without the replay marker. Once this layer has passed
-    /// its key to the handler, the key in the extensions is this layer's own key.
+    /// Whether this request has passed through an outer idempotency layer that guards it. If so, a
+    /// replay from this layer is the outer layer's first response, and is sent without the replay
+    /// marker. Once this layer has passed its key to the handler, the key in the extensions is this
+    /// layer's own key.
     fn is_inside_another_layer(&self) -> bool {
         self.identity.is_some() && self.parts.extensions.get::<IdempotencyKey>().is_some()
     }

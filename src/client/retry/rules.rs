@@ -69,8 +69,8 @@ impl Rules {
         }
     }
 
-    /// Decides the next step after an attempt. This method also counts the attempt as ended, and
-    /// withdraws a retry from the budget.
+    /// Decides the next step after an attempt. This method also records that the attempt has
+    /// ended. If there is a retry, the retry is withdrawn from the budget.
     pub(super) fn judge(
         &self,
         call: &mut Call,

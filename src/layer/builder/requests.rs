@@ -79,9 +79,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// Stores save a [tag](crate::store::ScopeTag) of the scope with each record, so that all
     /// records of one caller can be [forgotten](crate::store::Inspect::forget_scope). Without a
     /// secret, anyone who can read the store can guess a caller's scope value and test whether the
-    /// store has records of that caller. With a secret, such a test is not possible. Processes that
-    /// share a store need the same secret. If you change the secret, existing records can no longer
-    /// be found by their scope, but they are still replayed and still expire.
+    /// store has records for that caller. With a secret, such a test is not possible. Processes
+    /// that share a store need the same secret. If you change the secret, existing records can no
+    /// longer be found by their scope, but they are still replayed and still expire.
     ///
     /// If the secret is shorter than 16 bytes, `build` returns an error. Logs and `Debug` never
     /// show the secret.

@@ -88,8 +88,8 @@ impl Fingerprint {
         self.0[0] ^ other.0[0] == Self::STREAMED && self.0[1] == other.0[1]
     }
 
-    /// The bit in the rule that marks a request whose body is streamed. The sources use seven of
-    /// the sixteen numbers that fit into the first four bits of a rule.
+    /// The bit in the rule that marks a request whose body is streamed. The first four
+    /// bits of a rule hold the source's number, which is 1 to 7, so the top bit is free.
     const STREAMED: u8 = 0x80;
 
     pub(crate) fn is_streamed(&self) -> bool {

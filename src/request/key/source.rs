@@ -12,13 +12,13 @@ use crate::error::ConfigError;
 use crate::request::header_name;
 use crate::request::json::Pointer;
 
-/// The header that the draft defines. It is also the default.
+/// The header that the draft defines, which is also the default key source.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 pub(super) type HeadFn = dyn Fn(&Parts) -> Result<Option<String>, InvalidKey> + Send + Sync;
 pub(super) type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Option<String>, InvalidKey> + Send + Sync;
 
-/// The place where a request carries its key. The default is the header `Idempotency-Key`.
+/// The place where a request carries its key. The default is the `Idempotency-Key` header.
 ///
 /// Every key has 1 to [`max_key_length`](crate::IdempotencyLayerBuilder::max_key_length) bytes of
 /// visible ASCII and spaces, whatever its source. Values that can only come from a bug in a client

@@ -13,11 +13,11 @@ use crate::store::{ClaimOutcome, ClaimRequest, Held, Token};
 const FIRST: ClaimOutcome = ClaimOutcome::Started { attempt: 1 };
 
 pub(super) async fn the_first_begin_starts_attempt_1<H: Harness>(slot: Probe<'_, H>) {
-    slot.begin("the first of a slot", &slot.claim(), &FIRST).await;
+    slot.begin("the first claim", &slot.claim(), &FIRST).await;
 }
 
 pub(super) async fn a_duplicate_is_in_flight<H: Harness>(slot: Probe<'_, H>) {
-    slot.begin("the first of a slot", &slot.claim(), &FIRST).await;
+    slot.begin("the first claim", &slot.claim(), &FIRST).await;
     let step = "begin, the same fingerprint under another token";
     let long = slot.long;
     match slot.answered(step, slot.store.begin(&slot.claim()).await) {
@@ -34,7 +34,7 @@ pub(super) async fn a_duplicate_is_in_flight<H: Harness>(slot: Probe<'_, H>) {
 
 pub(super) async fn another_fingerprint_is_a_mismatch<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("the first claim", &claim, &FIRST).await;
     slot.begin(
         "another fingerprint, in flight",
         &slot.other_claim(),
@@ -62,7 +62,7 @@ pub(super) async fn another_fingerprint_is_a_mismatch<H: Harness>(slot: Probe<'_
 
 pub(super) async fn fingerprints_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("the first claim", &claim, &FIRST).await;
     differ_in_each_bit(&slot, "in flight", &IN_FLIGHT).await;
     let record = slot.response(b"answer");
     slot.complete("by the holder", claim.token, &record, slot.long, Held::Yes)
@@ -92,11 +92,11 @@ async fn differ_in_each_bit<H: Harness>(slot: &Probe<'_, H>, state: &str, same: 
 
 pub(super) async fn a_fingerprint_of_another_rule_is_not_a_mismatch<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("the first claim", &claim, &FIRST).await;
     slot.begin("another rule, in flight", &slot.claim_under_another_rule(), &IN_FLIGHT)
         .await;
     slot.begin(
-        "the same rule, after the other",
+        "a different fingerprint under the same rule, in flight",
         &slot.other_claim(),
         &ClaimOutcome::Mismatch,
     )
@@ -110,7 +110,7 @@ pub(super) async fn a_fingerprint_of_another_rule_is_not_a_mismatch<H: Harness>(
     slot.begin("the same fingerprint, after the other rule", &slot.claim(), &done)
         .await;
     slot.begin(
-        "the same rule, after the other, done",
+        "a different fingerprint under the same rule, after completion",
         &slot.other_claim(),
         &ClaimOutcome::Mismatch,
     )
@@ -119,7 +119,7 @@ pub(super) async fn a_fingerprint_of_another_rule_is_not_a_mismatch<H: Harness>(
 
 pub(super) async fn slots_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("the first claim", &claim, &FIRST).await;
     slot.complete(
         "by the holder",
         claim.token,
@@ -165,7 +165,7 @@ pub(super) async fn tokens_count_to_the_last_bit<H: Harness>(slot: Probe<'_, H>)
 
 pub(super) async fn begin_can_be_repeated_with_its_token<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("the first claim", &claim, &FIRST).await;
     slot.begin("again with the same token", &claim, &FIRST).await;
     slot.begin("another token after that", &slot.claim(), &IN_FLIGHT).await;
     slot.begin("a third time with the first token", &claim, &FIRST).await;
@@ -219,7 +219,7 @@ pub(super) async fn a_foreign_token_is_lost_and_changes_nothing<H: Harness>(slot
 
 pub(super) async fn release_frees_the_slot_for_any_fingerprint<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("the first claim", &claim, &FIRST).await;
     slot.release("by the holder", claim.token, Held::Yes).await;
     let other = slot.other_claim();
     slot.begin("another fingerprint, after the release", &other, &FIRST)
@@ -240,7 +240,7 @@ pub(super) async fn release_frees_the_slot_for_any_fingerprint<H: Harness>(slot:
 pub(super) async fn a_claim_ends_once<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
     let record = slot.response(b"the first");
-    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("the first claim", &claim, &FIRST).await;
     slot.complete("by the holder", claim.token, &record, slot.long, Held::Yes)
         .await;
     let other = slot.response(b"the second");
@@ -253,7 +253,7 @@ pub(super) async fn a_claim_ends_once<H: Harness>(slot: Probe<'_, H>) {
 
     let slot = slot.elsewhere();
     let claim = slot.claim();
-    slot.begin("the first of another slot", &claim, &FIRST).await;
+    slot.begin("the first claim on another slot", &claim, &FIRST).await;
     slot.release("by the holder", claim.token, Held::Yes).await;
     slot.release("a second time", claim.token, Held::Lost).await;
     slot.renew("after release", claim.token, slot.long, Held::Lost).await;

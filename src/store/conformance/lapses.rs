@@ -1,4 +1,4 @@
-//! Checks of the effects of time: leases lapse, claims are taken over and forgotten, and records
+//! Checks that depend on time: leases lapse, claims are taken over and forgotten, and records
 //! expire.
 //!
 //! Times in comments are in units since the slot's first `begin`. Each check of the store is at
@@ -11,7 +11,7 @@ use crate::store::{ClaimOutcome, ClaimRequest, Held, OnLapse};
 const FIRST: ClaimOutcome = ClaimOutcome::Started { attempt: 1 };
 
 pub(super) async fn a_lapsed_claim_is_taken_over_as_the_next_attempt<H: Harness>(slot: Probe<'_, H>) {
-    slot.begin("the first of a slot", &slot.claim_for(1), &FIRST).await;
+    slot.begin("the first claim", &slot.claim_for(1), &FIRST).await;
     for attempt in 2..=4 {
         slot.pass(2).await;
         let step = format!("after attempt {} lapsed", attempt - 1);
@@ -32,7 +32,7 @@ pub(super) async fn a_lapsed_claim_is_taken_over_as_the_next_attempt<H: Harness>
 
 pub(super) async fn a_takeover_under_another_rule_brings_its_fingerprint<H: Harness>(slot: Probe<'_, H>) {
     let former = slot.claim_for(1);
-    slot.begin("the first of a slot", &former, &FIRST).await;
+    slot.begin("the first claim", &former, &FIRST).await;
     slot.pass(2).await;
     let present = slot.claim_under_another_rule();
     let other = slot.claim_under_another_rule();
@@ -58,7 +58,7 @@ pub(super) async fn a_takeover_under_another_rule_brings_its_fingerprint<H: Harn
 pub(super) async fn a_former_holder_is_fenced_off<H: Harness>(slot: Probe<'_, H>) {
     let former = slot.claim_for(1);
     let late = slot.response(b"the former holder's");
-    slot.begin("the first of a slot", &former, &FIRST).await;
+    slot.begin("the first claim", &former, &FIRST).await;
     slot.pass(2).await;
     let present = slot.claim();
     slot.begin("taking it over", &present, &ClaimOutcome::Started { attempt: 2 })
@@ -90,7 +90,7 @@ pub(super) async fn a_former_holder_is_fenced_off<H: Harness>(slot: Probe<'_, H>
 
 pub(super) async fn a_lease_of_zero_lapses_at_once_and_is_remembered<H: Harness>(slot: Probe<'_, H>) {
     let given_back = slot.claim();
-    slot.begin("the first of a slot", &given_back, &FIRST).await;
+    slot.begin("the first claim", &given_back, &FIRST).await;
     slot.renew("by a lease of zero", given_back.token, slot.units(0), Held::Yes)
         .await;
     slot.begin("with another fingerprint", &slot.other_claim(), &ClaimOutcome::Mismatch)
@@ -176,7 +176,7 @@ pub(super) async fn a_lapsed_claim_is_remembered_for_its_ttl<H: Harness>(slot: P
 pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>) {
     let refusing = |begin: ClaimRequest| begin.with_on_lapse(OnLapse::Refuse);
     let dead = refusing(slot.claim_for(1));
-    slot.begin("the first of a slot", &dead, &FIRST).await;
+    slot.begin("the first claim", &dead, &FIRST).await;
     slot.pass(2).await;
     slot.begin(
         "refusing a lapsed claim",
@@ -219,7 +219,7 @@ pub(super) async fn a_lapsed_claim_can_be_refused<H: Harness>(slot: Probe<'_, H>
 
 pub(super) async fn renew_moves_the_lease<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim_for(3);
-    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("the first claim", &claim, &FIRST).await;
     slot.pass(1).await;
     // This renewal moves the end of the lease from 3 to 6.
     slot.renew("by the holder", claim.token, slot.units(5), Held::Yes).await;
@@ -254,7 +254,7 @@ pub(super) async fn renew_moves_the_lease<H: Harness>(slot: Probe<'_, H>) {
 }
 
 pub(super) async fn a_foreign_renew_does_not_move_the_lease<H: Harness>(slot: Probe<'_, H>) {
-    slot.begin("the first of a slot", &slot.claim_for(1), &FIRST).await;
+    slot.begin("the first claim", &slot.claim_for(1), &FIRST).await;
     slot.renew("under a foreign token", slot.claim().token, slot.long, Held::Lost)
         .await;
     slot.begin("another fingerprint", &slot.other_claim(), &ClaimOutcome::Mismatch)
@@ -271,7 +271,7 @@ pub(super) async fn a_foreign_renew_does_not_move_the_lease<H: Harness>(slot: Pr
 pub(super) async fn a_record_lives_for_its_ttl_from_completion<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim().with_ttl(slot.units(1));
     let record = slot.response(b"for a while");
-    slot.begin("the first of a slot", &claim, &FIRST).await;
+    slot.begin("the first claim", &claim, &FIRST).await;
     slot.pass(4).await;
     // The record is kept until 9, regardless of how long the operation ran or how often the record
     // is read.

@@ -88,7 +88,7 @@ pub(super) async fn one_of_many_completes_counts<H: Harness>(slot: Probe<'_, H>)
         let slot = slot.elsewhere();
         let handles = handles(slot.harness);
         let claim = slot.claim();
-        slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
+        slot.begin("the first claim", &claim, &ClaimOutcome::Started { attempt: 1 })
             .await;
         let records: Vec<Record> = (0..16).map(|n| slot.response(&[n; 100])).collect();
         let answers = slot
@@ -208,7 +208,7 @@ pub(super) async fn a_dropped_complete_is_done_or_not<H: Harness>(slot: Probe<'_
     let mut claims = Vec::new();
     for (times, slot) in &dropped {
         let claim = slot.claim();
-        slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
+        slot.begin("the first claim", &claim, &ClaimOutcome::Started { attempt: 1 })
             .await;
         let record = slot.response(b"perhaps");
         let complete = slot.store.complete(&slot.slot, claim.token, &record, slot.long);

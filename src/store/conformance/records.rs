@@ -72,7 +72,7 @@ pub(super) async fn a_record_that_knows_the_body_of_its_request_comes_back<H: Ha
 async fn keep<H: Harness>(slot: &Probe<'_, H>, record: &Record) {
     let bytes = record.len();
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
+    slot.begin("the first claim", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     slot.complete(
         &format!("with a record of {bytes} bytes"),

@@ -22,7 +22,7 @@ pub(super) async fn changed_returns_when_the_claim_has_ended<H: Harness>(slot: P
     returns(&slot, "of a slot that was never claimed").await;
 
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
+    slot.begin("the first claim", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let early = slot.store.changed(&slot.slot, 0);
     slot.release("by the holder", claim.token, Held::Yes).await;
@@ -64,7 +64,7 @@ fn missed<H: Harness>(slot: &Probe<'_, H>, when: &str) -> ! {
 
 pub(super) async fn waiters_learn_of_completion<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
+    slot.begin("the first claim", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let record = slot.response(b"the holder's");
     let waiters = gather(&slot, slot.response(b"a waiter's"));
@@ -85,7 +85,7 @@ pub(super) async fn waiters_learn_of_completion<H: Harness>(slot: Probe<'_, H>) 
 
 pub(super) async fn waiters_learn_of_release<H: Harness>(slot: Probe<'_, H>) {
     let claim = slot.claim();
-    slot.begin("the first of a slot", &claim, &ClaimOutcome::Started { attempt: 1 })
+    slot.begin("the first claim", &claim, &ClaimOutcome::Started { attempt: 1 })
         .await;
     let record = slot.response(b"a waiter's");
     let waiters = gather(&slot, record.clone());

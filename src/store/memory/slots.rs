@@ -15,7 +15,8 @@ use crate::store::rules::Occupant;
 
 pub(super) struct Slots {
     /// Lock order: a shard of `map`, then `ledger`. Neither guard is held across an await point. An
-    /// entry's line changes under the entry's shard lock, so the entry and the line always agree.
+    /// entry's line changes only while the entry's shard is locked, so the entry and the line
+    /// always agree.
     pub(super) map: Map,
     ledger: CachePadded<Mutex<Ledger>>,
     pub(super) budget: Budget,

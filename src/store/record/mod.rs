@@ -107,7 +107,7 @@ impl Record {
         self.kind() == RESPONSE
     }
 
-    /// Returns the number of bytes that the record takes in memory.
+    /// Returns the number of bytes that the record occupies in memory.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "a record is never empty")]
     pub fn len(&self) -> usize {

@@ -176,7 +176,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         made
     }
 
-    /// Returns the connection if it is open again. Otherwise, returns the connection that is being
+    /// Returns the connection if it is open. Otherwise, returns the connection that is being
     /// opened, after starting to open it if no other call has.
     fn start(&self) -> Started<C> {
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);

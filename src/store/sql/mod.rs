@@ -3,10 +3,10 @@
 //! Each slot is one row. The tables differ only in their column types: see `table.sql` in each
 //! database's folder. Each decision is made by a single statement, which uses the database's clock
 //! and checks the row itself. So differences between the processes' clocks and changes since an
-//! earlier statement do not matter. The stores send their statements on separate connections
-//! (`lane`). `begin` may need several statements: the SQLite store reads the slot before it claims
-//! the slot, and the PostgreSQL store takes over a row with a separate statement. The takeover
-//! statement skips rows that a transaction is writing.
+//! earlier statement do not matter. The stores send these statements on their own
+//! connections rather than on the application's pool (`lane`). `begin` may need several statements:
+//! the SQLite store reads the slot before it claims the slot, and the PostgreSQL store takes over a
+//! row with a separate statement. The takeover statement skips rows that a transaction is writing.
 
 #[cfg(feature = "postgres")]
 mod asking;

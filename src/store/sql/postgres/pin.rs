@@ -74,7 +74,7 @@ impl Pin {
         self.roles_vary.store(true, Ordering::Relaxed);
     }
 
-    /// Finds the table by the connection's search path, unless the table was already found.
+    /// Looks up the table in the connection's search path, unless it has already been found.
     pub(super) async fn find(&self, connection: &mut PgConnection) -> Result<Arc<Statements>, sqlx::Error> {
         if let Some(pinned) = &*self.pinned() {
             return Ok(Arc::clone(&pinned.statements));

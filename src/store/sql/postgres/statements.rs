@@ -14,10 +14,10 @@ const DIALECT: Dialect = Dialect {
 };
 
 /// Reads the slot, and claims the slot if it has no row. If the statement neither reads nor claims
-/// the slot, the row is forgotten, or another statement interfered. The statement does not try to
-/// insert a row if one exists, because the insert would wait for a transaction that is deleting the
-/// existing row. The record is left out if its fingerprint conflicts with `$2`: the rule, which the
-/// first two bytes identify, is the same, but the digest is different.
+/// the slot, either the row was forgotten or another statement interfered. The statement does not
+/// try to insert a row if one exists, because the insert would wait for a transaction that is
+/// deleting the existing row. The record is left out if its fingerprint conflicts with `$2`: the
+/// rule, which the first two bytes identify, is the same, but the digest is different.
 ///
 /// `$1` slot, `$2` fingerprint, `$3` token, `$4` lease, `$5` ttl, `$6` scope.
 const CLAIM: &str = "\
