@@ -3,28 +3,16 @@
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use sqlx::sqlite::{SqliteArguments, SqliteQueryResult, SqliteRow};
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Either, Executor, Row, Sqlite, SqliteConnection};
 
-use super::statements::Statements;
+use super::job::Completion;
+use super::statements::{Repeated, Statements};
 use crate::store::sql::statements::Statement;
 use crate::store::sql::value::{millis, signed};
 use crate::store::{ClaimRequest, OnLapse, Slot, Token};
 
 type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
-
-/// Claims the slot, and returns the attempt number if the claim succeeds.
-pub(super) async fn claim(
-    connection: &mut SqliteConnection,
-    sql: &Statements,
-    begin: &ClaimRequest,
-) -> Result<Option<i32>, sqlx::Error> {
-    // All rows are fetched, although the result has at most one row. `fetch_optional` stops at the
-    // first row, and would not report a failure of the commit that follows.
-    let query = bind_claim(sqlx::query(sql.claim.once().text()), begin);
-    let rows = query.fetch_all(connection).await?;
-    rows.first().map(|row| row.try_get(0)).transpose()
-}
 
 /// Claims each slot, and returns the attempt number for each claim that succeeds.
 pub(super) async fn claims(
@@ -32,43 +20,20 @@ pub(super) async fn claims(
     sql: &Statements,
     begins: &[&ClaimRequest],
 ) -> Result<Vec<Option<i32>>, sqlx::Error> {
-    let mut attempts = Vec::with_capacity(begins.len());
-    for (text, begins) in sql.claim.groups(begins) {
-        let query = begins
-            .iter()
-            .fold(sqlx::query(text.text()), |query, begin| bind_claim(query, begin));
-        let mut attempt = None;
-        each(connection, query, |step| match step {
-            Either::Right(row) => row.try_get(0).map(|number| attempt = Some(number)),
-            Either::Left(_) => {
-                attempts.push(attempt.take());
-                Ok(())
-            }
-        })
-        .await?;
-    }
-    all_of(attempts, begins.len())
-}
-
-fn bind_claim<'q>(query: Query<'q>, begin: &'q ClaimRequest) -> Query<'q> {
-    let (lease, ttl) = (millis(begin.lease), millis(begin.ttl));
-    query
-        .bind(begin.slot.as_bytes().as_slice())
-        .bind(begin.scope.as_bytes().as_slice())
-        .bind(begin.fingerprint.as_bytes().as_slice())
-        .bind(signed(begin.token))
-        .bind(lease)
-        .bind(lease + ttl)
-        .bind(lease + ttl)
-        .bind(begin.on_lapse == OnLapse::Refuse)
-}
-
-/// A record to write for a claim.
-pub(super) struct Completion<'j> {
-    pub(super) slot: &'j Slot,
-    pub(super) token: Token,
-    pub(super) record: &'j [u8],
-    pub(super) ttl: Duration,
+    let results = each(connection, &sql.claim, begins, |query, begin| {
+        let (lease, ttl) = (millis(begin.lease), millis(begin.ttl));
+        query
+            .bind(begin.slot.as_bytes().as_slice())
+            .bind(begin.scope.as_bytes().as_slice())
+            .bind(begin.fingerprint.as_bytes().as_slice())
+            .bind(signed(begin.token))
+            .bind(lease)
+            .bind(lease + ttl)
+            .bind(lease + ttl)
+            .bind(begin.on_lapse == OnLapse::Refuse)
+    });
+    let attempt = |(row, _): (Option<SqliteRow>, u64)| row.map(|row| row.try_get(0)).transpose();
+    results.await?.into_iter().map(attempt).collect()
 }
 
 /// Writes the record of each held claim, and returns the number of rows that changed for each
@@ -76,49 +41,43 @@ pub(super) struct Completion<'j> {
 pub(super) async fn completions(
     connection: &mut SqliteConnection,
     sql: &Statements,
-    all: &[Completion<'_>],
+    completions: &[&Completion],
 ) -> Result<Vec<u64>, sqlx::Error> {
-    let mut written = Vec::with_capacity(all.len());
-    for (text, group) in sql.complete.groups(all) {
-        let query = group.iter().fold(sqlx::query(text.text()), bind_completion);
-        each(connection, query, |step| {
-            if let Either::Left(result) = step {
-                written.push(result.rows_affected());
-            }
-            Ok(())
-        })
-        .await?;
-    }
-    all_of(written, all.len())
+    let results = each(connection, &sql.complete, completions, |query, completion| {
+        let Completion { slot, token, ttl, .. } = completion;
+        bind_complete(query, slot, *token, &completion.record, *ttl)
+    });
+    Ok(results.await?.into_iter().map(|(_, written)| written).collect())
 }
 
-fn bind_completion<'q>(query: Query<'q>, completion: &Completion<'q>) -> Query<'q> {
-    query
-        .bind(completion.record)
-        .bind(millis(completion.ttl))
-        .bind(completion.slot.as_bytes().as_slice())
-        .bind(signed(completion.token))
-}
-
-/// Runs a text that consists of several statements. For each statement, passes its rows and then
-/// its result to `take`.
-async fn each(
+/// Runs a statement for each job, in groups. Returns the row, if any, and the number of changed
+/// rows for each job.
+///
+/// All rows are fetched. A call that stopped at the first row would not report a failure of the
+/// commit that follows.
+async fn each<'j, T>(
     connection: &mut SqliteConnection,
-    query: Query<'_>,
-    mut take: impl FnMut(Either<SqliteQueryResult, SqliteRow>) -> Result<(), sqlx::Error>,
-) -> Result<(), sqlx::Error> {
-    let mut steps = connection.fetch_many(query);
-    while let Some(step) = steps.try_next().await? {
-        take(step)?;
+    statement: &Repeated,
+    jobs: &'j [&T],
+    bind: impl Fn(Query<'j>, &'j T) -> Query<'j>,
+) -> Result<Vec<(Option<SqliteRow>, u64)>, sqlx::Error> {
+    let mut results = Vec::with_capacity(jobs.len());
+    for (text, group) in statement.groups(jobs) {
+        let query = group
+            .iter()
+            .fold(sqlx::query(text.text()), |query, job| bind(query, job));
+        let mut steps = connection.fetch_many(query);
+        let mut row = None;
+        while let Some(step) = steps.try_next().await? {
+            match step {
+                Either::Right(found) => row = Some(found),
+                Either::Left(result) => results.push((row.take(), result.rows_affected())),
+            }
+        }
     }
-    Ok(())
-}
-
-/// Returns the answers if each job has an answer. Otherwise, returns an error, because the answers
-/// cannot be matched to the jobs.
-fn all_of<T>(answers: Vec<T>, jobs: usize) -> Result<Vec<T>, sqlx::Error> {
-    match answers.len() == jobs {
-        true => Ok(answers),
+    match results.len() == jobs.len() {
+        true => Ok(results),
+        // The results cannot be matched to the jobs.
         false => Err(sqlx::Error::Protocol(
             "the number of results does not match the number of statements".into(),
         )),
@@ -133,13 +92,15 @@ pub(super) fn complete<'q>(
     record: &'q [u8],
     ttl: Duration,
 ) -> Query<'q> {
-    let completion = Completion {
-        slot,
-        token,
-        record,
-        ttl,
-    };
-    bind_completion(sqlx::query(sql.complete.once().text()), &completion)
+    bind_complete(sqlx::query(sql.complete.once().text()), slot, token, record, ttl)
+}
+
+fn bind_complete<'q>(query: Query<'q>, slot: &'q Slot, token: Token, record: &'q [u8], ttl: Duration) -> Query<'q> {
+    query
+        .bind(record)
+        .bind(millis(ttl))
+        .bind(slot.as_bytes().as_slice())
+        .bind(signed(token))
 }
 
 /// Returns the query that runs a statement on the rows with the given handles.

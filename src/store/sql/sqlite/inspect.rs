@@ -2,9 +2,9 @@
 
 use super::SqliteStore;
 use super::error::failed;
+use super::job::{Write, Written};
 use super::read::{Found, Read};
 use super::sweep::MOST_ROWS;
-use super::write::{Write, Written};
 use crate::store::sql::inspect::{census, entry};
 use crate::store::{Census, Entry, Inspect, ScopeTag, Slot, StoreError};
 

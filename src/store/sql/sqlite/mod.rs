@@ -6,6 +6,7 @@ mod execute;
 mod file;
 mod guarded;
 mod inspect;
+mod job;
 mod migrate;
 mod read;
 mod statements;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::SqliteStore;
 use super::error::{failed, unanswered};
+use super::job::{Completion, Write, Written};
 use super::read::{Found, Read};
-use super::write::{Write, Written};
 use crate::store::sql::begin::{BUSY, ROUNDS};
 use crate::store::sql::claim::ClaimId;
 use crate::store::sql::lane::Failure;
@@ -48,13 +48,13 @@ impl Store for SqliteStore {
     }
 
     async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
-        let complete = Write::Complete {
+        let complete = Write::Complete(Completion {
             slot: *slot,
             token,
             record: Arc::new(record.to_bytes()),
             ttl,
             again: false,
-        };
+        });
         self.change("complete", complete).await
     }
 

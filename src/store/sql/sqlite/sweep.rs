@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::SqliteStore;
 use super::error::NAME;
+use super::job::{Write, Written};
 use super::read::{DueRow, Found, Read};
-use super::write::{Write, Written};
 use crate::store::StoreError;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;

@@ -8,7 +8,7 @@ use super::SqliteStore;
 use super::error::{self, failed};
 use super::execute::complete;
 use super::guarded::Hooks;
-use super::write::{Write, Written};
+use super::job::{Write, Written};
 use crate::store::StoreError;
 use crate::store::sql::claim::ClaimId;
 use crate::store::sql::turns::Turns;

@@ -1,21 +1,20 @@
 //! Writes on the store's own connection, in turns with handlers' transactions.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use sqlx::{Connection, SqliteConnection};
 use tokio::time::Instant;
 
 use super::blame::{blame, is_busy};
-use super::execute::{Completion, claim, claims, complete, completions, execute, of_rows, roll_back, rows};
+use super::execute::{claims, completions, execute, of_rows, roll_back, rows};
 use super::file::{BEGIN, File};
+use super::job::{Answer, Completion, Write, Written};
 use super::read::read;
 use super::statements::Statements;
-use crate::store::sql::begin::Seen;
 use crate::store::sql::lane::{Blame, Driver};
 use crate::store::sql::turns::{Turn, Turns};
 use crate::store::sql::value::{millis, signed};
-use crate::store::{ClaimRequest, ScopeTag, Slot, Token};
+use crate::store::{Slot, Token};
 
 /// The maximum total size of the records in one transaction, in bytes. The limit keeps the
 /// transaction short.
@@ -26,58 +25,6 @@ pub(super) struct Writing {
     pub(super) file: Arc<File>,
     pub(super) sql: Arc<Statements>,
 }
-
-/// A call that changes something.
-#[derive(Clone)]
-pub(super) enum Write {
-    Claim(ClaimRequest),
-    Renew(Slot, Token, Duration),
-    Complete {
-        slot: Slot,
-        token: Token,
-        record: Arc<Vec<u8>>,
-        ttl: Duration,
-        /// Whether the record may already have been written.
-        again: bool,
-    },
-    Release {
-        slot: Slot,
-        token: Token,
-        /// Whether the claim may already have been released.
-        again: bool,
-    },
-    Forget(Slot),
-    /// Reads whether a transaction that may still be open has written the record.
-    IsDone(Slot, Token),
-    /// Processes rows that are due. Forgotten rows are removed, and the other rows are postponed.
-    Sweep {
-        forgotten: Vec<i64>,
-        others: Vec<i64>,
-    },
-    ForgetScope(ScopeTag, u32),
-}
-
-pub(super) enum Written {
-    /// The slot was claimed, with this attempt number.
-    Claimed(i32),
-    /// The slot was not claimed, and has these contents.
-    Taken(Option<Seen>),
-    /// The number of rows that were changed.
-    Rows(u64),
-    Is(bool),
-    /// The number of removed rows, and the number of removed rows that had not expired.
-    Forgotten {
-        rows: usize,
-        counted: u64,
-    },
-    Swept {
-        rows: u64,
-        took: Duration,
-    },
-}
-
-/// The result of a job. If an error affects only one job, the error is that job's answer.
-pub(super) type Answer = Result<Written, Arc<sqlx::Error>>;
 
 /// The connection that writes.
 pub(super) struct Writer {
@@ -105,7 +52,7 @@ impl Driver for Writing {
         let is_alone = |job: &Write| matches!(job, Write::ForgetScope(..));
         let sweeps = |job: &Write| matches!(job, Write::Sweep { .. });
         let bytes = |job: &Write| match job {
-            Write::Complete { record, .. } => record.len(),
+            Write::Complete(completion) => completion.record.len(),
             _ => 0,
         };
         let takes_long = is_alone(job) || batch.iter().any(is_alone) || (sweeps(job) && batch.iter().any(sweeps));
@@ -151,7 +98,7 @@ impl Driver for Writing {
     }
 
     fn repeat(job: &mut Write) {
-        if let Write::Complete { again, .. } | Write::Release { again, .. } = job {
+        if let Write::Complete(Completion { again, .. }) | Write::Release { again, .. } = job {
             *again = true;
         }
     }
@@ -172,7 +119,7 @@ impl Writing {
         if let [job] = jobs
             && !matches!(job, Write::IsDone(..))
         {
-            return Ok(vec![Ok(self.one(connection, job).await?)]);
+            return self.all(connection, jobs).await;
         }
         execute(connection, BEGIN).await?;
         let answers = match self.all(connection, jobs).await {
@@ -185,45 +132,41 @@ impl Writing {
         answers
     }
 
-    /// Runs all jobs in an open transaction. Jobs from claim holders run first, because a renewal
-    /// must not run after another claim has taken over the slot, nor after the claim's own record.
+    /// Runs the jobs on the connection. Jobs from claim holders run first, because a renewal must
+    /// not run after another claim has taken over the slot, nor after the claim's own record.
     async fn all(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
-        let mut answers: Vec<Option<Answer>> = Vec::with_capacity(jobs.len());
+        let mut written = Vec::with_capacity(jobs.len());
         for job in jobs {
-            answers.push(match job {
-                Write::Claim(_) | Write::Complete { again: false, .. } => None,
-                _ => Some(Ok(self.one(connection, job).await?)),
-            });
+            written.push(self.one(connection, job).await?);
         }
         let mut completed = self.completions(connection, jobs).await?.into_iter();
         let mut claimed = self.claims(connection, jobs).await?.into_iter();
-        let answer = |(job, answer): (&Write, Option<Answer>)| match job {
-            _ if answer.is_some() => answer,
-            Write::Claim(_) => claimed.next().map(Ok),
-            _ => completed.next().map(|rows| Ok(Written::Rows(rows))),
-        };
-        Ok(jobs.iter().zip(answers).filter_map(answer).collect())
+        let answers = jobs.iter().zip(written).filter_map(|(job, written)| match job {
+            Write::Claim(_) => claimed.next(),
+            Write::Complete(_) => completed.next(),
+            _ => written,
+        });
+        Ok(answers.map(Ok).collect())
     }
 
-    /// Returns the number of rows that each first attempt to write a record changed.
-    async fn completions(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<u64>, sqlx::Error> {
-        let first_attempts = jobs.iter().filter_map(|job| match job {
-            Write::Complete {
-                slot,
-                token,
-                record,
-                ttl,
-                again: false,
-            } => Some(Completion {
-                slot,
-                token: *token,
-                record,
-                ttl: *ttl,
-            }),
+    async fn completions(
+        &self,
+        connection: &mut SqliteConnection,
+        jobs: &[Write],
+    ) -> Result<Vec<Written>, sqlx::Error> {
+        let all = jobs.iter().filter_map(|job| match job {
+            Write::Complete(completion) => Some(completion),
             _ => None,
         });
-        let all: Vec<_> = first_attempts.collect();
-        completions(connection, &self.sql, &all).await
+        let all: Vec<_> = all.collect();
+        let counts = completions(connection, &self.sql, &all).await?;
+        let mut written = Vec::with_capacity(all.len());
+        for (completion, rows) in all.into_iter().zip(counts) {
+            let Completion { slot, token, again, .. } = completion;
+            let is_done = rows == 0 && *again && self.is_done(connection, slot, *token).await?;
+            written.push(Written::Rows(if is_done { 1 } else { rows }));
+        }
+        Ok(written)
     }
 
     async fn claims(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Written>, sqlx::Error> {
@@ -235,29 +178,19 @@ impl Writing {
         let attempts = claims(connection, &self.sql, &begins).await?;
         let mut written = Vec::with_capacity(begins.len());
         for (begin, attempt) in begins.into_iter().zip(attempts) {
-            written.push(self.claimed(connection, begin, attempt).await?);
+            written.push(match attempt {
+                Some(attempt) => Written::Claimed(attempt),
+                None => Written::Taken(read(connection, &self.sql, &begin.slot, &begin.fingerprint).await?),
+            });
         }
         Ok(written)
     }
 
-    async fn claimed(
-        &self,
-        connection: &mut SqliteConnection,
-        begin: &ClaimRequest,
-        attempt: Option<i32>,
-    ) -> Result<Written, sqlx::Error> {
-        Ok(match attempt {
-            Some(attempt) => Written::Claimed(attempt),
-            None => Written::Taken(read(connection, &self.sql, &begin.slot, &begin.fingerprint).await?),
-        })
-    }
-
-    async fn one(&self, connection: &mut SqliteConnection, job: &Write) -> Result<Written, sqlx::Error> {
-        Ok(match job {
-            Write::Claim(begin) => {
-                let attempt = claim(connection, &self.sql, begin).await?;
-                self.claimed(connection, begin, attempt).await?
-            }
+    /// Runs a job that is sent on its own. Returns `None` for claims and records, which are sent in
+    /// groups.
+    async fn one(&self, connection: &mut SqliteConnection, job: &Write) -> Result<Option<Written>, sqlx::Error> {
+        Ok(Some(match job {
+            Write::Claim(_) | Write::Complete(_) => return Ok(None),
             Write::Renew(slot, token, lease) => {
                 let renew = sqlx::query(self.sql.renew.text())
                     .bind(millis(*lease))
@@ -265,17 +198,6 @@ impl Writing {
                     .bind(slot.as_bytes().as_slice())
                     .bind(signed(*token));
                 Written::Rows(rows(connection, renew).await?)
-            }
-            Write::Complete {
-                slot,
-                token,
-                record,
-                ttl,
-                again,
-            } => {
-                let written = rows(connection, complete(&self.sql, slot, *token, record, *ttl)).await?;
-                let is_done = written == 0 && *again && self.is_done(connection, slot, *token).await?;
-                Written::Rows(if is_done { 1 } else { written })
             }
             Write::Release { slot, token, again } => {
                 let release = sqlx::query(self.sql.release.text())
@@ -287,7 +209,7 @@ impl Writing {
                 Written::Rows(if *again { 1 } else { written })
             }
             Write::Forget(slot) => {
-                // All rows are fetched, as in `claim`.
+                // All rows are fetched, as for a claim.
                 let known: Vec<bool> = sqlx::query_scalar(self.sql.forget.text())
                     .bind(slot.as_bytes().as_slice())
                     .fetch_all(connection)
@@ -320,7 +242,7 @@ impl Writing {
                     counted: counted.iter().filter(|counts| **counts).count() as u64,
                 }
             }
-        })
+        }))
     }
 
     async fn is_done(&self, connection: &mut SqliteConnection, slot: &Slot, token: Token) -> Result<bool, sqlx::Error> {
@@ -335,18 +257,23 @@ impl Writing {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::store::ScopeTag;
 
     #[test]
     fn what_shares_a_transaction_keeps_it_short() {
         let slot = Slot::from_bytes([1; Slot::LEN]);
         let renew = Write::Renew(slot, Token(1), Duration::ZERO);
-        let complete = |bytes| Write::Complete {
-            slot,
-            token: Token(1),
-            record: Arc::new(vec![0; bytes]),
-            ttl: Duration::ZERO,
-            again: false,
+        let complete = |bytes| {
+            Write::Complete(Completion {
+                slot,
+                token: Token(1),
+                record: Arc::new(vec![0; bytes]),
+                ttl: Duration::ZERO,
+                again: false,
+            })
         };
         let sweep = Write::Sweep {
             forgotten: vec![1],
