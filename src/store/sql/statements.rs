@@ -39,10 +39,10 @@ impl Statement {
         AssertSqlSafe(Arc::clone(&self.0))
     }
 
-    /// Returns a text that contains this statement twice, with separate parameters for each copy.
+    /// Returns the text, for a text that contains several statements.
     #[cfg(feature = "_sqlite")]
-    pub(super) fn twice(&self) -> Self {
-        Self(format!("{0}; {0}", self.0).into())
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// Returns the statement with one more mark replaced by a number, or by text that contains a

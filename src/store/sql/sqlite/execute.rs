@@ -7,7 +7,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Either, Executor, Row, Sqlite, SqliteConnection};
 
 use super::job::Completion;
-use super::statements::{Repeated, Statements};
+use super::statements::{Ends, Repeated, Statements};
 use crate::store::sql::statements::Statement;
 use crate::store::sql::value::{millis, signed};
 use crate::store::{ClaimRequest, OnLapse, Slot, Token};
@@ -19,8 +19,9 @@ pub(super) async fn claims(
     connection: &mut SqliteConnection,
     sql: &Statements,
     begins: &[&ClaimRequest],
+    ends: Ends,
 ) -> Result<Vec<Option<i32>>, sqlx::Error> {
-    let results = each(connection, &sql.claim, begins, |query, begin| {
+    let results = each(connection, &sql.claim, begins, ends, |query, begin| {
         let (lease, ttl) = (millis(begin.lease), millis(begin.ttl));
         query
             .bind(begin.slot.as_bytes().as_slice())
@@ -42,8 +43,9 @@ pub(super) async fn completions(
     connection: &mut SqliteConnection,
     sql: &Statements,
     completions: &[&Completion],
+    ends: Ends,
 ) -> Result<Vec<u64>, sqlx::Error> {
-    let results = each(connection, &sql.complete, completions, |query, completion| {
+    let results = each(connection, &sql.complete, completions, ends, |query, completion| {
         let Completion { slot, token, ttl, .. } = completion;
         bind_complete(query, slot, *token, &completion.record, *ttl)
     });
@@ -59,29 +61,33 @@ async fn each<'j, T>(
     connection: &mut SqliteConnection,
     statement: &Repeated,
     jobs: &'j [&T],
+    ends: Ends,
     bind: impl Fn(Query<'j>, &'j T) -> Query<'j>,
 ) -> Result<Vec<(Option<SqliteRow>, u64)>, sqlx::Error> {
     let mut results = Vec::with_capacity(jobs.len());
-    for (text, group) in statement.groups(jobs) {
+    for group in statement.groups(jobs, ends) {
         let query = group
+            .jobs
             .iter()
-            .fold(sqlx::query(text.text()), |query, job| bind(query, job));
+            .fold(sqlx::query(group.text), |query, job| bind(query, job));
         let mut steps = connection.fetch_many(query);
-        let mut row = None;
+        let (mut row, mut of_group) = (None, Vec::with_capacity(group.jobs.len() + 2));
         while let Some(step) = steps.try_next().await? {
             match step {
                 Either::Right(found) => row = Some(found),
-                Either::Left(result) => results.push((row.take(), result.rows_affected())),
+                Either::Left(result) => of_group.push((row.take(), result.rows_affected())),
             }
         }
+        let Ends { begins, commits } = group.ends;
+        if of_group.len() != group.jobs.len() + usize::from(begins) + usize::from(commits) {
+            // The results cannot be matched to the jobs.
+            return Err(sqlx::Error::Protocol(
+                "the number of results does not match the number of statements".into(),
+            ));
+        }
+        results.extend(of_group.into_iter().skip(usize::from(begins)).take(group.jobs.len()));
     }
-    match results.len() == jobs.len() {
-        true => Ok(results),
-        // The results cannot be matched to the jobs.
-        false => Err(sqlx::Error::Protocol(
-            "the number of results does not match the number of statements".into(),
-        )),
-    }
+    Ok(results)
 }
 
 /// Returns the query that writes the record of a held claim.

@@ -9,18 +9,16 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{ConnectOptions, SqliteConnection, SqlitePool};
 use tokio::time::Instant;
 
+use super::statements::Repeated;
 use crate::error::BoxError;
 use crate::store::sql::turns::Turns;
 
 /// How long a statement waits for a writer that is not in the queue. This value applies if the
 /// store opened the pool.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The statement that begins a transaction. The statement takes the writer's lock immediately.
-/// Without the lock, a transaction that reads and then writes would fail if another transaction had
-/// written in the meantime.
-pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
-/// The maximum number of prepared statements that each of the store's connections caches.
-const STATEMENTS: usize = 32;
+/// The maximum number of texts whose prepared statements each of the store's connections caches:
+/// all texts of claims and records, and the other statements.
+const STATEMENTS: usize = 2 * Repeated::TEXTS + 24;
 /// The pause before the next attempt to connect to a file whose mode another connection is
 /// changing.
 const PAUSE: Duration = Duration::from_millis(10);

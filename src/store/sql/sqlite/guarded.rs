@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sqlx::{Database, SqlSafeStr, Sqlite, SqliteConnection};
 use sqlx_core::transaction::TransactionManager;
 
-use super::file::BEGIN;
+use super::statements::BEGIN;
 use crate::store::sql::guarded::{AtomicDatabase, Guarded, RolledBack};
 
 type Manager = <Sqlite as Database>::TransactionManager;

@@ -2,7 +2,7 @@
 
 use super::SqliteStore;
 use super::error::failed;
-use super::job::{Write, Written};
+use super::job::{Single, Write, Written};
 use super::read::{Found, Read};
 use super::sweep::MOST_ROWS;
 use crate::store::sql::inspect::{census, entry};
@@ -17,7 +17,7 @@ impl Inspect for SqliteStore {
     }
 
     async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
-        let forgotten = self.write("forget", Write::Forget(*slot)).await?;
+        let forgotten = self.write("forget", Write::Single(Single::Forget(*slot))).await?;
         Ok(matches!(forgotten, Written::Is(true)))
     }
 
@@ -25,7 +25,7 @@ impl Inspect for SqliteStore {
     async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
         let mut forgotten = 0;
         loop {
-            let write = Write::ForgetScope(*scope, MOST_ROWS as u32);
+            let write = Write::Single(Single::ForgetScope(*scope, MOST_ROWS as u32));
             match self.write("forget a scope", write).await? {
                 Written::Forgotten { rows: 1.., counted } => forgotten += counted,
                 _ => return Ok(forgotten),

@@ -10,8 +10,14 @@ use crate::store::{ClaimRequest, ScopeTag, Slot, Token};
 #[derive(Clone)]
 pub(super) enum Write {
     Claim(ClaimRequest),
-    Renew(Slot, Token, Duration),
     Complete(Completion),
+    Single(Single),
+}
+
+/// A call whose statements are not combined with the statements of other calls.
+#[derive(Clone)]
+pub(super) enum Single {
+    Renew(Slot, Token, Duration),
     Release {
         slot: Slot,
         token: Token,

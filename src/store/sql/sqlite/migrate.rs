@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 use super::SqliteStore;
 use super::error::failed;
 use super::execute::{claims, complete};
-use super::file::BEGIN;
+use super::statements::{BEGIN, Ends};
 use crate::store::StoreError;
 use crate::store::sql::claim::trial;
 
@@ -94,7 +94,7 @@ impl SqliteStore {
     /// Runs a trial claim through its whole life cycle. The caller rolls the claim back.
     async fn try_out(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let (begin, sql) = (trial(), &self.own.sql);
-        claims(connection, sql, &[&begin]).await?;
+        claims(connection, sql, &[&begin], Ends::default()).await?;
         complete(sql, &begin.slot, begin.token, &[], begin.ttl)
             .execute(&mut *connection)
             .await?;

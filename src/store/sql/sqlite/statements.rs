@@ -1,5 +1,7 @@
 //! The SQLite store's statements.
 
+use sqlx::AssertSqlSafe;
+
 use crate::store::sql::statements::{self, Dialect, Statement};
 use crate::store::sql::table::Table;
 
@@ -13,6 +15,13 @@ const DIALECT: Dialect = Dialect {
     skip_locked: "",
     numbers_parameters: false,
 };
+
+/// The statement that begins a transaction. The statement takes the writer's lock immediately.
+/// Without the lock, a transaction that reads and then writes would fail if another transaction had
+/// written in the meantime.
+pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
+/// Ends a transaction that [`BEGIN`] began.
+pub(super) const COMMIT: &str = "COMMIT";
 
 /// Reads the slot. The record is left out if its fingerprint conflicts with the parameter: the
 /// rule, which the first two bytes identify, is the same, but the digest is different. Parameters:
@@ -61,40 +70,76 @@ const FORGET_SCOPE: &str = "DELETE FROM idempotency_keys WHERE rowid IN \
      (SELECT rowid FROM idempotency_keys WHERE scope = ? AND record IS NOT NULL LIMIT ?) \
      RETURNING forget_at > {now}";
 
-/// A statement, and texts that repeat the statement 2, 4, 8 and up to [`Repeated::MOST`] times.
+/// A statement that is sent several times in one text.
 ///
-/// Each connection of `sqlx` runs SQLite in its own thread. Sending a statement to that thread and
+/// Each connection of `sqlx` runs SQLite in its own thread. Sending a text to that thread and
 /// waiting for its result takes longer than running most statements, so a batch combines its
 /// statements into a few texts.
-pub(super) struct Repeated(Vec<Statement>);
+pub(super) struct Repeated(Statement);
+
+/// Which ends of its transaction a text contains.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Ends {
+    pub(super) begins: bool,
+    pub(super) commits: bool,
+}
 
 impl Repeated {
-    /// The largest number of repetitions. Each repetition is a separate prepared statement, which a
-    /// connection keeps in memory.
+    /// The largest number of repetitions. A connection keeps each text that it has run as prepared
+    /// statements, which is why the numbers of repetitions are limited.
     const MOST: usize = 16;
-
-    fn new(one: Statement) -> Self {
-        let mut texts = vec![one];
-        while texts.len() <= Self::MOST.ilog2() as usize {
-            texts.extend(texts.last().map(Statement::twice));
-        }
-        Self(texts)
-    }
+    /// The largest number up to which a text may repeat the statement any number of times.
+    const ANY: usize = 8;
+    /// The number of different texts, with and without the ends of the transaction.
+    pub(super) const TEXTS: usize = (Self::ANY + 1) * 4;
 
     pub(super) fn once(&self) -> &Statement {
-        &self.0[0]
+        &self.0
     }
 
-    /// Splits jobs into groups. With each group, returns the text that contains the statement once
-    /// for each job in the group.
-    pub(super) fn groups<'j, T>(&self, mut jobs: &'j [T]) -> impl Iterator<Item = (&Statement, &'j [T])> {
+    /// Splits jobs into groups, each of which is sent as one text. The first text begins the
+    /// transaction and the last text commits it, if `ends` says so.
+    pub(super) fn groups<'j, T>(&self, mut jobs: &'j [T], ends: Ends) -> impl Iterator<Item = Group<'j, T>> {
+        let all = jobs.len();
         std::iter::from_fn(move || {
-            let power = jobs.len().min(Self::MOST).checked_ilog2()? as usize;
-            let (group, rest) = jobs.split_at(1 << power);
+            let size = match jobs.len() {
+                0 => return None,
+                few @ ..=Self::ANY => few,
+                Self::MOST.. => Self::MOST,
+                _ => Self::ANY,
+            };
+            let begins = ends.begins && jobs.len() == all;
+            let (jobs_of_group, rest) = jobs.split_at(size);
             jobs = rest;
-            Some((&self.0[power], group))
+            let ends = Ends {
+                begins,
+                commits: ends.commits && jobs.is_empty(),
+            };
+            Some(Group {
+                text: self.text(size, ends),
+                ends,
+                jobs: jobs_of_group,
+            })
         })
     }
+
+    fn text(&self, size: usize, ends: Ends) -> AssertSqlSafe<String> {
+        let mut texts = vec![self.0.as_str(); size];
+        if ends.begins {
+            texts.insert(0, BEGIN);
+        }
+        if ends.commits {
+            texts.push(COMMIT);
+        }
+        AssertSqlSafe(texts.join("; "))
+    }
+}
+
+/// Jobs that are sent as one text.
+pub(super) struct Group<'j, T> {
+    pub(super) text: AssertSqlSafe<String>,
+    pub(super) ends: Ends,
+    pub(super) jobs: &'j [T],
 }
 
 /// The statements for one table.
@@ -119,9 +164,9 @@ impl Statements {
         let statement = |template: &str| DIALECT.statement(table, template);
         Self {
             read: statement(READ),
-            claim: Repeated::new(statement(CLAIM)),
+            claim: Repeated(statement(CLAIM)),
             renew: statement(statements::RENEW),
-            complete: Repeated::new(statement(statements::COMPLETE)),
+            complete: Repeated(statement(statements::COMPLETE)),
             release: statement(statements::RELEASE),
             is_done: statement(statements::IS_DONE),
             look_up: statement(statements::LOOK_UP),
@@ -137,6 +182,8 @@ impl Statements {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use sqlx::{Connection, SqliteConnection};
 
     use super::*;
@@ -191,17 +238,44 @@ mod tests {
     }
 
     #[test]
-    fn jobs_are_split_into_groups_with_a_text_of_their_size() {
+    fn the_groups_of_a_batch_are_one_transaction() {
         let sql = Statements::new(&Table::default());
         let jobs: Vec<usize> = (0..2 * Repeated::MOST + 7).collect();
-        for length in 0..=jobs.len() {
-            let mut split: Vec<usize> = Vec::new();
-            for (text, group) in sql.complete.groups(&jobs[..length]) {
-                assert_eq!(text.text().0.matches("UPDATE").count(), group.len());
-                split.extend(group);
+        for (length, begins, commits) in lengths_and_ends(jobs.len()) {
+            let (mut split, mut texts) = (Vec::new(), Vec::new());
+            for group in sql.complete.groups(&jobs[..length], Ends { begins, commits }) {
+                assert_eq!(group.text.0.matches("UPDATE").count(), group.jobs.len());
+                split.extend_from_slice(group.jobs);
+                texts.push(group.text.0);
             }
             assert_eq!(split, jobs[..length], "{length}");
+            let sent = texts.join("; ");
+            let count = |word| sent.matches(word).count();
+            assert_eq!(count(BEGIN), usize::from(begins && length > 0));
+            assert_eq!(count(COMMIT), usize::from(commits && length > 0));
+            assert!(!begins || length == 0 || sent.starts_with(BEGIN), "{sent}");
+            assert!(!commits || length == 0 || sent.ends_with(COMMIT), "{sent}");
         }
-        assert_eq!(sql.complete.groups(&jobs[..Repeated::MOST]).count(), 1);
+        assert_eq!(sql.complete.groups(&jobs[..Repeated::MOST], Ends::default()).count(), 1);
+    }
+
+    #[test]
+    fn a_connection_caches_every_text() {
+        let sql = Statements::new(&Table::default());
+        let jobs = [(); 2 * Repeated::MOST];
+        let mut texts = HashSet::new();
+        for (length, begins, commits) in lengths_and_ends(jobs.len()) {
+            texts.extend(
+                sql.claim
+                    .groups(&jobs[..length], Ends { begins, commits })
+                    .map(|group| group.text.0),
+            );
+        }
+        assert_eq!(texts.len(), Repeated::TEXTS);
+    }
+
+    fn lengths_and_ends(most: usize) -> impl Iterator<Item = (usize, bool, bool)> {
+        let bools = [(false, false), (false, true), (true, false), (true, true)];
+        (0..=most).flat_map(move |length| bools.map(|(begins, commits)| (length, begins, commits)))
     }
 }

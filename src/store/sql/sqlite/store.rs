@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::SqliteStore;
 use super::error::{failed, unanswered};
-use super::job::{Completion, Write, Written};
+use super::job::{Completion, Single, Write, Written};
 use super::read::{Found, Read};
 use crate::store::sql::begin::{BUSY, ROUNDS};
 use crate::store::sql::claim::ClaimId;
@@ -44,7 +44,8 @@ impl Store for SqliteStore {
     }
 
     async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
-        self.change("renew", Write::Renew(*slot, token, lease)).await
+        self.change("renew", Write::Single(Single::Renew(*slot, token, lease)))
+            .await
     }
 
     async fn complete(&self, slot: &Slot, token: Token, record: &Record, ttl: Duration) -> Result<Held, StoreError> {
@@ -59,11 +60,11 @@ impl Store for SqliteStore {
     }
 
     async fn release(&self, slot: &Slot, token: Token) -> Result<Held, StoreError> {
-        let release = Write::Release {
+        let release = Write::Single(Single::Release {
             slot: *slot,
             token,
             again: false,
-        };
+        });
         self.change("release", release).await
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::SqliteStore;
 use super::error::NAME;
-use super::job::{Write, Written};
+use super::job::{Single, Write, Written};
 use super::read::{DueRow, Found, Read};
 use crate::store::StoreError;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
@@ -63,10 +63,10 @@ impl Sweepable for SqliteStore {
         for part in parts(&due) {
             let (forgotten, others): (Vec<_>, Vec<_>) = part.iter().partition(|row| row.is_forgotten);
             let handles = |rows: Vec<&DueRow>| rows.iter().map(|row| row.handle).collect();
-            let sweep = Write::Sweep {
+            let sweep = Write::Single(Single::Sweep {
                 forgotten: handles(forgotten),
                 others: handles(others),
-            };
+            });
             if let Written::Swept { rows, took } = self.write("sweep", sweep).await? {
                 window.removed += rows;
                 window.took += took * WRITTEN;

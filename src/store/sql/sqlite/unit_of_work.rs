@@ -8,7 +8,7 @@ use super::SqliteStore;
 use super::error::{self, failed};
 use super::execute::complete;
 use super::guarded::Hooks;
-use super::job::{Write, Written};
+use super::job::{Single, Write, Written};
 use crate::store::StoreError;
 use crate::store::sql::claim::ClaimId;
 use crate::store::sql::turns::Turns;
@@ -50,7 +50,9 @@ impl AtomicStore for SqliteStore {
     async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {
         // This statement takes the writer's lock, so it waits for any transaction that may still be
         // committed.
-        let done = self.write("read back", Write::IsDone(claim.slot, claim.token)).await?;
+        let done = self
+            .write("read back", Write::Single(Single::IsDone(claim.slot, claim.token)))
+            .await?;
         Ok(matches!(done, Written::Is(true)))
     }
 

@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::blame::{blame, is_busy};
 use super::execute::{claims, completions, execute, of_rows, roll_back, rows};
-use super::file::{BEGIN, File};
-use super::job::{Answer, Completion, Write, Written};
+use super::file::File;
+use super::job::{Answer, Completion, Single, Write, Written};
 use super::read::read;
-use super::statements::Statements;
+use super::statements::{BEGIN, COMMIT, Ends, Statements};
 use crate::store::sql::lane::{Blame, Driver};
 use crate::store::sql::turns::{Turn, Turns};
 use crate::store::sql::value::{millis, signed};
@@ -34,6 +34,16 @@ pub(super) struct Writer {
     turn: Option<Turn>,
 }
 
+/// The results of a batch's statements, in the order of the jobs of each kind.
+#[derive(Default)]
+struct Changes {
+    singles: Vec<Written>,
+    /// The number of rows that each record changed.
+    records: Vec<u64>,
+    /// The attempt number of each claim that succeeded.
+    attempts: Vec<Option<i32>>,
+}
+
 impl Driver for Writing {
     type Connection = Writer;
     type Job = Write;
@@ -49,8 +59,8 @@ impl Driver for Writing {
     /// A transaction for many jobs stays short, because it writes few bytes and removes few rows. A
     /// sweep that shares a transaction does not need a separate commit.
     fn joins(job: &Write, batch: &[Write]) -> bool {
-        let is_alone = |job: &Write| matches!(job, Write::ForgetScope(..));
-        let sweeps = |job: &Write| matches!(job, Write::Sweep { .. });
+        let is_alone = |job: &Write| matches!(job, Write::Single(Single::ForgetScope(..)));
+        let sweeps = |job: &Write| matches!(job, Write::Single(Single::Sweep { .. }));
         let bytes = |job: &Write| match job {
             Write::Complete(completion) => completion.record.len(),
             _ => 0,
@@ -98,8 +108,9 @@ impl Driver for Writing {
     }
 
     fn repeat(job: &mut Write) {
-        if let Write::Complete(Completion { again, .. }) | Write::Release { again, .. } = job {
-            *again = true;
+        match job {
+            Write::Complete(Completion { again, .. }) | Write::Single(Single::Release { again, .. }) => *again = true,
+            Write::Claim(_) | Write::Single(_) => {}
         }
     }
 
@@ -111,87 +122,106 @@ impl Driver for Writing {
 }
 
 impl Writing {
-    /// Runs the jobs. A single job does not need a transaction, because it is usually one
-    /// statement.
+    /// Runs the jobs in one transaction. A single job does not need a transaction, because it is
+    /// usually one statement.
     async fn write(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
         // `IsDone` needs a transaction, because `BEGIN` takes the writer's lock and so waits for
         // any transaction that may still be committed.
-        if let [job] = jobs
-            && !matches!(job, Write::IsDone(..))
-        {
-            return self.all(connection, jobs).await;
-        }
-        execute(connection, BEGIN).await?;
-        let answers = match self.all(connection, jobs).await {
-            Ok(answers) => execute(connection, "COMMIT").await.map(|()| answers),
+        let is_transaction = jobs.len() > 1 || matches!(jobs, [Write::Single(Single::IsDone(..))]);
+        match self.change(connection, jobs, is_transaction).await {
+            Ok(changes) => self.answers(connection, jobs, changes).await,
+            Err(error) if is_transaction => {
+                roll_back(connection).await?;
+                Err(error)
+            }
             Err(error) => Err(error),
-        };
-        if answers.is_err() {
-            roll_back(connection).await?;
         }
-        answers
     }
 
-    /// Runs the jobs on the connection. Jobs from claim holders run first, because a renewal must
-    /// not run after another claim has taken over the slot, nor after the claim's own record.
-    async fn all(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
-        let mut written = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            written.push(self.one(connection, job).await?);
-        }
-        let mut completed = self.completions(connection, jobs).await?.into_iter();
-        let mut claimed = self.claims(connection, jobs).await?.into_iter();
-        let answers = jobs.iter().zip(written).filter_map(|(job, written)| match job {
-            Write::Claim(_) => claimed.next(),
-            Write::Complete(_) => completed.next(),
-            _ => written,
-        });
-        Ok(answers.map(Ok).collect())
-    }
-
-    async fn completions(
+    /// Runs what the jobs change. Jobs from claim holders run first, because a renewal must not run
+    /// after another claim has taken over the slot, nor after the claim's own record.
+    ///
+    /// The texts of claims and records also begin and commit the transaction where they can, because
+    /// each text is sent to the connection's thread on its own.
+    async fn change(
         &self,
         connection: &mut SqliteConnection,
         jobs: &[Write],
-    ) -> Result<Vec<Written>, sqlx::Error> {
-        let all = jobs.iter().filter_map(|job| match job {
-            Write::Complete(completion) => Some(completion),
-            _ => None,
-        });
-        let all: Vec<_> = all.collect();
-        let counts = completions(connection, &self.sql, &all).await?;
-        let mut written = Vec::with_capacity(all.len());
-        for (completion, rows) in all.into_iter().zip(counts) {
-            let Completion { slot, token, again, .. } = completion;
-            let is_done = rows == 0 && *again && self.is_done(connection, slot, *token).await?;
-            written.push(Written::Rows(if is_done { 1 } else { rows }));
+        is_transaction: bool,
+    ) -> Result<Changes, sqlx::Error> {
+        let (mut singles, mut records, mut begins) = (Vec::new(), Vec::new(), Vec::new());
+        for job in jobs {
+            match job {
+                Write::Complete(completion) => records.push(completion),
+                Write::Claim(begin) => begins.push(begin),
+                Write::Single(single) => singles.push(single),
+            }
         }
-        Ok(written)
+        let mut changes = Changes::default();
+        if is_transaction && !singles.is_empty() {
+            execute(connection, BEGIN).await?;
+        }
+        for single in &singles {
+            changes.singles.push(self.single(connection, single).await?);
+        }
+        let ends = Ends {
+            begins: is_transaction && singles.is_empty(),
+            commits: is_transaction && begins.is_empty(),
+        };
+        changes.records = completions(connection, &self.sql, &records, ends).await?;
+        let ends = Ends {
+            begins: ends.begins && records.is_empty(),
+            commits: is_transaction,
+        };
+        changes.attempts = claims(connection, &self.sql, &begins, ends).await?;
+        if is_transaction && records.is_empty() && begins.is_empty() {
+            execute(connection, COMMIT).await?;
+        }
+        Ok(changes)
     }
 
-    async fn claims(&self, connection: &mut SqliteConnection, jobs: &[Write]) -> Result<Vec<Written>, sqlx::Error> {
-        let begins = jobs.iter().filter_map(|job| match job {
-            Write::Claim(begin) => Some(begin),
-            _ => None,
-        });
-        let begins: Vec<_> = begins.collect();
-        let attempts = claims(connection, &self.sql, &begins).await?;
-        let mut written = Vec::with_capacity(begins.len());
-        for (begin, attempt) in begins.into_iter().zip(attempts) {
-            written.push(match attempt {
-                Some(attempt) => Written::Claimed(attempt),
-                None => Written::Taken(read(connection, &self.sql, &begin.slot, &begin.fingerprint).await?),
-            });
+    /// Returns an answer for each job, and reads what the changes left open. The changes are
+    /// committed by then. So an error concerns the job that it happened to, unless the connection
+    /// broke: then the lane sends the jobs again, as jobs that may already have taken effect.
+    async fn answers(
+        &self,
+        connection: &mut SqliteConnection,
+        jobs: &[Write],
+        changes: Changes,
+    ) -> Result<Vec<Answer>, sqlx::Error> {
+        let mut singles = changes.singles.into_iter();
+        let mut records = changes.records.into_iter();
+        let mut attempts = changes.attempts.into_iter();
+        let mut answers = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let answer = match job {
+                Write::Single(_) => Ok(singles.next()),
+                Write::Complete(Completion { slot, token, again, .. }) => match records.next() {
+                    Some(0) if *again => {
+                        let is_done = self.is_done(connection, slot, *token).await;
+                        is_done.map(|is_done| Some(Written::Rows(u64::from(is_done))))
+                    }
+                    rows => Ok(rows.map(Written::Rows)),
+                },
+                Write::Claim(begin) => match attempts.next() {
+                    Some(None) => {
+                        let seen = read(connection, &self.sql, &begin.slot, &begin.fingerprint).await;
+                        seen.map(|seen| Some(Written::Taken(seen)))
+                    }
+                    attempt => Ok(attempt.flatten().map(Written::Claimed)),
+                },
+            };
+            match answer {
+                Err(error) if blame(&error) == Blame::Connection => return Err(error),
+                answer => answers.extend(answer.map_err(Arc::new).transpose()),
+            }
         }
-        Ok(written)
+        Ok(answers)
     }
 
-    /// Runs a job that is sent on its own. Returns `None` for claims and records, which are sent in
-    /// groups.
-    async fn one(&self, connection: &mut SqliteConnection, job: &Write) -> Result<Option<Written>, sqlx::Error> {
-        Ok(Some(match job {
-            Write::Claim(_) | Write::Complete(_) => return Ok(None),
-            Write::Renew(slot, token, lease) => {
+    async fn single(&self, connection: &mut SqliteConnection, single: &Single) -> Result<Written, sqlx::Error> {
+        Ok(match single {
+            Single::Renew(slot, token, lease) => {
                 let renew = sqlx::query(self.sql.renew.text())
                     .bind(millis(*lease))
                     .bind(millis(*lease))
@@ -199,7 +229,7 @@ impl Writing {
                     .bind(signed(*token));
                 Written::Rows(rows(connection, renew).await?)
             }
-            Write::Release { slot, token, again } => {
+            Single::Release { slot, token, again } => {
                 let release = sqlx::query(self.sql.release.text())
                     .bind(slot.as_bytes().as_slice())
                     .bind(signed(*token));
@@ -208,7 +238,7 @@ impl Writing {
                 // or another claim took over the slot.
                 Written::Rows(if *again { 1 } else { written })
             }
-            Write::Forget(slot) => {
+            Single::Forget(slot) => {
                 // All rows are fetched, as for a claim.
                 let known: Vec<bool> = sqlx::query_scalar(self.sql.forget.text())
                     .bind(slot.as_bytes().as_slice())
@@ -216,8 +246,8 @@ impl Writing {
                     .await?;
                 Written::Is(known == [true])
             }
-            Write::IsDone(slot, token) => Written::Is(self.is_done(connection, slot, *token).await?),
-            Write::Sweep { forgotten, others } => {
+            Single::IsDone(slot, token) => Written::Is(self.is_done(connection, slot, *token).await?),
+            Single::Sweep { forgotten, others } => {
                 let began = Instant::now();
                 if !others.is_empty() {
                     rows(connection, of_rows(&self.sql.put_off, others)).await?;
@@ -231,7 +261,7 @@ impl Writing {
                     took: began.elapsed(),
                 }
             }
-            Write::ForgetScope(scope, most) => {
+            Single::ForgetScope(scope, most) => {
                 let counted: Vec<bool> = sqlx::query_scalar(self.sql.forget_scope.text())
                     .bind(scope.as_bytes().as_slice())
                     .bind(most)
@@ -242,7 +272,7 @@ impl Writing {
                     counted: counted.iter().filter(|counts| **counts).count() as u64,
                 }
             }
-        }))
+        })
     }
 
     async fn is_done(&self, connection: &mut SqliteConnection, slot: &Slot, token: Token) -> Result<bool, sqlx::Error> {
@@ -265,7 +295,7 @@ mod tests {
     #[test]
     fn what_shares_a_transaction_keeps_it_short() {
         let slot = Slot::from_bytes([1; Slot::LEN]);
-        let renew = Write::Renew(slot, Token(1), Duration::ZERO);
+        let renew = Write::Single(Single::Renew(slot, Token(1), Duration::ZERO));
         let complete = |bytes| {
             Write::Complete(Completion {
                 slot,
@@ -275,11 +305,11 @@ mod tests {
                 again: false,
             })
         };
-        let sweep = Write::Sweep {
+        let sweep = Write::Single(Single::Sweep {
             forgotten: vec![1],
             others: vec![2],
-        };
-        let scope = Write::ForgetScope(ScopeTag::default(), 1);
+        });
+        let scope = Write::Single(Single::ForgetScope(ScopeTag::default(), 1));
         for (job, batch, joins) in [
             (&renew, vec![renew.clone(), sweep.clone()], true),
             (&sweep, vec![renew.clone()], true),
