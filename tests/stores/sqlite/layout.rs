@@ -196,6 +196,8 @@ async fn the_table_may_be_in_an_attached_database() {
         .connect_with(options(&directory).create_if_missing(true))
         .await
         .unwrap();
+    // An unqualified name would mean this table.
+    SqliteStore::new(pool.clone()).migrate().await.unwrap();
     let store = SqliteStore::new(pool).schema("Other").unwrap();
     store.migrate().await.unwrap();
     let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM other.sqlite_schema WHERE name = 'idempotency_keys'")

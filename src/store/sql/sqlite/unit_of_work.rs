@@ -35,7 +35,8 @@ impl AtomicStore for SqliteStore {
         record: &[u8],
         ttl: Duration,
     ) -> Result<Completed, sqlx::Error> {
-        let query = complete(&self.own.sql, &claim.slot, claim.token, record, ttl);
+        // The connection belongs to the pool, where the table may be in an attached database.
+        let query = complete(&self.sql, &claim.slot, claim.token, record, ttl);
         let completed = query.execute(connection).await;
         if hooks.saw_the_end() {
             // The statement failed because it ran outside the transaction.
