@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let store = PostgresStore::new(pool);
     // The sweeper removes expired rows until it is dropped.
-    let _sweeper = store.sweep_every(Duration::from_secs(60));
+    let _sweeper = store.sweep_every(Duration::from_secs(60))?;
     let idempotency = IdempotencyLayer::builder(store).require_key(true).build()?;
     let app = Router::new().route("/charges", post(charge)).layer(idempotency);
 

@@ -63,7 +63,7 @@ fn app(store: SqliteStore) -> Result<Router, ConfigError> {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = open("charges.db").await?;
     // The sweeper removes expired rows until it is dropped.
-    let _sweeper = store.sweep_every(Duration::from_secs(60));
+    let _sweeper = store.sweep_every(Duration::from_secs(60))?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
     Ok(axum::serve(listener, app(store)?).await?)
 }

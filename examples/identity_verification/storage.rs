@@ -43,7 +43,11 @@ pub(crate) async fn sqlite(path: &Path, sweep_every: Duration) -> Result<Shared,
         .map_err(|error| refusal(UNUSABLE, &error))?;
     Ok(Shared {
         data: Data::Sqlite(data),
-        sweeper: Some(store.sweep_every(sweep_every)),
+        sweeper: Some(
+            store
+                .sweep_every(sweep_every)
+                .map_err(|error| format!("--store: {error}"))?,
+        ),
         keys: DynStore::new(store),
     })
 }
@@ -85,7 +89,11 @@ pub(crate) async fn postgres(url: &str, sweep_every: Duration) -> Result<Shared,
         .map_err(|error| refusal(UNUSABLE, &error))?;
     Ok(Shared {
         data: Data::Postgres(data),
-        sweeper: Some(store.sweep_every(sweep_every)),
+        sweeper: Some(
+            store
+                .sweep_every(sweep_every)
+                .map_err(|error| format!("--store: {error}"))?,
+        ),
         keys: DynStore::new(store),
     })
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use crate::error::ConfigError;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// How long a window can take. The limit is needed because a server that has disappeared from the
@@ -96,13 +98,19 @@ struct Counts {
 }
 
 impl Sweeper {
-    pub(super) fn start<S: Sweepable>(store: S, every: Duration) -> Self {
+    pub(super) fn start<S: Sweepable>(store: S, every: Duration) -> Result<Self, ConfigError> {
+        let runtime = Handle::try_current().map_err(|_| {
+            ConfigError::new(
+                "sweep_every",
+                "there is no Tokio runtime to sweep on; call it from async code, or enter a runtime first",
+            )
+        })?;
         let counts = Arc::<Counts>::default();
-        let task = tokio::spawn(sweep(store, every, Arc::clone(&counts)));
-        Self {
+        let task = runtime.spawn(sweep(store, every, Arc::clone(&counts)));
+        Ok(Self {
             task: task.abort_handle(),
             counts,
-        }
+        })
     }
 
     /// Returns the number of rows removed since the sweeper was started.

@@ -49,7 +49,7 @@ async fn the_sweeper_removes_in_batches_and_survives() {
     sqlx::query(fill).execute(store.pool()).await.unwrap();
     store.begin(&claim(1).token(1)).await.unwrap();
     assert_eq!(store.sweep(7).await.unwrap(), 7);
-    let sweeper = store.sweep_every(Duration::from_millis(20));
+    let sweeper = store.sweep_every(Duration::from_millis(20)).unwrap();
     eventually("all is swept", async || sweeper.removed() == 1193).await;
     assert_eq!((rows().await, sweeper.errors()), (1, 0));
     sqlx::query("DROP TABLE idempotency_keys")
@@ -79,7 +79,7 @@ async fn the_cost_of_a_row_does_not_grow_with_the_backlog() {
                 now() + CASE WHEN i % 100 = 0 THEN interval '1 h' ELSE interval '-1 s' END, \
                 now() - interval '2 h' + i * interval '1 ms' FROM generate_series(1, 20000) AS i";
     sqlx::query(fill).execute(store.pool()).await.unwrap();
-    let sweeper = store.sweep_every(Duration::from_millis(20));
+    let sweeper = store.sweep_every(Duration::from_millis(20)).unwrap();
     eventually("all is swept", async || sweeper.removed() == 19_800).await;
     eventually("it has caught up", async || sweeper.lag() == Duration::ZERO).await;
     drop(sweeper);
@@ -110,7 +110,7 @@ async fn how_far_the_sweeper_is_behind_is_told() {
     let fill = "INSERT INTO idempotency_keys SELECT sha256(i::text::bytea), '', '', 1, 1, now(), now() - interval '1 s', \
                 now() - interval '1 day' FROM generate_series(1, 5000) AS i";
     sqlx::query(fill).execute(store.pool()).await.unwrap();
-    let sweeper = store.sweep_every(Duration::from_secs(3600));
+    let sweeper = store.sweep_every(Duration::from_secs(3600)).unwrap();
     let lag = eventually("it is behind", async || {
         let lag = sweeper.lag();
         (lag > Duration::ZERO).then_some(lag)

@@ -67,7 +67,7 @@ async fn what_is_in_a_slot_is_told_settled_and_swept() {
         "it was forgotten already"
     );
     assert_eq!(store.sweep(7).await.unwrap(), 7);
-    let sweeper = store.sweep_every(Duration::from_millis(20));
+    let sweeper = store.sweep_every(Duration::from_millis(20)).unwrap();
     eventually("all is swept", async || sweeper.removed() == 12).await;
     assert_eq!(sweeper.errors(), 0);
     sqlx::query("DROP TABLE idempotency_keys")
@@ -106,4 +106,14 @@ async fn expired_rows_are_removed_in_short_transactions() {
         assert_eq!(store.sweep(1000).await.unwrap(), 20);
         assert_eq!(commits(&database) - before, transactions);
     }
+}
+
+#[tokio::test]
+async fn a_sweeper_outside_a_runtime_is_an_error_value() {
+    let directory = Directory::new();
+    let store = open(&directory).await;
+    let outside = std::thread::spawn(move || store.sweep_every(Duration::from_secs(60)).map(drop));
+    let error = outside.join().unwrap().unwrap_err();
+    assert_eq!(error.option(), "sweep_every");
+    assert!(error.to_string().contains("async code"), "{error}");
 }

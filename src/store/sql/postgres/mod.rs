@@ -86,7 +86,7 @@ use statements::Statements;
 ///     .await?;
 /// let store = PostgresStore::new(pool);
 /// store.migrate().await?;
-/// let sweeper = store.sweep_every(Duration::from_secs(60));
+/// let sweeper = store.sweep_every(Duration::from_secs(60))?;
 /// let layer = IdempotencyLayer::new(store);
 /// # drop((layer, sweeper)); Ok(())
 /// # }

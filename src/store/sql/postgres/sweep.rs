@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::PostgresStore;
 use super::error::{NAME, failed};
+use crate::error::ConfigError;
 use crate::store::StoreError;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;
@@ -28,8 +29,12 @@ impl PostgresStore {
 
     /// Starts removing expired rows in the background, 500 at a time. After each round, the sweeper
     /// pauses for `every`, but for at least 100 ms. The sweeper uses one connection from the
-    /// application's pool. Call this method on a Tokio runtime.
-    pub fn sweep_every(&self, every: Duration) -> Sweeper {
+    /// application's pool.
+    ///
+    /// # Errors
+    ///
+    /// The method was not called on a Tokio runtime.
+    pub fn sweep_every(&self, every: Duration) -> Result<Sweeper, ConfigError> {
         Sweeper::start(self.clone(), every)
     }
 }

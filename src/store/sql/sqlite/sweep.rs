@@ -6,6 +6,7 @@ use super::SqliteStore;
 use super::error::NAME;
 use super::job::{Single, Write, Written};
 use super::read::{DueRow, Found, Read};
+use crate::error::ConfigError;
 use crate::store::StoreError;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;
@@ -33,8 +34,12 @@ impl SqliteStore {
     }
 
     /// Starts removing expired rows in the background. After each round, the sweeper pauses for
-    /// `every`, or for 100 ms if `every` is shorter. Call this method on a Tokio runtime.
-    pub fn sweep_every(&self, every: Duration) -> Sweeper {
+    /// `every`, or for 100 ms if `every` is shorter.
+    ///
+    /// # Errors
+    ///
+    /// The method was not called on a Tokio runtime.
+    pub fn sweep_every(&self, every: Duration) -> Result<Sweeper, ConfigError> {
         Sweeper::start(self.clone(), every)
     }
 }
