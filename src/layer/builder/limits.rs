@@ -94,8 +94,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// arrives, and meanwhile the layer digests the parts that the fingerprint covers. As a result,
     /// a duplicate that arrives while the first request is in flight is refused before its body is
     /// read. If a duplicate arrives after the first request has completed, its body is read and
-    /// compared, but not held in memory. If both requests declare the same digest, the body is not
-    /// read.
+    /// compared, but not held in memory. If both requests declare the same digest, `Content-Type`
+    /// and `Content-Encoding`, the body is not read.
     ///
     /// - If the body ends early, is too large, or does not match its `Content-Digest` or
     ///   `Repr-Digest`, the handler's read fails and nothing is stored. The client gets the
