@@ -15,14 +15,13 @@ use crate::store::sql::turns::Turns;
 /// How long a statement waits for a writer that is not in the queue. This value applies if the
 /// store opened the pool.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The statement that begins a transaction. The statement takes the writer's lock immediately.
-/// Without the lock, a transaction that reads and then writes would fail if another transaction had
-/// written in the meantime.
+/// The statement that begins a transaction and takes the writer's lock immediately. Without the
+/// lock, a transaction that reads and then writes would fail if another transaction had written in
+/// the meantime.
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 /// The maximum number of prepared statements that each of the store's connections caches.
 const STATEMENTS: usize = 32;
-/// The pause before the next attempt to connect to a file whose mode another connection is
-/// changing.
+/// The pause between attempts to connect to a file whose mode another connection is changing.
 const PAUSE: Duration = Duration::from_millis(10);
 /// The first SQLite version with `unixepoch('subsec')`, which the statements use as their clock.
 const OLDEST: (u32, u32) = (3, 42);
@@ -80,8 +79,8 @@ impl File {
         }
         let Some(file) = file.filter(|file| !file.is_empty()) else {
             return Err(unsuitable(
-                "the database is in memory, where connections do not share data, or fail while another connection \
-                 writes; open a file, or use `MemoryStore`",
+                "the database is in memory, where connections either share no data or fail while another one writes; \
+                 open a file, or use `MemoryStore`",
             ));
         };
         self.turns.get_or_init(|| Turns::of(PathBuf::from(file)));
