@@ -25,7 +25,7 @@ fn error(problem: &Problem) -> Response<Bytes> {
     *response.status_mut() = kind.status();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // You also set the headers. Clients wait as long as `Retry-After` says.
+    // Set the headers too. Clients wait as long as `Retry-After` says.
     if let Some(seconds) = kind.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }

@@ -41,7 +41,8 @@ struct Payments {
 
 impl Payments {
     async fn charge(&self, request: Request<ChargeRequest>) -> Result<Response<Charge>, Status> {
-        // The layer adds the key, for use with the services that this service calls.
+        // The layer adds the key, so that this service can derive keys for the services that it
+        // calls.
         if let Some(key) = request.extensions().get::<IdempotencyKey>() {
             let provider_key = key.derive("charge");
             println!("charging {} cents under {provider_key}", request.get_ref().cents);

@@ -20,7 +20,8 @@ fn client() -> Result<ClientWithMiddleware, ConfigError> {
     let settings = ClientLayer::builder(retries)
         .attempt_time(Duration::from_secs(10))
         .build()?;
-    // Enable retries only here. No other `reqwest` retries are enabled.
+    // Enable retries only here. By default, `reqwest` itself retries only if the server certainly
+    // did not process the request.
     Ok(reqwest_middleware::ClientBuilder::new(reqwest::Client::new())
         .with(IdempotencyMiddleware::new(settings))
         .build())

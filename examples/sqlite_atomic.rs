@@ -1,4 +1,4 @@
-//! Writes a charge and the record of its response in one SQLite transaction. Whatever crashes,
+//! Writes a charge and the record of its response in one SQLite transaction. After any crash,
 //! either both exist or neither does.
 //!
 //! ```text

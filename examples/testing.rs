@@ -7,7 +7,7 @@
 //!
 //! With `#[tokio::test(start_paused = true)]`, Tokio's clock jumps to the next timer when all tasks
 //! are idle. `MemoryStore` and the layer use this clock, so tests do not have to wait for leases,
-//! TTLs and pauses. This needs the `test-util` feature of `tokio`.
+//! TTLs or pauses. This needs the `test-util` feature of `tokio`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,4 +1,4 @@
-//! Receives webhooks and handles each event once, however often and wherever it is delivered.
+//! Receives webhooks and handles each event once, however often it is delivered.
 //!
 //! ```text
 //! cargo test --example webhooks
@@ -67,7 +67,8 @@ fn mac(secret: &[u8], id: &str, sent_at: &str, body: &[u8]) -> Hmac<Sha256> {
 }
 
 fn app(secret: &[u8], events: Events) -> Result<Router, ConfigError> {
-    // Use a store that outlives the process, and a TTL that outlives the sender's retries.
+    // In production, use a store that outlives the process, and a TTL that is longer than the time
+    // for which the sender retries.
     let idempotency = IdempotencyLayer::builder(MemoryStore::new())
         .webhooks("acme", KeySource::webhook_id())
         .ttl(Duration::from_secs(7 * 86_400))

@@ -1,4 +1,4 @@
-//! The bounds that a service and its request bodies must meet, each under one name.
+//! The bounds that a service and its request bodies must meet, each as a named trait.
 //!
 //! The names exist for two reasons: each where-clause is written only once, and the compiler can
 //! report which bound is missing and how to fix the error.
@@ -79,7 +79,7 @@ impl GuardedBody for Full<Bytes> {
     }
 }
 
-/// Returns `made` as a `B`, if it has this type.
+/// Returns `made` as a `B` if it has that type.
 fn same_type<A: 'static, B: 'static>(made: A) -> Option<B> {
     let mut made = Some(made);
     let made: &mut dyn Any = &mut made;

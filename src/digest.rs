@@ -1,18 +1,18 @@
-//! A length-prefixed, domain-separated SHA-256 digest. Slots, fingerprints and derived keys are
-//! computed with this digest.
+//! A length-prefixed, domain-separated SHA-256 digest, used to compute slots, fingerprints and
+//! derived keys.
 //!
 //! Short inputs (about 90 and 250 bytes for a small JSON request) are digested with SHA-256. For
-//! these two lengths, SHA-256 with the processor's own instructions took 89 and 211 ns, and BLAKE3
+//! these two lengths, SHA-256 took 89 and 211 ns with the processor's own instructions, and BLAKE3
 //! took 165 and 309 ns (measured on the machine described in `docs/benchmarks.md`). BLAKE3 is
-//! faster for inputs of 4 KiB or more, so these inputs are digested with BLAKE3. Neither
-//! implementation needs a C compiler.
+//! faster for inputs of 4 KiB or more, so those are digested with BLAKE3. Neither implementation
+//! needs a C compiler.
 
 use sha2::{Digest as _, Sha256};
 
-/// The length in bytes from which BLAKE3 is faster than SHA-256.
+/// The length, in bytes, at which BLAKE3 becomes faster than SHA-256.
 pub(crate) const BY_BLAKE3: usize = 4096;
 
-/// Set in the tag of a field whose content is replaced by its BLAKE3 digest.
+/// The bit that is set in the tag of a field whose content is replaced by its BLAKE3 digest.
 const LONG: u8 = 0x80;
 
 /// A digest under construction. A tag and the length precede each field, so that two different
@@ -49,12 +49,11 @@ impl Digest {
     }
 }
 
-/// A BLAKE3 digest of bytes that arrive in pieces of any size. This digest is used for streamed
-/// bodies.
+/// A BLAKE3 digest of bytes that arrive in pieces of any size, used for streamed bodies.
 ///
-/// The hash is fast only on whole blocks. For pieces of 1000 bytes, it was four times slower, and
-/// for pieces of 64 KiB at arbitrary offsets, it took 50% longer. Incomplete blocks are therefore
-/// collected until they are complete.
+/// The hash is fast only on whole blocks. It was four times slower on pieces of 1000 bytes, and
+/// took 50% longer on pieces of 64 KiB at arbitrary offsets. The bytes of an incomplete block are
+/// therefore collected until the block is complete.
 pub(crate) struct StreamDigest {
     hasher: blake3::Hasher,
     /// The bytes of an incomplete block.
@@ -62,7 +61,7 @@ pub(crate) struct StreamDigest {
 }
 
 impl StreamDigest {
-    /// Twice the number of bytes that the hash processes at once.
+    /// Twice the number of bytes that the hash processes at once with AVX2.
     const BLOCK: usize = 16 * 1024;
 
     pub(crate) fn new() -> Self {
@@ -157,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_a_stream_do_not_count() {
+    fn the_digest_does_not_depend_on_how_a_stream_is_split() {
         let data: Vec<u8> = (0..100_000).map(|n: usize| (n * 31 % 251) as u8).collect();
         for length in [0, 1, 1000, 16_383, 16_384, 16_385, 32_768, 100_000] {
             let expected = *blake3::hash(&data[..length]).as_bytes();
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn hexadecimal_is_two_digits_for_each_byte() {
+    fn hexadecimal_has_two_digits_for_each_byte() {
         for byte in 0..=u8::MAX {
             assert_eq!(hex(&[byte]), format!("{byte:02x}"));
         }
@@ -181,7 +180,7 @@ mod tests {
 
     #[cfg(feature = "redis")]
     #[test]
-    fn appended_hexadecimal_is_the_same_digits() {
+    fn appended_hexadecimal_has_the_same_digits() {
         let bytes: Vec<u8> = (0..=u8::MAX).collect();
         let mut text = b"before ".to_vec();
         push_hex(&mut text, &bytes);

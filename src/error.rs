@@ -9,7 +9,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// An invalid configuration, reported when the layer or the store is built.
 ///
-/// The `Display` output names the option, the value and the values that would be accepted.
+/// The `Display` output names the option and says what is wrong with its value.
 ///
 /// ```
 /// use std::time::Duration;

@@ -61,7 +61,7 @@
 //!
 //! A timeout inside the layer cancels the handler before it has finished. For what then happens to
 //! the key, see [`Policy::cautious`]. If a request passes through several idempotency layers, each
-//! layer guards the request, unless the layers use the same store and the same slot.
+//! of them guards it, unless they share a store and a slot.
 //!
 //! # What it guarantees, and what no middleware can
 //!
@@ -107,7 +107,7 @@
 //! | [`max_request_body`](IdempotencyLayerBuilder::max_request_body) | 2 MiB | the maximum body size of a request with a key; a larger body gets `413` |
 //! | [`max_response_body`](IdempotencyLayerBuilder::max_response_body) | 1 MiB | the maximum size of a stored body; a larger response is delivered and leaves a tombstone |
 //! | [`response_body_within`](IdempotencyLayerBuilder::response_body_within) | 30 s | how long the layer reads a response body; a body that takes longer is treated as a stream |
-//! | [`max_detached`](IdempotencyLayerBuilder::max_detached) | 1024 | the maximum number of operations that run without a client; beyond this number, new first requests get `503` |
+//! | [`max_detached`](IdempotencyLayerBuilder::max_detached) | 1024 | the maximum number of operations that run without a client; when it is reached, new first requests get `503` |
 //! | [`cancel_on_disconnect`](IdempotencyLayerBuilder::cancel_on_disconnect) | off | cancels the handler when its client disconnects |
 //! | [`drain_streams`](IdempotencyLayerBuilder::drain_streams) | off | reads a stream to its end even if its client disconnects |
 //! | [`replay_header`](IdempotencyLayerBuilder::replay_header) | `Idempotency-Replayed` | the header that marks replays |
@@ -195,8 +195,8 @@ pub use store::{MemoryStore, OnLapse, Store};
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// The guide's examples compile as written. The features that they need are required here, so the
-/// guide does not mention them.
+/// The guide's examples compile as written. This attribute requires the features that they need, so
+/// the guide does not mention them.
 #[cfg(all(doctest, feature = "axum", feature = "client", feature = "tonic"))]
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;

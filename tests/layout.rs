@@ -193,7 +193,7 @@ fn defining<'s>(path: &[String], sources: &'s [Source]) -> Option<&'s Source> {
 fn floors() -> BTreeMap<String, usize> {
     let page = fs::read_to_string(root().join("docs/design.md")).unwrap();
     let drawing = page
-        .split("## Which floors are there?")
+        .split("## What are the floors?")
         .nth(1)
         .and_then(|rest| rest.split("```").nth(1))
         .expect("docs/design.md draws the floors");

@@ -25,8 +25,8 @@ pub(super) async fn redis(server: &Redis) {
         both(bare(&connection), cases(store.clone()).await)
     })
     .await;
-    println!("\n| Redis: a claim, with so many replays of 1 MiB at once | 0 | 1 | 4 |\n|---|---|---|---|");
-    beside_large_records("large records over a connection of their own", store).await;
+    println!("\n| Redis: a claim, with this many concurrent replays of 1 MiB | 0 | 1 | 4 |\n|---|---|---|---|");
+    beside_large_records("large records over a separate connection", store).await;
     beside_large_records("all over one connection", RedisStore::new(connection)).await;
 }
 

@@ -80,7 +80,7 @@ async fn compare_rows<S: Store + Clone>(title: &str, few: S, many: S) {
     cases.extend(of_rows(many, MANY).await);
     let cases = Arc::new(cases);
     println!(
-        "\n| {title}: callers | | {FEW} rows: calls/s | {MANY} rows: calls/s | times the time |\n|---|---|---|---|---|"
+        "\n| {title}: callers | | {FEW} rows: calls/s | {MANY} rows: calls/s | time, as a multiple |\n|---|---|---|---|---|"
     );
     for callers in [1, 32] {
         let mut rates = vec![Vec::new(); cases.len()];

@@ -85,8 +85,8 @@ impl App {
         })
     }
 
-    /// Creates the application. `memory` is the store itself if it is in memory, because the size
-    /// of an in-memory store is always known.
+    /// Creates the application. If the store is in memory, `memory` is the same store, because the
+    /// size of an in-memory store is always known.
     fn new<S: Inspect + Clone>(
         store: S,
         memory: Option<MemoryStore>,
@@ -96,7 +96,7 @@ impl App {
         sender: Option<Sender>,
     ) -> Result<Self, Box<dyn Error>> {
         // Three layers share one store: one for the accounts' operations, one for the documents
-        // that accounts upload, and one for the events that webhook senders report.
+        // that accounts upload, and one for the events that webhook senders deliver.
         //
         // The scope is the account, not the credential. A client that rotates its API key between
         // two attempts is still the same client.
@@ -141,8 +141,8 @@ impl App {
             .route_layer(from_fn_with_state(operations.clone(), operations::track))
             .route_layer(accounts_layer)
             .merge(
-                // A document is counted as an operation only once it is received. Its handler does
-                // this.
+                // The handler counts a document as an operation, but only once it has received the
+                // document.
                 Router::new()
                     .route(
                         "/v1/verification/sessions/{id}/documents",

@@ -58,8 +58,8 @@ impl Drop for Drained {
         };
         runtime.spawn(async move {
             let end = async { while let Some(Ok(_)) = rest.frame().await {} };
-            // Whether or not this ends in time, the connection is then ready for the next request,
-            // or closed.
+            // The result does not matter. Afterwards, the connection is either ready for the next
+            // request or closed.
             let _ = timeout(PATIENCE, end).await;
         });
     }

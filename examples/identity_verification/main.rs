@@ -8,7 +8,7 @@
 //! Two files contain the idempotency code. `app.rs` adds the layers, and `storage.rs` opens the
 //! store that the layers share. The handlers contain no idempotency code, except that some send a
 //! derived key to their provider. On a database, handlers write in the transaction of their
-//! operation (`data/`). Whatever crashes, either an operation is charged and its response is
+//! operation (`data/`). After any crash, either an operation is charged and its response is
 //! recorded, or neither happens. The events of decisions are written in the same transaction, and
 //! `events/` delivers them as webhooks.
 
@@ -67,8 +67,8 @@ async fn run(options: &Options) -> Result<Stopped, Box<dyn Error>> {
     let listener = TcpListener::bind(&options.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", options.listen))?;
-    // Install the signal handlers before the address is printed, because a reader of the address
-    // may send a signal at once.
+    // Install the signal handlers before the address is printed, because a program that reads the
+    // address may send a signal at once.
     let signal = shutdown::signal()?;
 
     let mut stdout = std::io::stdout();

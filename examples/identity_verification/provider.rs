@@ -24,14 +24,15 @@ const WATCH_LIST: [&str; 3] = ["Auric Goldfinger", "Ernst Stavro Blofeld", "Keys
 pub(crate) struct Provider {
     latency: Duration,
     calls: Arc<AtomicU64>,
-    /// Where the sandbox remembers its first-time behavior, whatever happens to the operation.
+    /// Where the sandbox records which users have been through a workflow, whatever happens to the
+    /// operation.
     data: Data,
 }
 
 /// A verification that the provider has accepted.
 pub(crate) struct Verification {
     pub(crate) report: Option<String>,
-    /// Whether the sandbox makes the process die once this verification has been written.
+    /// Whether the sandbox crashes the process once this verification has been written.
     pub(crate) crash_after_writing: bool,
 }
 

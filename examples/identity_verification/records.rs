@@ -14,7 +14,7 @@ use super::app::AppState;
 use super::data::Causes;
 use super::error::ApiError;
 
-/// The store of the records, and the tag that finds an account's records.
+/// The store of the records, and a function that returns the tag of an account's records.
 #[derive(Clone)]
 pub(crate) struct Records {
     store: DynStore,

@@ -23,7 +23,7 @@ use super::events::{Deliveries, Running};
 const GRACE: Duration = Duration::from_secs(10);
 /// How long clients may take to send or read the rest once no operation is running.
 const LINGER: Duration = Duration::from_secs(5);
-/// How long to wait for connections to end when there are too many to accept another connection.
+/// How long to wait for connections to end when there are too many to accept another.
 const TOO_MANY: Duration = Duration::from_millis(100);
 
 /// How the server ended.

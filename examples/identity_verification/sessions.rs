@@ -56,8 +56,8 @@ pub(crate) async fn create(
     JsonBody(new): JsonBody<NewSession>,
 ) -> Result<impl IntoResponse, ApiError> {
     let (user_id, workflow_id) = (new.user_id.into_inner(), new.workflow_id.into_inner());
-    // This key is the same for each attempt of this operation, so that the provider can recognize a
-    // repetition too.
+    // This key is the same for each attempt of this operation, so that the provider can also
+    // recognize a retry.
     let provider_key = operation
         .as_ref()
         .map_or_else(Uuid::new_v4, |operation| operation.derive("verify"));

@@ -1,4 +1,4 @@
-//! The signals to stop.
+//! The signals that stop the server.
 
 use std::io;
 

@@ -12,7 +12,7 @@ use tower_idempotency::store::{DynStore, RedisStore};
 
 use super::data::{Causes, Data, PostgresData, RedisData, SqliteData};
 
-/// How long a database may take to respond, when the server starts and later.
+/// How long a database may take to respond, both at startup and later.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The number of connections to PostgreSQL.
 const CONNECTIONS: u32 = 8;

@@ -1,4 +1,4 @@
-//! Decisions on users.
+//! Decisions about users.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::events::Draft;
 use super::json::{JsonBody, NonEmpty};
 
-/// A user with the account's last decision.
+/// A user with the account's latest decision.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct User {
     pub(crate) user_id: String,

@@ -1,10 +1,10 @@
-//! Receives events from other systems. Each event can be delivered many times, and is processed
-//! once.
+//! Receives events from other systems. Each event can be delivered many times, but is processed
+//! only once.
 //!
 //! The idempotency layer outside the handlers takes the key from the body's `event_id`. A request
 //! without a key reaches the handler, which refuses it with `422`, or with `400` if the body is
 //! empty. If the key cannot be read, the request never reaches the handler: a body that is not
-//! JSON, or an `event_id` that is neither a string nor an integer, gets `400` problem
+//! JSON, or an `event_id` that is neither a string nor an integer, gets `400` with the problem
 //! `invalid-key`.
 
 use axum::Json;

@@ -21,16 +21,16 @@ pub(crate) type ResilientClient = BoxCloneSyncService<Request<Body>, http::Respo
 pub(crate) fn new(new_key_each_attempt: bool) -> Result<ResilientClient, ConfigError> {
     let policy = RetryPolicy::builder()
         // This is a batch that must get through. About half of its attempts fail, so a retry budget
-        // (a fifth of the calls) would end most operations. A service that serves users should keep
-        // its budget.
+        // (a fifth of the calls) would make most operations fail. A service that serves users
+        // should keep its budget.
         .attempts(100)
         .total_time(Duration::from_secs(180))
         .backoff(Duration::from_millis(10), Duration::from_millis(500))
         .without_budget()
         .build()?;
     let layer = ClientLayer::builder(policy)
-        // The provider takes a fraction of a second. A response that has not arrived by then is
-        // lost.
+        // The provider takes a fraction of a second. A response that has not arrived after two
+        // seconds is lost.
         .attempt_time(Duration::from_secs(2))
         .build()?;
     let client = ServiceBuilder::new()
@@ -43,7 +43,8 @@ pub(crate) fn new(new_key_each_attempt: bool) -> Result<ResilientClient, ConfigE
     Ok(BoxCloneSyncService::new(client))
 }
 
-/// Makes the mistake. This is inside the retries, so each attempt is a new operation.
+/// Makes the mistake of using a new key. This function runs inside the retries, so each attempt is
+/// a new operation.
 fn with_new_key(mut request: Request<Body>) -> Request<Body> {
     let key = HeaderValue::from_str(&Uuid::new_v4().to_string());
     if let Ok(key) = key {

@@ -1,4 +1,4 @@
-//! Documents to upload. A form is rebuilt for each attempt, as browsers and curl do.
+//! Documents to upload. Each attempt builds its form again, as browsers and curl do.
 
 use std::error::Error;
 
@@ -35,7 +35,7 @@ pub(crate) async fn count(server: &Uri, session: &str) -> Result<usize, Box<dyn 
     Ok(list["documents"].as_array().map_or(0, Vec::len))
 }
 
-/// Returns the upload of a document. Its content depends on the seed and on its number.
+/// Returns a request that uploads a document. The content depends on the seed and the number.
 pub(crate) fn upload(origin: &Uri, session: &str, seed: u64, number: usize) -> Result<Request<Body>, http::Error> {
     let mut random = fastrand::Rng::with_seed(seed ^ number as u64);
     let content: Vec<u8> = (0..random.usize(SIZES)).map(|_| random.u8(..)).collect();
@@ -54,7 +54,8 @@ pub(crate) fn upload(origin: &Uri, session: &str, seed: u64, number: usize) -> R
         .body(Full::default())
 }
 
-/// Builds the form of an upload, with a new boundary. This is inside the retries.
+/// Builds an upload's form with a new boundary. This function runs inside the retries, so each
+/// attempt has its own boundary.
 pub(crate) fn with_new_boundary(mut request: Request<Body>) -> Request<Body> {
     let Some(Form { content }) = request.extensions().get().cloned() else {
         return request;

@@ -7,11 +7,11 @@
 //! cargo run --example resilient_client -- --new-key-each-attempt
 //! ```
 //!
-//! It starts the example server `identity_verification`, and in front of it a proxy that loses and
-//! delays messages and cuts connections. It creates verification sessions or uploads documents
-//! through the proxy, and compares the server's bill with the orders. The idempotency code is in
-//! `client.rs`. With `--new-key-each-attempt`, the client makes the common mistake of a new key for
-//! each attempt, and the bill shows it.
+//! It starts the example server `identity_verification` behind a proxy that loses and delays
+//! messages and cuts connections. It creates verification sessions or uploads documents through the
+//! proxy, and compares the server's bill with the orders. The idempotency code is in `client.rs`.
+//! With `--new-key-each-attempt`, the client makes the common mistake of using a new key for each
+//! attempt, and the bill shows the extra charges.
 
 mod client;
 mod direct;
@@ -23,7 +23,7 @@ mod report;
 
 /// The example server's own modules.
 #[path = "../identity_verification"]
-#[allow(dead_code, reason = "this process ends with its client, not by a signal")]
+#[allow(dead_code, reason = "this process ends when its client is done, not on a signal")]
 mod server {
     mod accounts;
     pub(crate) mod app;

@@ -1,7 +1,7 @@
 //! A proxy that loses requests and responses, delays them, and cuts connections.
 //!
 //! The fate of an attempt depends on the seed, the key, and how often the key was sent. So the same
-//! seed gives the same losses, whatever the order in which the attempts arrive.
+//! seed gives the same losses, in whatever order the attempts arrive.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -20,7 +20,7 @@ use super::direct::API_KEY;
 use super::documents;
 use super::options::Options;
 
-/// What happened to all orders.
+/// The result of all orders together.
 #[derive(Default)]
 pub(crate) struct Ordered {
     pub(crate) operations: usize,
@@ -28,7 +28,7 @@ pub(crate) struct Ordered {
     pub(crate) made: BTreeSet<String>,
     pub(crate) attempts: u64,
     pub(crate) replays: usize,
-    /// How the operations that created nothing ended.
+    /// The errors of the operations that created nothing.
     pub(crate) failures: Vec<String>,
     pub(crate) took: Duration,
 }
@@ -99,9 +99,9 @@ async fn send(
     seed: u64,
     number: usize,
 ) -> (Operation, Result<Made, String>) {
-    // The key depends on the order. Here, that is the order's number. In an application, it is the
-    // row that describes the work to do. If this program dies and starts again, it uses the same
-    // keys.
+    // Derive the key from what identifies the order. Here, this is the order's number. In an
+    // application, it is the row that describes the work to do. If this program dies and starts
+    // again with the same seed, it uses the same keys.
     let operation = Operation::derived([seed.to_le_bytes(), (number as u64).to_le_bytes()]);
     let sent = operation.clone();
     let answer = async {

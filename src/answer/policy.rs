@@ -36,7 +36,7 @@ const STREAMS: [&str; 5] = [
 /// // The draft's "success or an error", in one line.
 /// let everything = Policy::everything();
 ///
-/// // Successes, and refusals that would not change. After a panic a person has to look.
+/// // Store successes, and refusals that would not change. After a panic, a human must investigate.
 /// let careful = Policy::success()
 ///     .or(Policy::from_fn(|status, _| match status {
 ///         StatusCode::PAYMENT_REQUIRED | StatusCode::CONFLICT => Verdict::Store,
@@ -91,7 +91,7 @@ impl Policy {
 
     /// Like [`success`](Self::success), but reopens the operation if it is unknown whether the
     /// effect happened: after a status of 5xx, a panic, or an error from the inner service. The
-    /// next attempt can see that it is not the first attempt.
+    /// next attempt can see that it is not the first.
     ///
     /// Use this policy with a timeout inside the layer: the timeout's `504` does not show whether
     /// the effect happened.
@@ -109,9 +109,9 @@ impl Policy {
     }
 
     /// Stores responses whose `grpc-status`, in the headers or trailers, is 0, and releases all
-    /// others. A gRPC server reports failures with status 200. A response that is too large or
-    /// takes too long to be held in memory leaves a tombstone if it ends with `grpc-status: 0` in
-    /// its trailers.
+    /// others. A gRPC server reports failures with status 200. A response that cannot be held in
+    /// memory, because it is too large or takes too long, leaves a tombstone if it ends with
+    /// `grpc-status: 0` in its trailers.
     #[must_use]
     pub fn grpc() -> Self {
         Self::new(Judge::Grpc)
@@ -202,8 +202,8 @@ impl Policy {
     }
 
     /// Sets what happens to the key if a response that would be stored is larger than
-    /// `max_response_body`, or if its body ends early. Default: [`Fate::Seal`]. **With
-    /// [`Fate::Release`], an operation that succeeded runs again.**
+    /// `max_response_body`, takes longer than `response_body_within`, or ends early. Default:
+    /// [`Fate::Seal`]. **With [`Fate::Release`], an operation that succeeded runs again.**
     #[must_use]
     pub fn on_lost_body(mut self, fate: Fate) -> Self {
         self.on_lost_body = fate;
@@ -236,7 +236,7 @@ impl Policy {
     /// # async fn find_charge(_: uuid::Uuid) -> Result<Option<String>, std::io::Error> { Ok(None) }
     ///
     /// let policy = Policy::success().reconcile(|lapsed: Lapsed| async move {
-    ///     // The provider was given the derived key, so you can ask for the charge by that key.
+    ///     // The handler gave the derived key to the provider, so look up the charge by that key.
     ///     match find_charge(lapsed.key.derive("charge")).await? {
     ///         Some(json) => Ok(Reconciled::Done(Response::new(Bytes::from(json)))),
     ///         None => Ok(Reconciled::Run),
@@ -266,9 +266,10 @@ impl Policy {
         self.judge.needs_trailers_alone()
     }
 
-    /// Judges a complete response. The layer judges the response after it has checked for the
-    /// handler's own [`Verdict`] and before it checks whether the response is a stream. Use this
-    /// method to test a policy.
+    /// Judges a complete response. Use this method to test a policy. The layer consults the policy
+    /// only if the handler's response has no [`Verdict`] of its own. If the policy needs only the
+    /// head, the layer judges the response before it checks whether the response is a stream.
+    /// Otherwise, it checks for a stream first.
     #[must_use]
     pub fn verdict(&self, response: &WholeResponse<'_>) -> Verdict {
         self.judge.by_whole(response)

@@ -10,8 +10,8 @@ use http::Response;
 use crate::error::BoxError;
 use crate::request::IdempotencyKey;
 
-/// An operation whose lease lapsed: an earlier attempt died, and its progress is unknown. The layer
-/// passes the operation to the reconciler.
+/// An operation whose earlier attempt died, or that was reopened. It is unknown how far the earlier
+/// attempt got. The layer passes the operation to the reconciler.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Lapsed {

@@ -83,7 +83,7 @@ fn standard(problem: &Problem, documentation: &str) -> Response<Bytes> {
     respond(problem, problem.status(), "application/problem+json", &body)
 }
 
-/// The members of a problem (RFC 9457, section 3), in the order of their names.
+/// The members of a problem (RFC 9457, section 3), in alphabetical order.
 struct Members<'p> {
     problem: &'p Problem,
     documentation: &'p str,
@@ -165,7 +165,7 @@ fn grpc(problem: &Problem) -> Response<Bytes> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", u16::from(status).into());
-    // Our texts are visible ASCII, so only the percent sign must be escaped (protocol,
+    // Our texts are printable ASCII, so only the percent sign must be escaped (protocol,
     // "Percent-Encoded").
     let message = problem.detail().replace('%', "%25");
     if let Ok(message) = HeaderValue::try_from(message) {
@@ -192,7 +192,7 @@ fn respond(
     content_type: &'static str,
     body: &impl Serialize,
 ) -> Response<Bytes> {
-    // The members are only strings and numbers, so serializing them cannot fail.
+    // The members are only strings, numbers and Booleans, so serializing them cannot fail.
     let body = serde_json::to_vec(body).unwrap_or_default();
     let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = status;
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_documentation_url_that_cannot_be_one_is_an_error() {
+    fn an_invalid_documentation_url_is_an_error() {
         for url in [
             "",
             "idempotency",

@@ -15,7 +15,7 @@ use std::time::Duration;
 /// use tower_idempotency::Verdict;
 ///
 /// async fn charge() -> impl IntoResponse {
-///     // A success that a retry must not get again, because the price is only an estimate.
+///     // Retries must not get this success again, because the price is only an estimate.
 ///     (Verdict::Release, "estimated")
 /// }
 /// # }

@@ -15,7 +15,7 @@ pin_project! {
         #[pin]
         body: B,
         limit: usize,
-        // The capacity that is reserved when the second frame arrives.
+        // The capacity to reserve when the second frame arrives.
         expected: usize,
         read: Read,
         // Boxed because trailers are rare and this struct is part of every request's future.
@@ -81,8 +81,8 @@ pub(crate) enum Collected<E> {
         data: Bytes,
         trailers: Option<Box<HeaderMap>>,
     },
-    /// The body is longer than the limit. `data` was read before the frame `next` exceeded the
-    /// limit.
+    /// The body is longer than the limit. `data` was read before `next`, the frame that exceeded
+    /// the limit.
     TooLarge {
         data: Bytes,
         next: Bytes,

@@ -10,7 +10,7 @@ use http::HeaderMap;
 use http::header::EXPECT;
 use http_body::Body;
 
-/// The limits on the bytes and the time that are spent on reading an unwanted body.
+/// The limits on how many bytes of an unwanted body are read, and for how long.
 const DRAIN_BYTES: u64 = 16 * 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
@@ -27,7 +27,7 @@ where
     }
 }
 
-/// Whether the client waits for `100 Continue` before it sends the body.
+/// Returns whether the client waits for `100 Continue` before it sends the body.
 pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
     headers
         .get(EXPECT)
@@ -38,7 +38,7 @@ pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
 ///
 /// If a server closes a connection while the client is still sending, the connection is reset. A
 /// client that sends its whole request before it reads the response would then never see the
-/// refusal. A client that reads immediately receives its response immediately.
+/// refusal. Draining does not delay the response to a client that reads immediately.
 pub(crate) fn drain<B>(body: B)
 where
     B: Body<Data = Bytes> + Send + 'static,

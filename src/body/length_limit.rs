@@ -10,7 +10,7 @@ use http_body_util::{Full, LengthLimitError, Limited};
 
 use crate::error::BoxError;
 
-/// Whether a body failed because it exceeded a length limit.
+/// Returns whether a body failed because it exceeded a length limit.
 pub(crate) fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_limit_is_known_as_one() {
+    fn a_length_limit_error_is_recognized() {
         assert!(length_limit_error().is::<LengthLimitError>());
         assert!(is_length_limit(&*length_limit_error()));
         assert!(is_length_limit(&Outer(length_limit_error())));

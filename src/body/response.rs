@@ -26,8 +26,8 @@ pin_project! {
     enum Inner<B: Body> {
         Live { #[pin] body: B },
         Kept { data: Bytes, trailers: Option<Box<HeaderMap>> },
-        // A response that could not be held completely. It yields the part that was read, then the
-        // rest of the body or the error.
+        // A response that could not be buffered completely. It yields the part that was read, then
+        // the rest of the body or the error.
         Partial { read: VecDeque<Bytes>, error: Option<B::Error>, rest: Option<Pin<Box<B>>> },
         // A stream whose end the layer watches for. It yields the part that was read, then the rest
         // of the stream.

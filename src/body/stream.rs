@@ -8,15 +8,15 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 
-/// The way in which a stream ended.
+/// How a stream ended.
 pub(crate) enum StreamEnd<B> {
-    /// The stream was read to its end. It had these trailers.
+    /// The stream was read to its end, and had these trailers.
     Complete(Option<Box<HeaderMap>>),
     /// The stream failed.
     Failed,
     /// The stream panicked.
     Panicked,
-    /// The client disconnected, so the rest of the stream will not be read.
+    /// The client disconnected before the stream ended. The value is the rest of the stream.
     Dropped(Pin<Box<B>>),
 }
 
@@ -50,7 +50,7 @@ impl<B: Body<Data = Bytes>> WatchedStream<B> {
                 match &frame {
                     None => self.end(StreamEnd::Complete(None)),
                     Some(Err(_)) => self.end(StreamEnd::Failed),
-                    // Trailers are the last frame, and a server may not poll again after them.
+                    // Trailers are the last frame, and a server might not poll again after them.
                     Some(Ok(frame)) => {
                         if let Some(trailers) = frame.trailers_ref().cloned() {
                             self.end(StreamEnd::Complete(Some(Box::new(trailers))));

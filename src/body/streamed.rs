@@ -15,7 +15,7 @@ pub(super) trait Streamed: fmt::Debug + Send + Sync {
     fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>>;
     fn is_end_stream(&self) -> bool;
     fn size_hint(&self) -> SizeHint;
-    /// The handler has stopped reading.
+    /// Called when the handler stops reading.
     fn let_go(&self);
 }
 

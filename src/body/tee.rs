@@ -20,11 +20,11 @@ pub(crate) trait Witness: Send + 'static {
     fn data(&mut self, data: &[u8]);
 
     /// Called when the body has ended and is complete. If this method returns an error, the reader
-    /// receives the error in place of the end.
+    /// receives that error instead of the end of the body.
     fn end(&mut self) -> Result<(), BoxError>;
 }
 
-/// The way in which a body ended.
+/// How a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyEnd {
     Whole,
@@ -37,7 +37,7 @@ pub(crate) enum BodyEnd {
     BrokenOff,
 }
 
-/// The way in which a body ended, and who was reading the body.
+/// How a body ended, and who was reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) how: BodyEnd,
@@ -76,7 +76,8 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     W: Witness,
 {
-    /// Creates a body that only the layer reads.
+    /// Creates a body that only the layer reads, until [`reader`](Self::reader) gives it to the
+    /// handler.
     pub(crate) fn unread(body: B, witness: W, limit: usize) -> Arc<Self> {
         let declared = body.size_hint().exact();
         Arc::new(Self {

@@ -49,8 +49,8 @@ impl<B: Body> Body for Unread<B> {
     }
 }
 
-/// Whether a body declares more than `limit` bytes. The declared length is used only to refuse a
-/// body. Memory is allocated as data arrives.
+/// Returns whether a body declares more than `limit` bytes. The declared length is used only to
+/// refuse a body. Memory is allocated as data arrives.
 pub(crate) fn declares_more_than(body: &impl Body, limit: usize) -> bool {
     body.size_hint().lower() > limit as u64
 }

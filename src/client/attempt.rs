@@ -19,7 +19,7 @@ pub(super) enum AttemptError<E> {
     Client(E),
     /// No response arrived in time.
     NoResponse(Duration),
-    /// The response began, but its body did not arrive.
+    /// The response began, but its complete body could not be read.
     Body(Response<()>, BodyError),
 }
 
@@ -32,7 +32,7 @@ pub(super) enum BodyError {
     TooLarge(usize),
 }
 
-/// Awaits the head of a response, and reads its complete body.
+/// Awaits the head of a response, then reads the complete body.
 pub(super) async fn whole<E, B>(
     head: impl Future<Output = Result<Response<B>, E>>,
     time: Duration,

@@ -101,8 +101,9 @@ impl<C> ClientLayerBuilder<C> {
         self
     }
 
-    /// Sets the maximum size of a response body, in bytes. Default: 2 MiB. If a body is larger, the
-    /// call fails without a retry, because the body would be just as large in the next attempt.
+    /// Sets the maximum size of a response body, in bytes. Default: 2 MiB. If the body of a final
+    /// response is larger, the call fails without a retry, because the body would be just as large
+    /// in the next attempt.
     pub fn max_response_body(mut self, bytes: usize) -> Self {
         self.limits.max_response_body = bytes;
         self

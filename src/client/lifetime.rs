@@ -1,4 +1,4 @@
-//! The time for which a key can be sent before the server may have forgotten the key.
+//! How long a key can be sent before the server may have forgotten it.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,8 +6,8 @@ use http::header::DATE;
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-/// The default lifetime. It is one hour shorter than 24 hours, the time for which servers keep keys
-/// according to this crate's default and most providers' documentation. The hour allows for network
+/// The default lifetime. Servers keep keys for 24 hours, according to this crate's default and most
+/// providers' documentation. The default lifetime is one hour shorter. The hour allows for network
 /// delays, and for a server that counts from a different starting point.
 pub(super) const DEFAULT: Duration = Duration::from_secs(23 * 3600);
 
@@ -43,8 +43,8 @@ impl Default for Lifetime {
 }
 
 impl Lifetime {
-    /// Records that this process first saw the operation now, and that the operation's age at that
-    /// time is `before`.
+    /// Records that this process first sees the operation now, and that the operation's age is
+    /// already `before`.
     pub(super) fn begun_before(&mut self, before: Duration) {
         self.begun = Instant::now();
         self.before = before;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_date_the_own_clock_counts() {
+    fn without_a_date_the_clients_clock_is_used() {
         let later = httpdate::fmt_http_date(SystemTime::now() + HOUR);
         for date in [None, Some("unreadable")] {
             let left = told(&[&later], date).unwrap();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_soonest_end_counts_and_a_part_is_spared() {
+    fn the_earliest_end_applies_and_a_margin_is_kept() {
         let mut lifetime = Lifetime::default();
         let now = lifetime.begun;
         assert_eq!(lifetime.left(DEFAULT, now), 23 * HOUR);

@@ -54,8 +54,9 @@
 //! | a replayed failure | no: the next response would be the same |
 //! | any other response | no |
 //!
-//! A server can overrule the table with `x-should-retry` or `stripe-should-retry`. Your own
-//! [`RetryPolicyBuilder::retry_response_if`] overrules both.
+//! A server can override the table with `x-should-retry` or `stripe-should-retry`. Your own
+//! [`RetryPolicyBuilder::retry_response_if`] overrides both. Successes, redirects, `422` and
+//! replays cannot be overridden.
 //!
 //! Three kinds of requests are never retried:
 //!
@@ -89,7 +90,7 @@
 //!
 //! [`ClientLayer`] does more than this stack. It reads the complete response within the attempt, so
 //! it also retries an attempt whose response body ends early or never ends. When the total time has
-//! elapsed, the layer cancels the running attempt. The layer's error contains the last response.
+//! elapsed, it cancels the running attempt. Its error contains the last response.
 
 mod attempt;
 mod call;

@@ -26,7 +26,7 @@ const MAX_KEY_LENGTH: usize = 255;
 /// has no operation, [`IdempotencyKeyLayer`](super::IdempotencyKeyLayer) creates one. In both
 /// cases, the response carries the operation in its extensions.
 ///
-/// Create a new operation for each new intent. A second attempt at the same intent belongs to the
+/// Create a new operation for each new intent. A later attempt with the same intent belongs to the
 /// same operation, even after the program restarts. Store the key with the order, or derive the key
 /// from the order number.
 ///
@@ -54,12 +54,11 @@ const MAX_KEY_LENGTH: usize = 255;
 ///
 /// The lifetime begins when this value is created, or at the time set with
 /// [`begun_at`](Self::begun_at). The lifetime is measured with the monotonic clock, so setting the
-/// system clock does not change it. On Linux, the time during which the machine is suspended is not
-/// included.
+/// system clock does not change it. On Linux, this clock stops while the machine is suspended.
 ///
 /// A server can report when it forgets the key, in the response header `Idempotency-Expires` (an
-/// HTTP date, RFC 9110, section 5.6.7). This date can shorten the lifetime, but never extends it.
-/// The client does not use the last twenty-fourth of the remaining time, because dates are in whole
+/// HTTP date, RFC 9110, section 5.6.7). This date can shorten the lifetime but never extend it. The
+/// client does not use the last twenty-fourth of the remaining time, because dates are in whole
 /// seconds and an attempt takes a while to arrive.
 #[derive(Clone, Default)]
 pub struct Operation(Arc<State>);
@@ -90,8 +89,8 @@ impl Operation {
         Self::default()
     }
 
-    /// Creates an operation with this key, which must have 1 to 255 bytes of visible ASCII and
-    /// spaces.
+    /// Creates an operation with this key, which must consist of 1 to 255 bytes of visible ASCII
+    /// and spaces.
     ///
     /// # Errors
     ///
@@ -130,8 +129,8 @@ impl Operation {
 
     /// Sets the [lifetime](Self#lifetime) of this operation and its clones, counted from the
     /// beginning of the operation. Default: the policy's
-    /// [`key_lifetime`](super::RetryPolicyBuilder::key_lifetime). Use less than the time for which
-    /// the server keeps keys.
+    /// [`key_lifetime`](super::RetryPolicyBuilder::key_lifetime). Choose a lifetime that is shorter
+    /// than the time for which the server keeps keys.
     ///
     /// # Errors
     ///
@@ -176,9 +175,9 @@ impl Operation {
         self
     }
 
-    /// Returns the operation for a request that has this header. The result is this operation if
-    /// this operation has the header's key or no key yet. Otherwise, the result is a new operation,
-    /// because the server receives the key in the header.
+    /// Returns the operation for a request that has this header. Returns `self` if it has the
+    /// header's key or no key yet. Otherwise, returns a new operation, because the server receives
+    /// the key in the header.
     pub(super) fn written(self, line: &HeaderValue) -> Self {
         let Some(text) = key::text_of_line(line) else {
             return Self::new();
@@ -199,9 +198,9 @@ impl Operation {
         self.0.key.get().map(|key| key.text.as_str())
     }
 
-    /// The number of times that the operation was sent, in all calls with this operation or a clone
-    /// of it. [`ClientLayer`](super::ClientLayer), the middleware and
-    /// [`RetryPolicy`](super::RetryPolicy) count the attempts.
+    /// The number of times that the operation was sent, across all calls with it or its clones.
+    /// [`ClientLayer`](super::ClientLayer), the middleware and [`RetryPolicy`](super::RetryPolicy)
+    /// count the attempts.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts.load(Ordering::Relaxed)
@@ -284,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn derived_keys_are_stable_and_apart() {
+    fn derived_keys_are_stable_and_distinct() {
         let key = |parts: &[&str]| Operation::derived(parts).key().unwrap().to_owned();
         // Servers remember keys, so this value must never change.
         assert_eq!(key(&["order-17", "charge"]), "80af2aac-a236-8b84-b633-5ffb24e7e760");
@@ -293,12 +292,12 @@ mod tests {
         assert_eq!(
             Uuid::parse_str(&key(&[])).unwrap().get_version_num(),
             8,
-            "of no parts too"
+            "derived from no parts"
         );
     }
 
     #[test]
-    fn keys_that_no_server_takes_are_refused_here() {
+    fn keys_that_no_server_accepts_are_refused() {
         for (key, reason) in [
             ("", "empty"),
             ("caf\u{e9}", "visible ASCII"),
@@ -319,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn replays_are_told_by_either_marker() {
+    fn either_marker_identifies_a_replay() {
         for (name, value, replayed) in [
             ("idempotency-replayed", "true", true),
             ("idempotent-replayed", "true", true),

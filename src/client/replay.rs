@@ -59,7 +59,8 @@ pub(super) fn replay<B: ReplayableBody>(request: &Request<B>) -> Option<Request<
 }
 
 pin_project! {
-    /// A body that can be sent only once, such as a stream. Its request is not retried.
+    /// A body that can be sent only once, such as a stream. A request with this body is not
+    /// retried.
     ///
     /// ```
     /// use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! Client-side support for `reqwest`, as a middleware for
+//! Client-side support for `reqwest`, as middleware for
 //! [`reqwest-middleware`](https://docs.rs/reqwest-middleware).
 //!
 //! ```
@@ -37,10 +37,10 @@ use super::retry::{EveryError, Transient};
 
 /// Adds the keys, retries and limits of a [`ClientLayer`] to `reqwest`.
 ///
-/// Middleware that is added after this middleware sees each attempt, so add signing or
-/// authentication middleware after this middleware. Set the operation with
-/// `RequestBuilder::with_extension`. The response carries the operation in its extensions. A
-/// request whose body is a stream cannot be sent again, so it is not retried.
+/// Middleware that you add after this one sees each attempt, so add signing and authentication
+/// middleware there. Set the operation with `RequestBuilder::with_extension`. The response carries
+/// the operation in its extensions. A request whose body is a stream cannot be sent again, so it is
+/// not retried.
 ///
 /// A call without a final response returns an [`Error::Middleware`] that contains a
 /// [`CallError`](super::CallError). To get the `CallError`, call
@@ -137,7 +137,7 @@ where
     }
 }
 
-/// Converts a response, and keeps its URL in the extension from which `reqwest` reads it again.
+/// Converts a response, and keeps its URL in the extension from which `reqwest` reads it back.
 fn with_url(response: Response) -> http::Response<Body> {
     let url = http::Response::builder().url(response.url().clone()).body(());
     let mut response = http::Response::from(response);

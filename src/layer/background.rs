@@ -12,7 +12,7 @@
 /// let layer = IdempotencyLayer::new(MemoryStore::new());
 /// let background = layer.background();
 ///
-/// // … serve until the signal to stop, and let open connections finish; then:
+/// // … serve until the stop signal, and let open connections finish; then:
 /// if tokio::time::timeout(Duration::from_secs(10), background.wait()).await.is_err() {
 ///     eprintln!("{} operations are abandoned", background.len());
 /// }

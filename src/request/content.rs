@@ -5,8 +5,8 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
 use super::lines::lines;
 
-/// Returns whether the body is encoded, so that its bytes are not the content itself (RFC 9110,
-/// section 8.4).
+/// Returns whether the body is encoded, which means that its bytes are not the content itself (RFC
+/// 9110, section 8.4).
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     let is_coding = |coding: &[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
     headers
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn media_types_have_no_case_and_may_have_parameters() {
+    fn media_types_are_case_insensitive_and_may_have_parameters() {
         for (values, json, form) in [
             (&[][..], true, false),
             (&["application/json"], true, false),

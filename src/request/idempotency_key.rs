@@ -19,10 +19,10 @@ use crate::digest::Digest;
 /// use tower_idempotency::IdempotencyKey;
 ///
 /// async fn charge(operation: IdempotencyKey) -> String {
-///     // The payment provider takes keys itself: give it a key that is the same for each attempt.
+///     // The payment provider accepts idempotency keys; send it the same one for each attempt.
 ///     let downstream = operation.derive("charge");
 ///     if operation.attempt() > 1 {
-///         // An earlier attempt died with its process; find out how far it came.
+///         // An earlier attempt died with its process, or was reopened; find out how far it got.
 ///     }
 ///     downstream.to_string()
 /// }
@@ -38,7 +38,7 @@ pub struct IdempotencyKey {
 
 /// The claims under which a request runs: the claim of the innermost idempotency layer, followed by
 /// the claims of the layers around it. Tokens are plain numbers here, because the store modules are
-/// on a floor above, and this module cannot import them.
+/// on a floor above this module, which therefore cannot import them.
 #[derive(Clone, Default)]
 pub(crate) struct Claims {
     token: Option<u64>,
@@ -73,7 +73,7 @@ impl IdempotencyKey {
     /// Returns whether a layer has a claim for the request. If not, the request runs unprotected.
     #[cfg_attr(
         not(all(feature = "axum", any(feature = "postgres", feature = "_sqlite"))),
-        allow(dead_code, reason = "only a missing transaction asks")
+        allow(dead_code, reason = "used only to explain a missing transaction")
     )]
     pub(crate) fn is_claimed(&self) -> bool {
         self.claims.token.is_some()
@@ -119,10 +119,10 @@ impl IdempotencyKey {
     /// The number of this attempt: 1 for the first attempt, and one more for each takeover of a
     /// lapsed or reopened claim.
     ///
-    /// If the number is 2 or more, the outcome of an earlier attempt is uncertain: the earlier
-    /// attempt's process died, or its outcome was [reopened](crate::Verdict::Reopen). If the
-    /// process was only frozen, the earlier attempt may still be running. After an attempt that
-    /// released the key, the next attempt is number 1 again.
+    /// If the number is 2 or more, the outcome of an earlier attempt is uncertain: its process
+    /// died, or its outcome was [reopened](crate::Verdict::Reopen). If the process was only frozen,
+    /// that attempt may still be running. After an attempt that released the key, the next attempt
+    /// is number 1 again.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt
@@ -177,7 +177,7 @@ mod tests {
         // Providers remember keys, so this value must never change.
         assert_eq!(derived.to_string(), "ab286900-93b1-8da3-8189-3468155ba995");
         assert_eq!(derived.get_version_num(), 8);
-        assert_eq!(derived, operation(1, 2).derive("charge"), "the same at each attempt");
+        assert_eq!(derived, operation(1, 2).derive("charge"), "the same for each attempt");
         assert_ne!(derived, operation(2, 1).derive("charge"));
         assert_ne!(derived, operation(1, 1).derive("refund"));
     }

@@ -50,7 +50,7 @@ impl DeclaredDigests {
             sha512: None,
         };
         declared.read(headers, &CONTENT_DIGEST, "Content-Digest")?;
-        // The digest of a representation does not apply to a part of the representation.
+        // The digest of a representation does not apply to a part of it.
         if !headers.contains_key(CONTENT_RANGE) {
             declared.read(headers, &REPR_DIGEST, "Repr-Digest")?;
         }
@@ -88,7 +88,7 @@ impl DeclaredDigests {
         check.finish()
     }
 
-    /// Starts to check a streamed body.
+    /// Starts checking a streamed body.
     pub(crate) fn check(&self) -> DigestCheck {
         DigestCheck {
             sha256: self.sha256.map(|declared| (Sha256::new(), declared)),
@@ -96,8 +96,8 @@ impl DeclaredDigests {
         }
     }
 
-    /// Returns the names of the declared digests. Each name is also derived from the headers that
-    /// determine how the body is read.
+    /// Returns the names of the declared digests. Each name is derived from the digest and from the
+    /// headers that determine how the body is read.
     pub(crate) fn vouches(&self, headers: &HeaderMap) -> SmallVec<[Vouch; 2]> {
         let of = |algorithm: &[u8], digest: &[u8]| {
             let mut vouch = blake3::Hasher::new();
@@ -136,7 +136,7 @@ fn set<const N: usize>(
     }
 }
 
-/// Checks a body against its declared digests while it is streamed.
+/// Checks a streamed body against its declared digests as data arrives.
 pub(crate) struct DigestCheck {
     sha256: Option<(Sha256, [u8; 32])>,
     sha512: Option<(Sha512, [u8; 64])>,

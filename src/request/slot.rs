@@ -1,4 +1,4 @@
-//! The slot: the only form in which a store sees the scope and the key.
+//! The slot and the scope's tag: the only forms in which a store sees the scope and the key.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! The target of a request. In a nested Axum router, this is the original target, not the stripped
-//! target.
+//! The target of a request. In a nested Axum router, this is the original target, before the router
+//! strips a prefix from the path.
 
 use http::request::Parts;
 

@@ -24,8 +24,8 @@ impl Millis {
     }
 }
 
-/// A fencing token, which identifies one claim on a slot. A call with a different token returns
-/// `Lost`.
+/// A fencing token, which identifies one claim on a slot. With any other token, a call to `renew`,
+/// `complete` or `release` returns `Lost`.
 ///
 /// The layer generates the token before it calls the store. If the result of `begin` is lost, the
 /// layer can repeat the call, or undo the claim with `release`.
@@ -82,7 +82,7 @@ pub struct ClaimRequest {
     /// computed with a different rule is treated as the same request, because the two fingerprints
     /// cannot be compared.
     pub fingerprint: Fingerprint,
-    /// The token that identifies the claim if the claim is granted.
+    /// The token that identifies the claim if it is granted.
     pub token: Token,
     /// How long the claim is held if it is not renewed.
     pub lease: Duration,
@@ -94,7 +94,10 @@ pub struct ClaimRequest {
     /// run, so this claim can also take over a claim whose operation is known to have completed.
     #[cfg_attr(
         not(feature = "redis"),
-        allow(dead_code, reason = "only Redis knows such claims: its memory may be full")
+        allow(
+            dead_code,
+            reason = "only the Redis store distinguishes these claims, because its server may run out of memory"
+        )
     )]
     pub(crate) is_to_settle: bool,
 }
@@ -116,7 +119,7 @@ impl ClaimRequest {
         }
     }
 
-    /// Creates a request for a person who settles an operation after finding out its outcome.
+    /// Creates a request for a person who has found out an operation's outcome and settles it.
     pub(crate) fn to_settle(slot: Slot, fingerprint: Fingerprint) -> Self {
         Self {
             is_to_settle: true,
@@ -173,7 +176,7 @@ pub enum ClaimOutcome {
     /// Another claim for the same request is running.
     #[non_exhaustive]
     InFlight {
-        /// The time until the running claim's lease expires. The holder may still renew the claim.
+        /// The time until the running claim's lease expires, unless the holder renews the claim.
         lease_left: Duration,
     },
     /// The slot's claim or record has a different fingerprint that was computed with the same rule.

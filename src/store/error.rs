@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::error::BoxError;
 
-/// The reason that a store call failed.
+/// The reason why a store call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreErrorKind {

@@ -31,7 +31,7 @@ pub enum Phase {
     Running {
         /// The attempt number: 1, plus 1 for each lapsed claim that was taken over.
         attempt: u32,
-        /// The time until the lease expires. Zero means that the lease has lapsed: the holder died,
+        /// The time until the lease expires. Zero means that the claim has lapsed: its holder died,
         /// and it is unknown whether the operation completed.
         lease_left: Duration,
     },
@@ -80,7 +80,7 @@ pub struct Census {
     /// The number of claims whose lease has lapsed. It is unknown whether their operations
     /// completed.
     pub lapsed: u64,
-    /// Records.
+    /// The number of records.
     pub done: u64,
 }
 
@@ -106,11 +106,11 @@ impl Census {
 /// let store = MemoryStore::new();
 /// let layer = IdempotencyLayer::new(store.clone());
 ///
-/// // A client complains: "my key 8e03978e… is answered 409 for an hour".
+/// // A client complains: "my key 8e03978e… has been getting 409 for an hour".
 /// let slot = layer.slot(Some("Bearer sk_acme"), "8e03978e-40d5-43dd-bc93-6894a57f9324")?;
 /// match store.look_up(&slot).await? {
 ///     Some(entry) => println!("{entry}"),
-///     None => println!("the store knows nothing of this key"),
+///     None => println!("the store has no entry for this key"),
 /// }
 /// # Ok(())
 /// # }
@@ -124,13 +124,13 @@ pub trait Inspect: Store {
     /// is fenced off.
     fn forget(&self, slot: &Slot) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Forgets every finished operation in a scope, and returns the number of forgotten operations.
-    /// Records and tombstones are removed. Claims remain, including lapsed claims. **A retry of a
-    /// forgotten operation runs again.**
+    /// Forgets every finished operation in a scope, and returns how many it forgot. Records and
+    /// tombstones are removed. Claims remain, including lapsed claims. **A retry of a forgotten
+    /// operation runs again.**
     ///
-    /// Use this method when you remove a tenant, or when a person requests that you erase their
-    /// data. You do not need to know the keys. Operations that finish during the call may remain,
-    /// so call the method again after you have stopped the caller's requests.
+    /// Use this method when you remove a tenant, or when a person asks you to erase their data. You
+    /// do not need to know the keys. Operations that finish during the call may remain, so call the
+    /// method again after you have stopped all requests in the scope.
     ///
     /// To get a scope's tag, call
     /// [`IdempotencyLayer::scope_tag`](crate::IdempotencyLayer::scope_tag).
@@ -161,7 +161,7 @@ pub trait Inspect: Store {
     /// dashboard that refreshes every second.
     fn count(&self) -> impl Future<Output = Result<Census, StoreError>> + Send;
 
-    /// Settles an operation whose lease has lapsed, for example after a `409` problem
+    /// Settles an operation whose claim has lapsed, for example after a `409` problem
     /// `outcome-unknown`. Retries of the operation then get the given response. If the slot has no
     /// lapsed claim, this method returns `false` and changes nothing. If a full Redis server had no
     /// room for the record of a completed operation, the operation's claim is treated as lapsed.

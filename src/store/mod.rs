@@ -1,4 +1,4 @@
-//! Claims and records: the [`Store`] trait, and the [`MemoryStore`].
+//! Claims and records: the [`Store`] trait and [`MemoryStore`].
 //!
 //! A store keeps a small amount of state for each [`Slot`]. A slot is vacant, running with a
 //! [`Token`] and a lease, or done with a [`Record`]. [`Machine`] defines the rules and is the
@@ -74,7 +74,7 @@ pub use crate::request::{ScopeTag, Slot};
 /// use std::time::Duration;
 /// use tower_idempotency::store::{ClaimRequest, ClaimOutcome, Held, MemoryStore, Record, Slot, Store, StoreError, Token};
 ///
-/// /// Counts the claims on their way to another store.
+/// /// Counts the claims that it passes on to another store.
 /// struct Counting<S> {
 ///     inner: S,
 ///     claims: std::sync::atomic::AtomicUsize,
@@ -104,7 +104,7 @@ pub use crate::request::{ScopeTag, Slot};
 /// # let _ = Counting { inner: MemoryStore::new(), claims: Default::default() };
 /// ```
 pub trait Store: Send + Sync + 'static {
-    /// Whether the store exists only in this process's memory. The value `true` has two
+    /// Whether the store exists only in this process's memory. A value of `true` has two
     /// consequences.
     ///
     /// First, a claim's holder cannot die while the store survives. The layer therefore claims
@@ -115,16 +115,16 @@ pub trait Store: Send + Sync + 'static {
     /// token makes the second call safe.
     const IN_PROCESS: bool = false;
 
-    /// Claims the slot, or returns the reason that the slot cannot be claimed.
+    /// Claims the slot, or returns the reason why it cannot be claimed.
     ///
-    /// If this method is called twice with the same token, it returns `Started` twice. Compare
-    /// fingerprints with [`Fingerprint::conflicts_with`](crate::Fingerprint::conflicts_with), not
-    /// with `==`: a request whose fingerprint was computed with a different rule is treated as the
-    /// same request. A takeover stores the new fingerprint.
+    /// A second call with the same token returns `Started` again. Compare fingerprints with
+    /// [`Fingerprint::conflicts_with`](crate::Fingerprint::conflicts_with), not with `==`: a
+    /// request whose fingerprint was computed with a different rule is treated as the same request.
+    /// A takeover stores the new fingerprint.
     fn begin(&self, begin: &ClaimRequest) -> impl Future<Output = Result<ClaimOutcome, StoreError>> + Send;
 
     /// Sets the claim's lease to expire `lease` from now. With a lease of zero, the claim lapses
-    /// immediately, but the store remembers its fingerprint and attempt number.
+    /// immediately, but the store remembers the claim's fingerprint and attempt number.
     fn renew(
         &self,
         slot: &Slot,

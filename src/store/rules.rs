@@ -1,4 +1,4 @@
-//! A slot's state and all of its transitions. The transitions are pure functions that receive the
+//! A slot's state and all of its transitions. The transitions are pure functions that take the
 //! current time as an argument.
 //!
 //! This module is the only definition of the rules. The memory store uses this code directly, and
@@ -89,7 +89,7 @@ impl<X> Occupant<X> {
         } else {
             let attempt = running.attempt.saturating_add(1);
             running.token = begin.token;
-            // The new fingerprint may be from a different rule, which the next requests also use.
+            // The new fingerprint may be from a different rule, which later requests also use.
             running.fingerprint = begin.fingerprint;
             running.attempt = attempt;
             running.lease_until = now.after(begin.lease);
@@ -98,8 +98,8 @@ impl<X> Occupant<X> {
         })
     }
 
-    /// Returns the claim if it is still held under the given token. A lapsed claim is still held
-    /// until a new claim takes over.
+    /// Returns the claim if it is still held under the given token. A lapsed claim stays held until
+    /// a new claim takes over.
     pub(crate) fn held_by(&mut self, token: Token, now: Millis) -> Option<&mut Running<X>> {
         if self.is_forgotten(now) {
             return None;
@@ -121,7 +121,7 @@ impl<X> Occupant<X> {
 /// let mut slot = Machine::default();
 /// assert_eq!(slot.begin(&begin, Millis(0)), ClaimOutcome::started(1));
 ///
-/// // The holder dies; when its lease has lapsed, another takes over, and the first is fenced off.
+/// // The holder dies. When its lease expires, a second holder takes over and fences off the first.
 /// let second = begin.with_token(Token(2));
 /// assert!(matches!(slot.begin(&second, Millis(29_999)), ClaimOutcome::InFlight { .. }));
 /// assert_eq!(slot.begin(&second, Millis(30_000)), ClaimOutcome::started(2));
@@ -134,7 +134,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Claims the slot, or returns the reason that the slot cannot be claimed.
+    /// Claims the slot, or returns the reason why it cannot be claimed.
     pub fn begin(&mut self, begin: &ClaimRequest, now: Millis) -> ClaimOutcome {
         if let Some(begun) = self.occupant.as_mut().and_then(|occupant| occupant.begin(begin, now)) {
             return begun;
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(
             slot.begin(&begin(2, 8), at(100)),
             ClaimOutcome::Mismatch,
-            "another fingerprint is refused still"
+            "another fingerprint is still refused"
         );
         let refuse = begin(2, 7).with_on_lapse(OnLapse::Refuse);
         assert_eq!(slot.begin(&refuse, at(100)), ClaimOutcome::OutcomeUnknown);

@@ -1,4 +1,4 @@
-//! Atomic mode: the handler's own writes and the record are committed in one transaction.
+//! Atomic mode, which commits the handler's own writes and the record in one transaction.
 
 use std::fmt;
 use std::future::Future;
@@ -19,8 +19,7 @@ pub type Working<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// unit of work to the request ([`offer`](Self::offer)) and runs the handler. If the handler has
 /// begun to use the transaction ([`is_begun`](Self::is_begun)), the layer commits the handler's
 /// writes and the record in this transaction instead of calling
-/// [`complete`](super::Store::complete). If a unit of work is dropped, its transaction is rolled
-/// back.
+/// [`complete`](super::Store::complete). Dropping a unit of work rolls back its transaction.
 pub trait UnitOfWork: Send + Sync + 'static {
     /// Gives the handler access to the transaction through the request's extensions.
     fn offer(&self, extensions: &mut Extensions);
@@ -41,7 +40,7 @@ pub trait UnitOfWork: Send + Sync + 'static {
     /// begun. After the call, code that still has a handle to the transaction can no longer use it.
     ///
     /// This method must not commit if the handler or its driver has already ended the transaction.
-    /// The record would otherwise report an effect that does not exist.
+    /// Otherwise, the record would report an effect that does not exist.
     fn commit<'a>(&'a self, record: &'a Record, ttl: Duration) -> Working<'a, Commit>;
 
     /// Determines whether a commit with the outcome [`Commit::Unknown`] succeeded. `true` means

@@ -34,7 +34,7 @@ pub(crate) use self::postgres::PostgresData;
 pub(crate) use self::redis::RedisData;
 pub(crate) use self::sqlite::SqliteData;
 
-/// How long closing may take.
+/// How long closing the connections may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// The application's data. Clones share it.
@@ -64,7 +64,7 @@ impl FromRequestParts<AppState> for Data {
     }
 }
 
-/// Does the same for each kind of data.
+/// Evaluates the same expression for each kind of data.
 macro_rules! each {
     ($data:expr, $name:ident => $does:expr) => {
         match $data {

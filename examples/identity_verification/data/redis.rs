@@ -40,7 +40,7 @@ impl RedisData {
             .set_connection_timeout(Some(ANSWER_WITHIN));
         // With RESP3, the connection notices if it is closed while it is idle, for example by the
         // server's `timeout`. It then reconnects before it is needed. Failed writes are not
-        // repeated, because it is unknown whether they were done. This needs Redis 6 or later.
+        // repeated, because it is unknown whether they were done. RESP3 needs Redis 6 or later.
         let info = url.into_connection_info()?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let client = Client::open(info.set_redis_settings(settings))?;

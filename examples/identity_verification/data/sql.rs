@@ -1,4 +1,4 @@
-//! Code that the databases share: their rows, and the choice of the transaction for a write.
+//! Code that the SQL databases share: how rows are read, and which transaction a write uses.
 
 use std::ops::{Deref, DerefMut};
 
@@ -31,9 +31,9 @@ impl<DB: AtomicDatabase> Writing<DB> {
         Ok(match operation {
             Some(operation) => Self::Operation(operation.begin().await?, operation.clone()),
             // Begin the transaction in a separate task. If the client disconnects, its handler is
-            // dropped. If `sqlx` 0.9 is dropped while it begins a transaction, it leaves that
-            // transaction open on a pooled connection. The writes of the connection's next user,
-            // perhaps a claim, would then be in a transaction that nobody commits.
+            // dropped. If the future of `begin_with` is dropped before it completes, `sqlx` 0.9
+            // leaves the transaction open on a pooled connection. The writes of the connection's
+            // next user, perhaps a claim, would then be in a transaction that nobody commits.
             None => {
                 let pool = pool.clone();
                 Self::Own(tokio::spawn(async move { pool.begin_with(begin).await }).await??)
@@ -41,7 +41,7 @@ impl<DB: AtomicDatabase> Writing<DB> {
         })
     }
 
-    /// Finishes the writes. Without this call, or if it fails, nothing is written.
+    /// Finishes the writes. Commits a separate transaction, which is rolled back without this call.
     pub(super) async fn done(self) -> Result<(), DataError> {
         match self {
             // Do not commit here. The layer commits.

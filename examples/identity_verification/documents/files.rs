@@ -6,9 +6,9 @@
 //! DIR/documents/doc_…    the file of a document whose row is committed
 //! ```
 //!
-//! A process that dies leaves unlocked files in `incoming/`. At the next start, the server asks the
-//! data which of these files have a row. Files with a row are moved to their place, and the others
-//! are removed.
+//! A process that dies leaves unlocked files in `incoming/`. At the next start, the server looks up
+//! which of these files have a row. Files with a row are moved to their place, and the others are
+//! removed.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::super::data::{Data, DataError};
 
-/// If a commit is in doubt, the server asks the data at this interval whether the row exists, up to
+/// If a commit is in doubt, the server checks at this interval whether the row exists, up to
 /// [`ASK_FOR`] times.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_FOR: u32 = 60;
@@ -283,14 +283,14 @@ impl Whole {
         &self.sha256
     }
 
-    /// Returns the file as pending. `data` is asked whether the row exists, if the commit does not
-    /// report it.
+    /// Returns the file as pending. If the result of the commit is unknown, the row is looked up in
+    /// `data`.
     pub(super) fn pending(self, data: Data) -> Pending {
         Pending(Some(Waiting { whole: self, data }))
     }
 }
 
-/// A file whose row is being written. If it is dropped before the file is kept, it asks the data
+/// A file whose row is being written. If this value is dropped before the file is kept, it looks up
 /// whether the row exists.
 pub(super) struct Pending(Option<Waiting>);
 
@@ -320,7 +320,8 @@ impl Drop for Pending {
         let Some(Waiting { whole, data }) = self.0.take() else {
             return;
         };
-        // Without a runtime, the process is ending, and the next start asks.
+        // Without a runtime, the process is ending, and the server looks up the row when it next
+        // starts.
         let Ok(runtime) = Handle::try_current() else {
             return whole.leave();
         };

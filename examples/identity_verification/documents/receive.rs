@@ -23,14 +23,14 @@ const RAW: [&str; 3] = ["image/jpeg", "image/png", "application/pdf"];
 /// The maximum size of the part `kind` and of a file's name, in bytes.
 const MAX_TEXT: usize = 255;
 
-/// A document whose bytes are in a file that is not visible to others yet.
+/// A document whose bytes are in a file that clients cannot see yet.
 pub(super) struct Received {
     pub(super) kind: Kind,
     pub(super) file_name: Option<String>,
     pub(super) file: Incoming,
 }
 
-/// A body that another reader can continue to read when its first reader has finished.
+/// A body that a second reader can continue to read when the first reader has finished.
 #[derive(Clone)]
 struct Unended(Arc<Mutex<BodyDataStream>>);
 

@@ -53,7 +53,7 @@ impl Deliveries {
         self.data.pending_events().await.ok()
     }
 
-    /// Starts the task. This must be called in a runtime.
+    /// Starts the task. Call this method in a Tokio runtime.
     pub(crate) fn start(self) -> Running {
         let stop = CancellationToken::new();
         let data = self.data.clone();
@@ -64,14 +64,14 @@ impl Deliveries {
 
     async fn run(self, stop: CancellationToken) {
         // A server that dies or hangs while it is sending loses its claim after this time, and the
-        // event is sent again. The time is twice as long as sending can take, so that no other
-        // server loses its claim.
+        // event is sent again. The time is twice as long as sending can take, so that a server that
+        // is still sending does not lose its claim.
         let claim_for = self.sender.timeout().saturating_mul(2);
         let mut sending = JoinSet::new();
         let mut look_again_in = LOOK_EVERY;
         while !stop.is_cancelled() {
-            // Claim only as many events as can be sent now. The claims of waiting events would
-            // lapse.
+            // Claim only as many events as can be sent now. If claimed events had to wait, their
+            // claims could lapse.
             let free = AT_ONCE - sending.len();
             if free > 0 {
                 match self.data.claim_events(free, claim_for).await {

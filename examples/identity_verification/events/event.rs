@@ -47,12 +47,12 @@ pub(crate) struct Outgoing {
     pub(crate) body: Bytes,
 }
 
-/// An event that this server delivers until its claim lapses.
+/// An event that this server has claimed and delivers before the claim lapses.
 pub(crate) struct Claimed {
     pub(crate) event: Outgoing,
     /// The number of this attempt, starting at 1. It also distinguishes this claim from later
     /// claims.
     pub(crate) attempt: u64,
-    /// How long the subscriber has refused the event, in every attempt.
+    /// How long the subscriber has been refusing every attempt.
     pub(crate) refused_for: Option<Duration>,
 }

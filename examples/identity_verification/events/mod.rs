@@ -12,8 +12,8 @@
 //! redirect, or a 4xx that does not mean "try again later") is given up. It stays in the outbox,
 //! marked as failed, and is logged as an error.
 //!
-//! Events can arrive in a different order than the decisions were made. `data.version` gives the
-//! order.
+//! Events can arrive in a different order from the decisions. `data.version` gives the order of the
+//! decisions.
 
 mod counts;
 mod delivery;

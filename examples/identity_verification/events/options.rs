@@ -9,7 +9,8 @@ use clap::Args;
 use super::send::{HttpClient, Sender};
 use super::sign::Secret;
 
-/// If a server dies, the events that it was sending stay claimed for twice the timeout.
+/// The longest timeout that is allowed. If a server dies, the events that it was sending stay
+/// claimed for twice the timeout.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Args)]
@@ -57,7 +58,7 @@ fn subscriber(url: &str) -> Result<Uri, &'static str> {
     const EXPECTED: &str = "the URL is not valid; expected `http://HOST:PORT/PATH`";
     let url: Uri = url.parse().map_err(|_| EXPECTED)?;
     if url.scheme() == Some(&Scheme::HTTPS) {
-        return Err("this example does not support TLS; use an `http://` URL, for example of a proxy that adds TLS");
+        return Err("this example does not support TLS; use an `http://` URL, such as that of a proxy that adds TLS");
     }
     let authority = url.authority().ok_or(EXPECTED)?;
     if url.scheme() != Some(&Scheme::HTTP) || authority.host().is_empty() {

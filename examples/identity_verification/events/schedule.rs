@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::send::NotDelivered;
 
-/// The pause between the first two attempts. Each further pause is twice as long.
+/// The pause between the first two attempts. Each further pause is twice as long as the one before.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(60 * 60);
 /// How long an event that the subscriber refuses is retried. Standard Webhooks recommends several

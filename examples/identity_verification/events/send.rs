@@ -118,7 +118,8 @@ impl Sender {
     }
 }
 
-/// Reads the rest of the body. Only the status decides, whether or not the body ends.
+/// Reads the rest of the body. The result depends only on the status, so the body does not have to
+/// end.
 async fn drain(mut body: Body, deadline: Instant) {
     let mut left = READ_AT_MOST;
     let end = async {
@@ -133,7 +134,7 @@ async fn drain(mut body: Body, deadline: Instant) {
     let _ = timeout_at(deadline, end).await;
 }
 
-/// Reads the form in seconds, which is the only form that does not need a clock.
+/// Parses `Retry-After` in seconds, which is the only form that does not need a clock.
 fn retry_after(headers: &HeaderMap<HeaderValue>) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))

@@ -24,7 +24,7 @@ impl Secret {
     }
 
     /// Returns the value of `webhook-signature`. The id must not contain a `.`, or one message
-    /// could be mistaken for another message.
+    /// could be mistaken for another.
     pub(crate) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
         let mut mac = self.0.clone();
         mac.update(format!("{id}.{timestamp}.").as_bytes());

@@ -56,8 +56,8 @@ fn app() -> (Router, Background) {
     let router = Router::new()
         .route("/payments", post(|| async { "paid" }))
         .layer(idempotency)
-        // This layer is outside the idempotency layer, so that the outcome of a request is in its
-        // span.
+        // This layer is outside the idempotency layer, so that a request's span contains its
+        // outcome.
         .layer(TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO)));
     (router, background)
 }

@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use uuid::{Builder, Uuid};
 
-/// Returns the next version 4 UUID (RFC 9562, section 5.4). The UUID is the keyed hash of a
-/// counter, because random bytes from the system would cost one system call for each duplicate in a
-/// burst.
+/// Returns the next version 4 UUID (RFC 9562, section 5.4). The UUID is a keyed hash of a counter,
+/// because random bytes from the system would cost one system call for each duplicate in a burst.
 pub(super) fn next() -> Uuid {
     static KEY: LazyLock<[u8; 16]> = LazyLock::new(|| Uuid::new_v4().into_bytes());
     static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -25,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_refusals_have_the_same_name() {
+    fn no_two_refusals_have_the_same_instance() {
         let names: HashSet<Uuid> = (0..10_000).map(|_| next()).collect();
         assert_eq!(names.len(), 10_000);
         assert!(names.iter().all(|name| name.get_version_num() == 4));

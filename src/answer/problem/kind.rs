@@ -56,7 +56,7 @@ problem_kinds! {
      identifies the operation, such as a UUID, and send the same value with each retry.";
 
     InvalidKey, "invalid-key", "400" BAD_REQUEST, "The idempotency key is invalid", Retry::Never,
-    "The key breaks a rule, which `detail` names. For example, the key is empty or too long, contains characters that \
+    "The key breaks the rule that `detail` names. For example, the key is empty or too long, contains characters that \
      are not allowed, is sent twice, or does not have the format that the server requires.";
 
     ScopeUnavailable, "scope-unavailable", "500" INTERNAL_SERVER_ERROR, "The idempotency scope is unavailable", Retry::Never,
@@ -76,9 +76,9 @@ problem_kinds! {
     "The first request with this key is still running. Retry after the time in `Retry-After`.";
 
     ResponseNotRetained, "response-not-retained", "409" CONFLICT, "The operation is done, but its response was not stored", Retry::Never,
-    "The operation was done, with the status in `original_status`, but its response was not stored: the response was \
-     too large, its body broke off, or it was a stream. The operation does not run again. Read its result from the \
-     location in `Location` or `original_location`, or by other means.";
+    "The operation completed with the status in `original_status`, but its response was not stored. For example, the \
+     response was too large, its body ended early, or it was a stream. The operation does not run again. Get its \
+     result from the location in `Location` or `original_location`, or by other means.";
 
     OutcomeUnknown, "outcome-unknown", "409" CONFLICT, "The outcome of the operation is unknown", Retry::Never,
     "The first request ended without a response that could be stored, so it is not known whether the operation was \
@@ -86,7 +86,9 @@ problem_kinds! {
      the server itself made the outcome unknown, the first request gets this problem with status `500`.";
 
     StoreUnavailable, "store-unavailable", "503" SERVICE_UNAVAILABLE, "The idempotency store is unavailable", Retry::After(1),
-    "The server cannot look up the key, so it did not run the operation. Retry later.";
+    "The server cannot look up the key, so it did not run the operation. This problem is also sent if the server could \
+     not commit the operation, or does not know whether the commit succeeded; `detail` says which. Retry later with \
+     the same key.";
 
     Misconfigured, "misconfigured", "500" INTERNAL_SERVER_ERROR, "The server is not set up for idempotency keys", Retry::Never,
     "The server cannot guard the operation, so it did not run the operation. See the server's log for the reason.";

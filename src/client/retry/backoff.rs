@@ -7,9 +7,9 @@ use uuid::Uuid;
 /// Pauses that are each drawn uniformly between zero and an upper bound that doubles with each
 /// attempt.
 ///
-/// This is the "full jitter" of the AWS Architecture Blog, *Exponential Backoff And Jitter* (2015).
-/// Of the methods compared there, full jitter needed the fewest calls, because clients that failed
-/// at the same time do not retry at the same time.
+/// This is the "full jitter" from the AWS Architecture Blog post *Exponential Backoff And Jitter*
+/// (2015). Of the methods compared there, full jitter needed the fewest calls, because clients that
+/// failed at the same time do not retry at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Backoff {
     /// The upper bound for the first pause.
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_are_spread_over_all_of_the_bound() {
+    fn pauses_are_spread_over_the_whole_range() {
         let backoff = Backoff {
             base: 100 * MS,
             cap: 1000 * MS,

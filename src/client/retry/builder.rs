@@ -102,7 +102,7 @@ impl<C> RetryPolicyBuilder<C> {
         self
     }
 
-    /// Removes the budget. **In an outage, every call is then sent as often as
+    /// Removes the budget. **In an outage, every request is then sent as often as
     /// [`attempts`](Self::attempts) allows.** Use this setting for batch jobs and tests.
     pub fn without_budget(mut self) -> Self {
         self.rules.budget = None;
@@ -121,8 +121,8 @@ impl<C> RetryPolicyBuilder<C> {
     /// After that time, calls end with [`Stopped::KeyExpired`](crate::client::Stopped::KeyExpired).
     /// Default: 23 hours. Zero is an error.
     ///
-    /// Use less than the time for which the server keeps keys, because an attempt after that time
-    /// would run the operation again.
+    /// Choose a lifetime that is shorter than the time for which the server keeps keys, because an
+    /// attempt after that time would run the operation again.
     /// [`Operation::with_lifetime`](crate::client::Operation::with_lifetime) sets the lifetime for
     /// one operation. If you use [`tower::retry`] directly, the first attempt of a call is always
     /// sent, even after the lifetime. Only [`ClientLayer`](crate::client::ClientLayer) and the
@@ -178,7 +178,7 @@ impl<C> RetryPolicyBuilder<C> {
     /// use hyper_util::client::legacy::Error;
     /// use tower_idempotency::client::RetryPolicy;
     ///
-    /// // Only if the request cannot have arrived. With a key this is not necessary.
+    /// // Retry only if the request cannot have arrived. With a key, this is not necessary.
     /// let policy = RetryPolicy::builder().retry_if(|error: &Error| error.is_connect()).build()?;
     /// # let _ = policy;
     /// # Ok::<(), tower_idempotency::ConfigError>(())

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_date_the_own_clock_counts() {
+    fn without_a_date_the_clients_clock_is_used() {
         let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3600));
         for date in [None, Some("unreadable")] {
             let wait = of(later.as_bytes(), date).unwrap();

@@ -27,7 +27,7 @@ pub(super) struct Rules {
 type RetryResponse = dyn Fn(StatusCode, &HeaderMap) -> Option<bool> + Send + Sync;
 
 impl Rules {
-    /// Begins a call, and adds its deposit to the budget.
+    /// Begins a call, and makes its deposit in the budget.
     pub(super) fn begin(&self) -> Call {
         if let Some(budget) = &self.budget {
             budget.deposit();
@@ -69,8 +69,8 @@ impl Rules {
         }
     }
 
-    /// Decides the next step after an attempt. This method also records that the attempt has
-    /// ended. If there is a retry, the retry is withdrawn from the budget.
+    /// Decides the next step after an attempt, and records that the attempt has ended. If the
+    /// request is retried, withdraws the retry from the budget.
     pub(super) fn judge(
         &self,
         call: &mut Call,
@@ -137,7 +137,7 @@ impl Rules {
         let own = self.response.as_ref().and_then(|retry| retry(status, headers));
         own.or_else(|| should_retry(headers)).unwrap_or(match status {
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => true,
-            // Waiting resolves neither an application's own conflict nor a tombstone. If the
+            // Waiting does not help with an application's own conflict or with a tombstone. If the
             // response contains `Retry-After`, the conflict is temporary.
             StatusCode::CONFLICT => self.every_conflict || headers.contains_key(http::header::RETRY_AFTER),
             other => other.is_server_error() && !is_permanent(other),
@@ -169,8 +169,8 @@ fn is_permanent(status: StatusCode) -> bool {
     )
 }
 
-/// Returns the server's own decision, from Stripe's header or from the header that SDKs generated
-/// with Stainless use.
+/// Returns the server's own decision, from Stripe's header or from the header that
+/// Stainless-generated SDKs use.
 fn should_retry(headers: &HeaderMap) -> Option<bool> {
     let said = |name| match headers.get(name)?.as_bytes() {
         b"true" => Some(true),

@@ -45,9 +45,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// Runs requests **without any protection** while the store is failing, instead of refusing
     /// them with `503` problem `store-unavailable`. Each of these requests is logged and has the
     /// outcome `unprotected`. The handler still receives the key, with attempt 1. However, a
-    /// request never runs if the store contains a record for the request that the layer cannot
-    /// read, for example because a newer release wrote the record. The existence of the record
-    /// shows that the operation completed.
+    /// request never runs if its record exists but cannot be read, for example because a newer
+    /// release wrote the record. The record's existence shows that the operation completed.
     pub fn run_unprotected_when_store_fails(mut self) -> Self {
         self.config.fail_open = true;
         self
@@ -93,9 +92,10 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     ///
     /// The layer claims the key as soon as the head has arrived. The handler reads the body as it
     /// arrives, and meanwhile the layer digests the parts that the fingerprint covers. As a result,
-    /// a duplicate that arrives while the first request is in flight is refused before the
-    /// duplicate's body is read. If a duplicate arrives after the first request has completed, the
-    /// duplicate's body is read and compared, but not held in memory.
+    /// a duplicate that arrives while the first request is in flight is refused before its body is
+    /// read. If a duplicate arrives after the first request has completed, its body is read and
+    /// compared, but not held in memory. If both requests declare the same digest, `Content-Type`
+    /// and `Content-Encoding`, the body is not read.
     ///
     /// - If the body ends early, is too large, or does not match its `Content-Digest` or
     ///   `Repr-Digest`, the handler's read fails and nothing is stored. The client gets the

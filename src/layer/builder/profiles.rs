@@ -19,7 +19,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// this method. If you also call [`key`](Self::key) or [`scope`](Self::scope), `build` returns
     /// an error.
     ///
-    /// Verify signatures in a layer outside this layer. Otherwise, anyone can block an event by
+    /// Verify signatures in a layer outside this one. Otherwise, anyone can block an event by
     /// sending its id first.
     ///
     /// ```
@@ -39,8 +39,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
         self
     }
 
-    /// Sets the options with which the layer responds as Stripe does ("Idempotent requests" and
-    /// "Errors" in Stripe's API reference):
+    /// Makes the layer respond as Stripe does ("Idempotent requests" and "Errors" in Stripe's API
+    /// reference):
     ///
     /// - Responses with a status of `2xx`, `402` or any `5xx` except `503` are stored: a result is
     ///   stored once the endpoint has begun to execute. If the handler panics or fails, the key is
@@ -108,9 +108,10 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     }
 
     /// Sets how long the request of a gRPC call with a key can continue after its first message. A
-    /// call whose request continues for longer than this is a streaming call, which cannot be
-    /// guarded. The call is refused with `INVALID_ARGUMENT`, and its method does not run. The time
-    /// that the first message takes is not included. Default: 5 seconds. Range: 1 ms to 24 hours.
+    /// call whose request continues for longer than this is treated as a streaming call, which
+    /// cannot be guarded: it is refused with `INVALID_ARGUMENT`, and its method does not run. The
+    /// time that the first message takes does not count, but a call that sends nothing for this
+    /// long is refused as well. Default: 5 seconds. Range: 1 ms to 24 hours.
     ///
     /// This option requires the [`grpc`](Self::grpc) profile. Without it, `build` returns an error.
     pub fn grpc_request_within(mut self, duration: Duration) -> Self {

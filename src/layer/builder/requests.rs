@@ -56,9 +56,9 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// Sets the application's name, which becomes a part of every slot. Default: none.
     ///
     /// With different names, two services, or a gateway and the service behind it, can share one
-    /// store and receive the same key from the same caller without interfering. If you change the
-    /// name, the layer no longer finds the operations that are already in the store. If the name is
-    /// empty, `build` returns an error.
+    /// store and receive the same key from the same caller without interfering with each other. If
+    /// you change the name, the layer no longer finds the operations that are already in the store.
+    /// If the name is empty, `build` returns an error.
     ///
     /// ```
     /// use tower_idempotency::{IdempotencyLayer, MemoryStore};

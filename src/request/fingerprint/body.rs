@@ -49,8 +49,8 @@ const JSON: u8 = 4;
 
 /// Digests a body while it is streamed.
 pub(crate) struct BodyDigest {
-    /// The digest of the raw bytes. This digest is used if the body cannot be read in the way that
-    /// the source requires.
+    /// The digest of the raw bytes, used if the body cannot be read in the way that the source
+    /// requires.
     raw: StreamDigest,
     read_as: ReadAs,
 }
@@ -151,7 +151,7 @@ mod tests {
         digest.finish()
     }
 
-    /// These digests are stored, so the digests of a released version must never change.
+    /// These digests are stored, so those of a released version must never change.
     #[test]
     fn golden_body_prints() {
         let json = r#"{"b":1,"a":[2]}"#;

@@ -38,7 +38,7 @@ impl FingerprintSource {
         }
     }
 
-    /// Digests the method, path, query, and the body without the fields that are left out.
+    /// Digests the method, the path, the query, and the body without the fields that are left out.
     fn request_of(&self, digest: &mut Digest, parts: &Parts, body: &Bytes, as_json: bool) {
         target(digest, parts);
         let without = self.fields();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_without_canonical_form_counts_by_its_bytes() {
+    fn a_body_without_a_canonical_form_is_compared_by_its_bytes() {
         let source = FingerprintSource::canonical_json();
         let of = |body| print(&source, "POST", "/", body);
         assert_eq!(of("{"), of("{"));
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(print(&again, "POST", "/", "{}"), print(&fields, "POST", "/", "{}"));
     }
 
-    /// Fingerprints are stored, so the fingerprints of a released version must never change.
+    /// Fingerprints are stored, so those of a released version must never change.
     #[test]
     fn golden_fingerprints() {
         let body = r#"{"b":1,"a":[2]}"#;
@@ -343,9 +343,9 @@ mod tests {
         }
     }
 
-    /// For content of 4 KiB or more, the digest differs from the digest in earlier releases, and so
-    /// does the rule. If the stored fingerprint is from an earlier release, a new request is
-    /// therefore treated as the same request, and gets a replay.
+    /// In earlier releases, the digest of content of 4 KiB or more was different, and so was the
+    /// rule. A new request is therefore treated as the same request, and gets a replay, if the
+    /// stored fingerprint is from an earlier release.
     #[test]
     fn contract_5_9_fingerprints_of_the_older_rule_do_not_conflict() {
         let now = print(&FingerprintSource::request(), "POST", "/a?x=1", r#"{"b":1,"a":[2]}"#);
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_not_taken_for_the_digest_of_a_longer_one() {
+    fn a_body_is_not_mistaken_for_the_digest_of_a_longer_one() {
         let long = "x".repeat(5000);
         let digest = blake3::hash(long.as_bytes());
         let mut short = Digest::new(b"ti.test.");

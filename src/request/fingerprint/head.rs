@@ -32,7 +32,7 @@ impl FingerprintSource {
     }
 
     /// Returns the fingerprint of a request whose body is streamed. A JSON body of at most
-    /// `json_limit` bytes is compared by its meaning.
+    /// `json_limit` bytes is compared by meaning.
     pub(crate) fn of_streamed(&self, parts: &Parts, json_limit: usize) -> HeadPrint {
         if let Some(fingerprint) = self.of_head(parts) {
             return HeadPrint {
@@ -130,7 +130,7 @@ mod tests {
         }
     }
 
-    /// Fingerprints are stored, so the fingerprints of a released version must never change.
+    /// Fingerprints are stored, so those of a released version must never change.
     #[test]
     fn golden_heads() {
         let of = |source: FingerprintSource| source.of_streamed(&head("POST", "/a?x=1"), 100).fingerprint;

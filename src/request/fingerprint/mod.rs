@@ -24,17 +24,17 @@ pub use source::FingerprintSource;
 /// | 0 and 1 | the rule: the [`FingerprintSource`], its parameters and its version; the first bit is set if the body is streamed |
 /// | 2 to 15 | 112 bits of a SHA-256 digest of the parts that the rule covers; zeros if the rule covers nothing |
 ///
-/// If a request's body is streamed, the request's fingerprint covers the head. Once the body has
-/// ended, the record contains a digest of the parts of the body that the rule covers.
+/// If a request's body is streamed, the fingerprint covers only the head. Once the body has ended,
+/// the record contains a digest of the parts of the body that the rule covers.
 ///
 /// Two fingerprints can be compared only if they were made by the same rule
 /// ([`is_same_rule`](Self::is_same_rule)). After a deploy that changed the rule, the stored
-/// fingerprints cannot be compared with those of new requests. A store must then not report that
-/// the requests differ.
+/// fingerprints cannot be compared with those of new requests. In that case, a store must not
+/// report that the requests differ.
 ///
 /// A client that found two requests with the same fingerprint would only receive its own first
-/// response for the second request. Half a SHA-256 digest is therefore enough. By contrast, slots
-/// separate tenants, so a slot is a whole digest.
+/// response for the second request. Therefore, 112 bits are enough. By contrast, slots separate
+/// tenants, so a slot is a whole digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; Fingerprint::LEN]);
 
@@ -82,14 +82,13 @@ impl Fingerprint {
     }
 
     /// Returns whether both fingerprints have the same source, but only one of the two requests has
-    /// a streamed body. Each fingerprint then covers a part of the request that the other
-    /// fingerprint does not cover.
+    /// a streamed body. The two fingerprints then cover different parts of the request.
     pub(crate) fn differs_in_streaming(&self, other: &Self) -> bool {
         self.0[0] ^ other.0[0] == Self::STREAMED && self.0[1] == other.0[1]
     }
 
-    /// The bit in the rule that marks a request whose body is streamed. The first four
-    /// bits of a rule hold the source's number, which is 1 to 7, so the top bit is free.
+    /// The bit in the rule that marks a request whose body is streamed. The first four bits of a
+    /// rule hold the source's number, which is 1 to 7, so the top bit is free.
     const STREAMED: u8 = 0x80;
 
     pub(crate) fn is_streamed(&self) -> bool {

@@ -103,8 +103,8 @@ async fn content_of(part: &mut Field<'_>) -> Option<Bytes> {
     part.chunk().await.ok()?.is_none().then_some(content)
 }
 
-/// Returns the rest of the body after a part, or `None` if the parser has skipped text. The digest
-/// would not cover the skipped text.
+/// Returns the rest of the body after a part, or `None` if the parser has skipped text, which the
+/// digest would not cover.
 fn after_part<'b>(rest: &'b [u8], boundary: &str, headers: &HeaderMap, content: &[u8]) -> Option<&'b [u8]> {
     let rest = rest.strip_prefix(b"--")?.strip_prefix(boundary.as_bytes())?;
     let rest = rest.strip_prefix(b"\r\n")?;

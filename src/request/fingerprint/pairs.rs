@@ -11,8 +11,8 @@ use crate::request::json::Pointer;
 pub(super) struct Pairs {
     digest: StreamDigest,
     without: Arc<[Pointer]>,
-    /// The length of the longest encoded name that can be left out. A field with a longer name is
-    /// always covered.
+    /// The maximum length of the encoded name of a field that is left out. A field with a longer
+    /// name is always covered.
     longest: usize,
     at: At,
 }

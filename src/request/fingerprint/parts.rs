@@ -26,7 +26,7 @@ const CONTENT: u8 = 4;
 /// Digests the parts in order, without the boundary. For each part, the digest covers the content
 /// and the headers that name and describe the part. Parts whose name is in `without` are left out.
 ///
-/// The reader is strict: a body is malformed if any part of it would have to be skipped.
+/// The reader is strict: a body is malformed if any of its text would have to be skipped.
 pub(super) struct Parts {
     digest: StreamDigest,
     /// A line break, two hyphens and the boundary. The only carriage return is the first byte.
@@ -49,7 +49,7 @@ enum At {
     Content {
         matched: usize,
     },
-    /// After a delimiter. A line break follows, or the two hyphens after the last delimiter.
+    /// After a delimiter. A line break follows or, after the last delimiter, two hyphens.
     AfterDelimiter {
         first: Option<u8>,
     },
@@ -65,8 +65,8 @@ enum At {
 }
 
 impl Parts {
-    /// Returns `None` if the headers do not name a boundary, or if they declare a body without
-    /// parts.
+    /// Returns `None` if the headers do not name a valid boundary, or if they declare a body that
+    /// cannot be read as parts.
     pub(super) fn of(headers: &HeaderMap, without: &Arc<[Pointer]>) -> Option<Self> {
         let boundary = boundary_of(headers)?;
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
@@ -250,8 +250,8 @@ impl Parts {
             };
             &[]
         } else {
-            // The bytes were content. No other delimiter begins in them, because it would begin
-            // with a carriage return.
+            // The bytes were content. No other delimiter begins in them, because they contain no
+            // other carriage return.
             if let Some(length) = &mut self.content {
                 *length += matched as u64;
                 self.digest.update(&self.delimiter.needle()[..matched]);
@@ -275,9 +275,9 @@ impl Parts {
         self.at = At::AfterDelimiter { first: None };
     }
 
-    /// Writes the tag and the length of a field. The tag and the length follow the field's content,
-    /// because the length is not known until the content ends. Two different lists of fields never
-    /// produce the same bytes, because the bytes can be parsed from the end.
+    /// Writes the tag and the length of a field. Both follow the field's content, because the
+    /// length is not known until the content ends. Two different lists of fields never produce the
+    /// same bytes, because the bytes can be parsed from the end.
     fn end_field(&mut self, tag: u8, length: u64) {
         self.digest.update(&[tag]);
         self.digest.update(&length.to_le_bytes());

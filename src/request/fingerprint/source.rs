@@ -24,17 +24,17 @@ pub(super) type BodyFn = dyn Fn(&Parts, &Bytes) -> Result<Vec<u8>, BoxError> + S
 /// the whole body is compared byte for byte. A malformed value is never treated as absent.
 ///
 /// After a deploy that changed the source, the stored fingerprints cannot be compared with those of
-/// new requests ([`Fingerprint::is_same_rule`]). A retry is then replayed, and never reported as a
-/// different request. Two closures are treated as the same rule.
+/// new requests ([`Fingerprint::is_same_rule`]). A retry then gets a replay, and is never reported
+/// as a different request. Two closures passed to the same method are treated as the same rule.
 ///
 /// ```
 /// use tower_idempotency::FingerprintSource;
 ///
 /// // `{"a":1,"b":2}` and `{ "b": 2, "a": 1 }` are the same request.
 /// let tolerant = FingerprintSource::canonical_json();
-/// // Only the money counts.
+/// // Of the body, only the amount and the currency are compared.
 /// let fields = FingerprintSource::json_fields(["/amount", "/currency"]);
-/// // All but what the client makes anew for each attempt.
+/// // Leave out the fields that the client generates anew for each attempt.
 /// let stable = FingerprintSource::request().without(["/csrf", "/sent_at"]);
 /// # let _ = (tolerant, fields, stable);
 /// ```
@@ -71,8 +71,8 @@ impl FingerprintSource {
         Self::new(Covers::Request)
     }
 
-    /// Like [`request`](Self::request), but compares the body as canonical JSON. The order of
-    /// members, white space and escapes are ignored. `1` and `1.0` differ.
+    /// Like [`request`](Self::request), but compares the body as canonical JSON. White space,
+    /// escapes and the order of members are ignored. `1` and `1.0` differ.
     ///
     /// A body has no canonical form if it is not JSON, contains text that is not Unicode, contains
     /// a member more than once, or is nested deeper than 64 levels. Such a body is compared in
@@ -82,10 +82,10 @@ impl FingerprintSource {
         Self::new(Covers::CanonicalJson)
     }
 
-    /// Like [`canonical_json`](Self::canonical_json), but covers only the values in the body at
-    /// these JSON pointers (RFC 6901).
+    /// Like [`canonical_json`](Self::canonical_json), but covers only the values at these JSON
+    /// pointers (RFC 6901) instead of the whole body.
     ///
-    /// A body without a canonical form is compared in full. A text that is not a JSON pointer, or
+    /// A body without a canonical form is compared in full. A string that is not a JSON pointer, or
     /// an empty list, is an error when the layer is built.
     #[must_use]
     pub fn json_fields<I>(pointers: I) -> Self
@@ -100,7 +100,7 @@ impl FingerprintSource {
         Self::new(Covers::JsonFields(parsed.map(Into::into)))
     }
 
-    /// Covers only the body. A request with the same key and body on a different path is treated as
+    /// Covers only the body. A request with the same key and body to a different path is treated as
     /// the same request.
     #[must_use]
     pub fn body() -> Self {
@@ -179,12 +179,12 @@ impl FingerprintSource {
     /// | `multipart/form-data` | every part named `csrf` | part by part, in order |
     ///
     /// [`canonical_json`](Self::canonical_json) also reads JSON in a body with any other
-    /// `Content-Type`. The comparison also ignores whether a field that is left out is present at
-    /// all. A pointer with several steps does not name any field in a form. Any other body, and any
-    /// body that cannot be read, is compared in full.
+    /// `Content-Type`. It makes no difference whether a field that is left out is present at all. A
+    /// pointer with several steps does not name any field in a form. Any other body, and any body
+    /// that cannot be read, is compared in full.
     ///
-    /// An empty list, a text that is not a JSON pointer, or a different source is an error when the
-    /// layer is built.
+    /// An empty list, a string that is not a JSON pointer, or a different source is an error when
+    /// the layer is built.
     ///
     /// ```
     /// use tower_idempotency::{FingerprintSource, IdempotencyLayer, MemoryStore};

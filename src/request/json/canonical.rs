@@ -20,8 +20,8 @@ const MAX_DEPTH: usize = 64;
 /// not Unicode, contains an object in which a member appears more than once, or is nested deeper
 /// than [`MAX_DEPTH`].
 ///
-/// Each byte is read twice, once to check the grammar and once to write the byte. After that, each
-/// byte is moved at most once, however deeply it is nested.
+/// Each byte is read twice, once to check the grammar and once to write the canonical form. After
+/// that, each byte is moved at most once, however deeply it is nested.
 pub(crate) fn canonical(body: &[u8], without: &[Pointer]) -> Option<Vec<u8>> {
     // This call checks the grammar and the UTF-8 encoding without recursion, so the code below can
     // assume that the text is JSON.
@@ -40,19 +40,19 @@ pub(crate) fn canonical(body: &[u8], without: &[Pointer]) -> Option<Vec<u8>> {
     Some(writer.finish())
 }
 
-/// The remaining tokens of each pointer on the path to a value.
+/// For each pointer whose path includes a value, the tokens that remain after that value.
 type Ways<'p> = SmallVec<[&'p [String]; 4]>;
 
-/// Writes every member where it was found, and records its place in the sorted order. All bytes are
-/// put in order at the end, in one step. Sorting each object separately would move a byte once for
-/// each object that contains it.
+/// Writes the members in the order in which they appear, and records their sorted order. At the
+/// end, all bytes are put in order in one step. Sorting each object separately would move a byte
+/// once for each object that contains it.
 struct Writer<'a> {
     text: &'a str,
     at: usize,
     out: Vec<u8>,
     /// The members of the objects that are not closed yet.
     open: Vec<Member<'a>>,
-    /// The ranges of the unsorted objects' members in `out`, in the order of the members' names.
+    /// For each unsorted object, the ranges of its members in `out`, in the order of their names.
     sorted: Vec<Range<usize>>,
     unsorted: Vec<Unsorted>,
 }
@@ -187,8 +187,8 @@ impl<'a> Writer<'a> {
         rest.get(space).copied()
     }
 
-    /// Returns whether the object or array that opens here is non-empty. Also reads the closing
-    /// bracket of an empty object or array.
+    /// Returns whether the object or array that opens here is non-empty. If it is empty, also reads
+    /// the closing bracket.
     fn opens(&mut self, close: u8) -> bool {
         self.step(1);
         let empty = self.next() == Some(close);
@@ -198,16 +198,16 @@ impl<'a> Writer<'a> {
         !empty
     }
 
-    /// Reads the next byte, and returns whether this byte is a comma. Any other byte closes the
-    /// object or array.
+    /// Reads the next byte, and returns whether it is a comma. Any other byte closes the object or
+    /// array.
     fn goes_on(&mut self) -> Option<bool> {
         let byte = self.next()?;
         self.step(1);
         Some(byte == b',')
     }
 
-    /// Reads the string at this position. Returns the string with its quotes, and whether the
-    /// string contains escapes.
+    /// Reads the string at this position. Returns the string with its quotes, and whether it
+    /// contains escapes.
     fn string(&mut self) -> Option<(&'a str, bool)> {
         let rest = &self.text[self.at..];
         let bytes = rest.as_bytes();
@@ -287,7 +287,7 @@ fn copy(bytes: &[u8], ordered: &mut Vec<u8>) {
 }
 
 /// Counts the bytes that were read, written or moved. The tests compare this count instead of
-/// measuring times.
+/// measuring time.
 mod work {
     #[cfg(test)]
     std::thread_local! {
@@ -358,7 +358,7 @@ mod tests {
             (r#"{"é":1,"z":2,"\u0061":3}"#, r#"{"a":3,"z":2,"é":1}"#),
         ] {
             assert_eq!(canon(text).as_deref(), Some(expected), "{text}");
-            assert_eq!(canon(expected).as_deref(), Some(expected), "the form of the form");
+            assert_eq!(canon(expected).as_deref(), Some(expected), "the form is stable");
         }
     }
 
@@ -427,8 +427,8 @@ mod tests {
         assert!(canonical(nested(100_000).as_bytes(), &[]).is_none());
     }
 
-    /// The body is 2 MB long and nested 62 levels deep. The members are in the wrong order at each
-    /// level, which is the worst case.
+    /// The body is 2 MB long and nested 62 levels deep. In the worst case, the members are in the
+    /// wrong order at each level.
     #[test]
     fn contract_5_4_a_nested_body_costs_as_much_as_a_flat_one() {
         const SIZE: usize = 2_000_000;
@@ -454,7 +454,7 @@ mod tests {
         }
         assert!(
             of_flat <= 4.0,
-            "each byte is checked, read, written and at most moved once: {of_flat}"
+            "each byte is checked, read, written and moved at most once: {of_flat}"
         );
     }
 

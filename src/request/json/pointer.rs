@@ -39,13 +39,13 @@ impl Pointer {
         &self.tokens
     }
 
-    /// Returns whether this pointer is the given name of a form field. Forms have no nesting.
+    /// Returns whether this pointer names the form field `name`. Forms have no nesting.
     pub(crate) fn is_name(&self, name: &str) -> bool {
         matches!(&self.tokens[..], [token] if token == name)
     }
 
     /// Returns the index that a token names in an array. According to RFC 6901, section 4, an index
-    /// has no leading zeros, and `-` is the element after the last element, which does not exist.
+    /// has no leading zeros, and `-` names the nonexistent element after the last one.
     pub(super) fn index(token: &str) -> Option<usize> {
         if token.starts_with(['0', '+']) && token != "0" {
             return None;
@@ -72,8 +72,8 @@ impl Pointer {
     }
 }
 
-/// Replaces `~1` with `/` and `~0` with `~`. Returns `None` if any other character follows `~`,
-/// because such a text is not a pointer.
+/// Replaces `~1` with `/` and `~0` with `~`. Returns `None` if a `~` is not followed by `0` or `1`,
+/// because the token is then not part of a valid pointer.
 fn unescape(token: &str) -> Option<String> {
     let mut plain = String::with_capacity(token.len());
     let mut rest = token.chars();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_deeper_than_the_parser_goes_cannot_be_read() {
+    fn a_path_deeper_than_the_parser_goes_cannot_be_read() {
         let body = format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200));
         let found = find(&"/a".repeat(200), &body);
         assert!(matches!(found, Err(Unreadable::NotJson(_))), "{found:?}");

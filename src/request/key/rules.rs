@@ -34,7 +34,7 @@ impl KeyRules {
             Source::Pointers(Ok(pointers)) if pointers.len() > 1 && self.format == KeyFormat::Uuid => {
                 Err(ConfigError::new(
                     "key_format",
-                    "a key joined from the values at several JSON pointers is never a UUID",
+                    "a key joined from the values at several JSON pointers is never a UUID; use `KeyFormat::Any`",
                 ))
             }
             _ => Ok(()),
@@ -87,9 +87,9 @@ impl KeyRules {
         }
     }
 
-    /// Returns the key that a text represents. The text is either the value that a client sent, or
+    /// Returns the key that `text` represents. `text` is either the value that a client sent, or
     /// the result of [`IdempotencyKey::as_str`](crate::IdempotencyKey::as_str). If the source is a
-    /// header, a text that begins with a quotation mark is treated as quoted.
+    /// header, a value that begins with a quotation mark is treated as quoted.
     pub(crate) fn of_text<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, InvalidKey> {
         let key = match &self.source.0 {
             Source::Headers(_) if text.starts_with('"') => unquote(text.as_bytes())?,
@@ -173,8 +173,8 @@ impl KeyRules {
 
 /// Returns whether a key with these bytes needs no quotes.
 fn is_bare(bytes: &[u8]) -> bool {
-    // This loop does not stop at the first invalid byte, so that the compiler can check many bytes
-    // in one step.
+    // This loop does not stop at the first invalid byte, so that the compiler can generate code
+    // that checks many bytes in one step.
     bytes.iter().fold(true, |all, byte| {
         all & byte.is_ascii_graphic() & (*byte != b',') & (*byte != b'"')
     })
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_short_cut_for_quoted_keys_agrees_with_the_structured_field_parser() {
+    fn the_shortcut_for_quoted_keys_agrees_with_the_structured_field_parser() {
         for inner in ["", " ", "a", "a b", "~!#$%&'()*+,-./:;<=>?@[]^_`{|}"] {
             let line = format!("\"{inner}\"");
             let item: sfv::Item = sfv::Parser::new(line.as_bytes()).parse().unwrap();

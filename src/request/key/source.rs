@@ -104,9 +104,9 @@ impl KeySource {
         )))
     }
 
-    /// Reads the key from the header `webhook-id` defined by [Standard
+    /// Reads the key from the `webhook-id` header, which is defined by [Standard
     /// Webhooks](https://www.standardwebhooks.com). The key is the event's id, which is the same
-    /// for each delivery.
+    /// for each delivery of that event.
     ///
     /// This method is short for `header("webhook-id")`. See
     /// [`webhooks`](crate::IdempotencyLayerBuilder::webhooks).
@@ -118,13 +118,14 @@ impl KeySource {
     /// Uses the key that the closure finds in the request's head. The body is not read. If the
     /// closure returns `None`, the key is missing.
     ///
-    /// The error's text becomes the `detail` of the `400` problem `invalid-key`. A panic in the
-    /// closure propagates to the outer layers before anything is claimed.
+    /// If the closure returns an error, its text becomes the `detail` of the `400` problem
+    /// `invalid-key`. A panic in the closure propagates to the outer layers before anything is
+    /// claimed.
     ///
     /// ```
     /// use tower_idempotency::{InvalidKey, KeySource};
     ///
-    /// // GitHub's webhooks: the delivery's id at this path.
+    /// // A GitHub webhook carries the id of its delivery in this header.
     /// let delivery = KeySource::from_head(|parts| {
     ///     let Some(id) = parts.headers.get("x-github-delivery") else {
     ///         return Ok(None);
@@ -149,7 +150,7 @@ impl KeySource {
     /// to [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body). If the body is
     /// empty, or if it contains no value at the pointer, the key is missing. The request is refused
     /// with the `400` problem `invalid-key` if the body is not JSON, has a `Content-Encoding`, or
-    /// contains a member on the path to the key more than once. A text that is not a JSON pointer
+    /// contains a member on the path to the key more than once. A string that is not a JSON pointer
     /// is an error when the layer is built.
     #[must_use]
     pub fn json_pointer(pointer: &str) -> Self {
@@ -189,11 +190,11 @@ impl KeySource {
     /// Uses the key that the closure finds in the head and the buffered body. If the closure
     /// returns `None`, the key is missing.
     ///
-    /// For the closure, the layer buffers the body of every request with a guarded method, up to
-    /// [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body).
-    /// [`from_head`](Self::from_head) does not buffer the body. The error's text becomes the
-    /// `detail` of the `400` problem `invalid-key`. A panic in the closure propagates to the outer
-    /// layers before anything is claimed.
+    /// To call the closure, the layer buffers the body of every request with a guarded method, up
+    /// to [`max_request_body`](crate::IdempotencyLayerBuilder::max_request_body).
+    /// [`from_head`](Self::from_head) does not buffer the body. If the closure returns an error,
+    /// its text becomes the `detail` of the `400` problem `invalid-key`. A panic in the closure
+    /// propagates to the outer layers before anything is claimed.
     ///
     /// ```
     /// use tower_idempotency::{InvalidKey, KeySource};

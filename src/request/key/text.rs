@@ -18,7 +18,7 @@ pub enum KeyFormat {
     /// Only a structured-field String (RFC 9651, section 3.3.3), as section 2.1 of the draft
     /// requires.
     Structured,
-    /// Only UUIDs of any version in the form of RFC 9562, section 4, bare or quoted. The case of
+    /// Only UUIDs, of any version, in the form of RFC 9562, section 4, bare or quoted. The case of
     /// the digits is ignored.
     Uuid,
 }

@@ -32,7 +32,7 @@ pub(super) struct ScopeDigest {
 /// length.
 const MIN_SECRET: usize = 16;
 
-/// The key for the scopes' tags. It is all zeros if the application sets no secret.
+/// The key for scope tags. It is all zeros if the application sets no secret.
 #[derive(Clone, Default)]
 pub(crate) struct TagKey([u8; 16]);
 

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slot_of_a_scope_and_key_is_the_one_of_their_requests() {
+    fn the_slot_of_scope_values_is_the_slot_of_the_matching_request() {
         let header = ScopeSource::default();
         let sent = slot(&header, &[("authorization", "Bearer a")], "k");
         assert_eq!(slot_of(&header, Some("Bearer a"), "k"), sent);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tag_is_of_the_scope_and_not_of_the_key() {
+    fn the_tag_depends_on_the_scope_and_not_on_the_key() {
         let scope = ScopeSource::default();
         let tag = |headers: &[(&str, &str)], key: &str| scoped(&scope, &parts(headers), key).tag;
         let acme = tag(&[("authorization", "acme")], "k");
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tag_of_scope_values_is_the_one_of_their_requests() {
+    fn the_tag_of_scope_values_is_the_tag_of_the_matching_request() {
         let scope = rules(&ScopeSource::default().and(ScopeSource::header("stripe-account")));
         let headers = [("authorization", "Bearer a"), ("stripe-account", "acct_1")];
         let sent = scope.slot(&parts(&headers), b"k").unwrap().tag;
@@ -336,7 +336,7 @@ mod tests {
         ];
         let distinct: std::collections::HashSet<_> = slots.iter().collect();
         assert_eq!(distinct.len(), slots.len());
-        // The way in which scopes are nested does not matter.
+        // How scopes are nested does not matter.
         let right = auth.and(account.and(ScopeSource::host()));
         assert_eq!(of(&right, &[a, b]), of(&three, &[a, b]));
         assert_eq!(

@@ -29,7 +29,7 @@ type HeadFn = dyn Fn(&Parts) -> Result<String, BoxError> + Send + Sync;
 /// struct Tenant(u64);
 ///
 /// let by_tenant = ScopeSource::extension(|tenant: &Tenant| tenant.0.to_string());
-/// // Stripe's platforms act for connected accounts under one API key.
+/// // A Stripe platform acts on behalf of its connected accounts with one API key.
 /// let by_account = ScopeSource::header("authorization").and(ScopeSource::header("stripe-account"));
 /// # let _ = (by_tenant, by_account);
 /// ```
@@ -78,9 +78,9 @@ impl ScopeSource {
     /// is the original path.
     ///
     /// Combine the endpoint with another scope ([`and`](Self::and)) if the same key can name an
-    /// operation at each of several endpoints. An example is the id of an event that is sent to two
-    /// endpoints. The endpoint's value for [`slot`](crate::IdempotencyLayer::slot) is the method, a
-    /// space and the path, such as `POST /hooks/billing`.
+    /// operation at each of several endpoints. For example, the key may be the id of an event that
+    /// is sent to two endpoints. When you call [`slot`](crate::IdempotencyLayer::slot), pass the
+    /// method, a space and the path as this value, such as `POST /hooks/billing`.
     #[must_use]
     pub fn endpoint() -> Self {
         Self(Source::Endpoint)

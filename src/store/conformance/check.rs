@@ -1,4 +1,4 @@
-//! A check that can be run on its own.
+//! A check that you can run on its own.
 
 use std::fmt;
 use std::future::Future;

@@ -1,5 +1,4 @@
-//! Checks of claims whose leases have not lapsed. They check which calls get the claim, and how the
-//! claim ends.
+//! Checks of claims that have not lapsed: which calls get the claim, and how the claim ends.
 
 use std::time::Duration;
 

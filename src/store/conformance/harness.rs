@@ -12,13 +12,13 @@ pub trait Harness: Sync {
     type Store: Store;
 
     /// Returns a handle to the store. All handles from a harness access the same data. The suite
-    /// calls this method 100 times or more. If a handle is a connection or a pool, open a few
+    /// calls this method at least 100 times. If a handle is a connection or a pool, open a few
     /// handles in advance, as different hosts would, and return their clones in turn.
     fn store(&self) -> Self::Store;
 
-    /// Returns the suite's unit of time. Default: 300 ms. The duration of every call, and the time
-    /// by which [`pass`](Self::pass) overshoots, must be well below one unit. If a store rounds its
-    /// times, the unit must be much longer than the rounding.
+    /// Returns the suite's unit of time. Default: 300 ms. Every call must take well under one unit,
+    /// and [`pass`](Self::pass) must overshoot by well under one unit. If a store rounds its times,
+    /// the unit must be much longer than the rounding error.
     fn unit(&self) -> Duration {
         Duration::from_millis(300)
     }

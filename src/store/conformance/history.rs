@@ -1,4 +1,4 @@
-//! A random history, which the store and the machine both follow step by step.
+//! A random history that the store and the machine both follow, step by step.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(super) async fn a_random_history_follows_the_machine<H: Harness>(probe: Prob
 /// Follows the history that the given seed generates.
 ///
 /// Step `k` begins at `k` units and takes less than a third of a unit. Leases and TTLs expire half
-/// a unit after the start of a step. A call that is slightly late therefore still runs on the right
+/// a unit after the start of a step. A call that is slightly late is therefore still on the right
 /// side of every expiry.
 pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
     let unit = probe.harness.unit();
@@ -44,7 +44,7 @@ pub(super) async fn follow<H: Harness>(probe: &Probe<'_, H>, seed: u64) {
     )
 }
 
-/// The error for a step that took so long that the expected results are uncertain.
+/// A step took so long that its expected results are uncertain.
 struct TooSlow;
 
 async fn history<H: Harness>(probe: &Probe<'_, H>, seed: u64, unit: Duration) -> Result<(), TooSlow> {

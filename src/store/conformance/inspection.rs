@@ -1,4 +1,4 @@
-//! Checks that inspect the store and settle operations manually.
+//! Checks of inspecting a store and settling operations manually.
 
 use std::time::Duration;
 
@@ -156,7 +156,7 @@ pub(super) async fn forget_scope_forgets_what_is_finished_in_one_scope<H: Harnes
     running
         .complete("by the claim's holder", held.token, &record, running.long, Held::Yes)
         .await;
-    // A takeover, such as a takeover to settle the operation manually, does not change the scope.
+    // A takeover, for example to settle the operation manually, does not change the scope.
     let second = lapsed.claim();
     lapsed
         .begin("of the lapsed claim", &second, &ClaimOutcome::Started { attempt: 2 })

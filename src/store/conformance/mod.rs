@@ -31,19 +31,19 @@
 //! **Slots.** Each check generates random slots and tokens. The store therefore does not need to be
 //! empty, and several checks, or several runs, can share one store. The suite does not clean up. It
 //! leaves a few hundred small entries and a record of one megabyte. The store removes them within
-//! hours, like any other entries. The two records from `very_long_times_do_not_overflow` remain
+//! hours, like any other entry. The two records from `very_long_times_do_not_overflow` remain
 //! forever.
 //!
 //! **Time.** The suite's leases last a few [units](Harness::unit). The suite checks the store at
-//! least one unit before or after each lease or TTL expires. With a server, the unit is real time.
-//! Choose a unit that is much longer than a call, including scheduler pauses. The whole suite takes
-//! about a hundred units. With a store that reads tokio's clock, such as
+//! least one unit before or after each lease or TTL expires. With a server, the unit is real time,
+//! so choose a unit that is much longer than a call, including scheduler pauses. The whole suite
+//! takes about a hundred units. With a store that reads tokio's clock, such as
 //! [`MemoryStore`](super::MemoryStore), the suite takes no real time if that clock is paused.
 //!
-//! **Concurrency.** The race checks start tasks on the runtime that runs these checks. A paused
-//! clock needs the current-thread runtime. If a store's calls never wait, only a multi-thread
-//! runtime tests the store with several threads. On a multi-thread runtime, you can also run the
-//! checks that do not require time to pass.
+//! **Concurrency.** The race checks start tasks on the current runtime. A paused clock needs the
+//! current-thread runtime. If a store's calls never wait, only a multi-thread runtime tests it with
+//! several threads. On a multi-thread runtime, you can also run the checks that do not require time
+//! to pass.
 
 mod check;
 mod claims;

@@ -1,4 +1,4 @@
-//! Calls the store under test step by step, on a single slot.
+//! Calls the store under test, step by step, on a single slot.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -161,8 +161,8 @@ impl<'a, H: Harness> Probe<'a, H> {
         )
     }
 
-    /// Runs the tasks at the same time and returns their outputs, in order. If a task panics, this
-    /// function panics too.
+    /// Runs the tasks at the same time, and returns their outputs in the tasks' order. Panics if a
+    /// task panics.
     pub(super) async fn together<F>(&self, tasks: impl IntoIterator<Item = F>) -> Vec<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,

@@ -158,7 +158,7 @@ pub(super) async fn the_present_holder_wins_against_the_fenced_one<H: Harness>(s
     }
 }
 
-/// The numbers of polls after which calls are dropped.
+/// How many times a call is polled before it is dropped.
 const POLLS: std::ops::Range<u32> = 0..6;
 
 /// Polls a future up to the given number of times. If the future is still not ready, drops it and

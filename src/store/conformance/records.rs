@@ -50,7 +50,7 @@ pub(super) async fn a_tombstone_comes_back<H: Harness>(slot: Probe<'_, H>) {
     .await;
 }
 
-/// The claim is for a request whose body had not arrived yet. The record contains data about this
+/// The claim is for a request whose body has not arrived yet. The record contains data about this
 /// body.
 pub(super) async fn a_record_that_knows_the_body_of_its_request_comes_back<H: Harness>(slot: Probe<'_, H>) {
     for vouched in [&[][..], &[[0; 16]], &[[0xff; 16], [0x0a; 16]]] {

@@ -26,7 +26,7 @@ pub async fn check<H: Harness>(harness: &H) {
     }
 }
 
-/// Runs a history of 40 random steps on several slots, generated from the given seed, and compares
+/// Runs a history of 40 random steps, generated from the given seed, on several slots, and compares
 /// each result with that of [`Machine`](crate::store::Machine). The check
 /// `a_random_history_follows_the_machine` runs such a history with a random seed. If the check
 /// fails, its message contains the seed.
@@ -39,7 +39,7 @@ pub async fn check_history<H: Harness>(harness: &H, seed: u64) {
 }
 
 /// Returns every check of [`Inspect`], for stores that implement this trait. These checks work like
-/// the checks that [`checks`] returns.
+/// those from [`checks`].
 #[must_use]
 pub fn inspection_checks<H: Harness<Store: Inspect>>() -> Vec<Check<H>> {
     list![

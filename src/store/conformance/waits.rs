@@ -13,8 +13,8 @@ use crate::store::{ClaimOutcome, ClaimRequest, Held};
 
 /// The time within which a waiting request should notice that a claim ended.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The number of calls after which `changed` is considered not to wait, if the claim is still
-/// running.
+/// If `changed` returns this many times while the claim is still running, it is considered not to
+/// wait.
 const ROUNDS: u32 = 1000;
 const WAITERS: usize = 8;
 
@@ -133,8 +133,7 @@ async fn wait<S: Store>(store: Arc<S>, begin: ClaimRequest, record: Record) -> R
             Ok(ClaimOutcome::InFlight { .. }) => store.changed(&begin.slot, round).await,
             Ok(ClaimOutcome::Started { .. }) => {
                 started = true;
-                // This pause gives the other tasks time to find the operation running, or to wait
-                // again.
+                // The other tasks now have time to find the operation running, or to wait again.
                 tokio::task::yield_now().await;
                 if let Err(error) = store.complete(&begin.slot, begin.token, &record, begin.ttl).await {
                     return Err(format!("the store failed: {error}"));

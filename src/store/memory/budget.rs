@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-/// The policy for a new key when the store's byte budget is used up.
+/// What to do with a new key when the store's byte budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// Evicts the completed records that are nearest to expiry. **An evicted operation runs again
-    /// if its client retries after the eviction.** [`MemoryStats::evicted`] counts evictions; set
-    /// an alert on this count. Running claims are never evicted.
+    /// Evicts the records that are nearest to expiry. **An evicted operation runs again if its
+    /// client retries after the eviction.** [`MemoryStats::evicted`] counts evictions; set an alert
+    /// on this count. Running claims are never evicted.
     ///
     /// A flood of keys from one tenant does not evict a smaller tenant's records: a scope that uses
     /// less than half of an equal share loses no records. An equal share is the total size of all
@@ -90,8 +90,8 @@ impl Budget {
     /// Counts a record that was evicted before it expired.
     pub(super) fn evicted(&self) {
         let evicted = self.evicted.fetch_add(1, Ordering::Relaxed) + 1;
-        // Logged at counts of 1, 2, 4, 8 and so on, so that the first eviction is logged
-        // immediately and the log is never flooded.
+        // Logged only at counts of 1, 2, 4, 8 and so on, so that the first eviction appears
+        // immediately but the log is never flooded.
         if evicted.is_power_of_two() {
             tracing::warn!(
                 target: "tower_idempotency",

@@ -85,8 +85,8 @@ impl Slots {
             if !lease.is_zero() {
                 return Held::Yes;
             }
-            // The claim lapses immediately. A waiting request can take over the claim, but it is
-            // possible that no request ever does.
+            // The claim lapses immediately. A waiting request can take over the claim, but perhaps
+            // none ever will.
             let look_at = running.lease_until.after(running.memory);
             running.extra.look_at = look_at;
             let waiters = running.extra.waiters();
@@ -151,7 +151,7 @@ impl Slots {
     }
 
     /// Returns a future that completes when the slot's current claim ends. The future is registered
-    /// before the slot's lock is released, so that it cannot miss the claim's end.
+    /// before the slot's lock is released, so it cannot miss the claim's end.
     pub(super) fn ended(&self, slot: &Slot) -> Option<OwnedNotified> {
         let mut entry = self.map.get_mut(self.map.hash(slot), slot)?;
         match &mut entry.occupant {

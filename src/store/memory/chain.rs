@@ -6,8 +6,8 @@ use crate::request::Slot;
 /// The entries of all slots with the same hash, in insertion order. A chain is never empty.
 ///
 /// A chain usually has one entry: among a million slots, only about a hundred pairs have the same
-/// hash. A chain is only one pointer wide, so the map's table stays small even though part of the
-/// table is unused.
+/// hash. A chain is only one pointer wide, so the map's table stays small even though part of it is
+/// unused.
 pub(super) struct Chain(Box<Link>);
 
 struct Link {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_the_map_is_a_pointer_and_what_it_points_to_is_small() {
+    fn a_map_entry_is_one_pointer_to_a_small_allocation() {
         assert_eq!((size_of::<Chain>(), size_of::<Entry>(), size_of::<Link>()), (8, 80, 88));
     }
 

@@ -10,14 +10,14 @@ use crate::request::Slot;
 use crate::store::rules::Occupant;
 use crate::store::{ClaimRequest, Millis, Record};
 
-/// The bytes that an entry takes in addition to its record. These bytes include the entry (88
-/// bytes, plus 8 for the allocation), its place in its shard's table (19 to 39, up to 51 after many
-/// removals), its line in the ledger (20 to 40), and the record's reference counts (16, plus
-/// rounding the record's length up to a multiple of eight). `benches/footprint.rs` and
+/// The bytes that an entry takes in addition to its record. They include the entry (88 bytes, plus
+/// 8 for the allocation), its place in its shard's table (19 to 39, up to 51 after many removals),
+/// its line in the ledger (20 to 40), and the record's reference counts (16, plus rounding the
+/// record's length up to a multiple of eight). `benches/footprint.rs` and
 /// `tests/memory_accounting.rs` measure these numbers.
 const ENTRY_BYTES: usize = 176;
-/// The bytes that a claim takes, including its entry: about 236, and slightly more if other
-/// requests are waiting for the claim to end.
+/// The bytes that a claim takes, including its entry: about 236, or slightly more if other requests
+/// are waiting for the claim to end.
 pub(super) const CLAIM: usize = 240;
 
 /// A slot that is not vacant.
@@ -88,7 +88,7 @@ impl Entry {
     }
 }
 
-/// The requests that wait for a claim to end.
+/// The requests that are waiting for a claim to end.
 #[derive(Default)]
 #[must_use = "they wait until they are woken"]
 pub(super) struct Waiters(Option<Arc<Notify>>);

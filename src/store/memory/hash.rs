@@ -36,13 +36,13 @@ impl SlotHasher {
     }
 }
 
-/// A slot's hash. The hash locates an entry in the map. The ledger stores only the hash, not the
-/// slot. Different slots can have the same hash.
+/// A slot's hash, which locates the slot's entry in the map. The ledger stores only the hash, not
+/// the slot. Different slots can have the same hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SlotHash(u32);
 
-/// The hash of a scope's tag. The hash has 64 bits to make collisions very unlikely: two scopes
-/// with the same hash would be forgotten together.
+/// The hash of a scope's tag. Two scopes with the same hash would be forgotten together, so the
+/// hash has 64 bits to make collisions very unlikely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ScopeHash(u64);
 
@@ -58,7 +58,7 @@ impl ScopeHash {
 pub(super) struct ShareOf(pub(super) u32);
 
 /// Spreads a [`SlotHash`] over 64 bits for the map. The map takes an entry's tag from the upper
-/// bits, its shard from the bits below the tag's bits, and its place from the lower bits.
+/// bits, its shard from the bits below those, and its place from the lower bits.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Spread(u64);
 

@@ -6,11 +6,11 @@
 //! the store's contents. The lines are stored in B-trees, so no step moves more than a few nodes,
 //! and empty nodes are freed.
 //!
-//! Eviction considers only scopes that use more than half of an equal share, and removes the record
-//! in these scopes that is next to expire. Earlier lines that belong to other scopes are set aside,
-//! in order, and checked again when no other lines remain. Together, the scopes that use more than
-//! half of an equal share have at least half of all bytes. A record to evict therefore always
-//! exists, and lines stay set aside until at least half of all bytes have been removed.
+//! Eviction considers only scopes that use more than half of an equal share. It removes whichever
+//! of their records is next to expire. Earlier lines that belong to other scopes are set aside, in
+//! order, and checked again when no other lines remain. Together, the scopes that use more than
+//! half of an equal share have at least half of all bytes. There is therefore always a record to
+//! evict, and lines stay set aside until at least half of all bytes have been removed.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, btree_map};
@@ -19,7 +19,7 @@ use super::hash::{ShareOf, SlotHash};
 use crate::store::Millis;
 
 /// The maximum number of lines that one eviction step sets aside. The step then unlocks the ledger,
-/// so that other calls can use the ledger.
+/// so that other calls can use it.
 const SET_ASIDE: usize = 64;
 
 #[derive(Default)]
@@ -28,16 +28,16 @@ pub(super) struct Ledger {
     expiring: BTreeSet<Line>,
     /// The records that eviction passed over.
     set_aside: BTreeSet<Line>,
-    /// The time at which to check each claim, because the claim may be forgotten by then. These
-    /// checks find claims whose holders died.
+    /// The time at which to check whether each claim is forgotten. These checks find claims whose
+    /// holders died.
     claims: BTreeSet<Line>,
     takings: Takings,
     /// The number of the last line that was added.
     number: u32,
 }
 
-/// A tick is 2¹⁰ ms. A record is swept up to one tick after it expires. Until then, reads treat the
-/// record as expired.
+/// A tick is 2¹⁰ ms. A record becomes due for sweeping up to one tick after it expires. Until it is
+/// swept, reads treat it as expired.
 const TICK_BITS: u32 = 10;
 
 /// Returns the tick that a time falls into. The last tick, which comes in 139 years, represents all
@@ -98,7 +98,7 @@ impl Eq for Line {}
 pub(super) enum Evictable {
     /// Evict the record that belongs to this line.
     Record(Line),
-    /// No record to evict has been found yet, but such a record may exist. Call the method again.
+    /// No record to evict has been found yet, but there may be one. Call the method again.
     NotYetFound,
     Nothing,
 }
@@ -182,15 +182,15 @@ impl Ledger {
         self.takings.subtract(line.scope, bytes);
     }
 
-    /// Removes and returns the line for a record whose tick is entirely in the past, if such a
-    /// record exists.
+    /// Removes and returns the line for a record whose tick is entirely in the past, if there is
+    /// one.
     pub(super) fn pop_due(&mut self, now: Millis) -> Option<Line> {
         let end = tick(now);
         pop_before(&mut self.set_aside, end).or_else(|| pop_before(&mut self.expiring, end))
     }
 
     /// Removes and returns the line for the record that is next to expire. Considers only scopes
-    /// that use more than half of an equal share of the space that all records use.
+    /// that use more than half of an equal share of all records' bytes.
     pub(super) fn pop_evictable(&mut self) -> Evictable {
         for _ in 0..SET_ASIDE {
             let Some(line) = self.expiring.pop_first() else {
@@ -219,8 +219,8 @@ impl Ledger {
         self.claims.remove(&line);
     }
 
-    /// Removes and returns the line for a claim that is due for a check, if such a claim exists. A
-    /// claim is due from the start of the tick in which it may be forgotten. If the claim is not
+    /// Removes and returns the line for a claim that is due for a check, if there is one. A claim
+    /// is due from the start of the tick in which it may be forgotten. If the claim is not
     /// forgotten yet, its new line is placed after the other lines in its tick.
     pub(super) fn pop_claim(&mut self, now: Millis) -> Option<Line> {
         pop_before(&mut self.claims, tick(now).saturating_add(1))
@@ -267,8 +267,8 @@ mod tests {
             self.names.get(&line.number).copied()
         }
 
-        /// Removes the next record to evict and its line. Searches until a record is found or
-        /// nothing is left to evict.
+        /// Removes the next record to evict and its line. Returns `None` if nothing is left to
+        /// evict.
         fn evict(&mut self) -> Option<u64> {
             loop {
                 match self.ledger.pop_evictable() {
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_leaves_no_line_wherever_it_stood() {
+    fn a_forgotten_record_leaves_no_line_wherever_it_was() {
         let mut book = Book::new();
         let mut lines: Vec<_> = (0..10).map(|n| book.add(2, n, n)).collect();
         let others: Vec<_> = (10..100).map(|n| book.add(1, n, n)).collect();
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_are_looked_at_in_time_and_once() {
+    fn each_claim_is_checked_on_time_and_only_once() {
         let mut book = Book::new();
         let scope = ShareOf(1);
         let (hash, ledger) = (book.hash, &mut book.ledger);

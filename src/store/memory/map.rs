@@ -14,13 +14,12 @@ use super::entry::Entry;
 use super::hash::{ScopeHash, SlotHash, SlotHasher, Spread};
 use crate::request::{ScopeTag, Slot};
 
-/// The number of lock shards in the map. The map has many shards to keep each shard's table small,
-/// because doubling a table moves it under the shard's lock. With ten million keys, a table
-/// contains eighty thousand places of sixteen bytes, and moving the table takes less than a
-/// millisecond.
+/// The number of lock shards in the map. The map has many shards to keep each table small, because
+/// doubling a table moves it under its shard's lock. With ten million keys, a table contains eighty
+/// thousand entries of sixteen bytes, and moving it takes less than a millisecond.
 const SHARDS: usize = 128;
-/// The number of buckets that a table always keeps, so that adding and removing a single key does
-/// not move the table. This is also the initial number of buckets.
+/// The number of buckets that a table starts with and always keeps, so that adding and removing a
+/// single key does not move the table.
 const KEPT_BUCKETS: usize = 4;
 
 pub(super) struct Map {
@@ -81,10 +80,9 @@ impl Map {
         self.chains.get_mut(&hash)?.try_map(|chain| chain.find_mut(slot)).ok()
     }
 
-    /// Removes and returns the first entry for which the condition is true, among the entries whose
-    /// slots have the given hash.
+    /// Removes and returns the first entry that has the given hash and meets the condition.
     ///
-    /// The condition runs under the shard's lock, and also makes the changes that must be atomic
+    /// The condition runs under the shard's lock. It also makes any changes that must be atomic
     /// with the change to the map.
     pub(super) fn take_if(&self, hash: SlotHash, condition: impl FnMut(&mut Entry) -> bool) -> Option<Entry> {
         let mut taken = None;
@@ -109,13 +107,13 @@ impl Map {
     ///
     /// `DashMap::shrink_to_fit` would move all shards. This method moves only one shard's table,
     /// and only if less than a third of the table is used. The cost is therefore amortized: since
-    /// the table was last moved, at least as many entries were removed, or places used up, as are
-    /// moved now.
+    /// the table was last moved, at least as many entries have been removed, or places used up, as
+    /// are moved now.
     fn give_back(&self, hash: SlotHash) {
         let mut table = self.chains.shards()[self.chains.determine_map(&hash)].write();
         let (len, buckets) = (table.len(), table.buckets());
-        // A table that is less than 7/16 full can be halved. The limit used here is lower, at a
-        // third, so that the table does not alternate between halving and doubling.
+        // A table that is less than 7/16 full can be halved. The limit here is lower, one third, so
+        // that the table does not alternate between halving and doubling.
         if buckets > KEPT_BUCKETS && len < buckets / 3 {
             table.shrink_to(len.max(1), |(hash, _)| self.chains.hasher().hash_one(hash));
         }

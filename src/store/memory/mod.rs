@@ -1,6 +1,7 @@
 //! The store in this process's memory.
 //!
-//! The files are listed from the bottom up. Each file uses only the files above it:
+//! The files are listed with the lowest layer first. Each file uses only files that are listed
+//! before it:
 //!
 //! | file | content |
 //! |---|---|

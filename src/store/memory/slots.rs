@@ -52,8 +52,8 @@ impl Slots {
         result
     }
 
-    /// Removes a slot's occupant and its ledger line before they are due, if `is_meant` selects the
-    /// occupant.
+    /// Removes a slot's occupant and its ledger line before they are due, if `is_meant` returns
+    /// `true`.
     pub(super) fn vacate(&self, slot: &Slot, mut is_meant: impl FnMut(&mut Entry) -> bool) -> Option<Occupant<Hold>> {
         let hash = self.map.hash(slot);
         let entry = self.map.take_if(hash, |entry| {

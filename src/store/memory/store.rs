@@ -29,14 +29,15 @@ impl MemoryStoreBuilder {
     /// them. Default: 256 MiB. Minimum: 64 KiB.
     ///
     /// An empty store takes less than 100 KiB, which is not counted. With more than about ten
-    /// thousand records, the heap use is at most 1.1 times the counted bytes. The memory of
-    /// evicted, expired and forgotten entries is returned to the allocator.
+    /// thousand records, its heap use is at most 1.1 times the counted bytes. The store returns the
+    /// memory of evicted, expired and forgotten entries to the allocator.
     pub fn budget(mut self, bytes: usize) -> Self {
         self.budget = bytes;
         self
     }
 
-    /// Sets the policy for a new key when the budget is used up. By default, records are evicted.
+    /// Sets what to do with a new key when the budget is used up. By default, the store evicts
+    /// records.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.when_full = when_full;
         self
@@ -67,8 +68,9 @@ impl MemoryStoreBuilder {
 ///
 /// The guarantee lasts only as long as the process: a restart loses every key, and each process has
 /// its own store. The store uses the monotonic clock, so changes to the system clock have no
-/// effect. The store has no background task. It checks expiry when it reads a slot, and each write
-/// sweeps a few expired entries. You can use the store outside an async runtime.
+/// effect. The store has no background task. It checks expiry when it reads a slot, and sweeps a
+/// few expired entries when it adds a claim or a record. You can use the store outside an async
+/// runtime.
 ///
 /// ```
 /// use tower_idempotency::{MemoryStore, store::WhenFull};

@@ -9,8 +9,8 @@ use super::slots::Slots;
 use crate::store::rules::Occupant;
 use crate::store::{Millis, Record};
 
-/// The maximum number of expired records that one write sweeps. The limit is more than one, so that
-/// sweeping keeps up with the writes.
+/// The maximum number of expired records that one write sweeps. The limit is more than one so that
+/// sweeping keeps up with writes.
 const SWEEP: usize = 8;
 /// The maximum number of records that one write evicts. The limit bounds the work of a single
 /// write. A write never needs to evict this many records, unless one large record replaces many
@@ -25,8 +25,8 @@ pub(super) enum Room {
     None,
 }
 
-/// The entries that a write has to sweep. Their lines have already been removed from the ledger.
-/// The entries themselves are removed when no lock is held.
+/// The entries that a write has to sweep. Their lines are already removed from the ledger. The
+/// entries themselves are removed once no lock is held.
 #[derive(Default)]
 pub(super) struct Due {
     records: SmallVec<[Line; SWEEP]>,
@@ -86,7 +86,7 @@ impl Slots {
     }
 
     /// Removes a claim that is now forgotten because its holder died. A claim that is not forgotten
-    /// yet is checked again at the time when it would be forgotten.
+    /// yet is checked again when it would be forgotten.
     fn sweep_claim(&self, of: Line, now: Millis) {
         let lapsed = self.map.take_if(of.hash, |entry| {
             if entry.line(of.hash) != of {

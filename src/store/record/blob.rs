@@ -1,12 +1,12 @@
-//! A record's bytes in memory, either as one piece or as a front and a separate large body, which
-//! is not copied.
+//! A record's bytes in memory: either one piece, or a front and a separate large body, which is not
+//! copied.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// The minimum head size of every record, in bytes.
+/// The size of a record's head, in bytes. No record is shorter.
 const HEAD: usize = 20;
 /// The minimum size, in bytes, of a body that is stored separately, as it was received.
 pub(super) const APART: usize = 16 * 1024;
@@ -92,7 +92,7 @@ impl From<Vec<u8>> for Blob {
     }
 }
 
-/// Compares the bytes, whether or not the body is separate.
+/// Compares only the bytes. It does not matter whether a body is separate.
 impl PartialEq for Blob {
     fn eq(&self, other: &Self) -> bool {
         fn bytes(blob: &Blob) -> impl Iterator<Item = &u8> {

@@ -1,5 +1,5 @@
 //! A record's data about its request's body, if the body was streamed. The end of a streamed body
-//! arrives long after the key is claimed, so the claim's fingerprint cannot cover the body.
+//! can arrive long after the key is claimed, so the claim's fingerprint cannot cover the body.
 
 use smallvec::SmallVec;
 
@@ -9,7 +9,7 @@ use crate::request::fingerprint::BodyPrint;
 use crate::request::integrity::Vouch;
 use crate::store::StoreError;
 
-/// The maximum number of declared digests, because this crate supports two digest algorithms.
+/// The maximum number of declared digests: one for each digest algorithm that this crate supports.
 const MAX_VOUCHES: usize = 2;
 const VOUCH: usize = size_of::<Vouch>();
 
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_cut_in_what_it_knows_of_the_body_is_corrupt() {
+    fn a_record_whose_data_about_the_body_is_cut_short_is_corrupt() {
         for record in kinds() {
             let whole = record.with_body(&body(&[[4; 16]]));
             for length in HEAD..HEAD + section(1) {

@@ -26,8 +26,8 @@ static NAMES: [HeaderName; 16] = [
     HeaderName::from_static("traceparent"),
 ];
 
-/// Name and value pairs that are encoded as one byte, which is 128 plus the pair's position. Add
-/// new pairs only at the end.
+/// Pairs of a name and a value that are encoded as one byte: 128 plus the pair's position. Add new
+/// pairs only at the end.
 static PAIRS: [(HeaderName, &str); 4] = [
     (header::CONTENT_TYPE, "application/json"),
     (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
@@ -35,8 +35,8 @@ static PAIRS: [(HeaderName, &str); 4] = [
     (header::CONTENT_TYPE, "application/problem+json"),
 ];
 
-/// The maximum number of names for which space is reserved before they are read. A map with more
-/// names grows automatically.
+/// The maximum number of names for which space is reserved in advance. A map with more names grows
+/// automatically.
 const MOST_RESERVED: usize = 1024;
 
 pub(super) fn corrupt(message: &'static str) -> StoreError {
@@ -121,8 +121,7 @@ impl Reader {
             return Err(cut());
         }
         // The count is the number of lines, but a map's capacity is the number of names. A record
-        // may have more lines than a map can have names, and the reader must not reject the record
-        // for that reason.
+        // may have more lines than a map can have names, and the reader must still accept it.
         let mut headers = HeaderMap::try_with_capacity(count.min(MOST_RESERVED) + 2).map_err(|_| invalid())?;
         for _ in 0..count {
             let code = usize::from(self.byte()?);

@@ -14,8 +14,8 @@
 //!           or a code of 128 and above: name and value are both in the table
 //! ```
 //!
-//! `Content-Length` is stored as a flag. The header is computed again for a replay, so it is
-//! correct whatever the handler sent.
+//! `Content-Length` is stored as a flag. A replay computes the header anew, so it is correct
+//! whatever the handler sent.
 //!
 //! A sealed record contains a fully encrypted inner record. The sealed record's status is 0. Its
 //! fingerprint is not encrypted, because stores compare fingerprints. See `store::sealed` for the
@@ -49,7 +49,7 @@ const RESPONSE: u8 = 0;
 const NOT_RETAINED: u8 = 1;
 const UNKNOWN: u8 = 2;
 const SEALED: u8 = 3;
-/// The offset that is added to a record's kind if the record contains data about its request's
+/// The number that is added to a record's kind if the record contains data about its request's
 /// body.
 const WITH_BODY: u8 = 16;
 
@@ -73,8 +73,8 @@ const CHECKSUM: usize = 8;
 /// An operation's outcome, in the form in which stores save it. Cloning is cheap because the bytes
 /// are shared.
 ///
-/// A store treats a record as opaque. The store writes the record with [`to_bytes`](Self::to_bytes)
-/// and reads it with [`from_bytes`](Self::from_bytes), which checks the bytes.
+/// A store treats a record as opaque. It writes the record with [`to_bytes`](Self::to_bytes) and
+/// reads it with [`from_bytes`](Self::from_bytes), which checks the bytes.
 ///
 /// ```
 /// use tower_idempotency::{Fingerprint, store::Record};
@@ -107,7 +107,7 @@ impl Record {
         self.kind() == RESPONSE
     }
 
-    /// Returns the number of bytes that the record occupies in memory.
+    /// Returns the record's length in memory, in bytes.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "a record is never empty")]
     pub fn len(&self) -> usize {
@@ -162,8 +162,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Checks whether the content is valid, and returns the offset of the body, if the record has a
-    /// body.
+    /// Checks whether the content is valid, and returns the body's offset if the record has a body.
     fn check(&self) -> Result<Option<usize>, StoreError> {
         if self.is_sealed() {
             self.whole_envelope()?;
@@ -410,7 +409,7 @@ mod tests {
 
     #[cfg(feature = "sealed")]
     #[test]
-    fn an_envelope_comes_apart_as_it_was_put_together() {
+    fn an_envelope_is_read_as_it_was_written() {
         let ciphertext = [3; HEAD + TAG];
         let record = Record::sealed(
             PRINT,
@@ -456,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_well_summed_record_with_nonsense_inside_is_corrupt_and_does_not_panic() {
+    fn a_record_with_a_valid_checksum_but_invalid_content_is_corrupt_and_does_not_panic() {
         for blob in [
             vec![VERSION, RESPONSE],
             [&[VERSION, 9, 0, 200][..], &[0; 16]].concat(),

@@ -18,7 +18,7 @@ use crate::store::StoreError;
 #[derive(Debug)]
 #[allow(
     clippy::large_enum_variant,
-    reason = "the large one is the common one, and never stored"
+    reason = "the large variant is the common one, and is never stored"
 )]
 pub(crate) enum Opened {
     /// A response to replay.
@@ -39,8 +39,8 @@ pub(crate) struct Replay {
 }
 
 impl Record {
-    /// Returns a record's fingerprint and length. A store passes at least the first 20 bytes of the
-    /// stored form, and the stored form's length in bytes. The checksum is not checked.
+    /// Returns a record's fingerprint and length, without checking the checksum. A store passes at
+    /// least the first 20 bytes of the stored form, and the stored form's length in bytes.
     #[cfg(feature = "redis")]
     pub(crate) fn peek(head: &[u8], stored: usize) -> Result<(Fingerprint, usize), StoreError> {
         match (
@@ -108,7 +108,7 @@ impl Record {
             None
         };
         let body = apart.unwrap_or_else(|| reader.blob.split_off(reader.at));
-        // With trailers, HTTP/1.1 needs chunked framing, which excludes `Content-Length`.
+        // With trailers, HTTP/1.1 needs chunked framing, which rules out `Content-Length`.
         if flags & HAD_CONTENT_LENGTH != 0 && trailers.is_none() {
             head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
         }

@@ -29,7 +29,7 @@ impl Record {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         BUFFER.with_borrow_mut(|out| {
-            // The buffer is already empty, unless the encoding of the last record panicked.
+            // The buffer is already empty, unless encoding the last record panicked.
             out.clear();
             put_head(out, RESPONSE, status.as_u16(), fingerprint);
             let mut flags = 0;
@@ -50,22 +50,20 @@ impl Record {
                 out.extend_from_slice(body);
                 Blob::from(out.as_slice())
             });
-            // The buffer is emptied first, because a buffer does not shrink below the size of its
-            // content.
+            // Emptied first, because a buffer does not shrink below the size of its content.
             out.clear();
             out.shrink_to(SCRATCH);
             record
         })
     }
 
-    /// Returns whether a record shares a response body of this length instead of copying the body.
+    /// Returns whether a record shares a response body of this length instead of copying it.
     pub(crate) fn shares_body(length: usize) -> bool {
         length >= APART
     }
 
     /// Creates a record for the response to a `HEAD` request. The response's `Content-Length`
-    /// declares a body that is not sent, so the header is stored unchanged instead of being
-    /// computed.
+    /// declares a body that is not sent, so it is stored unchanged instead of being computed.
     pub(crate) fn of_head(
         fingerprint: Fingerprint,
         status: StatusCode,
@@ -79,8 +77,8 @@ impl Record {
         Self(out.into())
     }
 
-    /// Creates a record from a response. Applications that settle operations themselves use this
-    /// method. The record keeps all headers except `Content-Length`, which is computed.
+    /// Creates a record from a response. Use this method if your application settles operations
+    /// itself. The record keeps all headers except `Content-Length`, which is computed.
     #[must_use]
     pub fn of_response(fingerprint: Fingerprint, response: &Response<Bytes>) -> Self {
         let (status, headers) = (response.status(), response.headers());

@@ -54,8 +54,7 @@ where
     }
 }
 
-/// Sends a request, and sends it again on a different connection if repeating the request is useful
-/// and safe.
+/// Sends a request, and repeats it on a different connection if that is useful and safe.
 pub(super) async fn put<C, Q>(link: &Link<C>, op: Op, question: &Q) -> Result<Q::Answer, Unanswered>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
@@ -70,9 +69,9 @@ where
     link.put(question).await
 }
 
-/// Returns whether repeating a request is useful and safe. It is useful if a different connection
-/// may bring a better reply. It is safe if the operation gives the same reply again when the server
-/// has already executed it.
+/// Returns whether repeating a request is useful and safe. Repeating is useful if a different
+/// connection may bring a better reply. Repeating is safe if the operation gives the same reply
+/// when the server executes it a second time.
 pub(super) fn may_repeat<C>(link: &Link<C>, op: Op, error: &RedisError) -> bool
 where
     C: Clone + Send + Sync + 'static,
@@ -86,8 +85,8 @@ where
     }
 }
 
-/// Returns whether the next request uses a new connection. A connection that was passed in
-/// reconnects on its own if it broke, but not if it was only silent.
+/// Returns whether the next request uses a new connection. A connection that was passed in may
+/// reconnect on its own if it broke, but not if it was only silent.
 pub(super) fn is_another_connection_next<C>(link: &Link<C>, error: &RedisError) -> bool
 where
     C: Clone + Send + Sync + 'static,

@@ -1,5 +1,5 @@
-//! Claims a slot with one command if the server supports the command, and with the script if the
-//! command is not enough.
+//! Claims a slot with one command if the server supports it, and with the script if the command is
+//! not enough.
 
 use redis::aio::ConnectionLike;
 use redis::{RedisError, RedisResult, Value};
@@ -15,9 +15,8 @@ use super::scripts::{Call, decimal, hex, millis};
 use super::{RedisStore, claim, scripts};
 use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, StoreError};
 
-/// The maximum number of times that the store claims a slot and finds that the slot's large record
-/// is gone before the store can fetch it. Each time, one record was removed and a new record was
-/// stored.
+/// The maximum number of attempts to claim a slot whose large record disappears before the store
+/// can fetch it. Each time, one record was removed and a new record was stored.
 const ROUNDS: u32 = 3;
 
 /// The server's reply to a claim.

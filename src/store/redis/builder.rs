@@ -1,4 +1,4 @@
-//! Building a store, including its connections, its key prefix and its wait for replicas.
+//! Building a store: its connections, its key prefix, and how it waits for replicas.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +22,10 @@ impl RedisStore {
     /// Connects to `redis://[user:password@]host[:port][/database]` or `redis+unix://…`. With a TLS
     /// feature of the `redis` crate, this function also accepts `rediss://…`.
     ///
-    /// Each attempt to connect can take up to 2 s. The store retries for about 4 s, with pauses of
-    /// 25 to 500 ms, both in this function and whenever it replaces the connection. Requests wait
-    /// for the connection for as long as the layer's `store_timeout` allows.
+    /// Each attempt to connect can take up to 2 s. The store makes up to 6 attempts, with pauses of
+    /// 25 to 500 ms, but makes no further attempt after about 3 s. It does so both in this function
+    /// and whenever it replaces the connection. Requests wait for the connection for as long as the
+    /// layer's `store_timeout` allows.
     ///
     /// # Errors
     ///
@@ -34,7 +35,7 @@ impl RedisStore {
         Self::with_client(connect::client(url)?).await
     }
 
-    /// Like [`connect`](Self::connect), but accepts a client. A client can have settings that a URL
+    /// Like [`connect`](Self::connect), but takes a client, which can have settings that a URL
     /// cannot express, such as certificates.
     ///
     /// # Errors
@@ -45,9 +46,8 @@ impl RedisStore {
     }
 
     /// Like [`connect`](Self::connect), but connects to the primary that Sentinel reports. The
-    /// store queries Sentinel before it opens each connection. It replaces any connection that
-    /// breaks, is silent for too long, or leads to the wrong server. The store therefore follows a
-    /// failover.
+    /// store follows a failover: it queries Sentinel before it opens each connection, and replaces
+    /// any connection that breaks, is silent for too long, or leads to the wrong server.
     ///
     /// # Errors
     ///
@@ -80,9 +80,8 @@ impl RedisStore {
     /// This option costs no extra round trip, but `WAIT` blocks its connection on the server. The
     /// store therefore opens eight more connections, which claims and records use in turn. While
     /// replicas are unavailable, each claim, including a replay's claim, can take as long as
-    /// `within`. Claims that are queued behind such a claim on the same connection wait even
-    /// longer. Keep `within` well below the layer's `store_timeout`, and below a third of the
-    /// layer's `lease`.
+    /// `within`. Claims that are queued behind it on the same connection wait even longer. Keep
+    /// `within` well below the layer's `store_timeout`, and below a third of the layer's `lease`.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -109,7 +108,7 @@ impl RedisStore {
             );
         };
         if count == 0 {
-            return refused("the store waits for 0 replicas by default; set 1 or more".into());
+            return refused("the count is 0, which is already the default; set 1 or more".into());
         }
         if within < Duration::from_millis(1) || within > LONGEST_WAIT {
             return refused(format!("{within:?} is not between 1 ms and {LONGEST_WAIT:?}"));

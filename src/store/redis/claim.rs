@@ -1,8 +1,8 @@
 //! Claiming a slot with one command, and interpreting the value that the command finds.
 //!
 //! `SET key claim NX GET PX time` sets the claim if the key does not exist, and otherwise returns
-//! the key's value. Redis 7.0 and later and Valkey support this command. Other servers reject the
-//! command, so the store uses the script on them.
+//! the key's value. Valkey and Redis 7.0 or later support this command. On other servers, which
+//! reject the command, the store uses the script.
 
 use redis::Cmd;
 
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_judged_without_the_script_where_no_lease_matters() {
+    fn a_found_value_is_judged_without_the_script_unless_the_lease_matters() {
         let first = begin(7, 1);
         let text = format!("claim {:016x} {} 3 1000 {SCOPE}", 7, hex_of(&first));
         let judged = |held: &[u8], begin: &ClaimRequest| judge(held, begin).map(Result::unwrap);

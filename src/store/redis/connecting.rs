@@ -13,16 +13,16 @@ use tokio::time::Instant;
 /// A function that makes one attempt to open a connection.
 pub(super) type Make<C> = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = RedisResult<C>> + Send>> + Send + Sync>;
 
-/// The number of attempts before the waiting requests get an error. The series of attempts is long
-/// enough for a server to restart, but short enough for requests to wait for it.
+/// The number of attempts before the waiting requests get an error. The attempts take long enough
+/// for a server to restart, but not too long for requests to wait.
 const TRIES: u32 = 6;
-/// The time after which no further attempt begins.
+/// An attempt that fails after this time is the last one.
 const LONGEST_SERIES: Duration = Duration::from_secs(3);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Tries to open a connection until an attempt succeeds or the limits are reached. An attempt that
-/// does not follow a failure starts immediately. All other attempts start after a pause.
+/// follows a failure starts after a pause. Any other attempt starts immediately.
 pub(super) async fn in_series<C>(make: &Make<C>, failures: &AtomicU32) -> RedisResult<C> {
     let begun = Instant::now();
     let mut tries = 1;
@@ -54,8 +54,8 @@ fn is_final(error: &RedisError) -> bool {
 }
 
 /// Returns the pause before the next attempt. The pause doubles with each failure. Many processes
-/// can lose the connection to their server at the same time. Each pause is therefore shortened by a
-/// random amount, up to half, so that they do not all reconnect together.
+/// can lose the connection to their server at the same time. To keep these processes from all
+/// reconnecting at once, each pause is shortened by a random amount, up to half.
 fn pause(failures: u32) -> Duration {
     let longest = (SHORTEST_PAUSE * (1 << failures.saturating_sub(1).min(8))).min(LONGEST_PAUSE);
     let chance = RandomState::new().hash_one(failures) % 1024;
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_try_is_at_once_and_the_others_are_farther_and_farther_apart() {
+    async fn the_first_try_is_immediate_and_later_tries_are_increasingly_far_apart() {
         let (tries, failures) = (Arc::new(AtomicUsize::new(0)), AtomicU32::new(0));
         let started = Instant::now();
         let made = in_series(&failing(tries.clone(), 1, ErrorKind::Io), &failures).await;
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_does_not_change_is_told_at_once() {
+    async fn an_error_that_will_persist_is_returned_immediately() {
         let (tries, failures) = (Arc::new(AtomicUsize::new(0)), AtomicU32::new(0));
         let make = failing(tries.clone(), usize::MAX, ErrorKind::AuthenticationFailed);
         assert!(in_series(&make, &failures).await.is_err());

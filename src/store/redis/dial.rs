@@ -10,8 +10,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The period of silence after which the store notices that a peer vanished without closing the
 /// connection.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// The number of commands that can wait to be written. The number is large, so that many concurrent
-/// callers do not wait for each other.
+/// The number of commands that can wait to be written. It is large so that many concurrent callers
+/// do not wait for each other.
 const QUEUE: usize = 1024;
 
 /// Returns an address whose connections use keep-alive probes.

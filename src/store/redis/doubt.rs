@@ -1,5 +1,5 @@
-//! Detecting errors that show that a connection does not lead, or no longer leads, to the right
-//! server.
+//! Determines whether an error means that a connection does not lead, or no longer leads, to the
+//! right server.
 
 use redis::{ErrorKind, RedisError};
 
@@ -9,8 +9,8 @@ use super::failure::said;
 /// last command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// The server refused the command and did not execute it. The server does not accept writes, at
-    /// least at the moment.
+    /// The server refused the command and did not execute it. At least for now, the server accepts
+    /// no writes.
     Refused,
     /// The connection broke or was silent. It is unknown whether the server executed the command.
     Lost,

@@ -164,7 +164,10 @@ fn explain(cause: &RedisError) -> (StoreErrorKind, &'static str) {
             "the server is still loading its data; it will respond when it has finished",
         )
     } else if has("MASTERDOWN") {
-        (Unavailable, "the server is a replica that has lost its primary")
+        (
+            Unavailable,
+            "the server is a replica that has lost its primary; check the primary, and the network between the two",
+        )
     } else if has("MISCONF") {
         (
             Unavailable,
@@ -186,7 +189,10 @@ fn explain(cause: &RedisError) -> (StoreErrorKind, &'static str) {
             "the server is a cluster node; pass a cluster connection to `RedisStore::new` (feature `cluster-async` of the `redis` crate)",
         )
     } else if has("DB index") {
-        (Unavailable, "the server has no database with this number")
+        (
+            Unavailable,
+            "the server has no database with this number; use a lower number, or raise the server's `databases` setting",
+        )
     } else if has("unknown command") {
         (
             Unavailable,

@@ -15,8 +15,9 @@ use crate::store::{StoreError, StoreErrorKind};
 const BATCH: usize = 500;
 
 /// You can also inspect the store with `redis-cli`. `GET` and `PTTL` look up the key that
-/// [`RedisStore::key`] returns (claims are text, but records are not). `UNLINK` forgets a key, and
-/// `--scan --pattern 'idempotency:*'` lists all keys.
+/// [`RedisStore::key`] returns. Claims are text, but records are not. A record above 16 KiB is in
+/// the field `record` of a hash, so look it up with `HGET`. `--scan --pattern 'idempotency:*'`
+/// lists all keys, and `UNLINK` forgets a key.
 ///
 /// `count` scans every key in the database in small steps, and the server handles other clients
 /// between these steps. A key that changes during the scan may or may not be counted, and may be
@@ -98,7 +99,7 @@ where
         from_redis_value(answer).map_err(|_| unexpected(op))
     }
 
-    /// Scans the next keys in the database, and calls the script with the keys that belong to the
+    /// Scans the next keys in the database, and calls the script with those that belong to the
     /// store. Returns the position at which to continue, unless the scan is complete.
     async fn step(
         &self,

@@ -27,7 +27,7 @@ pub(super) trait Question<C>: Sync {
     fn put_to(&self, connection: &mut C) -> impl Future<Output = RedisResult<Self::Answer>> + Send;
 }
 
-/// The reason that a request received no reply.
+/// The reason why a request received no reply.
 pub(super) enum Unanswered {
     /// No attempt to open a connection succeeded.
     NoConnection(RedisError),
@@ -43,8 +43,7 @@ impl From<Unanswered> for RedisError {
     }
 }
 
-/// The current connection. Calls in flight continue to use the connection over which they were
-/// sent.
+/// The current connection. Calls in flight stay on the connection over which they were sent.
 pub(super) struct Link<C> {
     now: RwLock<Now<C>>,
     origin: Option<Arc<Origin<C>>>,
@@ -85,8 +84,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
     }
 
     /// Creates a link whose connection is opened when it is first needed. The connection is
-    /// replaced when it appears to be unusable, for example if it was silent for `silence` after a
-    /// request.
+    /// replaced when it appears unusable, for example after `silence` without a reply to a request.
     pub(super) fn made(make: Make<C>, silence: Duration) -> Self {
         Self {
             now: RwLock::new(Now::Away),
@@ -142,8 +140,8 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         {
             return Ok(live.clone());
         }
-        // Boxed because this case is rare. Without the box, the rarely used future would be part of
-        // each call's future.
+        // Boxed because this case is rare. Without the box, every call's future would contain this
+        // rarely used future.
         Box::pin(self.wait()).await
     }
 
@@ -176,8 +174,8 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
         made
     }
 
-    /// Returns the connection if it is open. Otherwise, returns the connection that is being
-    /// opened, after starting to open it if no other call has.
+    /// Returns the connection if it is open. Otherwise, starts to open it, unless another call
+    /// already has, and returns the connection that is being opened.
     fn start(&self) -> Started<C> {
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
         match (&*now, &self.origin) {
@@ -186,8 +184,7 @@ impl<C: Clone + Send + Sync + 'static> Link<C> {
             // new attempt starts.
             (Now::Coming(coming), _) if !failed(coming) => Started::Coming(coming.clone()),
             (_, Some(origin)) => Started::Coming(origin.start(&mut now)),
-            // A connection that was passed in is never absent, and the store could not open a
-            // replacement.
+            // A connection that was passed in is never absent, and the store could not replace it.
             (_, None) => Started::Coming(watch::channel(None).1),
         }
     }

@@ -27,7 +27,7 @@ pub(super) enum Dialect {
     /// Not known yet. The store claims a slot with the command, and confirms the claim with the
     /// script.
     Unproven,
-    /// With `SET … NX GET`, on Redis 7.0 and later and on Valkey.
+    /// With `SET … NX GET`, on Valkey and on Redis 7.0 or later.
     Command,
     /// With the script alone.
     Script,

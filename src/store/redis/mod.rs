@@ -32,7 +32,7 @@ use replicas::Replicas;
 pub use sentinel::RedisSentinel;
 
 /// Stores claims and records in Redis 5 or later, in Valkey, or in any server that supports their
-/// protocol and Lua scripts. All processes with the same server, database and prefix share the
+/// protocol and Lua scripts. All processes that use the same server, database and prefix share the
 /// claims and records. Clones are cheap and share the connection.
 ///
 /// ```no_run
@@ -49,11 +49,11 @@ pub use sentinel::RedisSentinel;
 ///
 /// **Round trips.** A replay or a refusal costs 1 round trip, and a first request costs 2 round
 /// trips. The claim is one command (`SET … NX GET`, Redis 7 or later and Valkey). If the command
-/// finds an existing claim, a script checks that claim's remaining lease, which costs 1 more round
-/// trip. A different script records the outcome. On servers that do not support the command, the
-/// store claims slots only with the script. On each connection, the store also repeats the first
-/// claim once with the script, to verify that the server interprets the command in the same way as
-/// the script. If a server does not have a script yet, sending the script costs 1 more round trip.
+/// finds another claim for the same request, a script checks that claim's remaining lease, which
+/// costs 1 more round trip. A different script records the outcome. On servers that do not support
+/// the command, the store always claims slots with the script. On each connection, the store also
+/// repeats the first claim once with the script, to verify that the command and the script give the
+/// same result. If a server does not have a script yet, sending the script costs 1 more round trip.
 ///
 /// **Large records**, above 16 KiB, are stored in a hash instead of a string. The claim's command
 /// then reports immediately that the slot is taken, and the store fetches the record over a
@@ -61,8 +61,8 @@ pub use sentinel::RedisSentinel;
 /// behind large records.
 ///
 /// **Time** is measured only by the server. A record's key expires when its `ttl` has elapsed. A
-/// claim's key expires after the claim's lease, plus the time for which a lapsed claim is
-/// remembered. This crate does not sweep; Redis expires keys itself. Times longer than 3000 years
+/// claim's key expires when the lease, and then the time for which a lapsed claim is remembered,
+/// have elapsed. This crate does not sweep; Redis expires keys itself. Times longer than 3000 years
 /// are treated as 3000 years.
 ///
 /// **Connections.** [`connect`](Self::connect) opens one connection that all requests share, and a
@@ -74,8 +74,7 @@ pub use sentinel::RedisSentinel;
 /// the address. A call that the server refused is then repeated, up to twice. If the reply to a
 /// call was lost, the call is repeated only if repeating it is safe; a release is not repeated.
 /// [`new`](Self::new) accepts any connection type from the `redis` crate, such as a cluster
-/// connection. Each operation uses exactly one key, so a cluster can route the operation, whatever
-/// the prefix.
+/// connection. Each operation uses exactly one key, so a cluster can route it, whatever the prefix.
 ///
 /// **The server's settings matter.** With a `maxmemory-policy` other than `noeviction`, the server
 /// may evict a claim or a record, and its operation can then run twice. [`connect`](Self::connect)
@@ -100,8 +99,8 @@ pub use sentinel::RedisSentinel;
 /// with consensus, or use the database that contains the handler's own effects.
 pub struct RedisStore<C = MultiplexedConnection> {
     link: Arc<Link<C>>,
-    /// The connection for large records. This connection is the same as `link` if the store has
-    /// only one connection.
+    /// The connection for large records. It is the same as `link` if the store has only one
+    /// connection.
     large: Arc<Link<C>>,
     prefix: Arc<str>,
     /// The source of further connections.
@@ -117,8 +116,8 @@ impl<C> RedisStore<C> {
         format!("{}{}", self.prefix, slot.to_hex())
     }
 
-    /// Returns [`key`](Self::key) as bytes. Every store call builds a key, so this function
-    /// allocates only once.
+    /// Returns [`key`](Self::key) as bytes. This function allocates only once, because every store
+    /// call builds a key.
     fn key_bytes(&self, slot: &Slot) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.prefix.len() + 2 * Slot::LEN);
         key.extend_from_slice(self.prefix.as_bytes());

@@ -1,4 +1,4 @@
-//! Waiting on dedicated connections until replicas have a write.
+//! Waiting, on dedicated connections, until replicas have a write.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -58,7 +58,7 @@ impl Replicas {
 }
 
 /// A request, followed by `WAIT` in the same round trip and on the same connection. `WAIT` covers
-/// all writes that were sent before it on the same connection.
+/// all earlier writes on that connection.
 pub(super) struct Waited<'a> {
     pub(super) request: &'a Request<'a>,
     pub(super) wait: Option<Wait>,

@@ -60,9 +60,8 @@ pub(super) struct Call<'a> {
 pub(super) enum By {
     /// By its hash, which is 40 bytes. The server must already have the script.
     Hash,
-    /// By its full code, which the server then stores. `SCRIPT LOAD` is not used because it would
-    /// cost one more round trip, and a flush between the two commands would cost yet another round
-    /// trip.
+    /// By its full code, which the server then stores. `SCRIPT LOAD` would cost one more round
+    /// trip, and yet another if the scripts were flushed between the two commands.
     Code,
 }
 
@@ -85,8 +84,8 @@ impl Call<'_> {
     }
 }
 
-/// Calls the script. Takes one round trip, or two round trips if the server does not have the
-/// script, for example after a restart.
+/// Calls the script. Takes one round trip, or two if the server does not have the script, for
+/// example after a restart.
 impl<C: ConnectionLike + Send> Question<C> for Call<'_> {
     type Answer = Value;
 
@@ -110,7 +109,7 @@ pub(super) fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
-/// Three thousand years. The sum of a longer time and the current date would overflow.
+/// Three thousand years. Much longer times would overflow when added to the current date.
 const LONGEST: u64 = 100_000_000_000_000;
 
 /// Converts a duration to milliseconds, rounded up and limited to what the server accepts.

@@ -75,9 +75,9 @@ impl RedisSentinel {
         })
     }
 
-    /// Sets how to connect to the primary, as a URL. The URL's user, password, database and
-    /// parameters are used, and so is the `rediss` scheme. The URL's host and port are ignored,
-    /// because Sentinel provides the address.
+    /// Sets how to connect to the primary, as a URL. The store uses the URL's scheme (such as
+    /// `rediss`), user, password, database and parameters. It ignores the host and port, because
+    /// Sentinel provides the address.
     ///
     /// # Errors
     ///
@@ -131,8 +131,8 @@ impl RedisSentinel {
                     self.first.store(index, Ordering::Relaxed);
                     return Ok(address);
                 }
-                // The Sentinel replied, so the service name is wrong, or this Sentinel was not
-                // configured with that name.
+                // The Sentinel replied, so either the service name is wrong, or this Sentinel does
+                // not monitor that service.
                 Ok(None) => failure = Some((ErrorKind::MasterNameNotFoundBySentinel, "not known").into()),
                 Err(error) => failure = failure.or(Some(error)),
             }

@@ -78,8 +78,8 @@ impl<C> RedisStore<C>
 where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
-    /// Completes the claim with one call. `again` means that the call was already sent and its
-    /// reply was lost.
+    /// Completes the claim with one call. `again` is `1` if the call was already sent and its reply
+    /// was lost.
     async fn settle_once(
         &self,
         slot: &Slot,
@@ -103,7 +103,7 @@ where
         self.write(Op::Complete, is_large, &request).await
     }
 
-    /// Keeps the claim if the server has no memory for the record, so that the operation does not
+    /// Keeps the claim when the server has no memory for the record, so that the operation does not
     /// run again.
     async fn hold(
         &self,
@@ -143,8 +143,7 @@ where
 
     /// Undoes a claim that too few replicas acknowledged.
     async fn give_back(&self, begin: &ClaimRequest, attempt: u32, cause: Option<RedisError>) -> StoreError {
-        // If the claim took over a lapsed claim, the slot must continue to remember the lapsed
-        // claim.
+        // If the claim took over a lapsed claim, the slot must still remember the lapsed claim.
         let undone = match attempt {
             1 => self.release(&begin.slot, begin.token).await,
             _ => self.renew(&begin.slot, begin.token, Duration::ZERO).await,

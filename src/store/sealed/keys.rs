@@ -21,8 +21,8 @@ const DOMAIN: &[u8; 8] = b"ti.seal1";
 ///
 /// A key is 32 bytes from a random source that is suitable for keys, such as the output of `openssl
 /// rand -out /run/secrets/idempotency.key 32`. It is neither a password nor a hexadecimal string.
-/// Load the key from the place where you keep your secrets, such as a mounted file or a secret
-/// manager. If the key is encoded in Base64 or hexadecimal, decode it first.
+/// Load the key from wherever you keep your secrets, such as a mounted file or a secret manager. If
+/// the key is encoded in Base64 or hexadecimal, decode it first.
 ///
 /// ```no_run
 /// use tower_idempotency::store::KeyRing;
@@ -49,8 +49,8 @@ const DOMAIN: &[u8; 8] = b"ti.seal1";
 ///    key.
 ///
 /// A key's name is the beginning of the key's digest, so you do not have to number keys. `Debug`
-/// output and errors show names, never keys. The ring wipes its keys when it is dropped. It cannot
-/// wipe the key bytes that were passed to it, or other copies of them.
+/// output and errors show names, never keys. The ring wipes its keys when it is dropped, but cannot
+/// wipe the bytes that you passed in or any other copies.
 pub struct KeyRing {
     current: Key,
     former: Vec<Key>,
@@ -88,7 +88,7 @@ impl KeyRing {
         }
     }
 
-    /// Adds a key that only opens records and never seals them. You can add any number of keys.
+    /// Adds a key that opens records but never seals them. You can add any number of keys.
     #[must_use]
     pub fn with_former(mut self, key: [u8; 32]) -> Self {
         self.former.push(Key::new(&key));
@@ -177,7 +177,9 @@ impl KeyRing {
         let record = Record::from_plaintext(&plaintext)?;
         if record.fingerprint() != fingerprint {
             return Err(corrupt(
-                "sealed store: the record inside belongs to another request".into(),
+                "sealed store: the record inside belongs to another request. Find out who writes to the store, \
+                 and forget the slot"
+                    .into(),
             ));
         }
         Ok(record)

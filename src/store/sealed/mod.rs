@@ -31,7 +31,7 @@ use unit_of_work::SealedWork;
 /// use tower_idempotency::store::{KeyRing, Sealed};
 ///
 /// # let key = [7; 32];
-/// // `key` is 32 random bytes; `KeyRing` says where from.
+/// // `key` is 32 random bytes. `KeyRing` explains how to create and load them.
 /// let store = Sealed::new(MemoryStore::new(), KeyRing::new(key))?;
 /// let layer = IdempotencyLayer::new(store);
 /// # let _ = layer;
@@ -44,12 +44,12 @@ use unit_of_work::SealedWork;
 /// can read its fingerprint can test guesses against it.
 ///
 /// **Not prevented:** anyone who can write to the store can remove entries, so that operations run
-/// again. They can also keep slots claimed. They can restore an old record in the same slot if the
-/// old record's fingerprint is the same as the request's fingerprint or is from a different rule.
+/// again. They can keep slots claimed. They can also restore an old record in the same slot, if its
+/// fingerprint equals the request's or is from a different rule.
 ///
 /// **Migrating a store in use:** hosts that still run without `Sealed` respond with `503` to
 /// retries of operations with sealed records. Hosts with `Sealed` respond with `503` to retries of
-/// operations with unsealed records, unless these hosts [accept unsealed
+/// operations with unsealed records, unless they [accept unsealed
 /// records](SealedBuilder::accept_unsealed).
 ///
 /// A sealed record is 68 bytes larger than the unsealed record. For a remote store, you can wrap
@@ -83,11 +83,11 @@ pub struct SealedBuilder<S> {
 }
 
 impl<S> SealedBuilder<S> {
-    /// Sets whether unsealed records are also replayed. Default: `false`, so unsealed records are
-    /// refused as corrupt.
+    /// Sets whether unsealed records are also replayed. Default: `false`, which refuses unsealed
+    /// records as corrupt.
     ///
     /// Use this option during a migration: records that were stored before the store was wrapped
-    /// remain valid until their TTL elapses. Turn off this option after that time. **While this
+    /// remain valid until their TTL elapses. Turn this option off after that time. **While this
     /// option is on, anyone who can write to the store can plant a response.**
     pub fn accept_unsealed(mut self, accept: bool) -> Self {
         self.accept_unsealed = accept;
@@ -130,7 +130,7 @@ impl<S> Sealed<S> {
 
     fn open(&self, begin: &ClaimRequest, record: Record) -> Result<Record, StoreError> {
         // The store has compared only the fingerprint that it saves alongside the record. The seal
-        // is bound to the fingerprint in the record, which may be from a different rule.
+        // is bound to the fingerprint inside the record, which may be from a different rule.
         let fingerprint = record.fingerprint();
         if fingerprint.conflicts_with(&begin.fingerprint) {
             return Err(StoreError::new(

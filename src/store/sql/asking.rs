@@ -33,7 +33,7 @@ impl<DB: Database> Deref for Asking<DB> {
     fn deref(&self) -> &DB::Connection {
         match &self.0 {
             Some(connection) => connection,
-            None => unreachable!("the connection is present until it is answered"),
+            None => unreachable!("the connection is present until `answered` is called"),
         }
     }
 }
@@ -42,7 +42,7 @@ impl<DB: Database> DerefMut for Asking<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
         match &mut self.0 {
             Some(connection) => connection,
-            None => unreachable!("the connection is present until it is answered"),
+            None => unreachable!("the connection is present until `answered` is called"),
         }
     }
 }

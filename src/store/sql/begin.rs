@@ -9,7 +9,8 @@ use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, Record, StoreError};
 /// last attempt, `begin` returns [`BUSY`].
 pub(super) const ROUNDS: u32 = 3;
 
-/// The outcome for a slot that other statements keep changing. The slot is reported as in flight.
+/// The outcome for a slot that other statements keep changing or locking: the slot is reported as
+/// in flight.
 pub(super) const BUSY: ClaimOutcome = ClaimOutcome::InFlight {
     lease_left: Duration::ZERO,
 };

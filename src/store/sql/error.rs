@@ -21,7 +21,7 @@ pub(super) fn store_error(
     told(store, operation, kind, what).with_source(error)
 }
 
-/// Returns the error for a lane that got no answer.
+/// Returns the error for a job that got no answer.
 pub(super) fn lane_error(store: &'static str, operation: &'static str, failure: Failure, advice: Advice) -> StoreError {
     use StoreErrorKind::{Timeout, Unavailable};
     let error = |kind, what: &str| told(store, operation, kind, what);

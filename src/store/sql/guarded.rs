@@ -33,14 +33,14 @@ pub trait Guarded: Database {
     /// the transaction has no savepoint.
     fn depth(connection: &Self::Connection) -> usize;
 
-    /// Returns whether the transaction is still open. If the transaction is open, the connection is
-    /// ready for other work as soon as the transaction is committed.
+    /// Returns whether the transaction is still open. If it is, committing it also makes the
+    /// connection ready for other work.
     fn is_open(
         connection: &mut Self::Connection,
         guard: &Self::Guard,
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
 
-    /// Commits the transaction, which was just found to be open.
+    /// Commits the transaction. Check that it is open immediately before the call.
     fn commit(
         connection: &mut Self::Connection,
         guard: &Self::Guard,

@@ -1,12 +1,12 @@
 //! Stores in an SQL database that the application already uses, and atomic mode for these stores.
 //!
 //! Each slot is one row. The tables differ only in their column types: see `table.sql` in each
-//! database's folder. Each decision is made by a single statement, which uses the database's clock
-//! and checks the row itself. So differences between the processes' clocks and changes since an
-//! earlier statement do not matter. The stores send these statements on their own
-//! connections rather than on the application's pool (`lane`). `begin` may need several statements:
-//! the SQLite store reads the slot before it claims the slot, and the PostgreSQL store takes over a
-//! row with a separate statement. The takeover statement skips rows that a transaction is writing.
+//! database's folder. A single statement makes each decision. The statement uses the database's
+//! clock and checks the row itself, so differences between the processes' clocks do not matter, and
+//! neither do changes since an earlier statement. The stores send these statements on their own
+//! connections (`lane`), not on the application's pool. `begin` may need several statements: the
+//! SQLite store reads the slot before it claims it, and the PostgreSQL store takes over a row with
+//! a separate statement. The takeover statement skips rows that a transaction is writing.
 
 #[cfg(feature = "postgres")]
 mod asking;

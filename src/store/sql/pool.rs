@@ -6,14 +6,14 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Database, Pool};
 use tokio::runtime::Handle;
 
-/// How long a connection can take to show that it is alive before it is closed.
+/// How long to wait for a connection to show that it is alive, or to close, before dropping it.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// Takes a connection from the pool.
 ///
-/// A separate task opens a new connection. If the caller's own task opened the connection, a caller
-/// that gives up would abort the attempt. If connecting then took longer than callers wait, no
-/// connection would ever be opened.
+/// If the pool must open a new connection, a separate task opens it. In the caller's own task, a
+/// caller that gives up would abort the attempt. If connecting then took longer than callers wait,
+/// no connection would ever be opened.
 pub(super) async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnection<DB>, sqlx::Error> {
     let to_be_made = pool.num_idle() == 0 && pool.size() < pool.options().get_max_connections();
     match Handle::try_current() {
@@ -27,7 +27,7 @@ pub(super) async fn acquire<DB: Database>(pool: &Pool<DB>) -> Result<PoolConnect
 }
 
 /// Gives a connection back to the pool, which first checks that the connection is alive. `until` is
-/// dropped after this check, when no statement is running on the connection any more.
+/// dropped after this check, when no statement is running on the connection.
 ///
 /// On its own, `sqlx` would wait for this check forever, and would panic outside a Tokio runtime.
 pub(super) fn put_back<DB: Database>(mut connection: PoolConnection<DB>, until: impl Send + 'static) {

@@ -15,7 +15,7 @@ use super::table::Table;
 pub(super) struct Dialect {
     /// `{now}`: the current time, which is the same throughout a statement.
     pub(super) now: &'static str,
-    /// `{from_now}`: the current time plus the parameter's number of milliseconds.
+    /// `{from_now}`: the current time plus the number of milliseconds in the parameter.
     pub(super) from_now: &'static str,
     /// `{lease_left}`: the number of milliseconds from now until `lease_until`, which is negative
     /// if that time has passed.
@@ -24,7 +24,8 @@ pub(super) struct Dialect {
     pub(super) forgotten_in: &'static str,
     /// `{record_length}`: the record's length in bytes, as a 64-bit integer.
     pub(super) record_length: &'static str,
-    /// `{skip_locked}`: locks the rows that a `SELECT` reads, and skips rows that are locked.
+    /// `{skip_locked}`: locks the rows that a `SELECT` reads, and skips rows that are already
+    /// locked.
     pub(super) skip_locked: &'static str,
     /// Whether the database numbers its parameters: `$1`, `$2` and so on.
     pub(super) numbers_parameters: bool,
@@ -34,7 +35,8 @@ pub(super) struct Dialect {
 pub(super) struct Statement(Arc<str>);
 
 impl Statement {
-    /// Returns the text, which consists only of the templates and a validated table name.
+    /// Returns the text, which consists only of the templates, numbers, and names that are
+    /// validated or escaped.
     pub(super) fn text(&self) -> AssertSqlSafe<Arc<str>> {
         AssertSqlSafe(Arc::clone(&self.0))
     }

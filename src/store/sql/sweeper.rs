@@ -16,8 +16,8 @@ use crate::store::{StoreError, StoreErrorKind};
 /// network never answers.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The length of the sweeper's rest after a window, as a multiple of the window's duration. The
-/// rest keeps the effect on claims small. This pace is enough for any load, because the database
-/// must process a claim and a record for each row before the sweeper removes the row.
+/// rest keeps the effect on claims small. The sweeper still keeps up with any load, because the
+/// database must process a claim and a record for each row before the sweeper removes it.
 const REST: u32 = 4;
 /// The shortest pause between two rounds. Without a pause, the sweeper would query the database
 /// nonstop.
@@ -29,17 +29,17 @@ const FAR_BEHIND: Duration = Duration::from_secs(3600);
 pub(super) trait Sweepable: Send + Sync + 'static {
     /// The store's name in messages.
     const NAME: &'static str;
-    /// The number of rows in one window. This number is small, because the rows stay locked for as
-    /// long as the window takes.
+    /// The number of rows in one window. The number is small, because the rows may stay locked for
+    /// as long as the window takes.
     const ROWS: u32 = 500;
 
     /// Processes the first rows that became due at or after the given mark, in the order in which
-    /// they became due. Removes rows that are forgotten, gives rows that live longer than planned a
-    /// new due time, and skips locked rows.
+    /// they became due. Removes forgotten rows, gives a new due time to rows that live longer than
+    /// planned, and skips locked rows.
     ///
     /// An implementation reads one index entry for each row that it processes, however many rows
-    /// are due. An index keeps entries for removed rows for a while. The mark prevents the sweeper
-    /// from reading these entries again.
+    /// are due. An index may keep the entries of removed rows for a while. The mark prevents the
+    /// sweeper from reading these entries again.
     fn sweep_window(&self, from: Option<Mark>, rows: u32) -> impl Future<Output = Result<Window, StoreError>> + Send;
 }
 
@@ -52,18 +52,18 @@ pub(super) struct Mark(pub(super) i64);
 pub(super) struct Window {
     /// The number of rows that were removed.
     pub(super) removed: u64,
-    /// The number of rows that were due.
+    /// The number of due rows that the window processed.
     pub(super) seen: u64,
-    /// The time at which the last of these rows was due.
+    /// The time at which the last of these rows became due.
     pub(super) last: Option<Mark>,
-    /// How long ago the last of these rows was due.
+    /// How long ago the last of these rows became due.
     pub(super) lag: Duration,
-    /// How long the database was busy with the window. The time that the database spent on other
-    /// work is not included.
+    /// How long the database was busy with the window, as closely as the store can measure this
+    /// time.
     pub(super) took: Duration,
 }
 
-/// Removes at most `rows` rows, and returns the number of rows that it removed.
+/// Removes at most `rows` rows, and returns the number of rows removed.
 pub(super) async fn sweep_once<S: Sweepable>(store: &S, rows: u32) -> Result<u64, StoreError> {
     let mut from = None;
     loop {
@@ -78,12 +78,12 @@ pub(super) async fn sweep_once<S: Sweepable>(store: &S, rows: u32) -> Result<u64
 /// Removes expired rows in the background until it is dropped.
 ///
 /// Expired rows are never used, whether they are swept or not. The only effect of sweeping is to
-/// free disk space. Several processes can sweep the same table, because each process takes
-/// different rows. The sweeper logs an error at `warn`, counts it, and tries again in the next
-/// round.
+/// free disk space. Several processes can safely sweep the same table. If a round fails, the
+/// sweeper logs the error at `warn`, counts it, and tries again in the next round.
 ///
-/// As long as rows are due, the sweeper works for a fifth of the time. When no rows are due, it
-/// checks again after a pause.
+/// As long as rows are due, the sweeper works for a fifth of the time, or for half of the time if
+/// it is more than an hour behind and not catching up. When no rows are due, it checks again after
+/// a pause.
 #[must_use = "the sweeper stops when it is dropped"]
 pub struct Sweeper {
     task: AbortHandle,
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_tells_how_far_behind_it_is_and_hurries_if_that_grows() {
+    async fn it_reports_its_lag_and_rests_less_if_the_lag_does_not_shrink() {
         let mut rows = Rows::new((0..5000).map(|at| (at, true)));
         rows.lag = Duration::from_secs(7200);
         let sweeper = Sweeper::start(rows.clone(), Duration::from_secs(60));
@@ -294,7 +294,11 @@ mod tests {
         let rows = Rows::default();
         let _sweeper = Sweeper::start(rows.clone(), Duration::ZERO);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(rows.asked.lock().unwrap().len(), 9, "after 10 ms, and each 110 ms");
+        assert_eq!(
+            rows.asked.lock().unwrap().len(),
+            9,
+            "after 10 ms, and then every 110 ms"
+        );
     }
 
     #[tokio::test(start_paused = true)]

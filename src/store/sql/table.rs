@@ -41,8 +41,8 @@ impl Table {
         })
     }
 
-    /// Returns the same table with the schema in which the database found the table, whatever the
-    /// schema's name is.
+    /// Returns the same table in the schema in which the database found it. The schema can have any
+    /// name.
     #[cfg(feature = "postgres")]
     pub(super) fn pinned_to(&self, schema: &str) -> Self {
         Self {
@@ -66,8 +66,7 @@ impl Table {
     }
 }
 
-/// Accepts only letters, digits and underscores, so that quoting does not cause problems in any
-/// tool.
+/// Accepts only letters, digits and underscores, so that no tool has problems with quoting.
 fn valid(option: &'static str, name: &str) -> Result<Arc<str>, ConfigError> {
     let begins_well = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
     let goes_on_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');

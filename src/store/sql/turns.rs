@@ -45,7 +45,7 @@ impl Turns {
         Turn { _turn }
     }
 
-    /// Returns a turn if no caller has a turn or is waiting for a turn.
+    /// Returns a turn, unless another caller has a turn or is waiting for one.
     pub(super) fn at_once(&self) -> Option<Turn> {
         let _turn = Arc::clone(&self.0).try_lock_owned().ok()?;
         Some(Turn { _turn })
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_opens_one_file_waits_in_one_queue() {
+    fn all_users_of_a_file_share_one_queue() {
         let (one, same, other) = (
             Turns::of("/a/b.db".into()),
             Turns::of("/a/b.db".into()),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_are_taken_in_order_and_those_who_left_are_passed_over() {
+    fn turns_are_taken_in_order_and_callers_that_left_are_skipped() {
         let turns = Turns::of("/order.db".into());
         let first = turns.at_once().unwrap();
         let mut second = Box::pin(turns.next());
@@ -92,10 +92,7 @@ mod tests {
             assert!(waiting.now_or_never().is_none());
         }
         drop(first);
-        assert!(
-            turns.at_once().is_none(),
-            "it is the turn of the one that waited longest"
-        );
+        assert!(turns.at_once().is_none(), "the caller that has waited longest is next");
         assert!((&mut third).now_or_never().is_none());
         drop(third);
         let turn = second.now_or_never().expect("its turn");

@@ -34,11 +34,12 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
     }
 
     /// Writes the record in the transaction, if the transaction is still open and the token still
-    /// holds the claim. After that, the connection is ready for other work as soon as the
-    /// transaction is committed.
+    /// holds the claim. After that, committing the transaction also makes the connection ready for
+    /// other work.
     ///
     /// From this call until commit, the row is locked. If a database's clients can stop responding,
-    /// the database must end the transaction within the length of the claim's lease.
+    /// the database must end the transaction of such a client within the length of the claim's
+    /// lease.
     fn complete_in(
         &self,
         connection: &mut <Self::Db as sqlx::Database>::Connection,
@@ -54,7 +55,7 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
 
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError;
 
-    /// Returns whether a commit that failed with this error may have taken effect nevertheless.
+    /// Returns whether a commit that failed with this error may have taken effect anyway.
     fn leaves_in_doubt(error: &sqlx::Error) -> bool;
 }
 
@@ -116,7 +117,7 @@ impl<S: AtomicStore> Unit<S> {
             }
             Ok(Completed::NotOpen) => return undo_ended::<S>(transaction).await,
             // This crate did not send `COMMIT`, so nothing can have been committed unless the
-            // handler sent `COMMIT`.
+            // handler sent it.
             Err(error) => {
                 return match transaction.is_open().await {
                     Ok(false) => undo_ended::<S>(transaction).await,
@@ -141,7 +142,8 @@ impl<S: AtomicStore> Unit<S> {
 const COMMITTED: &str = "the handler committed the operation's transaction on its own, so its writes are kept without \
                          a record; do not send `COMMIT` in a handler, because the layer commits";
 const ROLLED_BACK: &str = "the handler ended the operation's transaction on its own, so its writes are lost and its \
-                           response is not true; do not send `ROLLBACK` in a handler, call `Transaction::abort`";
+                           response does not match the effect; do not send `ROLLBACK` in a handler, but call \
+                           `Transaction::abort`";
 const CUT: &str = "a savepoint was cut off (its future was dropped while it waited), so `sqlx` rolled back the whole \
                    transaction; put timeouts around the operation, not around a savepoint";
 const LEFT: &str = "a savepoint was left open; commit or drop it before the handler returns";
@@ -175,8 +177,8 @@ async fn undo_ended<S: AtomicStore>(transaction: Open<S::Db>) -> Commit {
 }
 
 impl<S: AtomicStore> Drop for Unit<S> {
-    /// Drops the work that is waiting for the commit, because this work can no longer run. The work
-    /// may own the transaction itself, which would otherwise never be dropped.
+    /// Drops the work that is waiting for the commit, because it can no longer run. The work may
+    /// own the transaction itself, which would otherwise never be dropped.
     fn drop(&mut self) {
         drop(self.joint.after_commit());
     }

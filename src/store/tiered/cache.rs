@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use crate::request::Slot;
 use crate::store::Record;
 
-/// The bytes that an entry takes in addition to its record. These bytes include the slot, the time,
-/// links, and a share of the map.
+/// The bytes that an entry takes in addition to its record: the slot, the time, links, and a share
+/// of the map.
 const OVERHEAD: u64 = 160;
 
-/// The minimum shard size, so that records up to this size can be cached.
+/// The minimum size of a shard in a cache that has several. Each record must fit in one shard.
 const SHARD: usize = 4 * 1024 * 1024;
 const MAX_SHARDS: usize = 64;
 
@@ -40,12 +40,11 @@ pub(super) struct Cache {
     pub(super) max_age: Duration,
     hits: AtomicU64,
     /// Counts calls to `forget`. Records are added under this counter's read lock and forgotten
-    /// under its write lock, so a record that was read before a `forget` cannot be added after the
-    /// `forget`.
+    /// under its write lock, so a record that was read before a `forget` cannot be added after it.
     forgotten: RwLock<u64>,
 }
 
-/// The cache's state at the time of a call to the store. This state is needed to cache the call's
+/// The cache's state at the time of a call to the store, which is needed to cache the call's
 /// result.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
@@ -55,8 +54,8 @@ pub(super) struct Asked {
 
 impl Cache {
     pub(super) fn new(capacity: usize, max_age: Duration) -> Self {
-        // A power of two is chosen, because the cache rounds any other number of shards to a power
-        // of two.
+        // This is a power of two, because the cache rounds any other number of shards to a power of
+        // two.
         let shards = 1 << (capacity / SHARD).clamp(1, MAX_SHARDS).ilog2();
         let options = OptionsBuilder::new()
             .shards(shards)

@@ -28,9 +28,9 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(60);
 ///
 /// A completed record does not change, so it can be cached. Claims are never cached. A record that
 /// was completed through this handle is cached until its TTL elapses, but for at most
-/// [`max_age`](TieredBuilder::max_age). The remaining TTL of a record that was found in the store
-/// is unknown, so the record is cached for at most `max_age`. The cache compares fingerprints in
-/// the same way as the store.
+/// [`max_age`](TieredBuilder::max_age). If a record was found in the store, its remaining TTL is
+/// unknown, so it is cached for at most `max_age`. The cache compares fingerprints in the same way
+/// as the store.
 ///
 /// **The cost:** this process can replay a record for up to `max_age` after the record's TTL has
 /// elapsed in the store, or after a different process [forgot](Inspect::forget) the record, alone
@@ -83,9 +83,9 @@ pub struct TieredBuilder<S> {
 
 impl<S> TieredBuilder<S> {
     /// Sets how many bytes cached records may take, including 160 bytes of overhead per record.
-    /// Default: 64 MiB. Minimum: 64 KiB. Records of 3.8 MiB or more may not fit in the cache, in
-    /// which case they are not cached. In a small cache, records that are nearly as large as the
-    /// cache's capacity may not fit.
+    /// Default: 64 MiB. Minimum: 64 KiB. Records of 3.8 MiB or more may not fit, and are then not
+    /// cached. In a small cache, the same applies to records that are nearly as large as the
+    /// capacity.
     pub fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = bytes;
         self
@@ -127,7 +127,7 @@ impl<S> TieredBuilder<S> {
     }
 }
 
-/// A [`Tiered`] store's cache statistics: its contents at one moment, and its hits.
+/// Statistics for a [`Tiered`] store's cache: its contents at one moment, and its hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TieredStats {
@@ -191,7 +191,7 @@ impl<S> fmt::Debug for Tiered<S> {
 }
 
 impl<S: Store> Store for Tiered<S> {
-    // The wrapped store decides which requests may run, and that store is expected to be remote.
+    // The wrapped store, which is expected to be remote, decides which requests may run.
     const IN_PROCESS: bool = false;
 
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {

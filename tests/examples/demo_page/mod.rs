@@ -314,7 +314,7 @@ async fn a_server_that_is_gone_is_told_and_may_come_back() {
             .await;
         page.click("#ask-again").await;
         page.until("it is still gone", async || {
-            page.text("#status").await.contains("still does not answer")
+            page.text("#status").await.contains("still not responding")
         })
         .await;
         assert!(page.is_shown("#gone").await);

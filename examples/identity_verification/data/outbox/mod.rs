@@ -25,7 +25,7 @@ use super::{Data, DataError, each};
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 impl Data {
-    /// Claims events that are due. Events that have been due longest are claimed first.
+    /// Claims events that are due. The events that have been due longest are claimed first.
     pub(crate) async fn claim_events(&self, limit: usize, lease: Duration) -> Result<Vec<Claimed>, DataError> {
         in_time(async { Ok(each!(self, data => data.claim_events(limit, lease).await)) }).await
     }

@@ -12,16 +12,16 @@ pub(in crate::store::sql) trait Driver: Send + Sync + Sized + 'static {
     /// The lane's name in metrics.
     const NAME: &'static str;
 
-    /// Opens a connection that is ready for jobs. The driver limits the time for the attempt. The
-    /// attempt continues even if a caller gives up.
+    /// Opens a connection that is ready for jobs. The driver limits how long the attempt can take.
+    /// The attempt continues even if a caller gives up.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
 
     /// Returns whether the job can be sent together with the jobs in `batch`, which contains at
     /// least one job.
     fn joins(job: &Self::Job, batch: &[Self::Job]) -> bool;
 
-    /// Waits until the connection is allowed to send jobs. Waiting jobs are taken out of the queue
-    /// only after this wait, so their callers can still give up during the wait.
+    /// Waits until the connection is allowed to send jobs. Jobs are taken out of the queue only
+    /// after this wait, so a caller that gives up in the meantime only leaves the queue.
     fn ready(&self, connection: &mut Self::Connection) -> impl Future<Output = ()> + Send {
         let _ = connection;
         std::future::ready(())
@@ -52,11 +52,11 @@ pub(in crate::store::sql) trait Driver: Send + Sync + Sized + 'static {
     /// Returns what is to blame for an error from [`run`](Self::run) or [`connect`](Self::connect).
     fn blame(&self, error: &sqlx::Error) -> Blame;
 
-    /// Marks a job that may already have taken effect. The job is sent again, because its answer
+    /// Marks a job that may already have taken effect, and that is sent again because its answer
     /// was lost.
     fn repeat(job: &mut Self::Job);
 
-    /// Closes a connection cleanly. The lane limits the time that closing can take.
+    /// Closes a connection cleanly. The lane limits how long closing can take.
     fn close(connection: Self::Connection) -> impl Future<Output = ()> + Send;
 }
 

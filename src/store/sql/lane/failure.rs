@@ -1,9 +1,9 @@
-//! The reasons why a lane got no answer.
+//! The reasons why a job got no answer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The reason why a lane got no answer. Several callers can share one failure.
+/// The reason why a job got no answer. Several callers can share one failure.
 #[derive(Debug, Clone)]
 pub(in crate::store::sql) enum Failure {
     /// The database's error from a failed job or from a failed attempt to open a connection.

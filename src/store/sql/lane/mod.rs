@@ -15,13 +15,13 @@
 //!   carry tokens, so sending a job twice does no harm.
 //! - If the database refuses a batch, the jobs in the batch are sent again one by one, so that an
 //!   invalid job does not make the other jobs fail.
-//! - If no connection can be opened, attempts are repeated for about a second, with pauses that
-//!   differ from process to process. Then every waiting caller gets the error. After that, until an
+//! - If no connection can be opened, the lane retries for about a second, with pauses that differ
+//!   from process to process. Then every waiting caller gets the error. After that, until an
 //!   attempt succeeds, every failed attempt reports the error immediately.
 //!
 //! A connection belongs to the Tokio runtime on which it was opened. So each runtime has its own
 //! connections, and the limits apply to each runtime. The connections are closed when the runtime
-//! is shut down or the store is dropped or closed.
+//! is shut down, or when the store is dropped or closed.
 
 mod driver;
 mod failure;

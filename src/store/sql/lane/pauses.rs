@@ -8,9 +8,9 @@ pub(super) const ATTEMPTS: u32 = 6;
 const FIRST: Duration = Duration::from_millis(25);
 
 /// Returns the pause after this attempt. Attempts are counted from 0. The first pause is 25 ms, and
-/// each further pause is twice as long as the previous pause. Each pause is then lengthened or
+/// each further pause is twice as long as the one before. Each pause is then lengthened or
 /// shortened at random by up to half, so that processes that lost their connections at the same
-/// moment do not all reconnect at the same moment.
+/// moment do not all reconnect together.
 pub(super) fn after(attempt: u32) -> Duration {
     let pause = FIRST * (1 << attempt.min(5));
     // Each `RandomState` has different random keys, so the hash is a random number.

@@ -147,7 +147,7 @@ impl<D: Driver> Batch<D> {
         }
     }
 
-    /// Handles a break in the connection on which the jobs were sent. Returns the jobs that can be
+    /// Handles the loss of the connection on which the jobs were sent. Returns the jobs that can be
     /// sent once more, and reports the failure to the callers of the other jobs.
     pub(super) fn after_break(self, most_tries: u32, failure: &Failure) -> Self {
         let mut again = Self {

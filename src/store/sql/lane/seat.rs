@@ -1,5 +1,5 @@
-//! The seat that each of a lane's connections occupies. A lane has a limited number of seats. The
-//! code in this module opens, uses, gives back and replaces the connections.
+//! The seats that a lane's connections occupy. A lane has a limited number of seats. This module
+//! opens, uses, gives back and replaces the connections.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use super::pauses;
 use super::queue::{Batch, Caller};
 use super::shared::{Live, Shared};
 
-/// The maximum number of times that a job is sent if connections break. Two times would not be
-/// enough: the second connection may be as old as the first, and may be broken too.
+/// The maximum number of times that a job is sent if connections break. Twice would not be enough:
+/// the second connection may be as old as the first, and may be broken too.
 pub(super) const MOST_TRIES: u32 = 3;
 /// The maximum number of times that jobs are sent on one connection if other transactions
 /// interfere.
 const MOST_ROUNDS: u32 = 5;
-/// How long to wait after a failed attempt to connect before opening a further connection, if the
-/// lane already has a connection.
+/// How long to wait after a failed attempt to connect before opening another connection, if the
+/// lane already has one.
 const ENOUGH: Duration = Duration::from_secs(1);
 
 /// The seat of one of a lane's connections. If the seat is dropped while its connection is waiting
@@ -48,7 +48,8 @@ impl<D: Driver> Seat<D> {
         }
     }
 
-    /// Returns the seat of an idle connection that has not been idle for too long.
+    /// Returns the seat of an idle connection that is not stale. Closes the stale connections that
+    /// it finds on the way.
     pub(super) fn idle(shared: &Arc<Shared<D>>) -> Option<Self> {
         let mut stale = Vec::new();
         let found = {
@@ -78,8 +79,8 @@ impl<D: Driver> Seat<D> {
         None
     }
 
-    /// Serves waiting callers in the background, if a connection is idle or one more connection can
-    /// be opened.
+    /// Serves waiting callers in the background, if a connection is idle or another one can be
+    /// opened.
     pub(super) fn open(shared: &Arc<Shared<D>>) {
         let live = {
             let mut state = shared.state();
@@ -94,8 +95,8 @@ impl<D: Driver> Seat<D> {
             live
         };
         let shared = Arc::clone(shared);
-        // The seat is created when the task begins, because dropping a seat opens a further seat.
-        // If the runtime is shut down, the task is dropped before it begins, so no seat is dropped.
+        // The seat is created when the task begins, because dropping a seat opens another one. If
+        // the runtime is shut down, the task is dropped before it begins, so no seat is dropped.
         shared
             .runtime
             .clone()
@@ -186,7 +187,7 @@ impl<D: Driver> Seat<D> {
     }
 
     /// Returns whether the attempts to connect must stop. If so, the waiting callers get the error,
-    /// unless another connection serves these callers.
+    /// unless another connection serves them or another seat is still trying to connect.
     fn gives_up(&mut self, may_go_on: bool, error: sqlx::Error) -> bool {
         let mut state = self.shared.state();
         if state.connected > 0 {

@@ -24,8 +24,8 @@ pub(in crate::store::sql) struct Limits {
     pub(in crate::store::sql) queue: usize,
     /// How long an answer can take. Callers usually give up earlier.
     pub(in crate::store::sql) answer: Duration,
-    /// How long a connection can be idle and still be used. After a longer time, the network may
-    /// have dropped the connection.
+    /// How long a connection can be idle and still be used. After that, the network may have
+    /// dropped it.
     pub(in crate::store::sql) idle: Duration,
     /// The maximum age of a connection.
     pub(in crate::store::sql) age: Duration,
@@ -66,11 +66,11 @@ pub(super) struct State<D: Driver> {
     /// Whether the last attempts to connect failed. If so, the next failed attempt reports the
     /// error to the callers immediately.
     pub(super) is_down: bool,
-    /// The time until which no further connection is opened if the lane already has a connection,
+    /// The time until which the lane does not try to open another connection if it already has one,
     /// because the last attempt failed.
     pub(super) enough_until: Option<Instant>,
-    /// Whether the store was dropped or the runtime was shut down. If so, connections are closed
-    /// instead of kept.
+    /// Whether the store was dropped or closed, or the runtime was shut down. If so, connections
+    /// are closed instead of kept.
     pub(super) is_closed: bool,
 }
 
@@ -131,7 +131,7 @@ impl<D: Driver> Shared<D> {
 }
 
 impl<D: Driver> State<D> {
-    /// Takes a seat for one more connection, if one more connection can be opened.
+    /// Takes a seat for another connection, if one can be opened.
     pub(super) fn take_seat(&mut self, limits: &Limits) -> bool {
         let enough = self.connected > 0 && self.enough_until.is_some_and(|until| Instant::now() < until);
         let taken = self.seats < limits.connections && !enough;

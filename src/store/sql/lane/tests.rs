@@ -245,21 +245,21 @@ async fn settle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_alone_asks_in_place() {
+async fn a_single_caller_uses_the_connection_directly() {
     let bench = Bench::new(ONE);
     bench.ask(0).await.unwrap();
     // No task is woken: the answer is available at the first poll.
     let mut asked = pin!(bench.ask(1));
     let polled = asked.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     let Poll::Ready(answer) = polled else {
-        panic!("the call waits")
+        panic!("the call must not wait")
     };
     assert_eq!(answer.unwrap().connection, 0);
     assert_eq!((bench.made(), bench.log()), (1, vec![vec![0], vec![1]]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_is_asked_together_in_order() {
+async fn waiting_jobs_are_sent_together_in_order() {
     let bench = Bench::new(ONE);
     let asked = bench.spawn_all([0, 2, 4, 6, 8, 10, 1, 3, 12]).await;
     bench.answer();
@@ -272,7 +272,7 @@ async fn what_waits_is_asked_together_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_a_connection_that_is_not_ready_stays_in_the_queue() {
+async fn jobs_stay_in_the_queue_until_the_connection_is_ready() {
     let bench = Bench::new(ONE);
     bench.ask(0).await.unwrap();
     bench.script.is_ready.send_replace(false);
@@ -311,7 +311,7 @@ async fn eventually_finished<T>(task: &JoinHandle<T>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_are_made_up_to_the_limit_and_kept() {
+async fn connections_are_opened_up_to_the_limit_and_kept() {
     let bench = Bench::new(Limits { connections: 2, ..ONE });
     let asked = bench.spawn_all([0, 2, 4]).await;
     assert_eq!((bench.made(), bench.log()), (2, vec![vec![0], vec![2]]));
@@ -327,7 +327,7 @@ async fn connections_are_made_up_to_the_limit_and_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_is_told_at_once() {
+async fn a_full_queue_is_reported_at_once() {
     let bench = Bench::new(ONE);
     let asked = bench.spawn_all(0..9).await;
     let mut more = pin!(bench.ask(9));
@@ -364,7 +364,7 @@ async fn a_bad_job_fails_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_leaves_in_the_middle_takes_its_connection_along() {
+async fn a_caller_that_leaves_before_its_answer_closes_its_connection() {
     let bench = Bench::new(ONE);
     bench.ask(0).await.unwrap();
     let asked = bench.spawn_all([2]).await;
@@ -379,7 +379,7 @@ async fn a_caller_that_leaves_in_the_middle_takes_its_connection_along() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_goes_on_until_its_last_caller_leaves() {
+async fn a_batch_continues_until_its_last_caller_leaves() {
     let bench = Bench::new(ONE);
     bench.ask(0).await.unwrap();
     let first = bench.spawn_all([2, 4, 6, 8]).await;
@@ -387,7 +387,7 @@ async fn a_batch_goes_on_until_its_last_caller_leaves() {
         first[0].abort();
         settle().await;
         // The first caller's connection was closed. The other jobs are sent together on the next
-        // one.
+        // connection.
         assert_eq!((bench.log(), bench.gone()), (vec![vec![0], vec![2], vec![4, 6, 8]], 1));
         bench.spawn_all([10]).await
     };
@@ -397,7 +397,11 @@ async fn a_batch_goes_on_until_its_last_caller_leaves() {
     assert_eq!(bench.gone(), 1, "one caller still waits");
     first[3].abort();
     settle().await;
-    assert_eq!((bench.gone(), bench.made()), (2, 3), "the connection is in doubt");
+    assert_eq!(
+        (bench.gone(), bench.made()),
+        (2, 3),
+        "the connection's state is unknown"
+    );
     bench.answer();
     for asked in second {
         assert_eq!(asked.await.unwrap().unwrap().connection, 2);
@@ -405,7 +409,7 @@ async fn a_batch_goes_on_until_its_last_caller_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_broken_connection_had_in_hand_is_asked_again() {
+async fn a_job_on_a_broken_connection_is_sent_again() {
     let bench = Bench::new(ONE);
     bench.ask(0).await.unwrap();
     bench.fail_runs([broken()]);
@@ -418,7 +422,7 @@ async fn what_a_broken_connection_had_in_hand_is_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_on_a_broken_connection_is_asked_again_one_by_one() {
+async fn a_batch_on_a_broken_connection_is_sent_again_one_by_one() {
     let bench = Bench::new(ONE);
     let asked = bench.spawn_all([0, 2, 4]).await;
     bench.let_one_run();
@@ -434,18 +438,18 @@ async fn a_batch_on_a_broken_connection_is_asked_again_one_by_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_whose_connections_all_break_is_told() {
+async fn a_job_whose_connections_all_break_fails() {
     let bench = Bench::new(ONE);
     bench.ask(0).await.unwrap();
     bench.fail_runs((0..3).map(|_| broken()));
     let failure = bench.ask(2).await.unwrap_err();
     assert!(matches!(failure, Failure::Database(_)), "{failure:?}");
     assert_eq!(bench.log().len(), 1 + 3);
-    assert_eq!(bench.ask(4).await.unwrap().connection, 3, "and the lane goes on");
+    assert_eq!(bench.ask(4).await.unwrap().connection, 3, "the lane still works");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broken_connection_takes_the_idle_ones_along() {
+async fn a_broken_connection_closes_the_idle_ones() {
     let bench = Bench::new(Limits { connections: 3, ..ONE });
     let asked = bench.spawn_all([0, 2, 4]).await;
     bench.answer();
@@ -460,7 +464,7 @@ async fn a_broken_connection_takes_the_idle_ones_along() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_other_transactions_were_in_the_way_of_is_asked_again_on_the_same_connection() {
+async fn a_job_that_other_transactions_disturb_is_sent_again_on_the_same_connection() {
     let bench = Bench::new(ONE);
     bench.fail_runs((0..4).map(|_| sqlx::Error::RowNotFound));
     assert_eq!(bench.ask(0).await.unwrap().connection, 0);
@@ -470,7 +474,7 @@ async fn what_other_transactions_were_in_the_way_of_is_asked_again_on_the_same_c
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_database_that_is_silent_is_given_up() {
+async fn a_call_to_a_silent_database_times_out() {
     let bench = Bench::new(ONE);
     bench.ask(0).await.unwrap();
     bench.script.is_open.send_replace(false);
@@ -488,7 +492,7 @@ async fn a_database_that_is_silent_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_database_that_comes_back_within_a_second_is_waited_for() {
+async fn callers_wait_for_a_database_that_comes_back_within_a_second() {
     let bench = Bench::new(ONE);
     bench.fail_connects((0..5).map(|_| broken()));
     let asked: Vec<_> = (0..3).map(|number| bench.spawn(number)).collect();
@@ -499,7 +503,7 @@ async fn a_database_that_comes_back_within_a_second_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_database_is_away_one_attempt_tells() {
+async fn while_the_database_is_down_a_call_fails_after_one_attempt() {
     let bench = Bench::new(Limits { connections: 2, ..ONE });
     bench.fail_connects((0..100).map(|_| broken()));
     let began = Instant::now();
@@ -519,7 +523,7 @@ async fn while_the_database_is_away_one_attempt_tells() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wrong_password_is_told_at_once() {
+async fn a_wrong_password_is_reported_at_once() {
     let bench = Bench::new(ONE);
     bench.fail_connects([refused()]);
     let began = Instant::now();
@@ -528,19 +532,19 @@ async fn a_wrong_password_is_told_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_connection_serves_all_if_there_is_no_second() {
+async fn one_connection_serves_all_callers_if_no_second_one_opens() {
     let bench = Bench::new(Limits { connections: 2, ..ONE });
     bench.ask(0).await.unwrap();
     bench.fail_connects((0..100).map(|_| broken()));
     let asked = bench.spawn_all([2, 4, 6, 8]).await;
-    assert_eq!(bench.attempts(), 2, "there is no attempt for each call");
+    assert_eq!(bench.attempts(), 2, "not every call makes its own attempt");
     bench.answer();
     for asked in asked {
         assert_eq!(asked.await.unwrap().unwrap().connection, 0);
     }
     sleep(Duration::from_secs(2)).await;
     let asked = bench.spawn_all([2, 4]).await;
-    assert_eq!(bench.attempts(), 3, "there is another attempt later");
+    assert_eq!(bench.attempts(), 3, "the lane makes another attempt later");
     bench.answer();
     for asked in asked {
         asked.await.unwrap().unwrap();
@@ -548,7 +552,7 @@ async fn one_connection_serves_all_if_there_is_no_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_is_made_although_its_caller_left() {
+async fn a_connection_is_opened_although_its_caller_left() {
     let bench = Bench::new(ONE);
     *bench.script.connect_takes.lock().unwrap() = Duration::from_secs(1);
     let patience = Duration::from_millis(700);
@@ -594,7 +598,7 @@ async fn a_store_that_is_dropped_closes_its_connections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_panics_leaves_the_lane_whole() {
+async fn a_panic_in_one_task_does_not_break_the_lane() {
     let bench = Bench::new(ONE);
     let asked = bench.spawn_all([0, 777, 2]).await;
     bench.answer();
@@ -611,7 +615,7 @@ async fn a_task_that_panics_leaves_the_lane_whole() {
 }
 
 #[test]
-fn each_runtime_has_connections_of_its_own() {
+fn each_runtime_has_its_own_connections() {
     let bench = Bench::new(ONE);
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()

@@ -10,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Row};
 
 /// How long opening a lane's connection can take. Without this limit, an attempt that was lost in
-/// the network would block its seat, and no other attempt could use the seat.
+/// the network would occupy its seat, and no other attempt could use it.
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait before finding out why a connection cannot be opened. The pool does not report
 /// the reason, because it keeps retrying until its time limit.
@@ -25,7 +25,8 @@ const SETTINGS: [(&str, &str); 9] = [
     // Each statement can see everything that has been committed. At a higher isolation level,
     // claims on the same page conflict with each other.
     ("default_transaction_isolation", "read committed"),
-    // Statements skip locked rows. At most, they wait for another claim's commit.
+    // Most statements skip locked rows. A claim may wait for another claim's commit, and a record
+    // or a release may wait for a locked row, but not for long.
     ("lock_timeout", "100ms"),
     // Generic plans suit a table of any size: they find each row by the index, in the order of the
     // parameters. Without these settings, the planner would keep the plan that it chose when the
@@ -72,8 +73,8 @@ impl Connector {
 
     /// Opens a connection. Returns an error if the connection is not ready within the given time.
     pub(super) async fn connect(&self, within: Duration) -> Result<PgConnection, sqlx::Error> {
-        // The time limit includes the first statements on a new connection, because these
-        // statements may get no answer either.
+        // The time limit includes the first statements on a new connection, because they may get no
+        // answer either.
         let made = tokio::time::timeout(within, self.connect_by(within)).await;
         let made = made.unwrap_or_else(|_| Err(too_slow(within)));
         self.failed.store(made.is_err(), Ordering::Relaxed);
@@ -177,9 +178,9 @@ async fn took_settings(connection: &mut PgConnection) -> Result<bool, sqlx::Erro
     Ok(row.try_get::<&str, _>(0)? == "100ms")
 }
 
-/// Determines the kind of pooler that these two connections lead to. No statement is prepared
-/// before the kind is known, because a prepared statement may belong to a different client if
-/// sessions change.
+/// Determines the kind of pooler that these two connections lead to. Until the kind is known, no
+/// statement is prepared outside a transaction, because a prepared statement may belong to a
+/// different client if sessions change.
 async fn way_of(one: &mut PgConnection, other: &mut PgConnection) -> Result<Way, sqlx::Error> {
     if keeps_session(one, other).await? {
         return Ok(Way::Session);

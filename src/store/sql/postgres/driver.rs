@@ -54,8 +54,8 @@ impl Driver for PostgresDriver {
                 Err(error) => Err(error),
             },
             jobs => match run_together(wire, jobs).await {
-                // A row that one of these jobs changes is locked. The jobs are sent again together,
-                // and this time, they skip the locked row.
+                // A row that one of these jobs changes is locked. The callers send their jobs
+                // again, and this time, the jobs skip locked rows.
                 Err(error) if is_locked(&error) && matches!(jobs, [Job::Change(_), ..]) => {
                     Ok(jobs.iter().map(|_| Answer::Locked).collect())
                 }

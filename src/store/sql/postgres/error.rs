@@ -71,7 +71,7 @@ pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
     }
 }
 
-/// Returns whether a commit that failed with this error may have taken effect nevertheless.
+/// Returns whether a commit that failed with this error may have taken effect anyway.
 pub(super) fn leaves_in_doubt(error: &sqlx::Error) -> bool {
     match error {
         // A shutdown, a broken connection or the error "statement completion unknown" can follow a

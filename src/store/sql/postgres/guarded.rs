@@ -30,8 +30,8 @@ impl Mark {
         &self.0
     }
 
-    /// Returns the script that begins the transaction. The script takes one round trip, so the
-    /// whole script runs on one connection even behind a pooler.
+    /// Returns the script that begins the transaction. The script takes one round trip, so all of
+    /// it runs on one connection even behind a pooler.
     fn begin(&self) -> String {
         let mark = &self.0;
         format!(
@@ -94,7 +94,7 @@ impl Guarded for Postgres {
         let ask = mark.was_committed();
         if Self::depth(connection) == 1 {
             // The second transaction prevents a pooler from assigning a different connection before
-            // the session is reset. `sqlx` also considers this transaction to be the open one.
+            // the session is reset. `sqlx` takes this transaction for the one that it began.
             let was_committed = yes(connection, format!("ROLLBACK; BEGIN; {ask}")).await?;
             Manager::commit(connection).await?;
             return Ok(RolledBack {

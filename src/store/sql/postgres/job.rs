@@ -67,8 +67,8 @@ impl Job {
     /// Returns whether this job can be sent in one statement with the batch.
     pub(super) fn joins(&self, batch: &[Self]) -> bool {
         match (self, batch.first()) {
-            // If several claims are for the same slot, the first claim gets the slot, as if the
-            // claims had arrived one after the other.
+            // If several claims are for the same slot, the first one gets it, as if the claims had
+            // arrived one after the other.
             (Self::Claim(_), Some(Self::Claim(_))) => true,
             (Self::TakeOver(claim), Some(Self::TakeOver(_))) => !batch
                 .iter()
@@ -89,8 +89,7 @@ impl Job {
         }
     }
 
-    /// Records that the row was still locked at the end of the time for which a change waits for a
-    /// lock.
+    /// Records that the row was still locked when the change stopped waiting for the lock.
     pub(super) fn met_lock(&mut self) {
         if let Self::Change(change) = self {
             change.skips_lock = true;
@@ -154,7 +153,7 @@ mod tests {
         let release = Job::Change(Change::new(&slot(2), Token(1), What::Release));
         assert!(
             claim.joins(std::slice::from_ref(&claim)),
-            "the first of them gets the slot"
+            "the first claim gets the slot"
         );
         assert!(!release.joins(std::slice::from_ref(&claim)));
         assert!(!release.joins(std::slice::from_ref(&release)));

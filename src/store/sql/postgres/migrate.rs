@@ -17,14 +17,14 @@ use crate::store::{StoreError, Token};
 
 /// The SQL that [`PostgresStore::migrate`] runs.
 const LAYOUT: &str = include_str!("table.sql");
-/// The first column of each index. The store finds indexes by their table instead of their name,
-/// because a renamed table keeps its index names.
+/// The first column of each index. The store finds an index by its table and column rather than by
+/// its name, because a renamed table keeps its index names.
 const INDEXED: [&str; 2] = ["sweep_at", "scope"];
 /// The query that returns whether a table has an index that begins with a given column.
 const HAS_INDEX: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index AS found \
      JOIN pg_catalog.pg_attribute AS col ON col.attrelid = found.indrelid AND col.attnum = found.indkey[0] \
      WHERE found.indrelid = pg_catalog.to_regclass($1) AND found.indisvalid AND col.attname = $2)";
-/// The advisory lock with which concurrent migrations take turns: "idempkey" in ASCII.
+/// The advisory lock that makes concurrent migrations take turns: "idempkey" in ASCII.
 const MIGRATION_LOCK: i64 = 0x6964_656d_706b_6579;
 
 impl PostgresStore {
@@ -96,7 +96,7 @@ impl PostgresStore {
         transaction.commit().await
     }
 
-    /// Runs a trial claim through its whole life cycle, and undoes the claim.
+    /// Runs a trial claim through its whole life cycle, and then undoes it.
     async fn try_out(&self, wire: &mut Wire) -> Result<(), sqlx::Error> {
         let begin = trial();
         sqlx::raw_sql("BEGIN").execute(&mut wire.connection).await?;

@@ -34,29 +34,30 @@ use statements::Statements;
 /// [`Transaction`](super::Transaction) are committed together with the record of its response.
 ///
 /// The store needs PostgreSQL 12 or later. Each claim, renewal, record and release is a single
-/// statement, so each of these calls takes at most one round trip. A replay or a refusal takes one
+/// statement, so each of these calls normally takes one round trip. A replay or a refusal takes one
 /// round trip, and a first request takes two. Taking over a claim that lapsed, or a row that
 /// expired and has not been swept yet, takes one more round trip. A claim does not wait for another
 /// transaction: if another transaction is writing the slot's row, the slot is reported as in
 /// flight. If the row is locked, a record or a release waits for the lock once, on its connection,
-/// for up to 100 ms. That is long enough for the sweeper's locks, which last only milliseconds.
-/// After that, the store stops waiting for the lock and retries after pauses of 10 to 320 ms, until
+/// for up to 100 ms. The sweeper's locks last only milliseconds, so this wait is long enough for
+/// them. The store then retries without waiting for the lock, with pauses of 10 to 320 ms, until
 /// `store_timeout` (or `settle_within`, in the background) has elapsed. Leases and expiry use the
 /// database's clock.
 ///
 /// **Connections.** Claims, renewals, records, releases and look-ups use up to two connections
-/// ([`connections`](Self::connections)) that belong to the store. These connections are opened in
-/// the same way as the pool's connections, when they are needed. So these calls do not wait for a
-/// handler's transactions, and a handler's settings on a connection do not affect these calls.
-/// Waiting calls are sent together, as one statement. Clones share the connections. Each Tokio
-/// runtime that uses the store has its own connections. So a process can have as many connections
-/// as its pool allows, plus two for each runtime. Allow for all of these connections when you set
-/// the server's `max_connections`.
+/// ([`connections`](Self::connections)) that belong to the store. The store opens them when they
+/// are needed, in the same way as the pool opens its own. So these calls do not wait for a
+/// handler's transactions, and a handler's settings on a connection do not affect them. Waiting
+/// calls are sent together, as one statement. Clones share the connections. Each Tokio runtime that
+/// uses the store has its own connections. So a process can have as many connections as its pool
+/// allows, plus two for each runtime. Allow for all of them when you set the server's
+/// `max_connections`.
 ///
-/// The pool's connections are used by handlers' transactions in atomic mode, from
-/// [`Transaction::begin`](super::Transaction::begin) to the commit, by the sweeper, and by
-/// [`count`](crate::store::Inspect::count). Do not connect the pool to a replica, or through a
-/// proxy that sends reads to a replica. Closing the pool also closes the store.
+/// Handlers' transactions in atomic mode use the pool's connections, from
+/// [`Transaction::begin`](super::Transaction::begin) to the commit. So do the sweeper,
+/// [`count`](crate::store::Inspect::count) and
+/// [`forget_scope`](crate::store::Inspect::forget_scope). Do not connect the pool to a replica, or
+/// through a proxy that sends reads to a replica. Closing the pool also closes the store.
 ///
 /// **The table** is looked up once, with the search path of the first connection. Later changes to
 /// the search path have no effect. Set a [`schema`](Self::schema) if search paths differ between
@@ -130,9 +131,8 @@ impl PostgresStore {
         }
     }
 
-    /// Sets the maximum number of the store's own connections, which is 2 by default. These
-    /// connections are opened when they are needed. Each Tokio runtime that uses the store has its
-    /// own connections.
+    /// Sets the maximum number of the store's own connections, which is 2 by default. They are
+    /// opened when they are needed. Each Tokio runtime that uses the store has its own connections.
     ///
     /// Two connections are enough for most services, because waiting calls are sent together. More
     /// connections help if the database is far away and the request rate is high.

@@ -19,9 +19,9 @@ FROM pg_catalog.pg_class AS found
      JOIN pg_catalog.pg_namespace AS named ON named.oid = found.relnamespace
 WHERE found.oid = pg_catalog.to_regclass($1)";
 
-/// The statements for the table, whose schema is determined only once. The schema is determined on
-/// a connection that nothing else has used, and is then part of every statement. So every statement
-/// uses the same table, whatever settings a handler changes on a connection.
+/// The statements for the table, whose schema is determined only once, on a connection that nothing
+/// else has used. The schema is then part of every statement, so every statement uses the same
+/// table, whatever settings a handler changes on a connection.
 pub(super) struct Pin {
     /// The table with the name that the application set.
     table: Table,

@@ -1,4 +1,4 @@
-//! Runs a lane's statements on its connection.
+//! Runs the store's statements on a lane's connection.
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -66,7 +66,7 @@ pub(super) async fn claim_together(wire: &mut Wire, claims: &[&ClaimRequest]) ->
     Ok(found)
 }
 
-/// Returns the attempts of the claims that took over their slots.
+/// Returns the attempt number of each claim, or `None` for a claim that did not take over its slot.
 pub(super) async fn take_over(wire: &mut Wire, claims: &[&ClaimRequest]) -> Result<Vec<Option<i32>>, sqlx::Error> {
     let sorted = Sorted::new(claims, |claim| &claim.slot);
     let refuses: Vec<_> = sorted.column(|claim| claim.on_lapse == OnLapse::Refuse);
@@ -147,7 +147,7 @@ pub(super) async fn change_together(wire: &mut Wire, changes: &[&Change]) -> Res
 }
 
 /// Determines why changes were not applied, if their claims may still be held. A renewal skips
-/// locked rows, and so does a change that was blocked by a locked row before. A change that is sent
+/// locked rows, and so does a change that has already waited for a lock. A change that is sent
 /// again may have been applied the first time.
 async fn explain(wire: &mut Wire, changes: &[&Change], answers: &mut [Answer]) -> Result<(), sqlx::Error> {
     let in_question = |change: &Change, answer: &Answer| {
@@ -184,7 +184,7 @@ async fn explain(wire: &mut Wire, changes: &[&Change], answers: &mut [Answer]) -
 }
 
 /// Returns whether the claim's record exists, or `Answer::Locked` if a transaction may still write
-/// the record.
+/// it.
 pub(super) async fn is_done(wire: &mut Wire, slot: &Slot, token: Token) -> Result<Answer, sqlx::Error> {
     let query = sqlx::query_scalar(wire.sql.is_done.text())
         .bind(signed(token))
@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn questions_are_sorted_by_slot_and_found_again() {
+    fn items_are_sorted_by_slot_and_found_again() {
         let slot = |number| Slot::from_bytes([number; Slot::LEN]);
         let items = [(slot(3), 'a'), (slot(1), 'b'), (slot(3), 'c'), (slot(2), 'd')];
         let sorted = Sorted::new(&items, |item| &item.0);

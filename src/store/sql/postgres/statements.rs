@@ -13,11 +13,11 @@ const DIALECT: Dialect = Dialect {
     numbers_parameters: true,
 };
 
-/// Reads the slot, and claims the slot if it has no row. If the statement neither reads nor claims
-/// the slot, either the row was forgotten or another statement interfered. The statement does not
-/// try to insert a row if one exists, because the insert would wait for a transaction that is
-/// deleting the existing row. The record is left out if its fingerprint conflicts with `$2`: the
-/// rule, which the first two bytes identify, is the same, but the digest is different.
+/// Reads the slot, and claims it if it has no row. If the statement does neither, the row was
+/// forgotten or another statement interfered. The statement does not try to insert a row if one
+/// exists, because the insert would wait for a transaction that is deleting the existing row. The
+/// record is left out if its fingerprint conflicts with `$2`: the rule, which the first two bytes
+/// identify, is the same, but the digest is different.
 ///
 /// `$1` slot, `$2` fingerprint, `$3` token, `$4` lease, `$5` ttl, `$6` scope.
 const CLAIM: &str = "\
@@ -41,9 +41,9 @@ SELECT (SELECT attempt FROM inserted) AS started,
             THEN seen.record END AS record
 FROM (SELECT 1) AS one LEFT JOIN seen ON seen.counts";
 
-/// [`CLAIM`] for several claims. Each parameter is an array that is sorted by slot, so that two
-/// such statements do not wait for each other. A result row with `n` describes the existing row for
-/// claim number `n`. A result row without `n` describes a claim that started.
+/// [`CLAIM`] for several claims. Each parameter is an array sorted by slot, so that two such
+/// statements cannot deadlock. A result row with `n` describes the existing row for claim number
+/// `n`. A result row without `n` describes a claim that started.
 const CLAIM_MANY: &str = "\
 WITH seen AS MATERIALIZED (
     SELECT asked.*, held.slot IS NOT NULL AS is_there, held.forget_at > {now} AS counts,
@@ -70,7 +70,7 @@ FROM seen WHERE counts
 UNION ALL
 SELECT NULL, slot, token, NULL, NULL, NULL, NULL, NULL FROM inserted";
 
-/// Claims rows that are forgotten, or whose lease has lapsed and whose fingerprint does not
+/// Claims rows that are forgotten, and rows whose lease has lapsed and whose fingerprint does not
 /// conflict. This statement is separate from [`CLAIM`] because takeovers are rare, and including
 /// them would make every claim slower. The statement skips rows that are being written instead of
 /// waiting for them. It returns the claimed slots and their attempt numbers.
@@ -140,7 +140,7 @@ WHERE claimed.slot = asked.slot AND claimed.token = asked.token
 RETURNING asked.n";
 
 /// [`COMPLETE_MANY`] without the claims whose rows are locked. This statement is separate, because
-/// taking the lock first would make every record slower.
+/// taking the lock first would slow down every record.
 const COMPLETE_UNLOCKED: &str = concat!(
     "\
 UPDATE idempotency_keys AS claimed SET
@@ -175,8 +175,9 @@ const CHECK: &str =
 /// Processes one window of the sweeper in one round trip and one transaction. The statement reads
 /// the index on `sweep_at` in order, whatever the planner's estimates for the table are, and finds
 /// the rows by their physical location. `{from}` is the earliest due time, and `{rows}` is the
-/// maximum number of rows. Returns the number of rows removed, the number of rows due, the due time
-/// of the last row in microseconds since 1970, and the milliseconds since that due time.
+/// maximum number of rows. Returns the number of rows removed, the number of due rows processed,
+/// the due time of the last row in microseconds since 1970, and the milliseconds since that due
+/// time.
 const SWEEP: &str = "\
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL enable_seqscan = off;
@@ -198,7 +199,7 @@ SELECT (SELECT count(*) FROM removed), count(*),
        (extract(epoch FROM {now} - max(sweep_at)) * 1000)::bigint
 FROM due";
 
-/// Removes some of a scope's rows. Returns how many rows were found, and how many of the removed
+/// Removes some of a scope's records. Returns how many rows were found, and how many of the removed
 /// rows had not expired. If another transaction is changing a row, the statement waits for that
 /// transaction, and the next statement finds the row again.
 ///
@@ -211,15 +212,14 @@ WITH found AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM found), (SELECT count(*) FROM removed WHERE counts)";
 
-/// The text before and after `COMPLETE` when the record is written in a handler's transaction. The
-/// statement uses a setting that is local to the transaction to check that the transaction is still
+/// The text before and after `COMPLETE` when the record is written in a handler's transaction. A
+/// setting that is local to the transaction tells the statement whether the transaction is still
 /// open. At commit, the settings that guarded the session (`guarded.rs`) are reset.
 ///
 /// From this statement until commit, the row is locked. A client that stops responding is
 /// disconnected, because its key would otherwise be stuck for as long as its connection exists.
 ///
-/// The handler's role is then restored, so that work that is deferred until commit runs with that
-/// role.
+/// The handler's role is then restored, so that work deferred until commit runs with that role.
 ///
 /// Parameters: those of `COMPLETE`, the mark, the mark again, how long a client can be silent (in
 /// milliseconds, as text), and the handler's role twice, or NULL.
@@ -233,9 +233,9 @@ SELECT EXISTS (SELECT FROM completed) AS is_completed,
        CASE WHEN ?::text IS NOT NULL THEN set_config('role', ?, true) END",
 ];
 
-/// Sets a role for the rest of a transaction, and returns the previous role if that role was
-/// different. A statement has the permissions of the role with which it begins, so this statement
-/// cannot be part of [`COMPLETE_IN`].
+/// Sets a role for the rest of a transaction, and returns the previous role if it was different. A
+/// statement has the permissions of the role with which it begins, so this statement cannot be part
+/// of [`COMPLETE_IN`].
 ///
 /// `$1` role.
 pub(super) const TAKE_ROLE: &str = "\

@@ -64,7 +64,7 @@ impl Store for PostgresStore {
 }
 
 /// The pause before the first retry for a locked row. Each further pause is twice as long as the
-/// previous pause.
+/// one before, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 

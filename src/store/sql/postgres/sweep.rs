@@ -11,8 +11,8 @@ use crate::store::StoreError;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;
 
-/// The result of the sweep statement: the number of rows removed, the number of rows due, the time
-/// at which the last row was due, and how long ago that time was.
+/// The result of the sweep statement: the number of rows removed, the number of due rows processed,
+/// the time at which the last row became due, and how long ago that was.
 type WindowRow = (i64, i64, Option<i64>, Option<i64>);
 
 impl PostgresStore {
@@ -28,7 +28,7 @@ impl PostgresStore {
     }
 
     /// Starts removing expired rows in the background, 500 at a time. After each round, the sweeper
-    /// pauses for `every`, but for at least 100 ms. The sweeper uses one connection from the
+    /// pauses for `every`, or for 100 ms if `every` is shorter. It uses one connection from the
     /// application's pool.
     ///
     /// # Errors

@@ -64,8 +64,7 @@ impl AtomicStore for PostgresStore {
     }
 
     async fn is_done(&self, claim: &ClaimId) -> Result<bool, StoreError> {
-        // As long as the row is locked, the transaction whose outcome is unknown may still be
-        // committed.
+        // While the row is locked, the transaction whose outcome is unknown may still be committed.
         match self
             .ask_until_unlocked("read back", Job::IsDone(claim.slot, claim.token))
             .await?

@@ -1,4 +1,4 @@
-//! The store's own connection, and the functions that send statements on it.
+//! A connection of the store, and the types that its statements need.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::store::sql::value::millis;
 
 pub(super) type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 
-/// A connection, and the statements for the table that the store found through this connection.
+/// A connection, and the statements for the table that the store found.
 pub(super) struct Wire {
     pub(super) connection: PgConnection,
     pub(super) sql: Arc<Statements>,

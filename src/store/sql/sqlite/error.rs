@@ -13,7 +13,7 @@ pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError 
     unsuitable(operation, &error).unwrap_or_else(|| store_error(NAME, operation, error, advice))
 }
 
-/// Returns the error for a lane that got no answer.
+/// Returns the error for a job that got no answer.
 pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreError {
     let unsuitable = match &failure {
         Failure::Database(error) => unsuitable(operation, error),
@@ -33,7 +33,7 @@ fn unsuitable(operation: &'static str, error: &sqlx::Error) -> Option<StoreError
     }
 }
 
-/// Returns whether a commit that failed with this error may have taken effect nevertheless.
+/// Returns whether a commit that failed with this error may have taken effect anyway.
 pub(super) fn leaves_in_doubt(error: &sqlx::Error) -> bool {
     // If SQLite itself reports the error, the commit did not take effect. If the worker thread
     // reports the error, the commit may have taken effect.

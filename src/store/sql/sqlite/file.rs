@@ -19,8 +19,7 @@ pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum number of texts whose prepared statements each of the store's connections caches:
 /// all texts of claims and records, and the other statements.
 const STATEMENTS: usize = 2 * Repeated::TEXTS + 24;
-/// The pause before the next attempt to connect to a file whose mode another connection is
-/// changing.
+/// The pause between attempts to connect to a file whose mode another connection is changing.
 const PAUSE: Duration = Duration::from_millis(10);
 /// The first SQLite version with `unixepoch('subsec')`, which the statements use as their clock.
 const OLDEST: (u32, u32) = (3, 42);
@@ -78,8 +77,8 @@ impl File {
         }
         let Some(file) = file.filter(|file| !file.is_empty()) else {
             return Err(unsuitable(
-                "the database is in memory, where connections do not share data, or fail while another connection \
-                 writes; open a file, or use `MemoryStore`",
+                "the database is in memory, where connections either share no data or fail while another one writes; \
+                 open a file, or use `MemoryStore`",
             ));
         };
         self.turns.get_or_init(|| Turns::of(PathBuf::from(file)));

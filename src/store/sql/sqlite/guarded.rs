@@ -46,7 +46,7 @@ impl Hooks {
         Ok(Self(watch))
     }
 
-    /// Stops refusing commits, so the connection behaves like any other connection from now on.
+    /// Stops refusing commits. From now on, the connection behaves like any other.
     fn let_go(&self) {
         self.0.refuses.store(false, Ordering::Release);
     }

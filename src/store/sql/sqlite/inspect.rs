@@ -21,7 +21,7 @@ impl Inspect for SqliteStore {
         Ok(matches!(forgotten, Written::Is(true)))
     }
 
-    /// Removes only a few rows each time that the store takes the lock.
+    /// Removes only a few rows each time the store takes the lock.
     async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
         let mut forgotten = 0;
         loop {

@@ -55,7 +55,7 @@ impl SqliteStore {
     }
 
     /// Creates the missing indexes. A renamed table keeps its index names, which contain its former
-    /// name. So the next table with the former name cannot use these index names.
+    /// name, so the next table with that name needs different index names.
     async fn make_indexes(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let name = &*self.own.table.name;
         for column in INDEXED {

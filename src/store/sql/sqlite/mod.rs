@@ -53,10 +53,10 @@ const READERS: usize = 2;
 /// store is dropped or the pool is closed. Handlers' transactions use the pool's connections. A
 /// pool of one connection is enough.
 ///
-/// **Writers.** SQLite allows one writer at a time. In each process, all writers that write to a
-/// file through this crate wait in one queue, first come, first served: handlers' transactions and
-/// the store's own calls, from every store and pool on that file. The store combines its own
-/// waiting calls in one transaction. At most 1024 calls can wait. Further calls are refused
+/// **Writers.** SQLite allows one writer at a time. In each process, all writers that use a file
+/// through this crate wait in one queue, first come, first served: handlers' transactions and the
+/// store's own calls, from every store and pool on that file. The store combines its own waiting
+/// calls into one transaction. At most 1024 calls can wait, and further calls are refused
 /// immediately. Other writers, such as the application's own statements and other processes, poll
 /// SQLite's lock as usual. If such a writer has the lock, a call waits for up to the busy timeout,
 /// which is 5 s with [`open`](Self::open).
@@ -71,9 +71,9 @@ const READERS: usize = 2;
 /// default. After that time, the layer commits and sends the rest of the body as a stream. For
 /// SQLite, a limit of a few seconds is a good choice.
 ///
-/// Leases and expiry use the host's wall clock, because SQLite uses this clock. If the clock is set
-/// forward by more than a lease, a running operation can be taken over. In atomic mode, the former
-/// holder's transaction is then rolled back. Without atomic mode, both runs take effect.
+/// Leases and expiry use the host's wall clock, because SQLite does. If the clock is set forward by
+/// more than a lease, a running operation can be taken over. In atomic mode, the former holder's
+/// transaction is then rolled back. Without atomic mode, both runs take effect.
 ///
 /// If you link your own SQLite library (feature `sqlite-unbundled`), the library must be version
 /// 3.42 or later.
@@ -86,7 +86,7 @@ const READERS: usize = 2;
 /// # let directory = std::env::temp_dir().join(format!("idempotency-doc-{}", std::process::id()));
 /// # std::fs::create_dir_all(&directory)?;
 /// # let path = directory.join("app.db");
-/// // Creates the file if it is missing, in WAL mode; `store.pool()` is for the application too.
+/// // Creates the file in WAL mode if it is missing. The application can use `store.pool()` too.
 /// let store = SqliteStore::open(&path).await?;
 /// store.migrate().await?;
 /// let layer = IdempotencyLayer::new(store);
@@ -207,8 +207,8 @@ impl SqliteStore {
     /// [`table`](Self::table).
     ///
     /// In WAL mode, SQLite commits each file separately. If the host crashes in the middle of a
-    /// commit, one file may contain the effect although the other file does not contain the record.
-    /// For atomic mode, keep the table in the same file as the application's data.
+    /// commit, one file may contain the effect while the other does not contain the record. For
+    /// atomic mode, keep the table in the same file as the application's data.
     ///
     /// # Errors
     ///

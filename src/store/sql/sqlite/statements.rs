@@ -16,9 +16,9 @@ const DIALECT: Dialect = Dialect {
     numbers_parameters: false,
 };
 
-/// The statement that begins a transaction. The statement takes the writer's lock immediately.
-/// Without the lock, a transaction that reads and then writes would fail if another transaction had
-/// written in the meantime.
+/// The statement that begins a transaction and takes the writer's lock immediately. Without the
+/// lock, a transaction that reads and then writes would fail if another transaction had written in
+/// the meantime.
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 /// Ends a transaction that [`BEGIN`] began.
 pub(super) const COMMIT: &str = "COMMIT";

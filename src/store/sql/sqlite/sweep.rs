@@ -17,8 +17,8 @@ pub(super) const MOST_ROWS: usize = 64;
 /// record can be larger.
 const MOST_BYTES: i64 = 512 * 1024;
 
-/// The number of times that SQLite writes a removal. SQLite writes the removal to its log first,
-/// and then copies it from the log to the file at a time that SQLite chooses.
+/// The number of times that SQLite writes a removal. SQLite writes it to the log first, and copies
+/// it from there to the file at a later time, which SQLite chooses.
 const WRITTEN: u32 = 2;
 
 impl SqliteStore {
@@ -48,8 +48,8 @@ impl Sweepable for SqliteStore {
     const NAME: &'static str = NAME;
     const ROWS: u32 = 256;
 
-    /// Reads the rows without the lock. Then takes a separate turn for each part of the rows, so
-    /// that claims can be written between two parts.
+    /// Reads the rows without the lock, and then takes a separate turn for each part of the rows,
+    /// so that claims can be written between two parts.
     async fn sweep_window(&self, _: Option<Mark>, rows: u32) -> Result<Window, StoreError> {
         let mut window = Window {
             removed: 0,

@@ -3,7 +3,7 @@
 CREATE TABLE IF NOT EXISTS idempotency_keys (
     -- SHA-256 of scope and key.
     slot        BLOB    NOT NULL PRIMARY KEY,
-    -- The operation's owner: a tag of the scope.
+    -- The operation's owner: a keyed digest of the scope.
     scope       BLOB    NOT NULL,
     -- The request's content: two bytes for the rule, and 14 bytes of a digest.
     fingerprint BLOB    NOT NULL,

@@ -124,7 +124,7 @@ fn is_transient(error: &dyn DatabaseError) -> bool {
     false
 }
 
-/// Returns whether PostgreSQL's SQLSTATE denotes a transient error ("PostgreSQL Error Codes",
+/// Returns whether a PostgreSQL SQLSTATE denotes a transient error ("PostgreSQL Error Codes",
 /// appendix A of the PostgreSQL manual).
 #[cfg(feature = "postgres")]
 fn is_transient_state(state: &str) -> bool {
@@ -138,8 +138,8 @@ fn is_transient_state(state: &str) -> bool {
         )
 }
 
-/// Returns whether SQLite's extended result code, whose low byte is the primary code, denotes a
-/// transient error.
+/// Returns whether an extended result code of SQLite denotes a transient error. Its low byte is the
+/// primary code.
 #[cfg(feature = "_sqlite")]
 fn is_transient_code(code: u32) -> bool {
     const COMMIT_HOOK: u32 = 531;
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_pass_is_told_from_what_stays() {
+    fn transient_codes_are_told_from_permanent_ones() {
         for state in [
             "08006", "53100", "58030", "57P01", "57P03", "25006", "25P03", "40001", "40P01", "57014", "55P03",
         ] {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_connection_may_pass_and_mistakes_stay() {
+    fn connection_errors_are_transient_and_mistakes_are_permanent() {
         for error in [
             sqlx::Error::PoolTimedOut,
             sqlx::Error::PoolClosed,

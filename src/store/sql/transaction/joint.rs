@@ -18,8 +18,8 @@ pub(in crate::store::sql) type AfterCommit = Pin<Box<dyn Future<Output = ()> + S
 /// The shared state of one transaction, from before the transaction begins until after it is over.
 pub(in crate::store::sql) struct Joint<DB: AtomicDatabase> {
     pub(super) pool: Pool<DB>,
-    /// The queue in which the transaction waits for its turn. `None` in a database with more than
-    /// one writer.
+    /// The queue in which the transaction waits for its turn. `None` if the database allows more
+    /// than one writer, or if the handler commits the transaction.
     pub(super) turns: Option<Turns>,
     /// The side that commits the transaction.
     pub(super) owner: Owner,
@@ -44,7 +44,7 @@ pub(super) enum Owner {
 pub(super) enum State<DB: AtomicDatabase> {
     NotBegun,
     Open(Open<DB>),
-    /// The transaction is committed or rolled back, and accepts no more work.
+    /// The transaction has been committed or rolled back, and accepts no more work.
     Over,
 }
 
@@ -79,13 +79,13 @@ impl<DB: AtomicDatabase> Joint<DB> {
         after.push(work);
     }
 
-    /// Takes and returns the work to run after the commit. A second call does not return the same
-    /// work again.
+    /// Takes the work to run after the commit, so a second call does not return the same work
+    /// again.
     pub(in crate::store::sql) fn after_commit(&self) -> Vec<AfterCommit> {
         std::mem::take(&mut *self.after_commit.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes the transaction away from the handler, and waits for work that continues after the
+    /// Takes the transaction away from the handler, after waiting for work that continues after the
     /// handler has returned. If the caller stops waiting, the work can only be rolled back.
     pub(in crate::store::sql) async fn take(&self) -> Option<Open<DB>> {
         let giving_up = Raise(&self.given_up);

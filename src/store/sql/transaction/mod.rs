@@ -28,8 +28,9 @@ pub use own::TransactionOrOwn;
 /// key and the layer's store is a `PostgresStore` or a `SqliteStore` (`DB` is `sqlx::Postgres` or
 /// `sqlx::Sqlite`). The transaction is absent if the request has no key, if the store does not
 /// support atomic mode, or if the handler runs unprotected because the store failed. A handler that
-/// also serves such requests takes an `Option<Transaction<DB>>` or a `TransactionOrOwn<DB>`.
-/// `TransactionOrOwn` provides a separate transaction, which the handler commits itself.
+/// also serves such requests takes an `Option<Transaction<DB>>` or a `TransactionOrOwn<DB>`. For
+/// these requests, `TransactionOrOwn` provides a separate transaction, which the handler commits
+/// itself.
 ///
 /// The transaction does not begin until the handler first calls [`begin`](Self::begin), so call
 /// slow services first and write afterwards. A response that the policy stores (or seals) commits
@@ -56,17 +57,17 @@ pub use own::TransactionOrOwn;
 /// ```
 ///
 /// **The layer commits.** Do not send `COMMIT` or `ROLLBACK`, because the handler's response would
-/// no longer match the actual effect. If a handler sends one of these statements, the layer detects
-/// this. It then sends a `500` problem `outcome-unknown` instead of the handler's response, logs
-/// the reason, and seals the key, so that no retry runs the operation. Savepoints (`work.begin()`
-/// in `sqlx`) are safe. If a savepoint's future is dropped while it is waiting, for example by a
-/// timeout around its `begin`, `sqlx` rolls back the whole transaction. Every later statement in
-/// the handler then fails, no write is kept, and the client gets a `503` and can retry.
+/// no longer match the actual effect. The layer detects such a statement. It then sends a `500`
+/// problem `outcome-unknown` instead of the handler's response, logs the reason, and seals the key,
+/// so that no retry runs the operation. Savepoints (`work.begin()` in `sqlx`) are safe. However, if
+/// a savepoint's future is dropped while it is waiting, for example by a timeout around its
+/// `begin`, `sqlx` rolls back the whole transaction. Every later statement in the handler then
+/// fails, no write is kept, and the client gets a `503` and can retry.
 ///
 /// **PostgreSQL.** The transaction is an ordinary PostgreSQL transaction at the session's default
 /// isolation level. At `REPEATABLE READ` and above, a renewal of the claim's lease is treated as a
 /// concurrent update. The lease is renewed each time a third of it has elapsed, so the commit fails
-/// if the work takes longer than that. While the transaction is open,
+/// if the work takes longer than a third of the lease. While the transaction is open,
 /// `default_transaction_read_only` is on in its session, so statements outside the transaction
 /// cannot write. Behind a pooler in transaction mode, a handler that ends the transaction itself
 /// leaves this setting on a connection that other clients use. PgBouncer's
@@ -76,8 +77,8 @@ pub use own::TransactionOrOwn;
 /// transaction. The layer writes the record with the store's role, to the table in the store's
 /// schema. The handler's role is then restored, so triggers that are deferred until commit run with
 /// that role. If the pool's user is a superuser or a member of any role, switching roles costs one
-/// round trip per commit. If the user became a member of a role after the store had connected, then
-/// in each process, the first operation whose handler sets a role fails with `503`, and its retry
+/// round trip per commit. If the user becomes a member of a role after the store has connected, the
+/// first operation in each process whose handler sets a role fails with `503`, and its retry
 /// succeeds. Other settings that a handler changes, such as `statement_timeout`, also apply when
 /// the record is written.
 ///
@@ -140,9 +141,9 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     /// Ensures that the work is rolled back after the handler has responded, whatever the response
     /// is.
     ///
-    /// The policy treats the response like any other response. If the response is stored, its
-    /// record is stored without the effect. Use this method if the handler writes part of an
-    /// operation and then refuses the operation with a `200`.
+    /// The policy treats the response like any other. If the policy stores the response, its record
+    /// is stored without the effect. Use this method if the handler writes part of an operation and
+    /// then refuses the operation with a `200`.
     ///
     /// ```
     /// # #[cfg(feature = "_sqlite")]
@@ -175,8 +176,7 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     /// happen belongs in the transaction, as a row that another process handles (an outbox).
     ///
     /// Do not move a clone of a handler's [`own`](Self::own) transaction into `work` unless you
-    /// always call [`commit`](Self::commit). Without a commit, the clone keeps the transaction
-    /// open.
+    /// always call [`commit`](Self::commit). Until then, the clone keeps the transaction open.
     ///
     /// If the commit's outcome is unknown at first, `work` runs as soon as the layer has confirmed
     /// that the transaction was committed. If the handler never called [`begin`](Self::begin), the

@@ -11,7 +11,7 @@ use crate::store::sql::guarded::{AtomicDatabase, RolledBack};
 use crate::store::sql::pool::{acquire, close, put_back};
 use crate::store::sql::turns::{Turn, Turns};
 
-/// How long a rollback can take, if no caller is waiting for it, before the connection is closed.
+/// How long a rollback that no caller is waiting for can take before the connection is closed.
 const CLEANING: Duration = Duration::from_secs(5);
 
 /// A connection on which a guarded transaction is open. Dropping this value rolls the transaction
@@ -66,7 +66,7 @@ impl<DB: AtomicDatabase> Open<DB> {
         DB::depth(self)
     }
 
-    /// Returns the connection and its guard, for a statement. Call [`answered`](Self::answered)
+    /// Returns the connection and its guard, to send a statement. Call [`answered`](Self::answered)
     /// when the answer has arrived. If this value is dropped before that, the connection is closed.
     pub(in crate::store::sql) fn ask(&mut self) -> (&mut DB::Connection, &DB::Guard) {
         self.asking = true;
@@ -89,8 +89,8 @@ impl<DB: AtomicDatabase> Open<DB> {
         open
     }
 
-    /// Commits the transaction, which was just found to be open. If the commit fails, the
-    /// connection is closed.
+    /// Commits the transaction. Check that it is open immediately before the call. If the commit
+    /// fails, the connection is closed.
     pub(in crate::store::sql) async fn commit(mut self) -> Result<(), sqlx::Error> {
         let (connection, guard) = self.ask();
         DB::commit(connection, guard).await?;

@@ -85,8 +85,8 @@ impl<DB: AtomicDatabase> Transaction<DB> {
                 Ok(())
             };
         };
-        // If the transaction is not committed, the work is dropped, because the work may own the
-        // transaction, which in turn owns the work.
+        // The work is taken here, so that it is dropped if the transaction is not committed. The
+        // work may own the transaction, which in turn owns the work.
         let following = self.0.after_commit();
         if self.0.is_aborted() {
             open.roll_back().await?;
@@ -109,9 +109,9 @@ impl<DB: AtomicDatabase> Transaction<DB> {
 /// contain one.
 ///
 /// The router's state provides the pool (`Pool<DB>: FromRef<S>`). Call
-/// [`commit`](Transaction::commit) at the end of the handler's work. The call commits a separate
-/// transaction, and has no effect on the layer's transaction. Without this call, the writes for a
-/// request without a key are rolled back.
+/// [`commit`](Transaction::commit) at the end of the handler's work. It commits a separate
+/// transaction, and has no effect on the layer's transaction. If you do not call it, the writes for
+/// a request without a key are rolled back.
 ///
 /// ```
 /// # #[cfg(feature = "_sqlite")]
