@@ -132,6 +132,9 @@
 //!   handler's `tracing` span is still active.
 //! - Response extensions are not stored. Use [`on_replay`](IdempotencyLayerBuilder::on_replay) to
 //!   restore the extensions that you need.
+//! - The build needs a C compiler for the assembly and C code of the `blake3` crate. On x86, that
+//!   crate falls back to slower Rust code if there is none. Elsewhere, you can enable its feature
+//!   `pure` instead.
 //!
 //! # Features
 //!
@@ -144,7 +147,7 @@
 //! | `reqwest` | no | `client::reqwest`: middleware for `reqwest-middleware` that generates keys and retries requests |
 //! | `redis` | no | `store::RedisStore` |
 //! | `postgres` | no | `store::sql::PostgresStore`, and its atomic mode |
-//! | `sqlite` | no | `store::sql::SqliteStore`, and its atomic mode; builds SQLite, which needs a C compiler |
+//! | `sqlite` | no | `store::sql::SqliteStore`, and its atomic mode; builds SQLite with a C compiler |
 //! | `sqlite-unbundled` | no | like `sqlite`, but uses the system's SQLite, 3.42 or later; the build needs its headers and libclang |
 //! | `sealed` | no | `store::Sealed`, which encrypts the records in another store |
 //! | `tiered` | no | `store::Tiered`, a cache of records in front of a remote store |

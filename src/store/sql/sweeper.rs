@@ -255,7 +255,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_goes_from_window_to_window_and_rests_in_proportion() {
         let rows = Rows::new((0..7).map(|at| (at, at != 1)));
-        let sweeper = Sweeper::start(rows.clone(), Duration::from_secs(60));
+        let sweeper = Sweeper::start(rows.clone(), Duration::from_secs(60)).unwrap();
         tokio::time::sleep(Duration::from_secs(59)).await;
         assert_eq!((sweeper.removed(), sweeper.errors()), (6, 0));
         let asked = rows.asked.lock().unwrap().clone();
@@ -280,7 +280,7 @@ mod tests {
     async fn it_reports_its_lag_and_rests_less_if_the_lag_does_not_shrink() {
         let mut rows = Rows::new((0..5000).map(|at| (at, true)));
         rows.lag = Duration::from_secs(7200);
-        let sweeper = Sweeper::start(rows.clone(), Duration::from_secs(60));
+        let sweeper = Sweeper::start(rows.clone(), Duration::from_secs(60)).unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(sweeper.lag(), rows.lag);
         let asked = rows.asked.lock().unwrap().clone();
@@ -292,7 +292,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_pauses_between_rounds_even_if_told_not_to() {
         let rows = Rows::default();
-        let _sweeper = Sweeper::start(rows.clone(), Duration::ZERO);
+        let _sweeper = Sweeper::start(rows.clone(), Duration::ZERO).unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(
             rows.asked.lock().unwrap().len(),
@@ -305,7 +305,7 @@ mod tests {
     async fn an_error_is_counted_and_the_next_round_goes_on() {
         let rows = Rows::new((0..7).map(|at| (at, true)));
         rows.fails.store(2, Ordering::Relaxed);
-        let sweeper = Sweeper::start(rows, Duration::from_secs(60));
+        let sweeper = Sweeper::start(rows, Duration::from_secs(60)).unwrap();
         tokio::time::sleep(Duration::from_secs(125)).await;
         assert_eq!((sweeper.removed(), sweeper.errors()), (7, 2));
     }
