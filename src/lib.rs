@@ -102,7 +102,7 @@
 //! | [`wait`](IdempotencyLayerBuilder::wait) | 0 | how long a duplicate waits for the first outcome before it gets `409` |
 //! | [`store_timeout`](IdempotencyLayerBuilder::store_timeout) | 5 s | the time limit for each store call |
 //! | [`settle_within`](IdempotencyLayerBuilder::settle_within) | 5 min | how long the layer keeps trying to store an outcome |
-//! | [`circuit_breaker`](IdempotencyLayerBuilder::circuit_breaker) | 5 failures, 1 s | when the layer stops calling a failing store |
+//! | [`circuit_breaker`](IdempotencyLayerBuilder::circuit_breaker) | 5 failures, 1 s | when the layer stops requesting claims from a failing store |
 //! | [`run_unprotected_when_store_fails`](IdempotencyLayerBuilder::run_unprotected_when_store_fails) | off: `503` | fails open: requests run without protection while the store is failing |
 //! | [`max_request_body`](IdempotencyLayerBuilder::max_request_body) | 2 MiB | the maximum body size of a request with a key; a larger body gets `413` |
 //! | [`max_response_body`](IdempotencyLayerBuilder::max_response_body) | 1 MiB | the maximum size of a stored body; a larger response is delivered and leaves a tombstone |

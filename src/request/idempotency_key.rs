@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn derived_keys_are_stable_and_apart() {
+    fn derived_keys_are_stable_and_distinct() {
         let operation = |byte, attempt| IdempotencyKey::new("k".into(), Slot::from_bytes([byte; 32]), attempt);
         let derived = operation(1, 1).derive("charge");
         // Providers remember keys, so this value must never change.

@@ -87,7 +87,7 @@ impl fmt::Debug for ReplayHook {
     }
 }
 
-/// The settings of the circuit breaker, which stops calling a failing store.
+/// The settings of the circuit breaker, which stops requesting claims from a failing store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BreakerConfig {
     /// The number of consecutive failures after which the store is not called.

@@ -43,8 +43,8 @@ impl Token {
     }
 }
 
-/// The action to take for a claim whose lease has lapsed. The claim's holder died, and it is
-/// unknown whether the operation completed.
+/// The action to take for a claim whose lease has lapsed. The claim's holder died or could not
+/// renew the lease, and it is unknown whether the operation completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnLapse {

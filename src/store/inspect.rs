@@ -31,8 +31,8 @@ pub enum Phase {
     Running {
         /// The attempt number: 1, plus 1 for each lapsed claim that was taken over.
         attempt: u32,
-        /// The time until the lease expires. Zero means that the claim has lapsed: its holder died,
-        /// and it is unknown whether the operation completed.
+        /// The time until the lease expires. Zero means that the claim has lapsed: its holder died
+        /// or could not renew the lease, and it is unknown whether the operation completed.
         lease_left: Duration,
     },
     /// The operation ended, and its outcome is stored.

@@ -47,10 +47,10 @@ pub use sentinel::RedisSentinel;
 /// # }
 /// ```
 ///
-/// **Round trips.** A replay or a refusal costs 1 round trip, and a first request costs 2 round
-/// trips. The claim is one command (`SET … NX GET`, Redis 7 or later and Valkey). If the command
-/// finds another claim for the same request, a script checks that claim's remaining lease, which
-/// costs 1 more round trip. A different script records the outcome. On servers that do not support
+/// **Round trips.** A replay, or a refusal of a different request, costs 1 round trip, and a first
+/// request costs 2 round trips. The claim is one command (`SET … NX GET`, Redis 7 or later and
+/// Valkey). If the command finds another claim for the same request, a script checks that claim's
+/// remaining lease, which costs 1 more round trip. A different script records the outcome. On servers that do not support
 /// the command, the store always claims slots with the script. On each connection, the store also
 /// repeats the first claim once with the script, to verify that the command and the script give the
 /// same result. If a server does not have a script yet, sending the script costs 1 more round trip.
@@ -69,8 +69,8 @@ pub use sentinel::RedisSentinel;
 /// second connection for large records. The store replaces a connection immediately in three cases:
 /// the connection broke; the connection was silent for a second after a request (10 s on the
 /// connection for large records); or the server reports that it is a replica, is still loading its
-/// data, or is not the right server (`READONLY`, `MASTERDOWN`, `LOADING`, `CLUSTERDOWN`). Each
-/// time, the store looks up the host name again, or queries [Sentinel](Self::connect_sentinel) for
+/// data, or is not the right server (`READONLY`, `MASTERDOWN`, `LOADING`, `CLUSTERDOWN`,
+/// `NOAUTH`). Each time, the store looks up the host name again, or queries [Sentinel](Self::connect_sentinel) for
 /// the address. A call that the server refused is then repeated, up to twice. If the reply to a
 /// call was lost, the call is repeated only if repeating it is safe; a release is not repeated.
 /// [`new`](Self::new) accepts any connection type from the `redis` crate, such as a cluster
