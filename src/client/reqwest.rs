@@ -137,7 +137,7 @@ where
     }
 }
 
-/// Converts a response, and keeps its URL in the extension from which `reqwest` reads it back.
+/// Converts a response, and preserves its URL in the extension from which `reqwest` reads the URL.
 fn with_url(response: Response) -> http::Response<Body> {
     let url = http::Response::builder().url(response.url().clone()).body(());
     let mut response = http::Response::from(response);

@@ -148,7 +148,7 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     ///
     /// In atomic mode, the handler's transaction stays open while its response is read, because the
     /// record is committed with the effect. On PostgreSQL, the transaction occupies a pool
-    /// connection and keeps the locks on the rows that the handler wrote. On SQLite, the
+    /// connection and holds locks on the rows that the handler wrote. On SQLite, the
     /// transaction occupies the only writer: replays continue, but first requests wait, and get
     /// `503` after [`store_timeout`](Self::store_timeout). In atomic mode on SQLite, set this
     /// option to a few seconds.

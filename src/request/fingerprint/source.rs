@@ -179,7 +179,7 @@ impl FingerprintSource {
     /// | `multipart/form-data` | every part named `csrf` | part by part, in order |
     ///
     /// [`canonical_json`](Self::canonical_json) also reads JSON in a body with any other
-    /// `Content-Type`. It makes no difference whether a field that is left out is present at all. A
+    /// `Content-Type`. Whether a request contains an ignored field at all makes no difference. A
     /// pointer with several steps does not name any field in a form. Any other body, and any body
     /// that cannot be read, is compared in full.
     ///

@@ -146,8 +146,8 @@ impl KeyRules {
         }
     }
 
-    /// Checks the length and, if required, the form of a UUID. The characters have already been
-    /// checked.
+    /// Checks the key's length, refuses placeholders and, if the format requires it, checks that
+    /// the key is a UUID. The characters have already been checked.
     fn check<'k>(&self, key: Cow<'k, str>) -> Result<Cow<'k, str>, InvalidKey> {
         check_length(&key, self.max_length)?;
         refuse_placeholder(&key)?;

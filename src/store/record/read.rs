@@ -1,4 +1,4 @@
-//! Reads records, and decodes them for a response.
+//! Reads records, and decodes them into the parts of a response.
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
@@ -59,7 +59,7 @@ impl Record {
         }
     }
 
-    /// Decodes the record for a response.
+    /// Decodes the record into the parts of a response.
     pub(crate) fn open(&self) -> Result<Opened, StoreError> {
         let blob = self.0.front();
         if blob.len() < HEAD || blob[0] != VERSION {

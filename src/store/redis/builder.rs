@@ -126,8 +126,8 @@ where
     C: ConnectionLike + Clone + Send + Sync + 'static,
 {
     /// Creates a store that uses a connection that you opened. The connection must be cheap to
-    /// clone, and its clones must share it, as with `ConnectionManager`, `MultiplexedConnection`
-    /// and `ClusterConnection`.
+    /// clone, and all clones must share one underlying connection, like the clones of
+    /// `ConnectionManager`, `MultiplexedConnection` and `ClusterConnection`.
     ///
     /// Make sure that the connection has a response timeout and reconnects if it breaks. A
     /// `MultiplexedConnection` does not reconnect, and none of these types disconnects from a

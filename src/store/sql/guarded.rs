@@ -57,7 +57,7 @@ pub trait Guarded: Database {
 /// The state of a connection after a rollback.
 #[derive(Debug, Clone, Copy)]
 pub struct RolledBack {
-    /// Whether the transaction had already been committed, but not by this crate.
+    /// Whether something other than this crate had already committed the transaction.
     pub(super) was_committed: bool,
     /// Whether the connection is in the same state as before the transaction. If not, the
     /// connection must be closed.

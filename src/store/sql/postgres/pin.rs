@@ -67,7 +67,7 @@ impl Pin {
         self.pinned().as_ref().map(|pinned| Arc::clone(&pinned.role))
     }
 
-    /// Records that a handler may set a different role. This method is also called after an
+    /// Notes that a handler may have set a different role. This method is also called after an
     /// error about a missing permission, because the user may have become a member of other roles
     /// in the meantime.
     pub(super) fn doubt_role(&self) {
