@@ -101,6 +101,23 @@ async fn compare_rows<S: Store + Clone>(title: &str, few: S, many: S) {
     }
 }
 
+/// Prints what each call does to the disk, from counters that `read` returns.
+async fn count_work<S: Store + Clone>(few: S, many: S, of: [&str; 2], read: impl AsyncFn() -> [f64; 2]) {
+    println!("\n| per call | rows | {} | {} |\n|---|---|---|---|", of[0], of[1]);
+    for (store, rows) in [(few, FEW), (many, MANY)] {
+        let cases = Arc::new(Vec::from(of_rows(store, rows).await));
+        for index in 0..cases.len() {
+            // The first turn reads pages that stay in the cache.
+            times(&cases, index, 1).await;
+            let before = read().await;
+            let calls = times(&cases, index, 1).await.1.len() as f64;
+            let after = read().await;
+            let [first, second] = [0, 1].map(|at| (after[at] - before[at]) / calls);
+            println!("| {} | {rows} | {first:.2} | {second:.0} |", cases[index].name);
+        }
+    }
+}
+
 pub async fn postgres(server: &Postgres) {
     let mut stores = Vec::new();
     for rows in [FEW, MANY] {
@@ -132,7 +149,20 @@ pub async fn postgres(server: &Postgres) {
         sqlx::raw_sql("CHECKPOINT").execute(&pool).await.expect("a checkpoint");
     }
     let [few, many] = [stores[0].clone(), stores[1].clone()];
-    compare_rows("PostgreSQL", few, many).await;
+    compare_rows("PostgreSQL", few.clone(), many.clone()).await;
+    let pool = few.pool().clone();
+    count_work(few, many, ["pages read", "bytes of WAL"], async || {
+        // A connection reports its counts when it has been idle for ten seconds.
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        let counts: (i64, i64) = sqlx::query_as(
+            "SELECT sum(blks_read)::bigint, (pg_current_wal_insert_lsn() - '0/0')::bigint FROM pg_stat_database",
+        )
+        .fetch_one(&pool)
+        .await
+        .expect("the counts");
+        [counts.0 as f64, counts.1 as f64]
+    })
+    .await;
 }
 
 pub async fn sqlite() {
@@ -164,5 +194,14 @@ pub async fn sqlite() {
         stores.push(store);
     }
     let [few, many] = [stores[0].clone(), stores[1].clone()];
-    compare_rows("SQLite", few, many).await;
+    compare_rows("SQLite", few.clone(), many.clone()).await;
+    count_work(few, many, ["pages read or written", "bytes written"], async || {
+        let text = std::fs::read_to_string("/proc/self/io").expect("the process's counts");
+        let count = |name: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.expect("a count").trim().parse().expect("a number")
+        };
+        [count("syscr:") + count("syscw:"), count("wchar:")]
+    })
+    .await;
 }
