@@ -145,6 +145,47 @@ async fn what_cannot_be_committed_does_not_fail_what_is_written_with_it() {
 }
 
 #[tokio::test]
+async fn a_row_that_cannot_be_read_fails_its_own_claim_and_no_other() {
+    let directory = Directory::new();
+    let store = open(&directory).await;
+    assert_eq!(
+        store.begin(&claim(20).token(20)).await.unwrap(),
+        ClaimOutcome::started(1)
+    );
+    let handler = Handler::of(&store, &claim(100)).await;
+    let mut work = handler.begin().await;
+    // All of these find their slots empty, and wait for the handler. One of the rows appears meanwhile.
+    let claims: Vec<_> = (1..=5)
+        .map(|number| {
+            let store = store.clone();
+            tokio::spawn(async move { store.begin(&claim(number).token(number)).await })
+        })
+        .collect();
+    let recording = store.clone();
+    let record = tokio::spawn(async move { recording.complete(&claim(20).slot, Token(20), &record(), HOUR).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    sqlx::query(
+        "INSERT INTO idempotency_keys SELECT ?1, scope, fingerprint, token, 'no number', lease_until, forget_at, \
+         sweep_at, record FROM idempotency_keys WHERE slot = ?2",
+    )
+    .bind(claim(3).slot.as_bytes().as_slice())
+    .bind(claim(20).slot.as_bytes().as_slice())
+    .execute(&mut *work)
+    .await
+    .unwrap();
+    drop(work);
+    assert!(matches!(handler.commit().await, Commit::Done));
+    for (call, number) in claims.into_iter().zip(1..) {
+        let outcome = call.await.unwrap();
+        match number {
+            3 => assert_told(&outcome.unwrap_err(), StoreErrorKind::Corrupt, &["begin", "layout"]),
+            _ => assert_eq!(outcome.unwrap(), ClaimOutcome::started(1), "{number}"),
+        }
+    }
+    assert_eq!(record.await.unwrap().unwrap(), Held::Yes);
+}
+
+#[tokio::test]
 async fn a_read_only_database_is_told_and_still_replays() {
     let directory = Directory::new();
     let store = open(&directory).await;
