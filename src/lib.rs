@@ -121,7 +121,7 @@
 //! | [`webhooks`](IdempotencyLayerBuilder::webhooks) |  | profile: the event id is the key |
 //! | [`grpc`](IdempotencyLayerBuilder::grpc) |  | profile: for gRPC servers, such as tonic's |
 //!
-//! # Requirements
+//! # Requirements and limits
 //!
 //! - A Tokio runtime with its timer enabled (`enable_all`, which `#[tokio::main]` uses). Leases,
 //!   timeouts and work that continues without a client need the timer. Without a timer, requests
