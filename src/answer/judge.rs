@@ -11,6 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::verdict::Verdict;
+use crate::request::content::is_encoded;
 
 const GRPC_STATUS: &str = "grpc-status";
 
@@ -72,7 +73,7 @@ impl Judge {
                     || status == StatusCode::PAYMENT_REQUIRED
                     || status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE,
             ),
-            Self::GraphQl if is_success(status) && is_json(headers) => return None,
+            Self::GraphQl if is_success(status) && is_readable_json(headers) => return None,
             Self::GraphQl => store_if(is_success(status)),
             Self::Grpc => match grpc_status(headers) {
                 Some(status) => store_if(status == b"0"),
@@ -113,7 +114,7 @@ impl Judge {
         let store_if = |stored| if stored { Verdict::Store } else { Verdict::Release };
         match self {
             Self::Whole(judge) => judge(response),
-            Self::GraphQl if is_success(response.status) && is_json(response.headers) => {
+            Self::GraphQl if is_success(response.status) && is_readable_json(response.headers) => {
                 store_if(!has_graphql_errors(response.body))
             }
             Self::Grpc => {
@@ -150,9 +151,30 @@ fn is_json(headers: &HeaderMap) -> bool {
             .is_some_and(|suffix| suffix.eq_ignore_ascii_case("+json"))
 }
 
-/// Returns whether the top-level `errors` of a GraphQL response contains an element. A body that is
-/// not a JSON object is treated as a GraphQL failure too.
+/// Returns whether the body is JSON that is not compressed. The success of a compressed response is
+/// judged by its status alone: if the response were not stored, a successful operation would run
+/// again.
+fn is_readable_json(headers: &HeaderMap) -> bool {
+    is_json(headers) && !is_encoded(headers)
+}
+
+/// Returns whether a response reports a failure, by its status or by its gRPC status.
+pub(crate) fn is_failure(status: StatusCode, headers: &HeaderMap, trailers: Option<&HeaderMap>) -> bool {
+    let grpc = || grpc_status(headers).or_else(|| trailers.and_then(grpc_status));
+    status.is_client_error() || status.is_server_error() || grpc().is_some_and(|status| status != b"0")
+}
+
+/// Returns whether the top-level `errors` of a GraphQL response contains an element. In a batch,
+/// returns whether this is true of all responses, because the other operations must not run again.
+/// Any other body is treated as a GraphQL failure.
 fn has_graphql_errors(body: &[u8]) -> bool {
+    if let Ok(batch) = serde_json::from_slice::<Vec<&RawValue>>(body) {
+        return batch.iter().all(|response| has_errors(response.get().as_bytes()));
+    }
+    has_errors(body)
+}
+
+fn has_errors(body: &[u8]) -> bool {
     let Ok(members) = serde_json::from_slice::<HashMap<String, &RawValue>>(body) else {
         return true;
     };

@@ -11,6 +11,7 @@ mod tally;
 mod verdict;
 
 pub use judge::WholeResponse;
+pub(crate) use judge::is_failure;
 pub use outcome::Outcome;
 pub use policy::Policy;
 pub(crate) use problem::Problem;

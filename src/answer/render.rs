@@ -165,10 +165,7 @@ fn grpc(problem: &Problem) -> Response<Bytes> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", u16::from(status).into());
-    // Our texts are printable ASCII, so only the percent sign must be escaped (protocol,
-    // "Percent-Encoded").
-    let message = problem.detail().replace('%', "%25");
-    if let Ok(message) = HeaderValue::try_from(message) {
+    if let Ok(message) = HeaderValue::try_from(percent_encoded(problem.detail())) {
         headers.insert("grpc-message", message);
     }
     headers.insert("idempotency-problem", HeaderValue::from_static(kind.slug()));
@@ -179,6 +176,18 @@ fn grpc(problem: &Problem) -> Response<Bytes> {
     };
     headers.insert("grpc-retry-pushback-ms", push_back);
     response
+}
+
+/// Encodes a text for `grpc-message` (protocol, "Percent-Encoded").
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
 }
 
 /// Returns the location of the result, as stated in the first response.

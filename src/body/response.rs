@@ -60,11 +60,14 @@ impl<B: Body<Data = Bytes>> ResponseBody<B> {
     }
 
     /// Yields `read`, then the rest of the body, and reports how the body ended.
-    pub(crate) fn stream(read: [Bytes; 2], rest: Pin<Box<B>>, on_end: OnEnd<B>) -> Self {
+    /// `length` is the length that the response declares, if any.
+    pub(crate) fn stream(read: [Bytes; 2], rest: Pin<Box<B>>, length: Option<u64>, on_end: OnEnd<B>) -> Self {
+        let was_read = read.iter().map(|data| data.len() as u64).sum();
+        let missing = length.map(|length| length.saturating_sub(was_read));
         Self {
             inner: Inner::Stream {
                 read: read.into_iter().filter(|data| !data.is_empty()).collect(),
-                rest: WatchedStream::new(rest, on_end),
+                rest: WatchedStream::new(rest, missing, on_end),
             },
         }
     }

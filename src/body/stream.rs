@@ -16,8 +16,14 @@ pub(crate) enum StreamEnd<B> {
     Failed,
     /// The stream panicked.
     Panicked,
-    /// The client disconnected before the stream ended. The value is the rest of the stream.
-    Dropped(Pin<Box<B>>),
+    /// The stream was dropped before it ended.
+    Dropped {
+        /// The rest of the stream.
+        rest: Pin<Box<B>>,
+        /// Whether all data was read. A server that knows the length of a body might not poll the
+        /// body again after the last byte. Any trailers are unknown.
+        was_read: bool,
+    },
 }
 
 pub(crate) type OnEnd<B> = Box<dyn FnOnce(StreamEnd<B>) + Send + Sync>;
@@ -25,13 +31,16 @@ pub(crate) type OnEnd<B> = Box<dyn FnOnce(StreamEnd<B>) + Send + Sync>;
 /// Reports once how its body ended.
 pub(super) struct WatchedStream<B: Body> {
     body: Option<Pin<Box<B>>>,
+    /// The number of bytes that are missing, if the response declares its length.
+    missing: Option<u64>,
     on_end: Option<OnEnd<B>>,
 }
 
 impl<B: Body<Data = Bytes>> WatchedStream<B> {
-    pub(super) fn new(body: Pin<Box<B>>, on_end: OnEnd<B>) -> Self {
+    pub(super) fn new(body: Pin<Box<B>>, missing: Option<u64>, on_end: OnEnd<B>) -> Self {
         Self {
             body: Some(body),
+            missing,
             on_end: Some(on_end),
         }
     }
@@ -52,6 +61,9 @@ impl<B: Body<Data = Bytes>> WatchedStream<B> {
                     Some(Err(_)) => self.end(StreamEnd::Failed),
                     // Trailers are the last frame, and a server might not poll again after them.
                     Some(Ok(frame)) => {
+                        if let (Some(missing), Some(data)) = (&mut self.missing, frame.data_ref()) {
+                            *missing = missing.saturating_sub(data.len() as u64);
+                        }
                         if let Some(trailers) = frame.trailers_ref().cloned() {
                             self.end(StreamEnd::Complete(Some(Box::new(trailers))));
                         }
@@ -82,10 +94,11 @@ impl<B: Body> Drop for WatchedStream<B> {
         }
         let Some(body) = self.body.take() else { return };
         // A server that can tell where the body ends does not poll the body again.
-        if body.is_end_stream() || body.size_hint().exact() == Some(0) {
+        if body.is_end_stream() {
             self.end(StreamEnd::Complete(None));
         } else {
-            self.end(StreamEnd::Dropped(body));
+            let was_read = self.missing == Some(0) || body.size_hint().exact() == Some(0);
+            self.end(StreamEnd::Dropped { rest: body, was_read });
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -41,7 +42,8 @@ pub struct IdempotencyKey {
 /// on a floor above this module, which therefore cannot import them.
 #[derive(Clone, Default)]
 pub(crate) struct Claims {
-    token: Option<u64>,
+    /// The token and the lease of the claim.
+    claim: Option<(u64, Duration)>,
     outer: Option<Arc<(Slot, Claims)>>,
 }
 
@@ -64,9 +66,9 @@ impl IdempotencyKey {
         }
     }
 
-    /// Adds the token of the claim under which the request runs.
-    pub(crate) fn claimed(mut self, token: u64) -> Self {
-        self.claims.token = Some(token);
+    /// Adds the claim under which the request runs.
+    pub(crate) fn claimed(mut self, token: u64, lease: Duration) -> Self {
+        self.claims.claim = Some((token, lease));
         self
     }
 
@@ -76,7 +78,7 @@ impl IdempotencyKey {
         allow(dead_code, reason = "used only to explain a missing transaction")
     )]
     pub(crate) fn is_claimed(&self) -> bool {
-        self.claims.token.is_some()
+        self.claims.claim.is_some()
     }
 
     /// Sets the key that an outer layer inserted into the request.
@@ -84,15 +86,15 @@ impl IdempotencyKey {
         self.claims.outer = Some(Arc::new((outer.slot, outer.claims)));
     }
 
-    /// Returns the tokens of the claims that this layer and the layers around it have on the given
-    /// slot, each in its own store.
-    pub(crate) fn tokens_for(&self, slot: &Slot) -> impl Iterator<Item = u64> {
+    /// Returns the tokens and leases of the claims that this layer and the layers around it have on
+    /// the given slot, each in its own store.
+    pub(crate) fn claims_for(&self, slot: &Slot) -> impl Iterator<Item = (u64, Duration)> {
         let claims = std::iter::successors(Some((&self.slot, &self.claims)), |(_, claims)| {
             claims.outer.as_deref().map(|(slot, claims)| (slot, claims))
         });
         claims
             .filter(move |(held, _)| *held == slot)
-            .filter_map(|(_, claims)| claims.token)
+            .filter_map(|(_, claims)| claims.claim)
     }
 
     /// Creates a key to pass to a handler in a test. The slot is derived from the key alone.

@@ -2,7 +2,7 @@
 //! whether two requests are the same. All the code here is pure.
 
 mod authorization;
-mod content;
+pub(crate) mod content;
 pub(crate) mod fingerprint;
 pub(crate) mod header_name;
 pub(crate) mod idempotency_key;

@@ -29,9 +29,9 @@ pub(crate) enum Admission<St: Store> {
     HeldOutside,
 }
 
-/// Tokens of outer layers that may have taken this same claim. Nearly every request has at most
-/// one.
-pub(crate) type OuterTokens = SmallVec<[Token; 1]>;
+/// The tokens and leases of outer layers that may have taken this same claim. Nearly every request
+/// has at most one.
+pub(crate) type OuterClaims = SmallVec<[(Token, Duration); 1]>;
 
 /// A pending request to the store.
 pub(crate) type Question<St> = Pin<Box<dyn Future<Output = Result<Admission<St>, StoreError>> + Send>>;
@@ -48,7 +48,7 @@ fn admission<St: Store>(guard: &Arc<Guard<St>>, begin: &ClaimRequest, begun: Cla
 pub(crate) fn admit_now<St: Store>(
     guard: &Arc<Guard<St>>,
     begin: &ClaimRequest,
-    outer: &[Token],
+    outer: &[(Token, Duration)],
 ) -> Option<Result<Admission<St>, StoreError>> {
     if !St::IN_PROCESS {
         return None;
@@ -59,8 +59,8 @@ pub(crate) fn admit_now<St: Store>(
     };
     watch.stop(answer.is_ok());
     if answer.as_ref().is_ok_and(may_be_held_outside)
-        && outer.iter().any(|token| {
-            let renewed = at_once(guard.store.renew(&begin.slot, *token, begin.lease));
+        && outer.iter().any(|(token, lease)| {
+            let renewed = at_once(guard.store.renew(&begin.slot, *token, *lease));
             matches!(renewed, Poll::Ready(Ok(Held::Yes)))
         })
     {
@@ -82,22 +82,33 @@ pub(crate) fn admit_now<St: Store>(
 pub(crate) async fn admit<St: Store>(
     guard: Arc<Guard<St>>,
     begin: ClaimRequest,
-    outer: OuterTokens,
+    outer: OuterClaims,
     disconnected: Disconnected,
 ) -> Result<Admission<St>, StoreError> {
     let config = &guard.config;
     let mut deadline = None;
+    let mut seen = None;
     for round in 0.. {
         let asked = Instant::now();
-        let permit = guard.breaker.enter()?;
-        let begun = bounded("begin", config.claim_timeout(), pin!(guard.store.begin(&begin))).await;
-        permit.report(&begun);
-        let begun = begun.inspect_err(|error| take_back(&guard, begin, error))?;
-        if may_be_held_outside(&begun) {
-            for token in &outer {
+        let begun = match guard.breaker.enter() {
+            Ok(permit) => {
+                let begun = bounded("begin", config.claim_timeout(), pin!(guard.store.begin(&begin))).await;
+                permit.report(&begun);
+                begun.inspect_err(|error| take_back(&guard, begin, error))
+            }
+            Err(error) => Err(error),
+        };
+        let begun = match (begun, seen) {
+            // The store failed during the wait, but it is known that the operation was running. So
+            // this request must not run unprotected.
+            (Err(_), Some(lease_left)) if config.fail_open => ClaimOutcome::InFlight { lease_left },
+            (begun, _) => begun?,
+        };
+        if seen.is_none() && may_be_held_outside(&begun) {
+            for (token, lease) in &outer {
                 // A claim that can be renewed with an outer layer's token belongs to the outer
-                // layer.
-                let renewal = pin!(guard.store.renew(&begin.slot, *token, begin.lease));
+                // layer. The claim keeps that layer's lease.
+                let renewal = pin!(guard.store.renew(&begin.slot, *token, *lease));
                 if bounded("renew", config.claim_timeout(), renewal).await? == Held::Yes {
                     return Ok(Admission::HeldOutside);
                 }
@@ -118,6 +129,7 @@ pub(crate) async fn admit<St: Store>(
         if left.is_zero() {
             return Ok(Admission::Found(ClaimOutcome::InFlight { lease_left }));
         }
+        seen = Some(lease_left);
         let nap = left.min(lease_left).max(Duration::from_millis(1));
         let mut changed = pin!(tokio::time::timeout(nap, guard.store.changed(&begin.slot, round)));
         poll_fn(|cx| match disconnected.load(Ordering::Relaxed) {

@@ -13,7 +13,7 @@ use http_body::Body;
 use tokio::runtime::Handle;
 use tracing::{Instrument, Span};
 
-use super::admit::{Admission, OuterTokens, Question, admit};
+use super::admit::{Admission, OuterClaims, Question, admit};
 use super::ended::Disconnected;
 use super::guard::Guard;
 use super::handler::Run;
@@ -30,7 +30,7 @@ pub(crate) struct Admitting<St: Store> {
 }
 
 impl<St: Store> Admitting<St> {
-    pub(crate) fn new(guard: Arc<Guard<St>>, begin: ClaimRequest, outer: OuterTokens) -> Self {
+    pub(crate) fn new(guard: Arc<Guard<St>>, begin: ClaimRequest, outer: OuterClaims) -> Self {
         let disconnected = Disconnected::default();
         Self {
             answer: Some(Box::pin(admit(

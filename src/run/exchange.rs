@@ -11,7 +11,7 @@ use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body;
 
-use super::admit::OuterTokens;
+use super::admit::OuterClaims;
 use super::breaker::was_not_asked;
 use super::claim::Claim;
 use super::guard::Guard;
@@ -94,33 +94,50 @@ impl<S, St: Store> Exchange<S, St> {
         self.identity.is_some() && self.parts.extensions.get::<IdempotencyKey>().is_some()
     }
 
-    /// The tokens with which outer idempotency layers have claimed the same slot. Without these
-    /// tokens, a layer that shares its store with an outer layer would mistake its own request for
+    /// The claims that outer idempotency layers have on the same slot. Without their tokens, a layer that shares its store with an outer layer would mistake its own request for
     /// a different request in flight.
-    pub(crate) fn tokens_of_outer_layers(&self) -> OuterTokens {
+    pub(crate) fn claims_of_outer_layers(&self) -> OuterClaims {
         match (self.parts.extensions.get::<IdempotencyKey>(), &self.identity) {
-            (Some(outer), Some(identity)) => outer.tokens_for(&identity.slot).map(Token).collect(),
-            _ => OuterTokens::new(),
+            (Some(outer), Some(identity)) => {
+                let claims = outer.claims_for(&identity.slot);
+                claims.map(|(token, lease)| (Token(token), lease)).collect()
+            }
+            _ => OuterClaims::new(),
         }
     }
 
     /// Inserts the key into the extensions for the handler.
     pub(crate) fn tell_handler(&mut self, claim: &Claim<St>) {
         if let Some(Identity { key, slot, .. }) = self.identity.take() {
-            let key = IdempotencyKey::new(key, slot, claim.attempt).claimed(claim.token().0);
-            let extensions = &mut self.parts.extensions;
-            if let Some(outer) = extensions.insert(key)
-                && let Some(key) = extensions.get_mut::<IdempotencyKey>()
-            {
-                key.set_outer(outer);
-            }
+            let key = IdempotencyKey::new(key, slot, claim.attempt);
+            self.insert(key.claimed(claim.token().0, self.lease()));
         }
     }
 
     /// Like `tell_handler`, but for a request without a claim.
     pub(crate) fn tell_handler_unprotected(&mut self) {
         if let Some(Identity { key, slot, .. }) = self.identity.take() {
-            self.parts.extensions.insert(IdempotencyKey::new(key, slot, 1));
+            self.insert(IdempotencyKey::new(key, slot, 1));
+        }
+    }
+
+    /// Returns the lease of this layer's claims. If a claim is in this process's memory, its holder
+    /// cannot die without the claim. Such a claim lapses when it is dropped, rather than after a
+    /// period of time.
+    fn lease(&self) -> Duration {
+        match St::IN_PROCESS {
+            true => Duration::MAX,
+            false => self.guard.config.lease,
+        }
+    }
+
+    /// Inserts a key that remembers the claims of outer layers.
+    fn insert(&mut self, key: IdempotencyKey) {
+        let extensions = &mut self.parts.extensions;
+        if let Some(outer) = extensions.insert(key)
+            && let Some(key) = extensions.get_mut::<IdempotencyKey>()
+        {
+            key.set_outer(outer);
         }
     }
 
@@ -133,9 +150,7 @@ impl<S, St: Store> Exchange<S, St> {
             scope: identity.scope,
             fingerprint,
             token: self.guard.token(),
-            // If a claim is in this process's memory, its holder cannot die without the claim. Such
-            // a claim lapses when it is dropped, rather than after a period of time.
-            lease: if St::IN_PROCESS { Duration::MAX } else { config.lease },
+            lease: self.lease(),
             ttl: config.ttl,
             on_lapse: config.policy.on_lapse,
             is_to_settle: false,

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::panic::resume_unwind;
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, response};
 use http_body::Body;
@@ -16,7 +17,7 @@ use super::read_response::{Read, not_retained, read_to_keep};
 use super::settlement::{Settled, Settlement, Undone};
 use super::stream::{AtEnd, held_by_stream};
 use super::upload::{Upload, Uploaded, rest_of, so_far};
-use crate::answer::{Fate, Outcome, Problem, Verdict};
+use crate::answer::{Fate, Outcome, Problem, Verdict, is_failure};
 use crate::body::ResponseBody;
 use crate::store::Store;
 
@@ -69,8 +70,16 @@ where
         };
         // This scope is separate, because a variable takes space until its scope ends, even after
         // its value has been moved.
-        let (settlement, outcome, body, panicked) = {
+        let announced;
+        let (settlement, outcome, body, has_failed, panicked) = {
             let mut read = read_to_keep(claim, asked.is_head, verdict, &mut head, body, cancelled.as_ref()).await;
+            announced = matches!(
+                read,
+                Read::Settle {
+                    outcome: Outcome::Executed,
+                    ..
+                }
+            );
             if let Some(upload) = claim.upload.clone() {
                 // This future is boxed, so that uploads do not take space in the futures of other
                 // requests.
@@ -87,8 +96,9 @@ where
                     settlement,
                     outcome,
                     body,
+                    has_failed,
                     panicked,
-                } => (settlement, outcome, body, panicked),
+                } => (settlement, outcome, body, has_failed, panicked),
                 Read::Stream { read, rest, ttl, .. } if claim.has_begun_work() => {
                     // A transaction cannot wait for a stream, so the transaction is committed with
                     // the tombstone now.
@@ -97,6 +107,7 @@ where
                         settlement.kept_for(ttl),
                         outcome,
                         ResponseBody::overflowed(read, rest),
+                        is_failure(head.status, &head.headers, None),
                         None,
                     )
                 }
@@ -107,9 +118,11 @@ where
                     by_trailers,
                 } => {
                     tally(claim, Outcome::Sealed, head.status);
+                    let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
                     let at_end = AtEnd {
                         done: not_retained(&head)(claim.fingerprint),
                         ttl,
+                        length: length.and_then(|length| length.parse().ok()),
                         head: by_trailers.then(|| Box::new((head.status, head.headers.clone()))),
                     };
                     let body = held_by_stream(claim.hand_on(), at_end, read, rest);
@@ -118,16 +131,20 @@ where
                 }
             }
         };
-        // A failure has no effect to commit, whether or not its response is stored. The application
-        // treats a sealed client error as completed.
-        let stored = outcome == Outcome::Executed;
-        let has_failed = head.status.is_server_error() || stored && head.status.is_client_error();
+        // A failure has no effect to commit, whether or not its response is stored.
         let settled = claim.end(&settlement, !has_failed).await;
         let outcome = match settled {
             Settled::Yes | Settled::Later => outcome,
             Settled::Lost => Outcome::Released,
             Settled::Undone(why) => return refuse_instead(claim, &problem_of(why), asked.head),
         };
+        if announced
+            && outcome != Outcome::Executed
+            && let Some(name) = &claim.guard.config.lifetime_header
+        {
+            // The response was not stored after all.
+            head.headers.remove(name);
+        }
         tally(claim, outcome, head.status);
         if let Some(panic) = panicked {
             resume_unwind(panic);

@@ -213,7 +213,7 @@ impl<S, St: Store> Exchange<S, St> {
         let Some(begin) = self.claim_request(fingerprint) else {
             return self.pass(body);
         };
-        let outer = self.tokens_of_outer_layers();
+        let outer = self.claims_of_outer_layers();
         if let Some(answer) = admit_now(&self.guard, &begin, &outer) {
             return self.store_answered(&begin, answer, body);
         }

@@ -13,7 +13,7 @@ use super::config::Config;
 use super::ended::{Disconnected, Ended, Panic, to_its_end};
 use super::settlement::Settlement;
 use super::store_call::within;
-use crate::answer::{Fate, Outcome, Verdict, WholeResponse};
+use crate::answer::{Fate, Outcome, Verdict, WholeResponse, is_failure};
 use crate::body::{Collect, Collected, ResponseBody};
 use crate::request::Fingerprint;
 use crate::store::{Record, Store};
@@ -24,6 +24,8 @@ pub(crate) enum Read<RB: Body> {
         settlement: Settlement,
         outcome: Outcome,
         body: ResponseBody<RB>,
+        /// Whether the operation failed, so that its effect must be rolled back in atomic mode.
+        has_failed: bool,
         panicked: Option<Panic>,
     },
     /// The response is a stream. This variant holds the part that was already read, and the rest.
@@ -74,8 +76,17 @@ where
             settlement,
             outcome,
             body,
+            has_failed: is_failure(head.status, &head.headers, None),
             panicked: None,
         }
+    };
+    // The application treats a client error that it seals as completed.
+    let seal = |body, head: &response::Parts| {
+        let mut read = settle(Fate::Seal, body, head);
+        if let Read::Settle { has_failed, .. } = &mut read {
+            *has_failed = head.status.is_server_error();
+        }
+        read
     };
     let end_by_panic = |panic| {
         let (settlement, outcome) = claim.settlement_of(config.policy.on_panic, Record::outcome_unknown);
@@ -83,16 +94,18 @@ where
             settlement,
             outcome,
             body: ResponseBody::kept(Bytes::new(), None),
+            has_failed: true,
             panicked: Some(panic),
         }
     };
     match verdict {
         Some(Verdict::Release) => return settle(Fate::Release, ResponseBody::live(body), head),
         Some(Verdict::Reopen) => return settle(Fate::Reopen, ResponseBody::live(body), head),
-        Some(Verdict::Seal) => return settle(Fate::Seal, ResponseBody::live(body), head),
+        Some(Verdict::Seal) => return seal(ResponseBody::live(body), head),
         Some(Verdict::Store | Verdict::StoreFor(_)) | None => {}
     }
     let by_trailers = verdict.is_none() && config.policy.judges_by_trailers();
+    let lost = config.policy.on_lost_body;
     if config.policy.is_stream(&head.headers) {
         return Read::Stream {
             read: [Bytes::new(), Bytes::new()],
@@ -104,9 +117,17 @@ where
     // The application's bodies may panic in any of their methods.
     let declared = match catch_unwind(AssertUnwindSafe(|| body.size_hint().lower())) {
         Ok(declared) if declared <= config.max_response_body as u64 => declared,
+        Ok(_) if lost == Fate::Seal && by_trailers => {
+            return Read::Stream {
+                read: [Bytes::new(), Bytes::new()],
+                rest: Box::pin(body),
+                ttl,
+                by_trailers,
+            };
+        }
         Ok(_) => {
             let body = ResponseBody::overflowed([Bytes::new(), Bytes::new()], Box::pin(body));
-            return settle(config.policy.on_lost_body, body, head);
+            return settle(lost, body, head);
         }
         Err(panic) => return end_by_panic(panic),
     };
@@ -116,7 +137,6 @@ where
         let work = pin!(to_its_end(Pin::new(&mut collect), cancelled));
         within(config.response_body_within, work).await
     };
-    let lost = config.policy.on_lost_body;
     let (data, trailers) = match collected {
         Ok(Ended::Returned(Collected::Whole { data, trailers })) => {
             match catch_unwind(AssertUnwindSafe(|| drop(collect))) {
@@ -140,7 +160,12 @@ where
             );
         }
         Ok(Ended::Returned(Collected::Failed { data, error })) => {
-            return settle(lost, ResponseBody::failed(data, error), head);
+            let mut read = settle(lost, ResponseBody::failed(data, error), head);
+            if let (true, Read::Settle { settlement, .. }) = (lost == Fate::Seal && by_trailers, &mut read) {
+                // The status in the trailers did not arrive.
+                *settlement = claim.settlement_of(lost, Record::outcome_unknown).0;
+            }
+            return read;
         }
         Ok(Ended::Panicked(panic)) => return end_by_panic(panic),
         Err(_late) => {
@@ -176,7 +201,7 @@ where
         Verdict::StoreFor(ttl) => Config::ttl_within_range(ttl),
         Verdict::Release => return settle(Fate::Release, ResponseBody::kept(data, trailers), head),
         Verdict::Reopen => return settle(Fate::Reopen, ResponseBody::kept(data, trailers), head),
-        Verdict::Seal => return settle(Fate::Seal, ResponseBody::kept(data, trailers), head),
+        Verdict::Seal => return seal(ResponseBody::kept(data, trailers), head),
     };
     let data = fitted(data);
     announce_lifetime(config, ttl, head);
@@ -192,6 +217,7 @@ where
     Read::Settle {
         settlement: Settlement::Complete { record, ttl },
         outcome: Outcome::Executed,
+        has_failed: is_failure(head.status, &head.headers, trailers.as_deref()),
         body: ResponseBody::kept(data, trailers),
         panicked: None,
     }
@@ -212,7 +238,7 @@ fn fitted(data: Bytes) -> Bytes {
 }
 
 /// Adds the header with the time at which the stored response expires.
-fn announce_lifetime(config: &Config, ttl: Duration, head: &mut response::Parts) {
+pub(super) fn announce_lifetime(config: &Config, ttl: Duration, head: &mut response::Parts) {
     if let Some(name) = &config.lifetime_header
         && let Some(end) = SystemTime::now().checked_add(ttl)
         && let Ok(value) = HeaderValue::try_from(httpdate::fmt_http_date(end))

@@ -11,6 +11,7 @@ use http_body::Body;
 use super::claim::Claim;
 use super::ended::{Ended, to_its_end};
 use super::exchange::Exchange;
+use super::read_response::announce_lifetime;
 use super::settlement::Settlement;
 use crate::answer::{Lapsed, Problem, Reconciled, Reconciler};
 use crate::body::ResponseBody;
@@ -62,7 +63,8 @@ where
         Ended::Cancelled => return None,
     };
     let config = &claim.guard.config;
-    let (head, body) = response.into_parts();
+    let (mut head, body) = response.into_parts();
+    announce_lifetime(config, config.ttl, &mut head);
     let skip = config.skips(&head.headers, false);
     let record = Record::response(claim.fingerprint, head.status, &head.headers, skip, &body, None);
     let ttl = config.ttl;

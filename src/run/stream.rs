@@ -26,6 +26,8 @@ pub(crate) struct AtEnd {
     /// The tombstone.
     pub(crate) done: Record,
     pub(crate) ttl: Duration,
+    /// The length that the response declares, if any.
+    pub(crate) length: Option<u64>,
     /// The head, if the trailers decide whether the tombstone is stored.
     pub(crate) head: Option<Box<(StatusCode, HeaderMap)>>,
 }
@@ -41,6 +43,7 @@ where
     RB: Body<Data = Bytes> + Send + 'static,
     St: Store,
 {
+    let length = at_end.length;
     // The only purpose of the lock is to keep a `Sync` body `Sync`.
     let held = Mutex::new((claim, at_end));
     let home = Handle::try_current().ok();
@@ -53,7 +56,8 @@ where
             StreamEnd::Complete(trailers) => complete(claim, at_end, trailers.as_deref(), home),
             StreamEnd::Failed => unknown(claim, Fate::Seal, home),
             StreamEnd::Panicked => unknown(claim, config.policy.on_panic, home),
-            StreamEnd::Dropped(rest) => match config.cancel_on_disconnect {
+            StreamEnd::Dropped { was_read: true, .. } if at_end.head.is_none() => complete(claim, at_end, None, home),
+            StreamEnd::Dropped { rest, .. } => match config.cancel_on_disconnect {
                 Some(fate) => unknown(claim, fate, home),
                 None if config.drain_streams && !guard.is_overloaded() => {
                     guard.adopt(home, drain_and_settle(claim, at_end, rest));
@@ -62,7 +66,7 @@ where
             },
         }
     };
-    ResponseBody::stream(read, rest, Box::new(settle))
+    ResponseBody::stream(read, rest, length, Box::new(settle))
 }
 
 /// Reads a stream to its end in place of the client that disconnected.
@@ -99,6 +103,7 @@ fn complete<St: Store>(claim: Claim<St>, at_end: AtEnd, trailers: Option<&Header
         done: record,
         ttl,
         head,
+        ..
     } = at_end;
     let config = &claim.guard.config;
     let verdict = head.map(|head| {

@@ -649,6 +649,44 @@ async fn contract_4_8_if_the_client_disconnects_from_a_stream_the_outcome_is_unk
     assert_eq!(layer.background().len(), 0);
 }
 
+/// A server that knows the length does not ask for the end.
+#[tokio::test]
+async fn contract_4_8_a_stream_whose_declared_length_was_sent_has_ended() {
+    for (sent, code) in [(1, "outcome-unknown"), (2, "response-not-retained")] {
+        let service = IdempotencyLayer::new(MemoryStore::new()).layer(inner(|_| {
+            let body = ScriptedBody::new([Step::Data("one".into()), Step::Data("two".into()), Step::Hang]);
+            let response = Response::builder()
+                .header("content-type", "text/event-stream")
+                .header("content-length", "6");
+            ready(response.body(body).unwrap())
+        }));
+        let response = respond(&service, post("/", "k", "b")).await;
+        {
+            let mut body = pin!(response.into_body());
+            for _ in 0..sent {
+                body.frame().await.unwrap().unwrap();
+            }
+        }
+        send(&service, post("/", "k", "b")).await.assert_problem(409, code);
+    }
+}
+
+/// Whether the call succeeded is in the trailers alone.
+#[tokio::test]
+async fn contract_4_8_and_7_3_without_its_trailers_the_outcome_of_a_call_is_unknown() {
+    let layer = IdempotencyLayer::builder(MemoryStore::new()).policy(Policy::grpc());
+    let failed = layer.build().unwrap().layer(inner(|_| {
+        let body = ScriptedBody::new([Step::Data("one".into()), Step::Fail]);
+        let response = Response::builder().header("content-type", "application/grpc");
+        ready(response.body(body).unwrap())
+    }));
+    let response = respond(&failed, post("/", "k", "b")).await;
+    assert!(response.into_body().collect().await.is_err());
+    send(&failed, post("/", "k", "b"))
+        .await
+        .assert_problem(409, "outcome-unknown");
+}
+
 #[tokio::test(start_paused = true)]
 async fn contract_4_8_by_option_a_stream_is_drained_without_its_client() {
     let layer = IdempotencyLayer::builder(MemoryStore::new())

@@ -167,7 +167,25 @@ async fn contract_4_10_and_7_3_failures_with_status_200_are_not_stored() {
         response.body(ScriptedBody::from("")).unwrap()
     };
     type Answering = Box<dyn Fn() -> Response<ScriptedBody> + Send + Sync>;
-    let cases: [(Policy, Answering, bool); 5] = [
+    let encoded = || {
+        let response = Response::builder()
+            .header("content-type", "application/json")
+            .header("content-encoding", "gzip");
+        response.body(ScriptedBody::from("compressed")).unwrap()
+    };
+    let cases: [(Policy, Answering, bool); 8] = [
+        // A success that cannot be read must not run again.
+        (Policy::graphql(), Box::new(encoded), true),
+        (
+            Policy::graphql(),
+            Box::new(move || json(r#"[{"data":{}},{"errors":[{"message":"no"}]}]"#)),
+            true,
+        ),
+        (
+            Policy::graphql(),
+            Box::new(move || json(r#"[{"errors":[{"message":"no"}]}]"#)),
+            false,
+        ),
         (
             Policy::graphql(),
             Box::new(move || json(r#"{"errors":[{"message":"no"}]}"#)),

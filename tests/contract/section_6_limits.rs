@@ -556,3 +556,38 @@ fn contract_6_6_without_a_timer_a_request_is_refused_before_the_handler_runs() {
     let answer = with_timer.block_on(send(&service, post("/", "k", "b")));
     assert_eq!((answer.status.as_u16(), runs.get()), (200, 1));
 }
+
+/// The store fails while a duplicate waits. It is known by then that the operation runs.
+#[tokio::test(start_paused = true)]
+async fn contract_6_3_a_duplicate_that_waits_does_not_run_unprotected() {
+    let (store, runs, gate) = (Scripted::default(), Count::default(), Gate::default());
+    let layer = IdempotencyLayer::builder(store.clone())
+        .run_unprotected_when_store_fails()
+        .wait(Duration::from_secs(10))
+        .build()
+        .unwrap();
+    let (counts, stop) = (runs.clone(), gate.clone());
+    let service = layer.layer(inner(move |_: Request<_>| {
+        let (run, stop) = (counts.up(), stop.clone());
+        async move {
+            stop.pass().await;
+            ok(format!("run {run}"))
+        }
+    }));
+    let first = spawn(&service, post("/", "k", "b"));
+    gate.arrival().await;
+    store.once(Op::Begin, Act::Pass);
+    store.always(Op::Begin, Act::Fail);
+    send(&service, post("/", "k", "b"))
+        .await
+        .assert_problem(409, "in-flight");
+    // If the store works again in time, the duplicate gets the answer.
+    store.once(Op::Begin, Act::Pass);
+    let duplicate = spawn(&service, post("/", "k", "b"));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    store.always(Op::Begin, Act::Pass);
+    gate.open();
+    let first = first.await.unwrap();
+    duplicate.await.unwrap().assert_replay_of(&first);
+    assert_eq!(runs.get(), 1);
+}

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::routing::post as on_post;
 use http::{Request, StatusCode};
 use tower::Layer;
-use tower_idempotency::store::Store;
+use tower_idempotency::store::{Inspect, Phase, Store};
 use tower_idempotency::{
     FingerprintSource, IdempotencyKey, IdempotencyLayer, IdempotencyService, MemoryStore, Policy, ScopeSource,
 };
@@ -218,4 +218,45 @@ async fn contract_5_7_the_marker_of_an_inner_layer_with_another_name_does_not_le
         assert_eq!(answer.is_replay(), again);
     }
     assert_eq!(runs.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_5_7_between_two_layers_on_one_store_one_may_fail_open() {
+    let (runs, store, away) = (Count::default(), Scripted::default(), Scripted::default());
+    away.always(Op::Begin, Act::Fail);
+    let middle = IdempotencyLayer::builder(away).run_unprotected_when_store_fails();
+    let layer = IdempotencyLayer::new(store);
+    let service = layer.layer(middle.build().unwrap().layer(numbered(&layer, &runs)));
+    for _ in 0..2 {
+        assert_eq!(send(&service, post("/", "k", "b")).await.text(), "run 1");
+    }
+    assert_eq!(runs.get(), 1);
+}
+
+/// The claim is the outer layer's, and so is its lease.
+#[tokio::test(start_paused = true)]
+async fn contract_5_7_an_inner_layer_that_steps_aside_leaves_the_lease_of_the_outer_one() {
+    let (store, gate) = (Scripted::default(), Gate::default());
+    let with = |lease| {
+        let builder = IdempotencyLayer::builder(store.clone()).lease(std::time::Duration::from_secs(lease));
+        builder.build().unwrap()
+    };
+    let (outer, inside) = (with(30), with(5));
+    let stop = gate.clone();
+    let service = outer.layer(inside.layer(inner(move |_: Request<Body>| {
+        let stop = stop.clone();
+        async move {
+            stop.pass().await;
+            ok("done")
+        }
+    })));
+    let first = spawn(&service, post("/", "k", "b"));
+    gate.arrival().await;
+    let entry = store.look_up(&outer.slot(None, "k").unwrap()).await.unwrap();
+    match entry.unwrap().phase {
+        Phase::Running { lease_left, .. } => assert!(lease_left.as_secs() > 20, "{lease_left:?}"),
+        other => panic!("{other:?}"),
+    }
+    gate.open();
+    assert_eq!(first.await.unwrap().text(), "done");
 }

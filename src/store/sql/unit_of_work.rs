@@ -177,9 +177,11 @@ async fn undo_ended<S: AtomicStore>(transaction: Open<S::Db>) -> Commit {
 }
 
 impl<S: AtomicStore> Drop for Unit<S> {
-    /// Drops the work that is waiting for the commit, because it can no longer run. The work may
-    /// own the transaction itself, which would otherwise never be dropped.
+    /// Ends the transaction, because nobody will commit it any more. Also drops the work that is
+    /// waiting for the commit. The work may own the transaction itself, which would otherwise never
+    /// be dropped.
     fn drop(&mut self) {
+        self.joint.give_up();
         drop(self.joint.after_commit());
     }
 }

@@ -7,6 +7,9 @@ on_both![
     streams_and_lost_bodies_commit_with_a_tombstone,
     seals,
     stored_failures_have_no_effect,
+    a_failure_whose_response_cannot_be_stored_has_no_effect,
+    a_panic_while_the_response_is_read_has_no_effect,
+    work_that_begins_after_the_response_is_refused,
     savepoints,
     a_handler_that_never_begins,
     through_dyn_store_and_arc,
@@ -107,6 +110,59 @@ async fn stored_failures_have_no_effect<B: Base>(base: B) {
             "{key}: stored"
         );
     }
+}
+
+/// Neither the length nor the end of a refusal decides whether its effect stays.
+async fn a_failure_whose_response_cannot_be_stored_has_no_effect<B: Base>(base: B) {
+    let shop = shop_with::<B, _>(base.store(), |builder| builder.policy(Policy::everything()));
+    for path in ["/large-refusal", "/broken-refusal", "/streamed-refusal"] {
+        let first = respond(&shop.bank, post(path, path, "{}")).await;
+        assert_eq!(first.status(), 402);
+        let _ = http_body_util::BodyExt::collect(first.into_body()).await;
+        assert_eq!(base.charges(path).await, 0, "{path}");
+        let again = shop.send(path, path).await;
+        again.assert_problem(409, "response-not-retained");
+        assert_eq!(again.json()["original_status"], 402);
+    }
+    let first = shop.send("/grpc-refusal", "grpc").await;
+    assert_eq!((first.status.as_u16(), first.outcome()), (200, "executed"));
+    assert_eq!(base.charges("grpc").await, 0);
+    assert!(shop.send("/grpc-refusal", "grpc").await.is_replay());
+    assert_eq!(shop.runs.get(), 4);
+}
+
+async fn a_panic_while_the_response_is_read_has_no_effect<B: Base>(base: B) {
+    let by_body = shop_with::<B, _>(base.store(), |builder| {
+        builder.policy(Policy::success().on_panic(Fate::Seal))
+    });
+    let by_policy = shop_with::<B, _>(base.store(), |builder| {
+        let policy = Policy::from_response(|_| panic!("as the test wants"));
+        builder.policy(policy.on_panic(Fate::Seal))
+    });
+    for (shop, path) in [(&by_body, "/body-panics"), (&by_policy, "/ok")] {
+        let panicking = shop.bank.clone().oneshot(post(path, path, "{}"));
+        assert!(tokio::spawn(panicking).await.unwrap_err().is_panic());
+        assert_eq!(base.charges(path).await, 0, "{path}");
+        shop.send(path, path).await.assert_problem(409, "outcome-unknown");
+    }
+}
+
+async fn work_that_begins_after_the_response_is_refused<B: Base>(base: B) {
+    let left = Arc::<std::sync::Mutex<Vec<Transaction<B::Db>>>>::default();
+    let keep = Arc::clone(&left);
+    let shop = shop_of::<B, _>(
+        base.store(),
+        |builder| builder,
+        move |transaction, _| {
+            keep.lock().unwrap().push(transaction);
+            Box::pin(async { 200 })
+        },
+    );
+    assert_eq!(shop.send("/without", "k").await.outcome(), "executed");
+    let transaction = left.lock().unwrap().pop().unwrap();
+    let error = transaction.begin().await.unwrap_err();
+    assert_eq!(error.kind(), TransactionErrorKind::Over);
+    assert_eq!(base.busy(), 0, "no connection is kept");
 }
 
 async fn savepoints<B: Base>(base: B) {

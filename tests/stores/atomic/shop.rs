@@ -185,6 +185,21 @@ pub(super) async fn handle<B: Base>(
             let steps = (0..5).map(|_| Step::Data(vec![b'x'; 1000].into()));
             return answered(200, ScriptedBody::new(steps));
         }
+        "/large-refusal" => return answered(402, bytes::Bytes::from(vec![b'x'; 5000])),
+        "/broken-refusal" => return answered(402, ScriptedBody::new([Step::Data("half".into()), Step::Fail])),
+        "/streamed-refusal" => {
+            let mut response = answered(402, "{}\n").unwrap();
+            response
+                .headers_mut()
+                .insert("content-type", "application/x-ndjson".parse().unwrap());
+            return Ok(response);
+        }
+        "/grpc-refusal" => {
+            let mut response = answered(200, "").unwrap();
+            response.headers_mut().insert("grpc-status", "9".parse().unwrap());
+            return Ok(response);
+        }
+        "/body-panics" => return answered(200, ScriptedBody::new([Step::Panic])),
         "/breaks" => return answered(200, ScriptedBody::new([Step::Data("half".into()), Step::Fail])),
         "/body-stops" => {
             return answered(200, ScriptedBody::new([Step::Data("half".into()), Step::Stop(gate)]));

@@ -28,8 +28,8 @@ pub(in crate::store::sql) struct Joint<DB: AtomicDatabase> {
     pub(super) begun: AtomicBool,
     /// Set by `abort`. If set, the work is rolled back, whatever the response is.
     pub(super) aborted: AtomicBool,
-    /// Set when the layer stops waiting for work that continues after the handler has returned.
-    /// Such work is rolled back when it ends.
+    /// Set when the layer will not commit the transaction. Work that continues after the handler
+    /// has returned is rolled back when it ends.
     pub(super) given_up: Arc<AtomicBool>,
     after_commit: BlockingMutex<Vec<AfterCommit>>,
 }
@@ -77,6 +77,12 @@ impl<DB: AtomicDatabase> Joint<DB> {
     pub(super) fn do_after_commit(&self, work: AfterCommit) {
         let mut after = self.after_commit.lock().unwrap_or_else(PoisonError::into_inner);
         after.push(work);
+    }
+
+    /// Ends the transaction without a commit. Work that is still running is rolled back when it
+    /// ends, and no further work begins.
+    pub(in crate::store::sql) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
     }
 
     /// Takes the work to run after the commit, so a second call does not return the same work

@@ -130,7 +130,13 @@ impl<DB: AtomicDatabase> Transaction<DB> {
             State::Open(_) => {}
             State::Over => return Err(TransactionError::of(TransactionErrorKind::Over)),
             State::NotBegun => {
-                *state = State::Open(Open::begin(&joint.pool, joint.turns.as_ref()).await?);
+                let open = Open::begin(&joint.pool, joint.turns.as_ref()).await?;
+                if joint.given_up.load(Ordering::Acquire) {
+                    // The layer settled the operation while the transaction waited to begin.
+                    *state = State::Over;
+                    return Err(TransactionError::of(TransactionErrorKind::Over));
+                }
+                *state = State::Open(open);
                 joint.begun.store(true, Ordering::Release);
             }
         }
