@@ -93,10 +93,10 @@ pub struct ClaimRequest {
     /// Whether a person uses this claim to record the operation's outcome. The operation will not
     /// run, so this claim can also take over a claim whose operation is known to have completed.
     #[cfg_attr(
-        not(feature = "redis"),
+        not(any(feature = "redis", feature = "tiered")),
         allow(
             dead_code,
-            reason = "only the Redis store distinguishes these claims, because its server may run out of memory"
+            reason = "only the Redis store, whose server may run out of memory, and caches distinguish these claims"
         )
     )]
     pub(crate) is_to_settle: bool,

@@ -199,9 +199,14 @@ pub trait Inspect: Store {
             let claim = ClaimRequest::to_settle(*slot, lapsed.fingerprint)
                 .with_lease(Duration::from_secs(60))
                 .with_ttl(ttl);
-            let ClaimOutcome::Started { .. } = self.begin(&claim).await? else {
+            let ClaimOutcome::Started { attempt } = self.begin(&claim).await? else {
                 return Ok(false);
             };
+            if attempt == 1 {
+                // The lapsed claim ended in the meantime, and the slot was free.
+                self.release(slot, claim.token).await?;
+                return Ok(false);
+            }
             let record = Record::of_response(lapsed.fingerprint, answer);
             Ok(self.complete(slot, claim.token, &record, ttl).await? == Held::Yes)
         }

@@ -153,8 +153,11 @@ impl Slots {
     /// Returns a future that completes when the slot's current claim ends. The future is registered
     /// before the slot's lock is released, so it cannot miss the claim's end.
     pub(super) fn ended(&self, slot: &Slot) -> Option<OwnedNotified> {
+        let now = self.now();
         let mut entry = self.map.get_mut(self.map.hash(slot), slot)?;
         match &mut entry.occupant {
+            // A claim that has lapsed can be taken over now.
+            Occupant::Running(running) if running.lease_until <= now => None,
             Occupant::Running(running) => Some(running.extra.wait().notified_owned()),
             Occupant::Done { .. } => None,
         }

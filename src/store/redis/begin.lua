@@ -9,7 +9,7 @@ local function conflict(print, asked)
   return print ~= asked and string.sub(print, 1, 4) == string.sub(asked, 1, 4)
 end
 
-local attempt, scope = 1, ARGV[6]
+local word, attempt, scope = 'claim', 1, ARGV[6]
 local held = redis.pcall('GET', KEYS[1])
 if type(held) == 'table' then
   head()
@@ -23,7 +23,9 @@ if held then
   if claim.ended and ARGV[5] ~= '2' then return {4} end
   if claim.left > 0 then return {2, claim.left} end
   if ARGV[5] == '1' then return {4} end
+  -- If the settlement fails, the operation is still known to be done.
+  if claim.ended then word = 'ended' end
   attempt, scope = math.min(claim.attempt + 1, 4294967295), claim.scope
 end
-put(string.format('claim %s %s %.0f %s %s', ARGV[1], ARGV[2], attempt, ARGV[4], scope), ARGV[3])
+put(string.format('%s %s %s %.0f %s %s', word, ARGV[1], ARGV[2], attempt, ARGV[4], scope), ARGV[3])
 return {1, attempt}

@@ -99,6 +99,14 @@ fn no_wake_up_is_lost() {
     assert!(is_ready(&mut pin!(store.changed(&slot, 0))), "done");
 }
 
+#[test]
+fn who_begins_to_wait_after_the_claim_lapsed_does_not_wait() {
+    let (store, slot) = (MemoryStore::new(), slot(1));
+    started(&store, &claim(1).token(1));
+    assert_eq!(now(store.renew(&slot, Token(1), Duration::ZERO)).unwrap(), Held::Yes);
+    assert!(is_ready(&mut pin!(store.changed(&slot, 0))));
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_claim_that_lapsed_waits_for_its_successor() {
     let (store, slot) = (MemoryStore::new(), slot(1));

@@ -193,3 +193,67 @@ async fn contract_6_4_what_a_full_server_could_not_store_does_not_run_again_afte
         .assert_problem(409, "outcome-unknown");
     assert_eq!(runs.get(), 1);
 }
+
+/// A process that dies before it writes a record.
+struct Dying(RedisStore);
+
+impl Store for Dying {
+    async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
+        self.0.begin(begin).await
+    }
+
+    async fn renew(&self, slot: &Slot, token: Token, lease: Duration) -> Result<Held, StoreError> {
+        self.0.renew(slot, token, lease).await
+    }
+
+    async fn complete(&self, _: &Slot, _: Token, _: &Record, _: Duration) -> Result<Held, StoreError> {
+        std::future::pending().await
+    }
+
+    async fn release(&self, slot: &Slot, token: Token) -> Result<Held, StoreError> {
+        self.0.release(slot, token).await
+    }
+}
+
+impl Inspect for Dying {
+    async fn look_up(&self, slot: &Slot) -> Result<Option<Entry>, StoreError> {
+        self.0.look_up(slot).await
+    }
+
+    async fn forget(&self, slot: &Slot) -> Result<bool, StoreError> {
+        self.0.forget(slot).await
+    }
+
+    async fn forget_scope(&self, scope: &ScopeTag) -> Result<u64, StoreError> {
+        self.0.forget_scope(scope).await
+    }
+
+    async fn count(&self) -> Result<Census, StoreError> {
+        self.0.count().await
+    }
+}
+
+#[tokio::test]
+async fn an_operation_known_to_be_done_does_not_run_again_if_its_settlement_is_cut_off() {
+    let Some(server) = Redis::start() else { return };
+    let (store, mut raw) = (store(&server).await, raw(&server.url()).await);
+    let begin = claim(1);
+    store.begin(&begin).await.unwrap();
+    is_full(&mut raw, true).await;
+    let held = store.complete(&slot(1), begin.token, &long(LONG), HOUR).await;
+    assert_fails(held, StoreErrorKind::Full, "maxmemory");
+    is_full(&mut raw, false).await;
+    let dying = Dying(store.clone());
+    let settling = tokio::spawn(async move {
+        let answer = Response::new(Bytes::from_static(b"charged"));
+        dying.settle(&slot(1), &answer, HOUR).await
+    });
+    eventually("the settlement has claimed the slot", async || {
+        let entry = store.look_up(&slot(1)).await.unwrap().unwrap();
+        !matches!(entry.phase, Phase::Running { attempt: 1, .. })
+    })
+    .await;
+    settling.abort();
+    let retry = store.begin(&claim(1)).await.unwrap();
+    assert_eq!(retry, ClaimOutcome::OutcomeUnknown);
+}

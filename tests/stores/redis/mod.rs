@@ -28,8 +28,8 @@ use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, cmd};
 use tower::Layer;
 use tower_idempotency::IdempotencyLayer;
 use tower_idempotency::store::{
-    Census, ClaimOutcome, Held, Inspect, OnLapse, Phase, Record, RedisStore, ScopeTag, Slot, Store, StoreError,
-    StoreErrorKind, Token,
+    Census, ClaimOutcome, ClaimRequest, Entry, Held, Inspect, OnLapse, Phase, Record, RedisStore, ScopeTag, Slot,
+    Store, StoreError, StoreErrorKind, Token,
 };
 
 use crate::support::claim::{Claim, HOUR, PRINT, claim, print, slot};

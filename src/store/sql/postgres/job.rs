@@ -89,10 +89,12 @@ impl Job {
         }
     }
 
-    /// Records that the row was still locked when the change stopped waiting for the lock.
+    /// Notes that the row was still locked when the change stopped waiting for the lock. The lock
+    /// may be that of the same change, which was sent before on a connection that broke.
     pub(super) fn met_lock(&mut self) {
         if let Self::Change(change) = self {
             change.skips_lock = true;
+            change.is_repeated = true;
         }
     }
 }
