@@ -52,7 +52,7 @@ impl<St: Store> Claim<St> {
         self.token
     }
 
-    /// Starts to renew the lease. The lease began at `since`, when the store was called.
+    /// Starts renewing the lease. The lease began at `since`, when the store was called.
     pub(crate) async fn hold(&mut self, since: Instant) {
         if St::IN_PROCESS {
             return;

@@ -28,7 +28,7 @@ pub(crate) struct Guard<St> {
     pub(crate) warned_of_cookie: AtomicBool,
     pub(crate) warned_of_scheme: AtomicBool,
     warned_of_body: AtomicBool,
-    /// The number of claims that are being taken back because the store's answer was lost.
+    /// The number of claims that are being given back because the store's answer was lost.
     pub(crate) taking_back: AtomicUsize,
     next_token: CachePadded<AtomicU64>,
 }

@@ -179,7 +179,8 @@ pub enum ClaimOutcome {
         /// The time until the running claim's lease expires, unless the holder renews the claim.
         lease_left: Duration,
     },
-    /// The slot's claim or record has a different fingerprint that was computed with the same rule.
+    /// The fingerprint of the slot's claim or record differs from the request's fingerprint,
+    /// although both were computed with the same rule.
     Mismatch,
     /// The operation has completed, and this is its outcome.
     Done(Record),

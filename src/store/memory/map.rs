@@ -1,8 +1,9 @@
 //! The map of the slots that are not vacant: a [`DashMap`] keyed by the slot's hash.
 //!
 //! A shard's table takes only sixteen bytes for each entry, because the entries themselves are on
-//! the heap. A table doubles when it grows, so part of it is unused, but the table stays small.
-//! Growing a table moves hashes and pointers without reading entries.
+//! the heap. A table doubles in size when it grows, so part of it is often unused, but with sixteen
+//! bytes for each entry, this wastes little memory. Growing a table moves hashes and pointers
+//! without reading entries.
 
 use std::hash::{BuildHasher, BuildHasherDefault};
 
