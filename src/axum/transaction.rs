@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::{StatusCode, header};
 use sqlx::Pool;
 
+use crate::answer::Verdict;
 use crate::request::IdempotencyKey;
 use crate::store::sql::{AtomicDatabase, Transaction, TransactionError, TransactionOrOwn};
 
@@ -127,6 +128,9 @@ impl IntoResponse for TransactionError {
             let retry = [(header::RETRY_AFTER, "1")];
             let text = "The database is not available. The operation was rolled back; retry later.";
             (StatusCode::SERVICE_UNAVAILABLE, retry, text).into_response()
+        } else if self.may_be_committed() {
+            let text = "The outcome of the operation is unknown.";
+            (StatusCode::INTERNAL_SERVER_ERROR, Verdict::Reopen, text).into_response()
         } else {
             let text = "The operation failed and was rolled back.";
             (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()

@@ -64,6 +64,7 @@ where
     let mut call = limits.policy.begin();
     operation.stop(None);
     let mut last = Last::default();
+    let mut failure = None;
     let mut request = request;
     loop {
         let left = limits.policy.total_time().saturating_sub(call.elapsed());
@@ -78,7 +79,7 @@ where
         };
         if stopped.is_some() {
             operation.stop(stopped);
-            return Err(CallError::new(operation, call, stopped, last, None::<AttemptError<E>>));
+            return Err(CallError::new(operation, call, stopped, last, failure));
         }
         let again = replay(&request);
         let repeatable = match again {
@@ -94,15 +95,15 @@ where
                 operation.answered(response.headers());
                 response.extensions_mut().insert(operation.clone());
             }
-            Err(AttemptError::Body(head, _)) => operation.told_lifetime(head.headers()),
-            Err(_) => {}
+            Err(AttemptError::Body(head, _)) => operation.answered(head.headers()),
+            Err(_) => operation.unanswered(),
         }
         let seen = seen(&result, &is_transient);
         let next = limits.policy.judge(&mut call, repeatable, Some(operation), seen);
         next.observe(Some(operation), call);
         let stopped = match (next, again) {
             (Next::Retry(pause), Some(again)) => {
-                last.keep(result);
+                failure = last.keep(result);
                 sleep(pause).await;
                 request = again;
                 continue;

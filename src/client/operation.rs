@@ -206,7 +206,7 @@ impl Operation {
         self.0.attempts.load(Ordering::Relaxed)
     }
 
-    /// Whether the response was a replay: an earlier attempt ran, and its response was lost. The
+    /// Whether the last response was a replay: an earlier attempt ran, and its response was lost. The
     /// server marks a replay with `Idempotency-Replayed: true`, or Stripe's `Idempotent-Replayed`.
     #[must_use]
     pub fn replayed(&self) -> bool {
@@ -234,6 +234,10 @@ impl Operation {
     pub(super) fn answered(&self, headers: &HeaderMap) {
         self.0.replayed.store(is_replay(headers), Ordering::Relaxed);
         self.told_lifetime(headers);
+    }
+
+    pub(super) fn unanswered(&self) {
+        self.0.replayed.store(false, Ordering::Relaxed);
     }
 
     /// Records the key's remaining lifetime if the response headers report it.

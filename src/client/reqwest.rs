@@ -105,13 +105,13 @@ where
         let repeatable = limits.policy.repeatable(&method, request.headers(), extensions);
 
         // Attempts run one after the other, so no attempt ever waits for the lock.
-        let extensions = Mutex::new(extensions);
+        let extensions = Mutex::new(Borrowed { extensions, callers });
         let send = |request| {
             let next = next.clone();
             let extensions = &extensions;
             async move {
                 // The query of the URL may contain data that must not appear in an error.
-                let response = next.run(request, *extensions.lock().await).await;
+                let response = next.run(request, extensions.lock().await.extensions).await;
                 Ok(with_url(response.map_err(Error::without_url)?))
             }
         };
@@ -128,12 +128,25 @@ where
             send,
         )
         .await;
-        if !callers {
-            // The next request with these extensions is a different operation.
-            extensions.into_inner().remove::<Operation>();
-        }
         let response = called.map_err(Error::middleware)?;
         Ok(response.map(Body::wrap).into())
+    }
+}
+
+/// The caller's extensions during a call.
+struct Borrowed<'a> {
+    extensions: &'a mut Extensions,
+    /// Whether the caller set the operation.
+    callers: bool,
+}
+
+impl Drop for Borrowed<'_> {
+    /// Removes the call's own operation, even if the call's future is dropped: the next request with
+    /// these extensions is a different operation.
+    fn drop(&mut self) {
+        if !self.callers {
+            self.extensions.remove::<Operation>();
+        }
     }
 }
 

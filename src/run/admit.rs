@@ -158,7 +158,7 @@ fn may_be_held_outside(begun: &ClaimOutcome) -> bool {
 /// It is safe to call `begin` again with the same token, whether or not the first call took effect.
 /// Shutdown does not wait for this work: a claim that is not given back lapses.
 fn take_back<St: Store>(guard: &Arc<Guard<St>>, begin: ClaimRequest, error: &StoreError) {
-    let lost = matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable);
+    let lost = matches!(error.kind(), StoreErrorKind::Timeout | StoreErrorKind::Unavailable) && !error.had_no_effect();
     let config = &guard.config;
     // Without a limit, this work would pile up during an outage. Claims beyond the limit lapse.
     if !lost || guard.taking_back.load(Ordering::Relaxed) >= config.max_detached {

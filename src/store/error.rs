@@ -40,6 +40,7 @@ pub enum StoreErrorKind {
 pub struct StoreError {
     kind: StoreErrorKind,
     message: Cow<'static, str>,
+    had_no_effect: bool,
     source: Option<BoxError>,
 }
 
@@ -51,6 +52,7 @@ impl StoreError {
         Self {
             kind,
             message: message.into(),
+            had_no_effect: false,
             source: None,
         }
     }
@@ -60,6 +62,24 @@ impl StoreError {
     pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Marks the error of a call that certainly had no effect, because the call was not sent or was
+    /// undone.
+    ///
+    /// After any other `Timeout` or `Unavailable` error of [`Store::begin`](super::Store::begin),
+    /// the layer calls `begin` again in the background, to find out whether it must give a claim
+    /// back.
+    #[must_use]
+    pub fn without_effect(mut self) -> Self {
+        self.had_no_effect = true;
+        self
+    }
+
+    /// Returns whether the call certainly had no effect.
+    #[must_use]
+    pub fn had_no_effect(&self) -> bool {
+        self.had_no_effect
     }
 
     /// Returns the kind of failure.

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::time::Instant;
 use tower::limit::ConcurrencyLimitLayer;
 use tower::{Service, ServiceBuilder, ServiceExt};
@@ -366,4 +367,47 @@ fn the_public_types_can_cross_threads() {
     send_sync::<RetryPolicy>();
     send_sync::<Operation>();
     send::<tower_idempotency::client::ClientFuture>();
+}
+
+/// The clock jumps during the pause, so the time is up without another attempt.
+#[tokio::test(start_paused = true)]
+async fn an_error_after_an_overlong_pause_still_tells_how_the_last_attempt_failed() {
+    for step in [Step::Lost, Step::Silence] {
+        let script = Script::new([step.clone()]);
+        let inner = script.service();
+        let jumping = tower::service_fn(move |request| {
+            let answer = inner.clone().oneshot(request);
+            async move {
+                // An attempt that is silent ends by itself after five seconds.
+                let jump = async {
+                    tokio::time::sleep(5 * SECOND).await;
+                    tokio::time::advance(120 * SECOND).await;
+                };
+                let jump_at_once = tokio::time::advance(120 * SECOND);
+                match answer.now_or_never() {
+                    Some(answer) => {
+                        tokio::spawn(jump_at_once);
+                        answer
+                    }
+                    None => {
+                        tokio::spawn(jump);
+                        std::future::pending().await
+                    }
+                }
+            }
+        });
+        let operation = Operation::new();
+        let mut request = post("the body");
+        request.extensions_mut().insert(operation.clone());
+        let service = ServiceBuilder::new().layer(layer()).service(jumping);
+        let error = service.oneshot(request).await.unwrap_err();
+        assert_eq!(
+            (error.attempts(), error.stopped()),
+            (1, Some(Stopped::TotalTime)),
+            "{step:?}"
+        );
+        assert_eq!(error.is_timeout(), matches!(step, Step::Silence), "{step:?}");
+        assert_eq!(error.source().is_some(), matches!(step, Step::Lost), "{step:?}");
+        assert!(error.to_string().contains("last attempt: "), "{error}");
+    }
 }

@@ -177,3 +177,22 @@ async fn an_error_does_not_show_the_query() {
     assert!(!shown.contains("s3cret"), "{shown}");
     assert!(format!("{:?}", IdempotencyMiddleware::default()).contains("IdempotencyMiddleware"));
 }
+
+#[tokio::test]
+async fn a_call_that_is_dropped_leaves_no_operation_in_the_callers_extensions() {
+    let server = Server::start([Fate::Stall]).await;
+    let client = client();
+    let request = || client.post(server.url()).body(BODY).build().unwrap();
+    let mut extensions = http::Extensions::new();
+    let call = client.execute_with_extensions(request(), &mut extensions);
+    tokio::time::timeout(Duration::from_millis(100), call)
+        .await
+        .unwrap_err();
+    assert!(extensions.get::<Operation>().is_none());
+    // The caller's own operation stays.
+    let operation = Operation::derived(["order-17"]);
+    extensions.insert(operation.clone());
+    let response = client.execute_with_extensions(request(), &mut extensions).await;
+    assert_eq!(response.unwrap().status(), 201);
+    assert_eq!(extensions.get::<Operation>().unwrap().key(), operation.key());
+}

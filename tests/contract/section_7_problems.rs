@@ -189,11 +189,17 @@ async fn contract_7_retry_after_stands_where_retrying_helps_and_nowhere_else() {
         let helps = ["in-flight", "store-unavailable", "overloaded"].contains(&slug);
         assert_eq!(answer.header("retry-after").is_some(), helps, "{slug}");
         let told = match slug {
-            "in-flight" => Some("true"),
-            "key-reused" | "response-not-retained" | "outcome-unknown" => Some("false"),
+            "in-flight" | "body-unreadable" => Some("true"),
+            "key-reused" | "response-not-retained" | "outcome-unknown" | "scope-unavailable" | "misconfigured" => {
+                Some("false")
+            }
             _ => None,
         };
         assert_eq!(answer.header("x-should-retry"), told, "{slug}");
+        // A client that decides by this header, and else by the status, does what the body says.
+        let by_status = matches!(answer.status.as_u16(), 408 | 425 | 429 | 500..);
+        let retries = told.map_or(by_status, |told| told == "true");
+        assert_eq!(answer.json()["retryable"], retries, "{slug}");
     }
 }
 

@@ -182,6 +182,20 @@ async fn contract_6_3_an_operation_that_never_ran_is_not_taken_for_one_that_died
     assert_eq!(runs.load(Ordering::SeqCst), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn contract_6_3_only_a_claim_that_may_exist_is_looked_for() {
+    for (act, begins) in [(Act::FailAfterEffect, 2), (Act::Fail, 2), (Act::Refuse, 1)] {
+        let store = Scripted::default();
+        store.once(Op::Begin, act.clone());
+        let (app, _) = slow(Duration::ZERO);
+        let app = app.layer(IdempotencyLayer::new(store.clone()));
+        assert_eq!(send(&app).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(store.calls(Op::Begin), begins, "{act:?}");
+        assert_eq!(send(&app).await.status(), StatusCode::OK, "{act:?}");
+    }
+}
+
 #[tokio::test]
 async fn contract_6_3_failing_open_a_handler_still_finds_its_key() {
     let store = Scripted::default();

@@ -45,6 +45,8 @@ pub(crate) enum Act {
     SlowAnswer(Duration),
     /// It fails and has no effect.
     Fail,
+    /// It fails, has no effect, and says so.
+    Refuse,
     /// It takes effect, and fails.
     FailAfterEffect,
     /// It never answers and has no effect.
@@ -186,6 +188,7 @@ impl Scripted {
                 answer
             }
             Act::Fail => Err(failed()),
+            Act::Refuse => Err(failed().without_effect()),
             Act::FailAfterEffect => {
                 effect.await?;
                 Err(failed())

@@ -139,8 +139,13 @@ impl ProblemKind {
     /// The value of `x-should-retry`, for SDKs that would otherwise decide by the status alone.
     pub(in crate::answer) fn should_retry(self) -> Option<bool> {
         match self {
-            Self::InFlight => Some(true),
-            Self::KeyReused | Self::ResponseNotRetained | Self::OutcomeUnknown => Some(false),
+            Self::InFlight | Self::BodyUnreadable => Some(true),
+            Self::KeyReused
+            | Self::ResponseNotRetained
+            | Self::OutcomeUnknown
+            | Self::ScopeUnavailable
+            | Self::Misconfigured => Some(false),
+            // The status alone leads to the right decision.
             _ => None,
         }
     }

@@ -171,7 +171,8 @@ impl<C> RetryPolicyBuilder<C> {
     /// Sets a closure that decides which errors are retried. Default: all errors. Exclude permanent
     /// errors, such as an untrusted certificate.
     ///
-    /// The closure receives the inner service's error. Annotate its parameter with the error's
+    /// The client layer does not call the closure if an attempt timed out or the body of a success
+    /// broke off. It always retries these. The closure receives the inner service's error. Annotate its parameter with the error's
     /// type:
     ///
     /// ```

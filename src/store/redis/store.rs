@@ -148,6 +148,7 @@ where
             1 => self.release(&begin.slot, begin.token).await,
             _ => self.renew(&begin.slot, begin.token, Duration::ZERO).await,
         };
+        let is_undone = undone.is_ok();
         if let Err(error) = undone {
             tracing::warn!(
                 target: "tower_idempotency",
@@ -164,6 +165,7 @@ where
                 self.too_few()
             ),
         );
+        let error = if is_undone { error.without_effect() } else { error };
         match cause {
             Some(cause) => error.with_source(cause),
             None => error,

@@ -37,7 +37,8 @@ pub(super) fn lane_error(store: &'static str, operation: &'static str, failure: 
                 "{waiting} calls are already waiting for the store's own connections; \
                  the database is too slow for the load, or the store needs more connections"
             ),
-        ),
+        )
+        .without_effect(),
         Failure::Silent { within } => error(Timeout, &format!("the database did not answer within {within:?}")),
         Failure::Interrupted => error(
             Unavailable,

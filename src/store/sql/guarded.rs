@@ -46,6 +46,9 @@ pub trait Guarded: Database {
         guard: &Self::Guard,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
+    /// Returns whether a commit that failed with this error may have taken effect anyway.
+    fn leaves_in_doubt(error: &sqlx::Error) -> bool;
+
     /// Rolls back any open transaction, and reports whether the transaction had already been
     /// committed.
     fn roll_back(

@@ -9,7 +9,7 @@ use http::Extensions;
 use sqlx::Pool;
 
 use super::claim::ClaimId;
-use super::guarded::{AtomicDatabase, RolledBack};
+use super::guarded::{AtomicDatabase, Guarded, RolledBack};
 use super::transaction::Transaction;
 use super::transaction::joint::Joint;
 use super::transaction::open::Open;
@@ -43,7 +43,7 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
     fn complete_in(
         &self,
         connection: &mut <Self::Db as sqlx::Database>::Connection,
-        guard: &<Self::Db as super::guarded::Guarded>::Guard,
+        guard: &<Self::Db as Guarded>::Guard,
         claim: &ClaimId,
         record: &[u8],
         ttl: Duration,
@@ -54,9 +54,6 @@ pub(super) trait AtomicStore: Clone + Send + Sync + 'static {
     fn is_done(&self, claim: &ClaimId) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError;
-
-    /// Returns whether a commit that failed with this error may have taken effect anyway.
-    fn leaves_in_doubt(error: &sqlx::Error) -> bool;
 }
 
 /// The result of writing the record in a transaction.
@@ -133,7 +130,7 @@ impl<S: AtomicStore> Unit<S> {
         self.asked.store(true, Ordering::Release);
         match transaction.commit().await {
             Ok(()) => Commit::Done,
-            Err(error) if S::leaves_in_doubt(&error) => Commit::Unknown(S::error("commit", error)),
+            Err(error) if S::Db::leaves_in_doubt(&error) => Commit::Unknown(S::error("commit", error)),
             Err(error) => Commit::Failed(S::error("commit", error)),
         }
     }

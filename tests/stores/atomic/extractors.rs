@@ -239,6 +239,13 @@ async fn a_transaction_of_ones_own_proves_itself<B: Base>(base: B) {
         drop(work);
         assert_eq!(kind(transaction).await, Err(TransactionErrorKind::Ended), "{cut}");
     }
+    // Nothing to commit: what was to follow is dropped, although it owns the transaction.
+    let held = Arc::new(());
+    let transaction = Transaction::<B::Db>::own(base.pool());
+    let (own, hold) = (transaction.clone(), Arc::clone(&held));
+    transaction.on_commit(async move { drop((own, hold)) });
+    assert_eq!(kind(transaction).await, Ok(()));
+    assert_eq!(Arc::strong_count(&held), 1);
     eventually("no connection is kept", async || base.busy() == 0).await;
     assert_eq!(base.charges("dropped").await + base.charges("ended").await, 0);
     base.assert_clean().await;

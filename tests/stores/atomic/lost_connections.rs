@@ -1,5 +1,7 @@
 //! PostgreSQL alone: the connection breaks before, at and after the commit.
 
+use tower_idempotency::MemoryStore;
+
 use super::shop::Shop;
 use super::*;
 
@@ -236,4 +238,62 @@ async fn a_commit_that_is_still_being_made_is_waited_for() {
     assert_eq!((first.status.as_u16(), first.outcome()), (200, "executed"), "{first:?}");
     assert_eq!(base.charges("k").await, 1);
     shop.send("/refer", "k").await.assert_replay_of(&first);
+}
+
+/// A transaction of the handler's own, under a layer whose store is not this database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_of_ones_own_that_is_cut_off_is_not_called_rolled_back() {
+    let Some(base) = Big::with(1).await else { return };
+    let pool = base.pool();
+    let charge = async move |key: IdempotencyKey| {
+        let transaction = Transaction::own(pool.clone());
+        let mut work = transaction.begin().await?;
+        let id = format!("{}-{}", key.as_str(), key.attempt());
+        Big::charge(&mut work, &id).await?;
+        drop(work);
+        transaction.commit().await?;
+        Ok::<_, TransactionError>(StatusCode::CREATED)
+    };
+    let app = axum::Router::new()
+        .route("/charge", axum::routing::post(charge))
+        .layer(IdempotencyLayer::new(MemoryStore::new()));
+    let call = async |key: &str| {
+        let answer = send(&app, post("/charge", key, "")).await;
+        base.quiet().await;
+        answer
+    };
+    for key in ["warm", "warmer"] {
+        assert_eq!(call(key).await.status, 201);
+    }
+    let before = base.proxy.round_trips();
+    assert_eq!(call("counted").await.status, 201);
+    // After COMMIT, the pool checks the connection.
+    let commit = base.proxy.round_trips() - before - 1;
+    for (key, heard) in [("unheard", false), ("heard", true)] {
+        if heard {
+            base.proxy.cut_after_requests(commit);
+        } else {
+            base.proxy.cut_before_request(commit);
+        }
+        let answer = call(key).await;
+        base.proxy.heal().await;
+        assert_eq!((answer.status.as_u16(), answer.outcome()), (500, "reopened"), "{key}");
+        assert_eq!(answer.header("retry-after"), None, "{key}");
+        assert_eq!(answer.text(), "The outcome of the operation is unknown.", "{key}");
+        assert_eq!(base.charges(&format!("{key}-1")).await, i64::from(heard), "{key}");
+        assert_eq!(call(key).await.status, 201);
+        assert_eq!(
+            base.charges(&format!("{key}-2")).await,
+            1,
+            "the handler sees its attempt"
+        );
+        // All statements are prepared again on the new connection.
+        assert_eq!(call(&format!("{key}-warm")).await.status, 201);
+    }
+    // Before COMMIT is sent, nothing can be committed.
+    base.proxy.cut_before_request(commit - 1);
+    let answer = call("before").await;
+    base.proxy.heal().await;
+    assert_eq!((answer.status.as_u16(), answer.outcome()), (503, "released"));
+    assert_eq!(base.charges("before-1").await, 0);
 }

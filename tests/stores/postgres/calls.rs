@@ -1,6 +1,7 @@
 //! What single calls do: their round trips, locked rows, and looking in.
 
 use super::*;
+use sqlx::Executor as _;
 
 #[tokio::test]
 async fn one_round_trip_each() {
@@ -102,6 +103,87 @@ async fn a_row_that_is_locked_is_in_flight_at_once() {
     ));
     lock.rollback().await.unwrap();
     assert_eq!(store.begin(&claim(3).token(2)).await.unwrap(), ClaimOutcome::started(1));
+}
+
+/// Nobody knows whether such a key is in flight.
+#[tokio::test]
+async fn a_claim_on_a_locked_table_fails_and_names_the_lock() {
+    let Some((_, url)) = database().await else { return };
+    let store = open(&url, 2).await;
+    let lapsed = claim(2).token(1).lease(Duration::ZERO);
+    store.begin(&claim(1).token(1)).await.unwrap();
+    store.begin(&lapsed).await.unwrap();
+    let other = pool(&url, 1).await;
+    for mode in ["ACCESS EXCLUSIVE", "SHARE"] {
+        let mut lock = other.begin().await.unwrap();
+        let statement = sqlx::AssertSqlSafe(format!("LOCK TABLE idempotency_keys IN {mode} MODE"));
+        sqlx::query(statement).execute(&mut *lock).await.unwrap();
+        // A new key, and one to take over; alone and in a batch.
+        for slots in [&[3][..], &[2], &[2, 3, 4, 5, 6]] {
+            let begun = slots.iter().map(|slot| claim(*slot).token(2));
+            let begun: Vec<_> = begun.collect();
+            let begun = futures_util::future::join_all(begun.iter().map(|claim| store.begin(claim))).await;
+            for begun in begun {
+                let error = begun.expect_err("the table is locked");
+                assert_told(
+                    &error,
+                    StoreErrorKind::Unavailable,
+                    &["postgres: begin: ", "LOCK TABLE"],
+                );
+            }
+        }
+        lock.rollback().await.unwrap();
+        assert_eq!(store.begin(&claim(3).token(3)).await.unwrap(), ClaimOutcome::started(1));
+        assert_eq!(store.release(&claim(3).slot, Token(3)).await.unwrap(), Held::Yes);
+    }
+}
+
+/// Another request's claim that is being committed is that request's. One's own, sent before on a
+/// connection that broke, must not be taken for another's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_claim_that_meets_its_own_lock_is_not_in_flight() {
+    let Some((server, url)) = database().await else { return };
+    let direct = pool(&url, 2).await;
+    let proxy = Proxy::start(server.port()).await;
+    let through = server.url_through(proxy.port(), url.rsplit_once('/').unwrap().1);
+    let store = open(&through, 1).await.connections(1).unwrap();
+    store.begin(&claim(9).token(9)).await.unwrap();
+    // A claim's commit takes two seconds.
+    for sql in [
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END'",
+        "CREATE CONSTRAINT TRIGGER dawdles AFTER INSERT ON idempotency_keys DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    ] {
+        direct.execute(sql).await.unwrap();
+    }
+    let claiming = {
+        let store = store.clone();
+        tokio::spawn(async move { store.begin(&claim(1).token(1)).await })
+    };
+    eventually("the claim is being committed", async || {
+        let dawdling = "SELECT count(*) FROM pg_stat_activity \
+                        WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        let dawdling: i64 = sqlx::query_scalar(dawdling).fetch_one(&direct).await.unwrap();
+        dawdling == 1
+    })
+    .await;
+    let other = open(&url, 1).await;
+    let duplicate = other.begin(&claim(1).token(2)).await.unwrap();
+    assert!(matches!(duplicate, ClaimOutcome::InFlight { .. }), "{duplicate:?}");
+    proxy.cut_all().await;
+    let error = claiming
+        .await
+        .unwrap()
+        .expect_err("the first try may have taken effect");
+    assert!(!error.had_no_effect());
+    // What the layer does next.
+    eventually("the claim is found", async || {
+        store
+            .begin(&claim(1).token(1))
+            .await
+            .is_ok_and(|begun| begun == ClaimOutcome::started(1))
+    })
+    .await;
 }
 
 /// The store has one connection here: whoever waits on it for a row holds up everybody.

@@ -76,6 +76,7 @@ async fn a_full_queue_is_told_at_once_and_what_waits_is_written_in_few_transacti
                 StoreErrorKind::Unavailable,
                 &["begin", "1024 calls are already waiting"],
             );
+            assert!(error.had_no_effect());
         } else if left < 512 {
             waiting.abort();
             left += 1;

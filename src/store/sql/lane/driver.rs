@@ -20,6 +20,11 @@ pub(in crate::store::sql) trait Driver: Send + Sync + Sized + 'static {
     /// least one job.
     fn joins(job: &Self::Job, batch: &[Self::Job]) -> bool;
 
+    /// Returns whether the job gets an error if the queue is full. The jobs of an operation that is
+    /// running do not, because the operation would lose its claim or its record. Their number is
+    /// limited by the number of running operations.
+    fn is_refused_when_full(job: &Self::Job) -> bool;
+
     /// Waits until the connection is allowed to send jobs. Jobs are taken out of the queue only
     /// after this wait, so a caller that gives up in the meantime only leaves the queue.
     fn ready(&self, connection: &mut Self::Connection) -> impl Future<Output = ()> + Send {

@@ -8,7 +8,7 @@ use std::time::Duration;
 pub(in crate::store::sql) enum Failure {
     /// The database's error from a failed job or from a failed attempt to open a connection.
     Database(Arc<sqlx::Error>),
-    /// The queue is full.
+    /// The queue is full. The job was not sent.
     QueueFull { waiting: usize },
     /// The database did not answer.
     Silent { within: Duration },

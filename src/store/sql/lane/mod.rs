@@ -7,7 +7,8 @@
 //! The next connection that becomes free sends all waiting jobs together, as one statement or one
 //! short transaction. No job is delayed to make a batch larger.
 //!
-//! - The queue is bounded. If the queue is full, the caller gets an error immediately.
+//! - The queue is bounded. If the queue is full, a new claim gets an error immediately. Renewals,
+//!   records and releases of running operations are still accepted.
 //! - A caller that gives up is removed from the queue. If a caller gives up while the connection
 //!   that it uses directly is waiting for an answer, or if all callers in a batch give up, the
 //!   connection is closed, because its state is unknown.

@@ -55,9 +55,10 @@ impl<D: Driver> Queue<D> {
         self.jobs.is_empty()
     }
 
-    /// Adds a job that has already been sent `tries` times.
+    /// Adds a job that has already been sent `tries` times. A job that has been sent is not refused,
+    /// because it may have taken effect.
     pub(super) fn add(&mut self, job: D::Job, tries: u32) -> Result<(Ticket, Answered<D>), Failure> {
-        if self.jobs.len() >= self.most {
+        if self.jobs.len() >= self.most && tries == 0 && D::is_refused_when_full(&job) {
             let waiting = self.jobs.len();
             return Err(Failure::QueueFull { waiting });
         }

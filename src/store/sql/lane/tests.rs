@@ -91,6 +91,10 @@ impl Driver for Scripted {
         batch[0].number % 2 == job.number % 2
     }
 
+    fn is_refused_when_full(job: &Job) -> bool {
+        job.number < 100
+    }
+
     async fn ready(&self, _: &mut Wire) {
         let mut is_ready = self.0.is_ready.subscribe();
         is_ready.wait_for(|ready| *ready).await.unwrap();
@@ -336,7 +340,11 @@ async fn a_full_queue_is_reported_at_once() {
         matches!(polled, Poll::Ready(Err(Failure::QueueFull { waiting: 8 }))),
         "{polled:?}"
     );
-    // A caller that leaves makes room in the queue.
+    // The calls of running operations are accepted even so.
+    let renewals = bench.spawn_all(100..102).await;
+    // Three callers that leave make room in the queue.
+    asked[6].abort();
+    asked[7].abort();
     asked[5].abort();
     settle().await;
     let last = bench.spawn(9);
@@ -345,6 +353,9 @@ async fn a_full_queue_is_reported_at_once() {
     assert_eq!(last.await.unwrap().unwrap().number, 9);
     for asked in asked {
         let _ = asked.await;
+    }
+    for renewal in renewals {
+        assert!(renewal.await.unwrap().is_ok());
     }
     let asked: Vec<_> = bench.log().concat();
     assert!(!asked.contains(&5) && asked.len() == 9, "{asked:?}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sqlx::{Connection, PgPool};
 
 use super::connect::{CONNECT_WITHIN, Connector, too_slow};
-use super::error::{blame, is_locked};
+use super::error::{blame, is_locked, is_table_locked};
 use super::job::{Answer, Change, Job};
 use super::pin::Pin;
 use super::run::{change_one, change_together, claim_one, claim_together, is_done, read, take_over};
@@ -46,11 +46,18 @@ impl Driver for PostgresDriver {
         job.joins(batch)
     }
 
+    fn is_refused_when_full(job: &Job) -> bool {
+        match job {
+            Job::Claim(_) | Job::TakeOver(_) | Job::LookUp(_) | Job::Forget(_) => true,
+            Job::Change(_) | Job::IsDone(..) => false,
+        }
+    }
+
     async fn run(&self, wire: &mut Wire, jobs: &[Job]) -> Result<Vec<Answer>, sqlx::Error> {
         match jobs {
             [job] => match run_one(wire, job).await {
                 Ok(answer) => Ok(vec![answer]),
-                Err(error) if is_locked(&error) => Ok(vec![Answer::Locked]),
+                Err(error) if is_locked(&error) && !is_outage(job, &error) => Ok(vec![Answer::Locked]),
                 Err(error) => Err(error),
             },
             jobs => match run_together(wire, jobs).await {
@@ -69,9 +76,7 @@ impl Driver for PostgresDriver {
     }
 
     fn repeat(job: &mut Job) {
-        if let Job::Change(change) = job {
-            change.is_repeated = true;
-        }
+        job.repeat();
     }
 
     async fn close(wire: Wire) {
@@ -79,9 +84,24 @@ impl Driver for PostgresDriver {
     }
 }
 
+/// Returns whether a job that met a lock must be reported as failed, because its caller would
+/// otherwise take the slot for another request's:
+///
+/// - Somebody holds the whole table.
+/// - The lock may belong to this same claim, which was sent before on a connection that broke. The
+///   layer then gives the claim back, which would otherwise block the key until its lease expires.
+fn is_outage(job: &Job, error: &sqlx::Error) -> bool {
+    match job {
+        Job::Claim(claim) => claim.is_repeated || is_table_locked(error),
+        Job::TakeOver(_) => is_table_locked(error),
+        // Their callers wait for the lock.
+        Job::Change(_) | Job::IsDone(..) | Job::LookUp(_) | Job::Forget(_) => false,
+    }
+}
+
 async fn run_one(wire: &mut Wire, job: &Job) -> Result<Answer, sqlx::Error> {
     match job {
-        Job::Claim(claim) => claim_one(wire, claim).await.map(Answer::Found),
+        Job::Claim(claim) => claim_one(wire, &claim.request).await.map(Answer::Found),
         Job::TakeOver(claim) => {
             let taken = take_over(wire, &[claim]).await?;
             Ok(Answer::TakenOver(taken.into_iter().next().flatten()))
@@ -112,7 +132,8 @@ async fn run_together(wire: &mut Wire, jobs: &[Job]) -> Result<Vec<Answer>, sqlx
 
 fn claim_of(job: &Job) -> Option<&ClaimRequest> {
     match job {
-        Job::Claim(claim) | Job::TakeOver(claim) => Some(claim),
+        Job::Claim(claim) => Some(&claim.request),
+        Job::TakeOver(claim) => Some(claim),
         _ => None,
     }
 }

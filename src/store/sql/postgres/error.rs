@@ -1,6 +1,7 @@
 //! Explains PostgreSQL's errors.
 
 use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
 
 use crate::store::sql::error::{lane_error, store_error};
 use crate::store::sql::lane::{Blame, Failure};
@@ -13,15 +14,14 @@ pub(super) fn failed(operation: &'static str, error: sqlx::Error) -> StoreError 
     store_error(NAME, operation, error, advice)
 }
 
-/// The message for a pooler that does not keep prepared statements.
-const NO_STATEMENTS: &str = "the connection pooler does not keep prepared statements; use PgBouncer 1.21 or later with `max_prepared_statements` above 0, or use session mode";
+/// The reason not to use a pooler that does not keep prepared statements.
+pub(super) const NO_STATEMENTS: &str = "the connection pooler does not keep prepared statements; use PgBouncer 1.21 or later with `max_prepared_statements` above 0, or use session mode";
 
 pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreError {
     match &failure {
-        Failure::Database(error) if matches!(**error, sqlx::Error::Configuration(_)) => StoreError::new(
-            StoreErrorKind::Unavailable,
-            format!("{NAME}: {operation}: {NO_STATEMENTS}"),
-        ),
+        Failure::Database(error) if let sqlx::Error::Configuration(why) = &**error => {
+            StoreError::new(StoreErrorKind::Unavailable, format!("{NAME}: {operation}: {why}"))
+        }
         _ => lane_error(NAME, operation, failure, advice),
     }
 }
@@ -30,6 +30,22 @@ pub(super) fn unanswered(operation: &'static str, failure: Failure) -> StoreErro
 /// needs.
 pub(super) fn is_locked(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "55P03"))
+}
+
+/// Returns whether a claim failed because somebody holds a lock on the whole table. When a claim
+/// waits for a row, PostgreSQL reports the row as the context of the error.
+pub(super) fn is_table_locked(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else {
+        return false;
+    };
+    error
+        .try_downcast_ref::<PgDatabaseError>()
+        .is_some_and(|error| error.code() == "55P03" && error.r#where().is_none())
+}
+
+/// Returns whether the server has no free connection left.
+pub(super) fn is_full(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "53300"))
 }
 
 /// Returns whether the role lacks a permission.
@@ -71,18 +87,6 @@ pub(super) fn blame(error: &sqlx::Error, unpin: impl Fn() -> bool) -> Blame {
     }
 }
 
-/// Returns whether a commit that failed with this error may have taken effect anyway.
-pub(super) fn leaves_in_doubt(error: &sqlx::Error) -> bool {
-    match error {
-        // A shutdown, a broken connection or the error "statement completion unknown" can follow a
-        // commit that took effect.
-        sqlx::Error::Database(database) => database
-            .code()
-            .is_none_or(|code| code.starts_with("57P") || code.starts_with("08") || code == "40003"),
-        _ => true,
-    }
-}
-
 fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
     use StoreErrorKind::{Full, Unavailable};
     Some(match error.code()?.as_ref() {
@@ -97,6 +101,10 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
         "42501" => (
             Unavailable,
             "the role lacks a permission; it needs SELECT, INSERT, UPDATE and DELETE on the table, and CREATE on the schema to migrate",
+        ),
+        "55P03" => (
+            Unavailable,
+            "another session has locked the table or the row; look for LOCK TABLE, ALTER TABLE, VACUUM FULL, or CREATE INDEX without CONCURRENTLY",
         ),
         "53100" => (Full, "the database's disk is full"),
         "53200" => (Full, "the database is out of memory"),
@@ -114,10 +122,6 @@ fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
         "08P01" => (
             Unavailable,
             "a pooler or proxy does not accept the connection's parameters; PgBouncer needs `ignore_startup_parameters = extra_float_digits`, or `extra_float_digits(None)` in the connect options",
-        ),
-        "55P03" => (
-            Unavailable,
-            "another transaction held a lock on the table or the row for too long",
         ),
         "40001" | "40P01" => (Unavailable, "a concurrent transaction conflicted with this one"),
         "25P02" => (

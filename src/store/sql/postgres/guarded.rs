@@ -90,6 +90,17 @@ impl Guarded for Postgres {
         Manager::commit(connection).await
     }
 
+    fn leaves_in_doubt(error: &sqlx::Error) -> bool {
+        match error {
+            // A shutdown, a broken connection or the error "statement completion unknown" can
+            // follow a commit that took effect.
+            sqlx::Error::Database(database) => database
+                .code()
+                .is_none_or(|code| code.starts_with("57P") || code.starts_with("08") || code == "40003"),
+            _ => true,
+        }
+    }
+
     async fn roll_back(connection: &mut PgConnection, mark: &Mark) -> Result<RolledBack, sqlx::Error> {
         let ask = mark.was_committed();
         if Self::depth(connection) == 1 {

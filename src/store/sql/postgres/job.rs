@@ -10,12 +10,20 @@ use crate::store::{ClaimRequest, Held, Slot, Token};
 
 #[derive(Clone)]
 pub(super) enum Job {
-    Claim(ClaimRequest),
+    Claim(Claim),
     TakeOver(ClaimRequest),
     Change(Change),
     IsDone(Slot, Token),
     LookUp(Slot),
     Forget(Slot),
+}
+
+/// A claim on a slot that may have no row.
+#[derive(Clone)]
+pub(super) struct Claim {
+    pub(super) request: ClaimRequest,
+    /// Whether the claim may already have been made.
+    pub(super) is_repeated: bool,
 }
 
 /// A change to a held claim.
@@ -89,12 +97,30 @@ impl Job {
         }
     }
 
+    /// Notes that the job may already have taken effect.
+    pub(super) fn repeat(&mut self) {
+        match self {
+            Self::Claim(claim) => claim.is_repeated = true,
+            Self::Change(change) => change.is_repeated = true,
+            Self::TakeOver(_) | Self::IsDone(..) | Self::LookUp(_) | Self::Forget(_) => {}
+        }
+    }
+
     /// Notes that the row was still locked when the change stopped waiting for the lock. The lock
     /// may be that of the same change, which was sent before on a connection that broke.
     pub(super) fn met_lock(&mut self) {
         if let Self::Change(change) = self {
             change.skips_lock = true;
             change.is_repeated = true;
+        }
+    }
+}
+
+impl Claim {
+    pub(super) fn new(request: ClaimRequest) -> Self {
+        Self {
+            request,
+            is_repeated: false,
         }
     }
 }
@@ -151,7 +177,10 @@ mod tests {
 
     #[test]
     fn only_jobs_of_one_kind_and_of_different_slots_are_one_statement() {
-        let claim = Job::Claim(ClaimRequest::new(slot(1), crate::Fingerprint::from_bytes([0; 16])));
+        let claim = Job::Claim(Claim::new(ClaimRequest::new(
+            slot(1),
+            crate::Fingerprint::from_bytes([0; 16]),
+        )));
         let release = Job::Change(Change::new(&slot(2), Token(1), What::Release));
         assert!(
             claim.joins(std::slice::from_ref(&claim)),

@@ -12,7 +12,17 @@ impl PostgresStore {
     where
         T: for<'r> FromRow<'r, PgRow>,
     {
-        let mut connection = Asking::acquire(&self.pool).await?;
+        Self::ask_on(Asking::acquire(&self.pool).await?, query).await
+    }
+
+    /// Like [`ask_pool`](Self::ask_pool), on a connection that has already been acquired.
+    pub(super) async fn ask_on<'q, T>(
+        mut connection: Asking<Postgres>,
+        query: impl Execute<'q, Postgres> + 'q,
+    ) -> Result<T, sqlx::Error>
+    where
+        T: for<'r> FromRow<'r, PgRow>,
+    {
         let rows = connection.fetch_all(query).await;
         connection.answered();
         T::from_row(rows?.first().ok_or(sqlx::Error::RowNotFound)?)

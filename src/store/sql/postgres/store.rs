@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::PostgresStore;
 use super::error::{NAME, unanswered};
-use super::job::{Answer, Change, Job, What};
+use super::job::{Answer, Change, Claim, Job, What};
 use crate::store::sql::begin::{BUSY, ROUNDS};
 use crate::store::sql::claim::ClaimId;
 use crate::store::sql::unit_of_work::Unit;
@@ -16,7 +16,7 @@ use crate::store::{
 impl Store for PostgresStore {
     async fn begin(&self, begin: &ClaimRequest) -> Result<ClaimOutcome, StoreError> {
         for _ in 0..ROUNDS {
-            let found = match self.ask("begin", Job::Claim(*begin)).await? {
+            let found = match self.ask("begin", Job::Claim(Claim::new(*begin))).await? {
                 Answer::Found(found) => found,
                 Answer::Locked => return Ok(BUSY),
                 _ => return Err(unexpected("begin")),

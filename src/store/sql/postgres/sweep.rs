@@ -8,6 +8,7 @@ use super::PostgresStore;
 use super::error::{NAME, failed};
 use crate::error::ConfigError;
 use crate::store::StoreError;
+use crate::store::sql::asking::Asking;
 use crate::store::sql::sweeper::{Mark, Sweepable, Sweeper, Window, sweep_once};
 use crate::store::sql::value::left;
 
@@ -52,9 +53,12 @@ impl Sweepable for PostgresStore {
             .sweep
             .with("{rows}", &rows.to_string())
             .with("{from}", &from);
+        let failed = |error| failed("sweep", error);
+        let connection = Asking::acquire(&self.pool).await.map_err(failed)?;
+        // The time in the pool's queue is not work.
         let began = Instant::now();
-        let row: Result<WindowRow, _> = self.ask_pool(sqlx::raw_sql(statement.text())).await;
-        let (removed, seen, last, lag) = row.map_err(|error| failed("sweep", error))?;
+        let row: Result<WindowRow, _> = Self::ask_on(connection, sqlx::raw_sql(statement.text())).await;
+        let (removed, seen, last, lag) = row.map_err(failed)?;
         Ok(Window {
             removed: removed.unsigned_abs(),
             seen: seen.unsigned_abs(),

@@ -77,10 +77,6 @@ impl AtomicStore for PostgresStore {
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError {
         failed(operation, error)
     }
-
-    fn leaves_in_doubt(error: &sqlx::Error) -> bool {
-        error::leaves_in_doubt(error)
-    }
 }
 
 /// Sets the store's own role in a transaction. Returns the role that the handler had set, if any.

@@ -33,13 +33,6 @@ fn unsuitable(operation: &'static str, error: &sqlx::Error) -> Option<StoreError
     }
 }
 
-/// Returns whether a commit that failed with this error may have taken effect anyway.
-pub(super) fn leaves_in_doubt(error: &sqlx::Error) -> bool {
-    // If SQLite itself reports the error, the commit did not take effect. If the worker thread
-    // reports the error, the commit may have taken effect.
-    !matches!(error, sqlx::Error::Database(_))
-}
-
 fn advice(error: &dyn DatabaseError) -> Option<(StoreErrorKind, &'static str)> {
     use StoreErrorKind::{Corrupt, Full, Unavailable};
     // The primary code is the low byte of the extended code.

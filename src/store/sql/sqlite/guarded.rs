@@ -88,6 +88,12 @@ impl Guarded for Sqlite {
         Manager::commit(connection).await
     }
 
+    fn leaves_in_doubt(error: &sqlx::Error) -> bool {
+        // If SQLite itself reports the error, the commit did not take effect. If the worker thread
+        // reports the error, the commit may have taken effect.
+        !matches!(error, sqlx::Error::Database(_))
+    }
+
     async fn roll_back(connection: &mut SqliteConnection, hooks: &Hooks) -> Result<RolledBack, sqlx::Error> {
         sqlx::Connection::ping(connection).await?;
         if hooks.saw_the_end() {

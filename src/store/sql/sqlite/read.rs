@@ -63,6 +63,10 @@ impl Driver for Reading {
         is_small(job) && batch.iter().all(is_small)
     }
 
+    fn is_refused_when_full(_: &Read) -> bool {
+        true
+    }
+
     async fn run(&self, connection: &mut SqliteConnection, jobs: &[Read]) -> Result<Vec<Found>, sqlx::Error> {
         let mut found = Vec::with_capacity(jobs.len());
         for job in jobs {

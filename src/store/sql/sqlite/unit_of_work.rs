@@ -60,8 +60,4 @@ impl AtomicStore for SqliteStore {
     fn error(operation: &'static str, error: sqlx::Error) -> StoreError {
         failed(operation, error)
     }
-
-    fn leaves_in_doubt(error: &sqlx::Error) -> bool {
-        error::leaves_in_doubt(error)
-    }
 }

@@ -88,6 +88,16 @@ impl Driver for Writing {
         writer.turn = None;
     }
 
+    fn is_refused_when_full(job: &Write) -> bool {
+        match job {
+            Write::Claim(_) => true,
+            Write::Single(Single::Forget(_) | Single::Sweep { .. } | Single::ForgetScope(..)) => true,
+            Write::Complete(_) | Write::Single(Single::Renew(..) | Single::Release { .. } | Single::IsDone(..)) => {
+                false
+            }
+        }
+    }
+
     async fn run(&self, writer: &mut Writer, jobs: &[Write]) -> Result<Vec<Answer>, sqlx::Error> {
         self.ready(writer).await;
         let answers = self.write(&mut writer.connection, jobs).await;

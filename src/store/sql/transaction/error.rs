@@ -5,13 +5,18 @@ use std::fmt;
 
 use sqlx::error::DatabaseError;
 
+use crate::store::sql::guarded::Guarded;
+
 /// The error from a [`Transaction`](super::Transaction) that could not begin or commit, or from a
 /// failed statement in a transaction.
 ///
 /// In Axum, a handler can return the error as its response. The response text does not contain the
 /// database's error, but the log does. A [transient](Self::is_transient) error becomes a `503` with
 /// `Retry-After: 1`. Every other error becomes a `500`. With either status, the transaction is
-/// rolled back and, by default, the key is released.
+/// rolled back and, by default, the key is released. The exception is an error after which the
+/// handler's own transaction [may have been committed](Self::may_be_committed). This error becomes
+/// a `500` with [`Verdict::Reopen`](crate::Verdict::Reopen), so a retry is the operation's next
+/// attempt.
 ///
 /// If a statement failed, [`as_database_error`](Self::as_database_error) returns the database's
 /// error, so that a handler can return its own response:
@@ -52,6 +57,9 @@ pub struct TransactionError {
 pub enum TransactionErrorKind {
     /// The database failed, or refused the statement.
     Database,
+    /// [`Transaction::commit`](super::Transaction::commit) sent `COMMIT`, but the connection was
+    /// lost before the answer arrived. Either everything or nothing was committed.
+    OutcomeUnknown,
     /// The [`Work`](super::Work) from an earlier [`Transaction::begin`](super::Transaction::begin)
     /// still exists.
     InUse,
@@ -69,13 +77,27 @@ impl TransactionError {
         Self { kind, source: None }
     }
 
+    /// The error of a failed `COMMIT`.
+    pub(super) fn of_commit<DB: Guarded>(error: sqlx::Error) -> Self {
+        let kind = if DB::leaves_in_doubt(&error) {
+            TransactionErrorKind::OutcomeUnknown
+        } else {
+            TransactionErrorKind::Database
+        };
+        Self {
+            kind,
+            source: Some(error),
+        }
+    }
+
     /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> TransactionErrorKind {
         self.kind
     }
 
-    /// Returns the `sqlx` error if the kind is [`Database`](TransactionErrorKind::Database).
+    /// Returns the `sqlx` error if the kind is [`Database`](TransactionErrorKind::Database) or
+    /// [`OutcomeUnknown`](TransactionErrorKind::OutcomeUnknown).
     #[must_use]
     pub fn as_sqlx_error(&self) -> Option<&sqlx::Error> {
         self.source.as_ref()
@@ -87,15 +109,33 @@ impl TransactionError {
         self.source.as_ref()?.as_database_error()
     }
 
+    /// Returns whether the handler's [`own`](super::Transaction::own) transaction may have been
+    /// committed even so: the connection was lost during the commit, or the transaction had already
+    /// ended.
+    ///
+    /// Check what the database contains before you run the work again.
+    #[must_use]
+    pub fn may_be_committed(&self) -> bool {
+        use TransactionErrorKind::{Aborted, Database, Ended, InUse, OutcomeUnknown, Over};
+        match self.kind {
+            OutcomeUnknown | Ended | Over => true,
+            Database | InUse | Aborted => false,
+        }
+    }
+
     /// Returns whether the same work may succeed on a retry. It may if the database could not be
     /// reached, is shutting down, is read-only or is out of resources, or if a concurrent
     /// transaction conflicted with this one.
     ///
     /// Every other error is permanent: a violated constraint, an invalid statement, a value that
-    /// cannot be decoded, or a mistake in how the transaction was used.
+    /// cannot be decoded, or a mistake in how the transaction was used. An error after which the
+    /// work [may have been committed](Self::may_be_committed) is not transient either.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         use sqlx::Error as E;
+        if self.may_be_committed() {
+            return false;
+        }
         match &self.source {
             Some(E::Database(error)) => is_transient(&**error),
             Some(E::Io(_) | E::Tls(_) | E::Protocol(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed) => true,
@@ -162,6 +202,10 @@ impl fmt::Display for TransactionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             TransactionErrorKind::Database => "a database error occurred in the operation's transaction",
+            TransactionErrorKind::OutcomeUnknown => {
+                "the connection was lost during the transaction's commit, so the writes may have been committed; check \
+                 the database before you run the operation again"
+            }
             TransactionErrorKind::InUse => {
                 "the operation's transaction is in use; drop the `Work` from the earlier `begin`, or pass it on"
             }

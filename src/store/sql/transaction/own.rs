@@ -65,12 +65,15 @@ impl<DB: AtomicDatabase> Transaction<DB> {
     ///
     /// # Errors
     ///
-    /// - The database failed. Nothing was committed, unless the connection was lost. In that case,
-    ///   everything may have been committed.
-    /// - The transaction is no longer open, because one of the handler's statements ended it or a
-    ///   savepoint's future was dropped while it was waiting.
-    /// - The [`Work`](super::Work) from [`begin`](Self::begin) still exists.
-    /// - The transaction is already over.
+    /// - [`Database`](TransactionErrorKind::Database): the database failed before or at the commit,
+    ///   and nothing was committed.
+    /// - [`OutcomeUnknown`](TransactionErrorKind::OutcomeUnknown): the connection was lost during
+    ///   the commit, so either everything or nothing was committed.
+    /// - [`Ended`](TransactionErrorKind::Ended): the transaction is no longer open, because one of
+    ///   the handler's statements ended it or a savepoint's future was dropped while it was waiting.
+    /// - [`InUse`](TransactionErrorKind::InUse): the [`Work`](super::Work) from
+    ///   [`begin`](Self::begin) still exists.
+    /// - [`Over`](TransactionErrorKind::Over): the transaction is already over.
     pub async fn commit(&self) -> Result<(), TransactionError> {
         if self.0.owner == Owner::Layer {
             return Ok(());
@@ -78,16 +81,17 @@ impl<DB: AtomicDatabase> Transaction<DB> {
         if self.0.state.try_lock().is_err() {
             return Err(TransactionError::of(TransactionErrorKind::InUse));
         }
-        let Some(mut open) = self.0.take().await else {
+        let open = self.0.take().await;
+        // The work is taken here, so that it is dropped if the transaction is not committed. The
+        // work may own the transaction, which in turn owns the work.
+        let following = self.0.after_commit();
+        let Some(mut open) = open else {
             return if self.0.begun.load(Ordering::Acquire) {
                 Err(TransactionError::of(TransactionErrorKind::Over))
             } else {
                 Ok(())
             };
         };
-        // The work is taken here, so that it is dropped if the transaction is not committed. The
-        // work may own the transaction, which in turn owns the work.
-        let following = self.0.after_commit();
         if self.0.is_aborted() {
             open.roll_back().await?;
             return Ok(());
@@ -96,7 +100,7 @@ impl<DB: AtomicDatabase> Transaction<DB> {
             // Dropping `open` rolls back any transaction that is still open.
             return Err(TransactionError::of(TransactionErrorKind::Ended));
         }
-        open.commit().await?;
+        open.commit().await.map_err(TransactionError::of_commit::<DB>)?;
         for work in following {
             tokio::spawn(work);
         }
