@@ -81,6 +81,11 @@ impl IdempotencyKey {
         self.claims.claim.is_some()
     }
 
+    /// Whether an outer layer had inserted a key into the request.
+    pub(crate) fn is_inside_another_layer(&self) -> bool {
+        self.claims.outer.is_some()
+    }
+
     /// Sets the key that an outer layer inserted into the request.
     pub(crate) fn set_outer(&mut self, outer: Self) {
         self.claims.outer = Some(Arc::new((outer.slot, outer.claims)));

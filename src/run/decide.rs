@@ -56,7 +56,7 @@ impl<S, St: Store> Exchange<S, St> {
                         body
                     }
                     Err(Unstreamable) => {
-                        self.guard.report_unstreamable();
+                        guard.report_unstreamable();
                         return running(Box::pin(refuse(self, Some(claim), Problem::misconfigured())), cancel);
                     }
                 };
@@ -75,7 +75,14 @@ impl<S, St: Store> Exchange<S, St> {
             body.refuse(&self.parts.headers);
             Box::pin(refuse(self, None, Problem::overloaded()))
         } else {
-            Box::pin(run_unprotected(self, body, error, cancel.clone()))
+            // The limit and the digest of a streamed body are checked even so.
+            match body.start() {
+                Ok((body, _)) => Box::pin(run_unprotected(self, body, error, cancel.clone())),
+                Err(Unstreamable) => {
+                    guard.report_unstreamable();
+                    Box::pin(refuse(self, None, Problem::misconfigured()))
+                }
+            }
         };
         running(run, cancel)
     }

@@ -88,14 +88,19 @@ impl<S, St: Store> Exchange<S, St> {
 
     /// Whether this request has passed through an outer idempotency layer that guards it. If so, a
     /// replay from this layer is the outer layer's first response, and is sent without the replay
-    /// marker. Once this layer has passed its key to the handler, the key in the extensions is this
-    /// layer's own key.
+    /// marker.
     fn is_inside_another_layer(&self) -> bool {
-        self.identity.is_some() && self.parts.extensions.get::<IdempotencyKey>().is_some()
+        let key = self.parts.extensions.get::<IdempotencyKey>();
+        match self.identity {
+            Some(_) => key.is_some(),
+            // This layer has already passed its own key to the handler.
+            None => key.is_some_and(IdempotencyKey::is_inside_another_layer),
+        }
     }
 
-    /// The claims that outer idempotency layers have on the same slot. Without their tokens, a layer that shares its store with an outer layer would mistake its own request for
-    /// a different request in flight.
+    /// The claims that outer idempotency layers have on the same slot. Without their tokens, a layer
+    /// that shares its store with an outer layer would mistake its own request for a different
+    /// request in flight.
     pub(crate) fn claims_of_outer_layers(&self) -> OuterClaims {
         match (self.parts.extensions.get::<IdempotencyKey>(), &self.identity) {
             (Some(outer), Some(identity)) => {
@@ -211,7 +216,8 @@ impl<S, St: Store> Exchange<S, St> {
         outcome: Outcome,
         mut response: Response<ResponseBody<RB>>,
     ) -> Response<ResponseBody<RB>> {
-        let slot = self.identity.as_ref().map(|identity| &identity.slot);
+        let key = || self.parts.extensions.get::<IdempotencyKey>().map(IdempotencyKey::slot);
+        let slot = self.identity.as_ref().map(|identity| &identity.slot).or_else(key);
         self.guard.tally.report(outcome, slot, None, Some(response.status()));
         response.extensions_mut().insert(outcome);
         response

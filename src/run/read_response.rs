@@ -224,7 +224,8 @@ where
 }
 
 /// Copies a large body if its buffer has much unused capacity, because the record shares that
-/// buffer.
+/// buffer. Also copies a body whose buffer has other owners, because the buffer may be much larger
+/// than the body, such as the read buffer of an HTTP client.
 fn fitted(data: Bytes) -> Bytes {
     if !Record::shares_body(data.len()) {
         return data;
@@ -232,8 +233,7 @@ fn fitted(data: Bytes) -> Bytes {
     match data.try_into_mut() {
         Ok(buffer) if buffer.capacity() - buffer.len() > buffer.len() / 16 => Bytes::copy_from_slice(&buffer),
         Ok(buffer) => buffer.freeze(),
-        // The buffer has other owners.
-        Err(data) => data,
+        Err(data) => Bytes::copy_from_slice(&data),
     }
 }
 
@@ -244,5 +244,28 @@ pub(super) fn announce_lifetime(config: &Config, ttl: Duration, head: &mut respo
         && let Ok(value) = HeaderValue::try_from(httpdate::fmt_http_date(end))
     {
         head.headers.insert(name.clone(), value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Large enough for a record to share its buffer.
+    const LONG: usize = 256 * 1024;
+
+    #[test]
+    fn a_record_holds_no_more_memory_than_its_body() {
+        let whole = Bytes::from(vec![7; LONG]);
+        let at = whole.as_ptr();
+        assert_eq!(fitted(whole).as_ptr(), at, "not copied");
+        let mut roomy = Vec::with_capacity(2 * LONG);
+        roomy.resize(LONG, 7);
+        let at = roomy.as_ptr();
+        assert_ne!(fitted(Bytes::from(roomy)).as_ptr(), at, "much capacity is unused");
+        let buffer = Bytes::from(vec![7; 4 * LONG]);
+        let part = fitted(buffer.slice(LONG..2 * LONG));
+        assert!(!buffer.as_ptr_range().contains(&part.as_ptr()), "the buffer has another owner");
+        assert_eq!(part, buffer.slice(..LONG));
     }
 }

@@ -9,7 +9,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt};
 use tower_idempotency::store::{Inspect, Phase, Token};
-use tower_idempotency::{IdempotencyKey, IdempotencyLayer, IdempotencyService, Lapsed, Policy, Reconciled, Store};
+use tower_idempotency::{IdempotencyKey, IdempotencyLayer, IdempotencyService, Lapsed, MemoryStore, Policy, Reconciled, Store};
 
 use crate::support::store::{Op, Scripted};
 use crate::support::{Count, Gate, counted, drain, inner, ok, post, send, spawn};
@@ -123,6 +123,23 @@ async fn what_was_done_is_stored_and_replayed() {
     send(&desk.service, post("/pay", "k", "{ }"))
         .await
         .assert_problem(422, "key-reused");
+}
+
+/// An outer layer that has never seen the key takes it for the first response.
+#[tokio::test(start_paused = true)]
+async fn contract_5_7_what_was_done_is_not_marked_inside_another_layer() {
+    let desk = desk();
+    desk.lapse().await;
+    desk.say(Say::Done);
+    desk.gate.open();
+    let outer = IdempotencyLayer::builder(MemoryStore::new())
+        .replay_header("x-outer-replayed")
+        .build()
+        .unwrap()
+        .layer(desk.service.clone());
+    let answer = send(&outer, post("/pay", "k", "{}")).await;
+    assert_eq!((answer.text(), answer.outcome()), ("it was done", "executed"));
+    assert_eq!(answer.header("idempotency-replayed"), None);
 }
 
 #[tokio::test(start_paused = true)]
