@@ -12,17 +12,23 @@ use super::Pointer;
 /// itself for each level.
 const MAX_DEPTH: usize = 64;
 
+/// The maximum length. It leaves room for the escapes that the writer may add.
+const MAX_LEN: usize = u32::MAX as usize / 6;
+
 /// Returns the same bytes for every spelling of the same JSON. White space is removed, members are
 /// sorted by name, and strings are escaped uniformly. Numbers stay as they are written. The values
 /// at the pointers in `without` are left out.
 ///
 /// Returns `None` if a body has no single canonical form: it is not JSON, contains a string that is
-/// not Unicode, contains an object in which a member appears more than once, or is nested deeper
-/// than [`MAX_DEPTH`].
+/// not Unicode, contains an object in which a member appears more than once, is nested deeper than
+/// [`MAX_DEPTH`], or is longer than [`MAX_LEN`].
 ///
 /// Each byte is read twice, once to check the grammar and once to write the canonical form. After
 /// that, each byte is moved at most once, however deeply it is nested.
 pub(crate) fn canonical(body: &[u8], without: &[Pointer]) -> Option<Vec<u8>> {
+    if body.len() > MAX_LEN {
+        return None;
+    }
     // This call checks the grammar and the UTF-8 encoding without recursion, so the code below can
     // assume that the text is JSON.
     let raw: &RawValue = serde_json::from_slice(body).ok()?;
@@ -53,22 +59,43 @@ struct Writer<'a> {
     /// The members of the objects that are not closed yet.
     open: Vec<Member<'a>>,
     /// For each unsorted object, the ranges of its members in `out`, in the order of their names.
-    sorted: Vec<Range<usize>>,
+    sorted: Vec<Span>,
     unsorted: Vec<Unsorted>,
+}
+
+/// A range, with small numbers: a body of many short members needs a range for every few bytes.
+#[derive(Clone, Copy)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// Returns `None` if the range is beyond the numbers. [`MAX_LEN`] prevents this.
+    fn new(start: usize, end: usize) -> Option<Self> {
+        Some(Self {
+            start: start.try_into().ok()?,
+            end: end.try_into().ok()?,
+        })
+    }
+
+    fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
 }
 
 struct Member<'a> {
     name: Cow<'a, str>,
     /// The range of the name and the value in `out`. The range is empty if the member was left out.
-    range: Range<usize>,
+    span: Span,
 }
 
 /// An object whose members were not written in the order of their names.
 struct Unsorted {
     /// The range of the object in `out`, including the braces.
-    range: Range<usize>,
+    span: Span,
     /// The range of the object's members in `sorted`.
-    members: Range<usize>,
+    members: Span,
 }
 
 impl<'a> Writer<'a> {
@@ -119,9 +146,14 @@ impl<'a> Writer<'a> {
                 self.out.truncate(before.0);
                 self.unsorted.truncate(before.1);
             }
-            let range = member.min(self.out.len())..self.out.len();
+            let span = Span::new(member.min(self.out.len()), self.out.len())?;
             in_order &= self.open[first..].last().is_none_or(|last| last.name < name);
-            self.open.push(Member { name, range });
+            if self.open.len() == self.open.capacity() {
+                // By half instead of doubling, because this is most of the memory that a body of
+                // many short members takes.
+                self.open.reserve_exact(self.open.len() / 2 + 4);
+            }
+            self.open.push(Member { name, span });
             more = self.goes_on()?;
         }
         self.write(b"}");
@@ -132,11 +164,11 @@ impl<'a> Writer<'a> {
                 return None;
             }
             let from = self.sorted.len();
-            let kept = members.iter().map(|member| member.range.clone());
-            self.sorted.extend(kept.filter(|range| !range.is_empty()));
+            let kept = members.iter().map(|member| member.span);
+            self.sorted.extend(kept.filter(|span| span.start < span.end));
             self.unsorted.push(Unsorted {
-                range: start..self.out.len(),
-                members: from..self.sorted.len(),
+                span: Span::new(start, self.out.len())?,
+                members: Span::new(from, self.sorted.len())?,
             });
         }
         self.open.truncate(first);
@@ -253,7 +285,9 @@ impl<'a> Writer<'a> {
             return self.out;
         }
         // An object is recorded when it closes, after the objects inside it.
-        self.unsorted.sort_unstable_by_key(|object| object.range.start);
+        self.unsorted.sort_unstable_by_key(|object| object.span.start);
+        // The names are not needed any more, and take more memory than the result.
+        self.open = Vec::new();
         let mut ordered = Vec::with_capacity(self.out.len());
         self.put_in_order(0..self.out.len(), &mut ordered);
         ordered
@@ -263,19 +297,21 @@ impl<'a> Writer<'a> {
     fn put_in_order(&self, range: Range<usize>, ordered: &mut Vec<u8>) {
         let mut at = range.start;
         loop {
-            let next = self.unsorted.partition_point(|object| object.range.start < at);
-            let Some(object) = self.unsorted.get(next).filter(|object| object.range.start < range.end) else {
+            let next = self.unsorted.partition_point(|object| object.span.range().start < at);
+            let Some(object) = self.unsorted.get(next) else { break };
+            let whole = object.span.range();
+            if whole.start >= range.end {
                 break;
-            };
-            copy(&self.out[at..=object.range.start], ordered);
-            for (i, member) in self.sorted[object.members.clone()].iter().enumerate() {
+            }
+            copy(&self.out[at..=whole.start], ordered);
+            for (i, member) in self.sorted[object.members.range()].iter().enumerate() {
                 if i > 0 {
                     ordered.push(b',');
                 }
-                self.put_in_order(member.clone(), ordered);
+                self.put_in_order(member.range(), ordered);
             }
             ordered.push(b'}');
-            at = object.range.end;
+            at = whole.end;
         }
         copy(&self.out[at..range.end], ordered);
     }
