@@ -195,6 +195,22 @@ impl Config {
                  `cancel_on_disconnect`",
             ));
         }
+        if self.drain_streams && self.cancel_on_disconnect.is_some() {
+            return Err(ConfigError::new(
+                "drain_streams",
+                "a stream cannot be read to its end without its client if `cancel_on_disconnect` cancels the operation; \
+                 remove one of the two options",
+            ));
+        }
+        if self.lifetime_header.as_ref() == Some(&self.replay_header) {
+            return Err(ConfigError::new(
+                "lifetime_header",
+                format!(
+                    "`{}` is already the name of the replay marker; choose a different name",
+                    self.replay_header
+                ),
+            ));
+        }
         Ok(())
     }
 

@@ -152,6 +152,15 @@ fn documentation_urls_that_cannot_be_linked_are_refused() {
 }
 
 #[test]
+fn options_that_contradict_each_other_are_refused() {
+    let both = builder().drain_streams(true).cancel_on_disconnect(Fate::Reopen);
+    assert_refused(both, "drain_streams");
+    assert_refused(builder().lifetime_header("Idempotency-Replayed"), "lifetime_header");
+    let stripe = builder().stripe().lifetime_header("idempotent-replayed");
+    assert_refused(stripe, "lifetime_header");
+}
+
+#[test]
 fn limits_that_would_refuse_everything_are_refused() {
     assert_refused(builder().max_key_length(0), "max_key_length");
     assert_refused(builder().max_detached(0), "max_detached");

@@ -98,7 +98,8 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     /// Reads a stream to its end even if its client disconnects, so the layer can record that the
     /// operation completed. By default, the stream is dropped when its client disconnects, and a
     /// retry gets `409` problem `outcome-unknown`. A stream that is read without its client counts
-    /// toward [`max_detached`](Self::max_detached).
+    /// toward [`max_detached`](Self::max_detached). This option cannot be combined with
+    /// [`cancel_on_disconnect`](Self::cancel_on_disconnect).
     pub fn drain_streams(mut self, drain: bool) -> Self {
         self.config.drain_streams = drain;
         self
