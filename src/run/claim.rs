@@ -64,8 +64,8 @@ impl<St: Store> Claim<St> {
     }
 
     /// Ends the claim of an operation that has not begun, and restores the slot to its earlier
-    /// state. The layer tries this only once. If the attempt fails, the claim lapses, and little is
-    /// lost.
+    /// state. If the store fails, a first attempt's claim is given back in the background, because
+    /// a claim that lapses is taken for an operation that died.
     pub(crate) async fn give_back(&mut self) {
         let settlement = if self.attempt == 1 {
             Settlement::Release
@@ -78,8 +78,18 @@ impl<St: Store> Claim<St> {
             Box::pin(self.seal_broken(error)).await;
             return;
         }
-        if let Err(error) = apply(&self.guard, &self.slot, self.token, &settlement).await {
-            warn_of(&error, &self.slot, "a claim could not be given back; it will lapse");
+        match apply(&self.guard, &self.slot, self.token, &settlement).await {
+            Ok(_) => {}
+            Err(error) if self.attempt == 1 => {
+                warn_of(
+                    &error,
+                    &self.slot,
+                    "a claim could not be given back; trying again in the background",
+                );
+                let claim = self.hand_on();
+                self.guard.adopt(None, settle_later(claim, settlement));
+            }
+            Err(error) => warn_of(&error, &self.slot, "a claim could not be given back; it will lapse"),
         }
     }
 

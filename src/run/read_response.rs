@@ -265,7 +265,10 @@ mod tests {
         assert_ne!(fitted(Bytes::from(roomy)).as_ptr(), at, "much capacity is unused");
         let buffer = Bytes::from(vec![7; 4 * LONG]);
         let part = fitted(buffer.slice(LONG..2 * LONG));
-        assert!(!buffer.as_ptr_range().contains(&part.as_ptr()), "the buffer has another owner");
+        assert!(
+            !buffer.as_ptr_range().contains(&part.as_ptr()),
+            "the buffer has another owner"
+        );
         assert_eq!(part, buffer.slice(..LONG));
     }
 }

@@ -748,7 +748,10 @@ async fn contract_8_the_store_fails_before_or_after() {
     );
     // The handler still cannot be sent more than the limit, or another content than was declared.
     let endless = scripted(std::iter::repeat_n(data("sixteen bytes .."), MIB / 16 + 1));
-    let digest = [("content-digest", "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:")];
+    let digest = [(
+        "content-digest",
+        "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:",
+    )];
     for request in [upload("/files", &[], endless), upload("/files", &digest, "two")] {
         let answer = send(&uploads.service, request).await;
         assert_eq!((answer.outcome(), answer.status.as_u16()), ("unprotected", 500));

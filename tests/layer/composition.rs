@@ -17,10 +17,10 @@ use tower::limit::{ConcurrencyLimit, ConcurrencyLimitLayer};
 use tower::load_shed::LoadShedLayer;
 use tower::timeout::TimeoutLayer;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_idempotency::store::DynStore;
+use tower_idempotency::store::{DynStore, OnLapse};
 use tower_idempotency::{
-    IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, IdempotencyService, MemoryStore, Outcome, RequestBody,
-    ResponseBody, ResponseFuture, ScopeSource, Store,
+    IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, IdempotencyService, MemoryStore, Outcome, Policy,
+    RequestBody, ResponseBody, ResponseFuture, ScopeSource, Store,
 };
 
 use crate::support::store::{Act, Op, Scripted, Through};
@@ -781,6 +781,36 @@ async fn an_error_of_readiness_goes_on_unchanged_and_keeps_nothing() {
     assert_eq!(request.await.unwrap().unwrap_err(), "not ready");
     refuses.store(false, Ordering::SeqCst);
     assert_eq!(send(&service, post("/", "k", "other body")).await.text(), "run 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_cannot_be_given_back_at_once_is_not_taken_for_an_operation_that_died() {
+    let refuses = Arc::new(AtomicBool::new(false));
+    let inner = Unready {
+        refuses: refuses.clone(),
+        runs: Count::default(),
+    };
+    let store = Scripted::default();
+    let layer = IdempotencyLayer::builder(store.clone())
+        .policy(Policy::success().on_lapse(OnLapse::Refuse))
+        .lease(Duration::from_secs(6))
+        .build()
+        .unwrap();
+    let service = layer.layer(inner);
+    let gate = Gate::default();
+    store.once(Op::Begin, Act::Stop(gate.clone()));
+    for act in [Act::Fail, Act::Hang] {
+        store.once(Op::Release, act);
+    }
+    let request = tokio::spawn(service.clone().oneshot(post("/", "k", "")));
+    gate.arrival().await;
+    refuses.store(true, Ordering::SeqCst);
+    gate.open();
+    assert_eq!(request.await.unwrap().unwrap_err(), "not ready");
+    refuses.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    drain(&layer).await;
+    assert_eq!(send(&service, post("/", "k", "")).await.text(), "run 1");
 }
 
 mod bodies {

@@ -9,7 +9,9 @@ use http::{Request, Response};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt};
 use tower_idempotency::store::{Inspect, Phase, Token};
-use tower_idempotency::{IdempotencyKey, IdempotencyLayer, IdempotencyService, Lapsed, MemoryStore, Policy, Reconciled, Store};
+use tower_idempotency::{
+    IdempotencyKey, IdempotencyLayer, IdempotencyService, Lapsed, MemoryStore, Policy, Reconciled, Store,
+};
 
 use crate::support::store::{Op, Scripted};
 use crate::support::{Count, Gate, counted, drain, inner, ok, post, send, spawn};
