@@ -313,12 +313,12 @@ mod tests {
             (ProblemKind::ResponseNotRetained, "6", "-1"),
             (ProblemKind::ScopeUnavailable, "13", "-1"),
         ] {
-            let response = Rendering::Grpc.render(&Problem::new(kind, "100% sure"), &parts);
+            let response = Rendering::Grpc.render(&Problem::new(kind, "100% s\u{fb}r\n"), &parts);
             let headers = response.headers();
             assert_eq!(response.status(), 200);
             assert_eq!(headers[CONTENT_TYPE], "application/grpc");
             assert_eq!(headers["grpc-status"], status, "{kind:?}");
-            assert_eq!(headers["grpc-message"], "100%25 sure");
+            assert_eq!(headers["grpc-message"], "100%25 s%C3%BBr%0A");
             assert_eq!(headers["grpc-retry-pushback-ms"], push_back, "{kind:?}");
             assert_eq!(headers["idempotency-problem"], kind.slug());
         }

@@ -430,6 +430,14 @@ async fn the_client_is_told_until_when_a_retry_gets_the_response() {
             .header("idempotency-expires"),
         None
     );
+    // A response that turns out to be too large is not stored.
+    let tiny = builder().lifetime_header("Idempotency-Expires").max_response_body(0);
+    let (first, second) = twice(&judging(&tiny.build().unwrap(), 200, None)).await;
+    assert_eq!(
+        (first.status.as_u16(), first.header("idempotency-expires")),
+        (200, None)
+    );
+    second.assert_problem(409, "response-not-retained");
     let by_default = judging(&builder().build().unwrap(), 200, None);
     assert_eq!(
         send(&by_default, post("/", "k", "b"))

@@ -13,7 +13,7 @@ use tower_idempotency::{
     IdempotencyKey, IdempotencyLayer, IdempotencyService, Lapsed, MemoryStore, Policy, Reconciled, Store,
 };
 
-use crate::support::store::{Op, Scripted};
+use crate::support::store::{Act, Op, Scripted};
 use crate::support::{Count, Gate, counted, drain, inner, ok, post, send, spawn};
 
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +68,8 @@ fn desk_with(policy: Policy) -> Desk {
             }
         }
     });
-    let layer = IdempotencyLayer::builder(store.clone()).policy(policy).build().unwrap();
+    let builder = IdempotencyLayer::builder(store.clone()).policy(policy);
+    let layer = builder.lifetime_header("idempotency-expires").build().unwrap();
     let running = runs.clone();
     let service = layer.layer(inner(move |request: Request<Body>| {
         let runs = running.up();
@@ -118,6 +119,7 @@ async fn what_was_done_is_stored_and_replayed() {
         assert_eq!((answer.status.as_u16(), answer.text()), (201, "it was done"));
         assert!(answer.is_replay());
         assert_eq!(answer.header("x-charge"), Some("ch_1"));
+        assert!(answer.header("idempotency-expires").is_some());
         assert_eq!(answer.header("connection"), None);
         assert_eq!(answer.outcome(), "replayed");
     }
@@ -142,6 +144,23 @@ async fn contract_5_7_what_was_done_is_not_marked_inside_another_layer() {
     let answer = send(&outer, post("/pay", "k", "{}")).await;
     assert_eq!((answer.text(), answer.outcome()), ("it was done", "executed"));
     assert_eq!(answer.header("idempotency-replayed"), None);
+}
+
+/// A claim that ends between the two calls of `settle` leaves a free slot, which must stay free.
+#[tokio::test(start_paused = true)]
+async fn settling_an_operation_that_has_ended_meanwhile_changes_nothing() {
+    let desk = desk();
+    desk.lapse().await;
+    let slot = desk.layer.slot(None, "k").unwrap();
+    let looked = Gate::default();
+    desk.store.once(Op::LookUp, Act::StopAfterEffect(looked.clone()));
+    let (store, response) = (desk.store.clone(), Response::new(Bytes::from_static(b"by hand")));
+    let settling = tokio::spawn(async move { store.settle(&slot, &response, Duration::from_secs(60)).await });
+    looked.arrival().await;
+    assert!(desk.store.memory().forget(&slot).await.unwrap());
+    looked.open();
+    assert!(!settling.await.unwrap().unwrap());
+    assert_eq!(desk.store.look_up(&slot).await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Extensions, Request, Response};
 use tower::Layer;
 use tower_idempotency::store::{
-    Census, ClaimOutcome, ClaimRequest, Commit, Held, Inspect, Record, StoreError, StoreErrorKind, Tiered, Token,
+    Census, ClaimOutcome, ClaimRequest, Commit, Held, Inspect, Phase, Record, StoreError, StoreErrorKind, Tiered, Token,
 };
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Store};
 
@@ -370,6 +370,17 @@ async fn the_store_is_inspected_and_not_the_cache() {
     let before = remote.calls(Op::Begin);
     assert_eq!(done(&store, 2).await, Some(record("s")));
     assert_eq!(remote.calls(Op::Begin), before);
+    // The record is cached here, but elsewhere it was forgotten, and the next run died.
+    run(&store, &claim(3), &record("x"), HOUR).await;
+    remote.memory().forget(&claim(3).slot).await.unwrap();
+    let died = claim(3).token(33).lease(Duration::ZERO);
+    remote.memory().begin(&died).await.unwrap();
+    let settled = store
+        .settle(&claim(3).slot, &Response::new(Bytes::from_static(b"s")), HOUR)
+        .await;
+    assert!(settled.unwrap());
+    let entry = remote.memory().look_up(&claim(3).slot).await.unwrap().unwrap();
+    assert!(matches!(entry.phase, Phase::Done { .. }), "{entry:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! What single calls do: their round trips, locked rows, and looking in.
 
 use super::*;
-use sqlx::Executor as _;
+use sqlx::PgPool;
 
 #[tokio::test]
 async fn one_round_trip_each() {
@@ -148,25 +148,12 @@ async fn a_repeated_claim_that_meets_its_own_lock_is_not_in_flight() {
     let through = server.url_through(proxy.port(), url.rsplit_once('/').unwrap().1);
     let store = open(&through, 1).await.connections(1).unwrap();
     store.begin(&claim(9).token(9)).await.unwrap();
-    // A claim's commit takes two seconds.
-    for sql in [
-        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END'",
-        "CREATE CONSTRAINT TRIGGER dawdles AFTER INSERT ON idempotency_keys DEFERRABLE INITIALLY DEFERRED \
-         FOR EACH ROW EXECUTE FUNCTION dawdle()",
-    ] {
-        direct.execute(sql).await.unwrap();
-    }
+    commits_dawdle(&direct, "INSERT").await;
     let claiming = {
         let store = store.clone();
         tokio::spawn(async move { store.begin(&claim(1).token(1)).await })
     };
-    eventually("the claim is being committed", async || {
-        let dawdling = "SELECT count(*) FROM pg_stat_activity \
-                        WHERE datname = current_database() AND wait_event = 'PgSleep'";
-        let dawdling: i64 = sqlx::query_scalar(dawdling).fetch_one(&direct).await.unwrap();
-        dawdling == 1
-    })
-    .await;
+    until_a_commit_dawdles(&direct).await;
     let other = open(&url, 1).await;
     let duplicate = other.begin(&claim(1).token(2)).await.unwrap();
     assert!(matches!(duplicate, ClaimOutcome::InFlight { .. }), "{duplicate:?}");
@@ -184,6 +171,49 @@ async fn a_repeated_claim_that_meets_its_own_lock_is_not_in_flight() {
             .is_ok_and(|begun| begun == ClaimOutcome::started(1))
     })
     .await;
+}
+
+/// Two seconds for each commit of such a change.
+async fn commits_dawdle(direct: &PgPool, change: &str) {
+    let trigger = format!(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END';
+         CREATE CONSTRAINT TRIGGER dawdles AFTER {change} ON idempotency_keys DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW EXECUTE FUNCTION dawdle()"
+    );
+    let trigger = sqlx::raw_sql(sqlx::AssertSqlSafe(trigger));
+    trigger.execute(direct).await.unwrap();
+}
+
+async fn until_a_commit_dawdles(direct: &PgPool) {
+    eventually("a commit is being made", async || {
+        let dawdling = "SELECT count(*) FROM pg_stat_activity \
+                        WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        let dawdling: i64 = sqlx::query_scalar(dawdling).fetch_one(direct).await.unwrap();
+        dawdling == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_whose_connection_breaks_during_its_commit_is_not_reported_lost() {
+    let Some((server, url)) = database().await else { return };
+    let direct = pool(&url, 2).await;
+    let proxy = Proxy::start(server.port()).await;
+    let through = server.url_through(proxy.port(), url.rsplit_once('/').unwrap().1);
+    let store = open(&through, 1).await.connections(1).unwrap();
+    store.begin(&claim(1).token(1)).await.unwrap();
+    commits_dawdle(&direct, "UPDATE").await;
+    let completing = {
+        let store = store.clone();
+        tokio::spawn(async move { store.complete(&claim(1).slot, Token(1), &record(), HOUR).await })
+    };
+    until_a_commit_dawdles(&direct).await;
+    proxy.cut_all().await;
+    assert_eq!(completing.await.unwrap().unwrap(), Held::Yes);
+    assert_eq!(
+        store.begin(&claim(1).token(2)).await.unwrap(),
+        ClaimOutcome::Done(record())
+    );
 }
 
 /// The store has one connection here: whoever waits on it for a row holds up everybody.

@@ -41,6 +41,16 @@ async fn answers_that_are_lost_with_their_connection() {
     let other = store.complete(&slot(1), begin.token, &record(b"other"), HOUR).await;
     assert_eq!(other.unwrap(), Held::Lost);
 
+    // What was to be kept for no time is gone when it is looked for.
+    let brief = claim(3);
+    store.begin(&brief).await.unwrap();
+    lose();
+    let gone = store
+        .complete(&slot(3), brief.token, &record(b"brief"), Duration::ZERO)
+        .await;
+    assert_eq!(gone.unwrap(), Held::Lost);
+    assert_eq!(store.begin(&claim(3)).await.unwrap(), STARTED);
+
     // A release would be told that its claim is lost.
     let released = claim(2);
     store.begin(&released).await.unwrap();
