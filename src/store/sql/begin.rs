@@ -10,9 +10,9 @@ use crate::store::{ClaimOutcome, ClaimRequest, OnLapse, Record, StoreError};
 pub(super) const ROUNDS: u32 = 3;
 
 /// The outcome for a slot that other statements keep changing or locking: the slot is reported as
-/// in flight. A request that waits tries again after this time at the latest.
+/// in flight. The lease is unknown, and a request that waits must not try again at once.
 pub(super) const BUSY: ClaimOutcome = ClaimOutcome::InFlight {
-    lease_left: Duration::from_millis(50),
+    lease_left: Duration::from_secs(1),
 };
 
 /// A row as `begin` reads it.

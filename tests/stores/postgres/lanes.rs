@@ -7,6 +7,7 @@ use crate::support::{Gate, inner};
 use axum::body::Body;
 use http::Request;
 use sqlx::{Executor, PgPool, Postgres as Db};
+use tower_idempotency::Policy;
 use tower_idempotency::store::sql::Transaction;
 
 /// What takes a lock of somebody else's, or a connection of the pool, never comes.
@@ -555,4 +556,32 @@ async fn connections_are_made_as_those_of_the_pool() {
         let error = store.clone().connections(bad).unwrap_err();
         assert_eq!(error.option(), "connections");
     }
+}
+
+#[tokio::test]
+async fn a_duplicate_that_waits_for_a_locked_row_asks_seldom() {
+    let Some((server, url)) = database().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let through = server.url_through(proxy.port(), url.rsplit_once('/').unwrap().1);
+    let layer = IdempotencyLayer::builder(open(&through, 1).await)
+        .policy(Policy::cautious())
+        .wait(Duration::from_secs(1))
+        .build()
+        .unwrap();
+    let service = layer.layer(inner(|_| async {
+        let mut response = ok("no gateway");
+        *response.status_mut() = http::StatusCode::BAD_GATEWAY;
+        response
+    }));
+    assert_eq!(send(&service, post("/", "k", "b")).await.outcome(), "reopened");
+    let direct = pool(&url, 1).await;
+    let mut lock = direct.begin().await.unwrap();
+    lock.execute("SELECT FROM idempotency_keys FOR UPDATE").await.unwrap();
+    let before = proxy.round_trips();
+    send(&service, post("/", "k", "b"))
+        .await
+        .assert_problem(409, "in-flight");
+    // Two round trips each time, and a few until the statements are prepared.
+    let trips = proxy.round_trips() - before;
+    assert!(trips <= 60, "{trips} round trips within a second");
 }

@@ -6,11 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Row};
 
-use super::error::{NO_STATEMENTS, is_full};
+use super::error::NO_STATEMENTS;
 
 /// How long opening a lane's connection can take. Without this limit, an attempt that was lost in
 /// the network would occupy its seat, and no other attempt could use it.
@@ -18,9 +17,6 @@ pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait before finding out why a connection cannot be opened. The pool does not report
 /// the reason, because it keeps retrying until its time limit.
 const ASK_WHY_AFTER: Duration = Duration::from_secs(1);
-/// The same after an attempt that failed. It is long enough for a connection to be opened, so that
-/// the two do not compete for the server's last free connection.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// How long a pooler can take to find a session.
 const WAIT_FOR_SESSION: Duration = Duration::from_secs(1);
@@ -141,7 +137,7 @@ impl Connector {
             .max_lifetime(None)
             .connect_lazy_with(options.clone());
         let patience = match self.failed.load(Ordering::Relaxed) {
-            true => ASK_AGAIN_AFTER,
+            true => Duration::ZERO,
             false => ASK_WHY_AFTER,
         };
         let made = pin!(one.acquire());
@@ -149,8 +145,6 @@ impl Connector {
         match select(made, why).await {
             Either::Left((Ok(connection), _)) => Ok(connection.detach()),
             Either::Left((Err(sqlx::Error::PoolTimedOut), _)) => Err(too_slow(within)),
-            // This attempt may have taken the last free connection itself.
-            Either::Right((error, made)) if is_full(&error) => made.await.map(PoolConnection::detach),
             Either::Left((Err(error), _)) | Either::Right((error, _)) => Err(error),
         }
     }

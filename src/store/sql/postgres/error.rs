@@ -43,11 +43,6 @@ pub(super) fn is_table_locked(error: &sqlx::Error) -> bool {
         .is_some_and(|error| error.code() == "55P03" && error.r#where().is_none())
 }
 
-/// Returns whether the server has no free connection left.
-pub(super) fn is_full(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "53300"))
-}
-
 /// Returns whether the role lacks a permission.
 pub(super) fn is_forbidden(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(database) if database.code().is_some_and(|code| code == "42501"))
