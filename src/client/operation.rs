@@ -206,8 +206,9 @@ impl Operation {
         self.0.attempts.load(Ordering::Relaxed)
     }
 
-    /// Whether the last response was a replay: an earlier attempt ran, and its response was lost. The
-    /// server marks a replay with `Idempotency-Replayed: true`, or Stripe's `Idempotent-Replayed`.
+    /// Whether the last response was a replay: an earlier attempt ran, and its response was lost.
+    /// The server marks a replay with `Idempotency-Replayed: true`, or Stripe's
+    /// `Idempotent-Replayed`.
     #[must_use]
     pub fn replayed(&self) -> bool {
         self.0.replayed.load(Ordering::Relaxed)

@@ -37,7 +37,8 @@ pub(crate) struct Exchange<S, St> {
 
 /// The key and its sender.
 pub(crate) struct Identity {
-    pub(crate) key: KeyText,
+    /// The key. `None` once it has been passed to the handler.
+    pub(crate) key: Option<KeyText>,
     pub(crate) slot: Slot,
     pub(crate) scope: ScopeTag,
 }
@@ -82,7 +83,11 @@ impl<S, St: Store> Exchange<S, St> {
                  set a scope that stays the same, such as `ScopeSource::extension` with the user or tenant"
             );
         }
-        self.identity = Some(Identity { key, slot, scope: tag });
+        self.identity = Some(Identity {
+            key: Some(key),
+            slot,
+            scope: tag,
+        });
         Ok(())
     }
 
@@ -90,10 +95,13 @@ impl<S, St: Store> Exchange<S, St> {
     /// replay from this layer is the outer layer's first response, and is sent without the replay
     /// marker.
     fn is_inside_another_layer(&self) -> bool {
+        let Some(identity) = &self.identity else {
+            return false;
+        };
         let key = self.parts.extensions.get::<IdempotencyKey>();
-        match self.identity {
+        match identity.key {
             Some(_) => key.is_some(),
-            // This layer has already passed its own key to the handler.
+            // The key in the extensions is this layer's own.
             None => key.is_some_and(IdempotencyKey::is_inside_another_layer),
         }
     }
@@ -113,7 +121,7 @@ impl<S, St: Store> Exchange<S, St> {
 
     /// Inserts the key into the extensions for the handler.
     pub(crate) fn tell_handler(&mut self, claim: &Claim<St>) {
-        if let Some(Identity { key, slot, .. }) = self.identity.take() {
+        if let Some((key, slot)) = self.take_key() {
             let key = IdempotencyKey::new(key, slot, claim.attempt);
             self.insert(key.claimed(claim.token().0, self.lease()));
         }
@@ -121,9 +129,14 @@ impl<S, St: Store> Exchange<S, St> {
 
     /// Like `tell_handler`, but for a request without a claim.
     pub(crate) fn tell_handler_unprotected(&mut self) {
-        if let Some(Identity { key, slot, .. }) = self.identity.take() {
+        if let Some((key, slot)) = self.take_key() {
             self.insert(IdempotencyKey::new(key, slot, 1));
         }
+    }
+
+    fn take_key(&mut self) -> Option<(KeyText, Slot)> {
+        let identity = self.identity.as_mut()?;
+        Some((identity.key.take()?, identity.slot))
     }
 
     /// Returns the lease of this layer's claims. If a claim is in this process's memory, its holder
@@ -216,8 +229,7 @@ impl<S, St: Store> Exchange<S, St> {
         outcome: Outcome,
         mut response: Response<ResponseBody<RB>>,
     ) -> Response<ResponseBody<RB>> {
-        let key = || self.parts.extensions.get::<IdempotencyKey>().map(IdempotencyKey::slot);
-        let slot = self.identity.as_ref().map(|identity| &identity.slot).or_else(key);
+        let slot = self.identity.as_ref().map(|identity| &identity.slot);
         self.guard.tally.report(outcome, slot, None, Some(response.status()));
         response.extensions_mut().insert(outcome);
         response

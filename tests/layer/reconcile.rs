@@ -13,6 +13,7 @@ use tower_idempotency::{
     IdempotencyKey, IdempotencyLayer, IdempotencyService, Lapsed, MemoryStore, Policy, Reconciled, Store,
 };
 
+use crate::support::capture;
 use crate::support::store::{Act, Op, Scripted};
 use crate::support::{Count, Gate, counted, drain, inner, ok, post, send, spawn};
 
@@ -114,7 +115,10 @@ async fn what_was_done_is_stored_and_replayed() {
     desk.lapse().await;
     desk.say(Say::Done);
     desk.gate.open();
+    let slot = desk.layer.slot(None, "k").unwrap().to_string();
+    capture::install();
     for _ in 0..2 {
+        capture::take();
         let answer = send(&desk.service, post("/pay", "k", "{}")).await;
         assert_eq!((answer.status.as_u16(), answer.text()), (201, "it was done"));
         assert!(answer.is_replay());
@@ -122,6 +126,11 @@ async fn what_was_done_is_stored_and_replayed() {
         assert!(answer.header("idempotency-expires").is_some());
         assert_eq!(answer.header("connection"), None);
         assert_eq!(answer.outcome(), "replayed");
+        let events = capture::take_outcomes();
+        assert!(
+            events.iter().any(|event| event.field("slot") == Some(&slot)),
+            "{events:?}"
+        );
     }
     assert_eq!((desk.runs.get(), desk.asked.get()), (1, 1));
     send(&desk.service, post("/pay", "k", "{ }"))

@@ -171,8 +171,10 @@ impl<C> RetryPolicyBuilder<C> {
     /// Sets a closure that decides which errors are retried. Default: all errors. Exclude permanent
     /// errors, such as an untrusted certificate.
     ///
-    /// The client layer does not call the closure if an attempt timed out or the body of a success
-    /// broke off. It always retries these. The closure receives the inner service's error. Annotate its parameter with the error's
+    /// [`ClientLayer`](crate::client::ClientLayer) does not call the closure if an attempt times out
+    /// or if the body of a success breaks off. It always retries these attempts.
+    ///
+    /// The closure receives the inner service's error. Annotate its parameter with the error's
     /// type:
     ///
     /// ```
