@@ -45,6 +45,17 @@ pub(super) trait Base: Clone + Send + Sync + 'static {
     fn busy(&self) -> usize;
 }
 
+/// The pool counts its connections and its idle ones one after the other, so that for a moment, more
+/// can be idle than there are.
+fn in_use<DB: AtomicDatabase>(pool: &Pool<DB>) -> usize {
+    loop {
+        if let Some(in_use) = (pool.size() as usize).checked_sub(pool.num_idle()) {
+            return in_use;
+        }
+        std::thread::yield_now();
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Lite(SqliteStore, Arc<Directory>);
 
@@ -146,7 +157,7 @@ impl Base for Lite {
         count.fetch_one(self.0.pool()).await.unwrap()
     }
     fn busy(&self) -> usize {
-        self.0.pool().size() as usize - self.0.pool().num_idle()
+        in_use(self.0.pool())
     }
 }
 
@@ -274,7 +285,7 @@ impl Base for Big {
         count.fetch_one(&self.direct).await.unwrap()
     }
     fn busy(&self) -> usize {
-        self.store.pool().size() as usize - self.store.pool().num_idle()
+        in_use(self.store.pool())
     }
 }
 
