@@ -126,7 +126,8 @@ impl Data {
         Ok(each!(self, data => data.documents(account, session_id).await))
     }
 
-    /// Returns whether a document with this id exists, in any account.
+    /// Returns whether a document with this id exists, in any account. Waits for a transaction that
+    /// may still commit the document.
     pub(crate) async fn has_document(&self, document_id: &str) -> Result<bool, DataError> {
         Ok(each!(self, data => data.has_document(document_id).await))
     }

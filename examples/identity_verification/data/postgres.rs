@@ -204,7 +204,24 @@ impl PostgresData {
 
     pub(super) async fn has_document(&self, document_id: &str) -> Result<bool, DataError> {
         let known = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM idv_documents WHERE document_id = $1)");
-        Ok(known.bind(document_id).fetch_one(&self.pool).await?)
+        if known.bind(document_id).fetch_one(&self.pool).await? {
+            return Ok(true);
+        }
+        // If a connection broke during `COMMIT`, the transaction can still be running, and its row
+        // cannot be selected yet. Inserting the same id waits for the transaction.
+        let mut trial = self.pool.begin_with(BEGIN).await?;
+        sqlx::query("SET LOCAL lock_timeout = '5s'")
+            .execute(&mut *trial)
+            .await?;
+        let inserted = sqlx::query(
+            "INSERT INTO idv_documents (account, document_id, session_id, kind, bytes, sha256) \
+             VALUES ('', $1, '', '', 0, '') ON CONFLICT (document_id) DO NOTHING",
+        )
+        .bind(document_id)
+        .execute(&mut *trial)
+        .await?;
+        trial.rollback().await?;
+        Ok(inserted.rows_affected() == 0)
     }
 
     pub(super) async fn set_user_status(

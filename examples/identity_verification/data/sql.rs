@@ -52,6 +52,9 @@ impl<DB: AtomicDatabase> Writing<DB> {
 
     /// Like [`done`](Self::done), but also runs `committed` after the commit. `committed` is
     /// dropped if nothing is committed, or if the result is unknown.
+    ///
+    /// A separate transaction is committed even if the client disconnects in the meantime, because
+    /// the commit may already have been sent.
     pub(super) async fn done_and_then(
         self,
         committed: impl Future<Output = ()> + Send + 'static,
@@ -59,8 +62,12 @@ impl<DB: AtomicDatabase> Writing<DB> {
         match self {
             Self::Operation(_, operation) => operation.on_commit(committed),
             Self::Own(transaction) => {
-                transaction.commit().await?;
-                committed.await;
+                let commit = tokio::spawn(async move {
+                    transaction.commit().await?;
+                    committed.await;
+                    Ok::<_, sqlx::Error>(())
+                });
+                commit.await??;
             }
         }
         Ok(())

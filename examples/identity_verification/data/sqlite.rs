@@ -197,8 +197,14 @@ impl SqliteData {
     }
 
     pub(super) async fn has_document(&self, document_id: &str) -> Result<bool, DataError> {
-        let known = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM idv_documents WHERE document_id = ?1)");
-        Ok(known.bind(document_id).fetch_one(&self.pool).await?)
+        // A transaction that may still be committed holds the writer's lock, so wait for the lock.
+        let mut trial = self.pool.begin_with(BEGIN).await?;
+        let known = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM idv_documents WHERE document_id = ?1)")
+            .bind(document_id)
+            .fetch_one(&mut *trial)
+            .await?;
+        trial.rollback().await?;
+        Ok(known)
     }
 
     pub(super) async fn set_user_status(

@@ -13,6 +13,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -22,6 +23,8 @@ use super::request::{Answer, BILLING, Call, SESSIONS};
 use super::stores::{Store, tests};
 use crate::support::directory::Directory;
 use crate::support::eventually;
+use crate::support::servers::postgres::Postgres;
+use crate::support::servers::proxy::Proxy;
 
 /// One server.
 mod alone {
@@ -50,6 +53,25 @@ mod together {
         a_file_whose_row_was_committed_gets_its_place_at_the_start,
         a_server_that_starts_leaves_the_uploads_of_another_alone,
     });
+}
+
+/// Uploads without a key, which their handler commits, and whose commit has to wait.
+mod in_doubt {
+    use super::Waiting;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_client_that_leaves_during_the_commit_leaves_a_document_with_its_file() {
+        if let Some(waiting) = Waiting::start().await {
+            waiting.commit_without_its_client().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_commit_that_is_done_after_its_connection_broke_leaves_a_document_with_its_file() {
+        if let Some(waiting) = Waiting::start().await {
+            waiting.commit_without_its_connection().await;
+        }
+    }
 }
 
 const DOCUMENT: &str = "the bytes of a picture";
@@ -542,4 +564,93 @@ async fn a_server_that_starts_leaves_the_uploads_of_another_alone(store: &Store)
     let listed = other.send(&Call::get(&path).from("sk_test_acme")).await.expect(200);
     assert_eq!(listed.json()["documents"].as_array().unwrap().len(), 1);
     assert_eq!(uploads.files().len(), 1);
+}
+
+/// A server on PostgreSQL, where each commit of a document waits for a lock.
+struct Waiting {
+    uploads: Uploads,
+    proxy: Proxy,
+    /// The session that holds the lock until it is closed.
+    holder: PgConnection,
+}
+
+const WAITING: &str = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) \
+     WHERE NOT granted AND locktype = $1 AND datname = current_database()";
+
+impl Waiting {
+    async fn start() -> Option<Self> {
+        let postgres = Postgres::shared()?;
+        let url = tokio::task::spawn_blocking(|| postgres.create_database())
+            .await
+            .unwrap();
+        let proxy = Proxy::start(postgres.port()).await;
+        let database = url.rsplit_once('/').unwrap().1;
+        let store = Store::at(postgres.url_through(proxy.port(), database));
+        let uploads = Uploads::on(&store, &[]);
+
+        let mut holder = PgConnection::connect(&url).await.unwrap();
+        let wait_at_commit = "
+            CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END';
+            CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON idv_documents
+                DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait();
+            SELECT pg_advisory_lock(1);";
+        sqlx::raw_sql(wait_at_commit).execute(&mut holder).await.unwrap();
+        Some(Self { uploads, proxy, holder })
+    }
+
+    /// Lets the commit proceed. The row and its file are there in the end.
+    async fn keeps_the_document(self, path: &str) {
+        self.holder.close().await.unwrap();
+        let uploads = &self.uploads;
+        eventually("the row is committed", async || uploads.list(path).await.len() == 1).await;
+        let id = uploads.list(path).await[0]["document_id"].as_str().unwrap().to_owned();
+        let place = uploads.directory.path("documents").join(id);
+        eventually("the file has its place", async || place.exists()).await;
+        assert_eq!((uploads.files().len(), uploads.charged().await), (1, 1));
+    }
+
+    async fn commit_without_its_client(mut self) {
+        let path = self.uploads.session().await;
+        let connection = self.uploads.server.connect(&passport(&path, "b").on_the_wire()).await;
+        a_commit_waits(&mut self.holder).await;
+        drop(connection);
+        // The server notices soon, and must not take the document for lost.
+        for _ in 0..50 {
+            assert!(self.uploads.list(&path).await.is_empty());
+            assert_eq!(self.uploads.files().len(), 1);
+        }
+        self.keeps_the_document(&path).await;
+    }
+
+    async fn commit_without_its_connection(mut self) {
+        let path = self.uploads.session().await;
+        let call = passport(&path, "b");
+        let cutting = async {
+            a_commit_waits(&mut self.holder).await;
+            self.proxy.cut_all().await;
+        };
+        let (answer, ()) = tokio::join!(self.uploads.server.send(&call), cutting);
+        answer.expect_error(503);
+        wait_for(
+            &mut self.holder,
+            "the server waits for the transaction",
+            "transactionid",
+        )
+        .await;
+        self.keeps_the_document(&path).await;
+    }
+}
+
+async fn a_commit_waits(holder: &mut PgConnection) {
+    wait_for(holder, "a commit waits", "advisory").await;
+}
+
+/// Waits until a session of this database waits for such a lock.
+async fn wait_for(holder: &mut PgConnection, what: &str, lock: &str) {
+    eventually(what, async || {
+        let waiting = sqlx::query_scalar::<_, i64>(WAITING).bind(lock);
+        waiting.fetch_one(&mut *holder).await.unwrap() == 1
+    })
+    .await;
 }

@@ -32,11 +32,16 @@ impl Drop for Directory {
 }
 
 impl Store {
-    pub(crate) fn memory() -> Option<Self> {
-        Some(Self {
-            url: "memory".into(),
+    /// A store that needs nothing to be removed in the end.
+    pub(crate) fn at(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
             _there: Box::new(()),
-        })
+        }
+    }
+
+    pub(crate) fn memory() -> Option<Self> {
+        Some(Self::at("memory"))
     }
 
     pub(crate) fn sqlite() -> Option<Self> {
@@ -51,10 +56,7 @@ impl Store {
     }
 
     pub(crate) fn postgres() -> Option<Self> {
-        Postgres::shared().map(|server| Self {
-            url: server.create_database(),
-            _there: Box::new(()),
-        })
+        Postgres::shared().map(|server| Self::at(server.create_database()))
     }
 
     pub(crate) fn redis() -> Option<Self> {
