@@ -1,6 +1,6 @@
 //! The stores next to the bare commands that they cannot do without, on the same pool or connection
-//! in the same run. `cargo bench --bench stores --features sqlite,postgres,redis` prints tables in
-//! Markdown. It starts its own PostgreSQL and Redis if they are installed.
+//! in the same run. `cargo bench --bench stores` prints tables in Markdown. It starts its own
+//! PostgreSQL and Redis if they are installed.
 
 #[path = "../tests/support/directory.rs"]
 mod directory;

@@ -11,7 +11,7 @@
 //! | `CHAOS_SEED` | seed of the first of them; the next have the numbers that follow |
 //! | `CHAOS_STORE` | `sqlite`, `postgres` or `redis`: that one alone |
 //!
-//! The server must have been built, `cargo build --all-features --examples`, as `cargo test` does
+//! The server must have been built, `cargo build --examples`, as `cargo test` does
 //! unless it is told to build one test alone.
 #![cfg(target_os = "linux")]
 

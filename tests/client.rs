@@ -5,7 +5,6 @@ mod client {
     mod keys;
     mod lifetime;
     mod net;
-    #[cfg(feature = "reqwest")]
     mod reqwest;
     mod retries;
     mod script;

@@ -6,7 +6,7 @@ mod examples {
     #[cfg(target_os = "linux")]
     mod demo_page;
     mod documents;
-    #[cfg(feature = "tonic")]
+    #[cfg(unix)]
     mod grpc;
     mod identity_verification;
     mod needs;

@@ -7,12 +7,10 @@ mod layer {
     mod composition;
     mod config;
     mod disconnect;
-    #[cfg(feature = "tonic")]
     mod grpc;
     mod hostile;
     mod layers;
     mod leases;
-    #[cfg(feature = "metrics")]
     mod metrics;
     #[cfg(unix)]
     mod operating;

@@ -1,11 +1,11 @@
 //! What the memory store holds of the heap, beside what it counts, and what uploads and large answers
 //! take: measured by a counting allocator, so that nothing depends on time or on the machine.
 
-#[cfg(all(unix, feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[cfg(unix)]
 mod support;
 
 mod memory_accounting {
-    #[cfg(all(unix, feature = "postgres", feature = "redis", feature = "sqlite"))]
+    #[cfg(unix)]
     mod answers;
     mod outages;
     mod uploads;

@@ -5,9 +5,7 @@ mod support;
 mod stores {
     #[cfg(target_os = "linux")]
     mod atomic;
-    #[cfg(feature = "conformance")]
     mod conformance;
-    #[cfg(feature = "conformance")]
     mod faults;
     mod memory;
     mod model;
@@ -15,14 +13,11 @@ mod stores {
     mod postgres;
     #[cfg(unix)]
     mod redis;
-    #[cfg(all(feature = "sealed", feature = "tiered"))]
     mod sealed;
     #[cfg(target_os = "linux")]
     mod servers_work;
     mod sqlite;
-    #[cfg(all(feature = "sealed", feature = "tiered"))]
     mod tiered;
     mod uploads;
-    #[cfg(all(feature = "sealed", feature = "tiered"))]
     mod work;
 }

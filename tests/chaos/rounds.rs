@@ -67,9 +67,7 @@ fn rounds_on(engine: Engine) {
         rounds += 1;
         let name = engine.name();
         // Printed before, in case this does not end.
-        let again = format!(
-            "CHAOS_SEED={seed} CHAOS_ROUNDS=1 CHAOS_STORE={name} cargo test --all-features --test chaos -- rounds"
-        );
+        let again = format!("CHAOS_SEED={seed} CHAOS_ROUNDS=1 CHAOS_STORE={name} cargo test --test chaos -- rounds");
         eprint!("{again} …");
         let began = Instant::now();
         let traces = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{name}-{seed}"));

@@ -34,7 +34,6 @@ pub(crate) enum Fate {
     /// Nobody answers.
     Stall,
     /// `307` to the same address.
-    #[cfg_attr(not(feature = "reqwest"), allow(dead_code, reason = "only reqwest follows it"))]
     Redirect,
     /// A body without an end.
     Endless,

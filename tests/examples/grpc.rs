@@ -2,11 +2,16 @@
 
 use std::process::Command;
 
-use crate::support::example::program;
+use crate::support::example;
+use crate::support::servers::process;
 
 #[test]
 fn the_grpc_example_charges_once_and_refuses_another_amount() {
-    let output = Command::new(program("grpc")).output().unwrap();
+    let Some(program) = example::built("grpc") else {
+        process::missing("the example `grpc` (cargo build --examples --features examples/tonic)");
+        return;
+    };
+    let output = Command::new(program).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let lines: Vec<_> = text.lines().collect();

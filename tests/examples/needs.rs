@@ -15,7 +15,6 @@ mod redis;
 
 #[path = "../../examples/reqwest_client.rs"]
 #[allow(dead_code, reason = "its `main` needs a server on a fixed port")]
-#[cfg(feature = "reqwest")]
 mod reqwest_client;
 
 #[path = "../../examples/sqlite_atomic.rs"]
@@ -105,7 +104,7 @@ mod migrations {
     #[tokio::test]
     async fn the_postgres_example_migrates_and_survives_a_kill() {
         let Some(program) = example::built("postgres") else {
-            process::missing("the example `postgres` (cargo build --examples --all-features)");
+            process::missing("the example `postgres` (cargo build --examples --features examples/migrations)");
             return;
         };
         let Some(postgres) = Postgres::shared() else { return };

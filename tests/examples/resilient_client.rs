@@ -1,7 +1,7 @@
 //! End to end: the client layers, a network that loses a third of everything both ways, and the
 //! example server on each store. As many charges as operations, exactly.
 //!
-//! `IDEMPOTENCY_OPERATIONS=10000 cargo nextest run --release --all-features resilient_client` is the
+//! `IDEMPOTENCY_OPERATIONS=10000 cargo nextest run --release resilient_client` is the
 //! full run; without the variable it is shortened.
 
 use std::process::{Command, Output};

@@ -99,7 +99,6 @@ mod types {
     }
 }
 
-#[cfg(feature = "axum")]
 mod routers {
     use super::*;
     use axum::extract::{Extension, State};

@@ -93,7 +93,6 @@ fn contract_7_a_recorder_sees_outcomes_latencies_and_what_the_store_holds() {
 }
 
 /// A hundred callers ask at once; the first is asked alone, and those who wait meanwhile together.
-#[cfg(feature = "sqlite")]
 #[test]
 fn a_recorder_sees_how_many_calls_a_sql_store_asks_together() {
     use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};

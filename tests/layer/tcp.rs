@@ -29,15 +29,10 @@ use crate::support::{Answer, Count, Gate, ScriptedBody, Step, counted, drain, ev
 #[derive(Debug, Clone, Copy)]
 enum With {
     Hyper,
-    #[cfg(feature = "axum")]
     Axum,
 }
 
-const EACH: &[With] = &[
-    With::Hyper,
-    #[cfg(feature = "axum")]
-    With::Axum,
-];
+const EACH: &[With] = &[With::Hyper, With::Axum];
 
 /// The application that is served; the path says what a request does.
 #[derive(Clone, Default)]
@@ -152,7 +147,6 @@ impl Server {
         let address = listener.local_addr().unwrap();
         match with {
             With::Hyper => drop(tokio::spawn(serve_hyper(listener, layer.clone(), application.clone()))),
-            #[cfg(feature = "axum")]
             With::Axum => {
                 let inside = application.clone();
                 let handler = move |request: axum::extract::Request| inside.clone().handle(request);
@@ -952,7 +946,6 @@ async fn contract_5_8_the_replay_of_a_head_has_the_first_content_length_on_http2
         let paths: &[_] = match with {
             // On HTTP/2 hyper sends what body an application gives it, also for a `HEAD`.
             With::Hyper => &[("/declared", "12345")],
-            #[cfg(feature = "axum")]
             With::Axum => &[("/declared", "12345"), ("/large", "300000")],
         };
         for (path, length) in paths {
@@ -1122,7 +1115,6 @@ async fn limited_from_outside(with: With) -> Server {
                 }
             });
         }
-        #[cfg(feature = "axum")]
         With::Axum => {
             let handler = move |request: axum::extract::Request| inside.clone().handle(request);
             let router = axum::Router::new().fallback(handler).layer(layer.clone()).layer(limit);
@@ -1162,7 +1154,6 @@ async fn contract_6_1_a_chunked_body_that_an_outer_limit_cuts_off_is_413() {
 }
 
 /// Axum has a limit of its own, for its extractors and for `with_limited_body`.
-#[cfg(feature = "axum")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contract_6_1_a_chunked_body_over_axums_own_limit_is_413() {
     use axum::extract::DefaultBodyLimit;

@@ -33,15 +33,10 @@ const PIECE: usize = 64 * 1024;
 #[derive(Debug, Clone, Copy)]
 enum With {
     Hyper,
-    #[cfg(feature = "axum")]
     Axum,
 }
 
-const EACH: &[With] = &[
-    With::Hyper,
-    #[cfg(feature = "axum")]
-    With::Axum,
-];
+const EACH: &[With] = &[With::Hyper, With::Axum];
 
 /// What is spoken.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -115,7 +110,6 @@ impl Server {
         let address = listener.local_addr().unwrap();
         match with {
             With::Hyper => drop(tokio::spawn(serve_hyper(listener, layer.clone(), application.clone()))),
-            #[cfg(feature = "axum")]
             With::Axum => {
                 let inside = application.clone();
                 let handler = move |request: axum::extract::Request| inside.clone().handle(request);

@@ -24,7 +24,6 @@ fn sealed<S>(store: S) -> Sealed<S> {
     Sealed::new(store, KeyRing::new(KEY)).unwrap()
 }
 
-#[cfg(feature = "conformance")]
 mod conforms {
     use tower_idempotency::store::{DynStore, conformance};
 

@@ -20,7 +20,6 @@ use crate::support::{Count, Gate, inner, ok, poll_once, post, send, settle};
 
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-#[cfg(feature = "conformance")]
 mod conforms {
     use tower_idempotency::store::{KeyRing, Sealed, conformance};
 

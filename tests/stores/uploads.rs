@@ -113,7 +113,6 @@ async fn uploads_work_over_redis() {
     uploads_work_over(RedisStore::connect(&server.url()).await.unwrap()).await;
 }
 
-#[cfg(all(feature = "sealed", feature = "tiered"))]
 #[tokio::test]
 async fn uploads_work_over_sealed_and_tiered_stores() {
     use tower_idempotency::store::{KeyRing, Sealed, Tiered};

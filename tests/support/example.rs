@@ -6,7 +6,7 @@ use std::process::Command;
 /// The path of a program in `examples/`, which Cargo puts next to the directory of the tests. Cargo
 /// builds it with the tests, unless it builds only one test binary.
 pub(crate) fn program(name: &str) -> PathBuf {
-    built(name).unwrap_or_else(|| panic!("run `cargo build --all-features --examples` first: no example {name}"))
+    built(name).unwrap_or_else(|| panic!("run `cargo build --examples` first: no example {name}"))
 }
 
 /// Like [`program`], but `None` if it was not built. Some programs need a feature of the examples'

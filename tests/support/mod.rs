@@ -5,7 +5,6 @@
 pub(crate) mod body;
 pub(crate) mod capture;
 pub(crate) mod claim;
-#[cfg(feature = "conformance")]
 pub(crate) mod conformance;
 pub(crate) mod directory;
 pub(crate) mod example;

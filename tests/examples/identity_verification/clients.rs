@@ -127,7 +127,6 @@ for attempt in range(3):
     uploads.assert_uploaded_once(&answers).await;
 }
 
-#[cfg(feature = "reqwest")]
 #[tokio::test]
 async fn contract_8_5_reqwest_retries_a_form_and_gets_the_first_answer() {
     use reqwest::multipart::{Form, Part};

@@ -192,7 +192,6 @@ async fn what_follows_a_commit_runs_when_an_unknown_commit_is_known() {
 }
 
 /// Stores that wrap another pass on what the handler asked for.
-#[cfg(all(feature = "sealed", feature = "tiered"))]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stores_that_wrap_others_abort_and_follow_as_well() {
     use tower_idempotency::store::{KeyRing, Sealed, Tiered};

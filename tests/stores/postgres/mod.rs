@@ -1,7 +1,6 @@
 //! The PostgreSQL store, on servers of the tests' own.
 
 mod calls;
-#[cfg(feature = "conformance")]
 mod conformance;
 mod lanes;
 mod layout;

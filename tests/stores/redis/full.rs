@@ -118,7 +118,6 @@ async fn an_operation_whose_record_has_no_room_can_be_settled_and_forgotten() {
     assert_eq!(store.begin(&claim(2)).await.unwrap(), STARTED);
 }
 
-#[cfg(all(feature = "sealed", feature = "tiered"))]
 #[tokio::test]
 async fn an_operation_whose_record_has_no_room_can_be_settled_through_stores_that_wrap_others() {
     use std::sync::Arc;

@@ -1,6 +1,5 @@
 //! The Redis store on real servers.
 
-#[cfg(feature = "conformance")]
 mod conformance;
 mod connections;
 mod damage;

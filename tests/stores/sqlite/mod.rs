@@ -31,7 +31,6 @@ async fn open(directory: &Directory) -> SqliteStore {
     store
 }
 
-#[cfg(feature = "conformance")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_store_conforms() {
     use crate::support::conformance::{Handles, all_checks, conforms};
