@@ -23,6 +23,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use tokio::runtime::Builder;
 use tokio::time::advance;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_idempotency::store::{
@@ -53,10 +54,32 @@ struct Heap {
     _alone: MutexGuard<'static, ()>,
 }
 
+/// Waits until no other test of this binary runs.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a test on this runtime while no other test of this binary runs. The runtime is not made earlier,
+/// because it takes tens of kilobytes of the heap that another test may be measuring.
+fn run_alone(runtime: &mut Builder, test: impl AsyncFnOnce(&Heap)) {
+    let alone = alone();
+    let runtime = runtime.enable_all().build().unwrap();
+    let heap = Heap::from_now_on(alone);
+    runtime.block_on(test(&heap));
+    drop(runtime);
+}
+
+fn on_paused_time(test: impl AsyncFnOnce(&Heap)) {
+    run_alone(Builder::new_current_thread().start_paused(true), test);
+}
+
 impl Heap {
     fn measure() -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::from_now_on(alone())
+    }
+
+    fn from_now_on(alone: MutexGuard<'static, ()>) -> Self {
         Self {
             region: Region::new(ALLOCATOR),
             _alone: alone,
@@ -208,50 +231,52 @@ fn what_is_evicted_is_given_back_within_the_budget() {
     heap.assert_counted(store.stats(), "after evictions");
 }
 
-#[tokio::test(start_paused = true)]
-async fn keys_that_expired_leave_nothing() {
-    let heap = Heap::measure();
-    let store = large();
-    for n in 0..KEYS {
-        keep(&store, 0, n, 20, Duration::from_millis(1000 + n % 5000));
-    }
-    heap.assert_counted(store.stats(), "all");
-    // One in sixteen is there still when all others have been swept.
-    for n in (0..KEYS).filter(|n| n % 16 == 0) {
-        forget(&store, n);
-        keep(&store, 0, n, 20, HOUR);
-    }
-    advance(10 * SECOND).await;
-    for n in 0..KEYS / 8 {
-        claim(&store, 0, 1 << 50 | n, HOUR, HOUR);
-        now(store.release(&slot(1 << 50 | n), Token(1 << 50 | n))).unwrap();
-    }
-    assert_eq!(store.stats().entries, KEYS as usize / 16);
-    heap.assert_counted(store.stats(), "a sixteenth");
-    advance(2 * HOUR).await;
-    sweep(&store);
-    heap.assert_empty(store.stats());
+#[test]
+fn keys_that_expired_leave_nothing() {
+    on_paused_time(async |heap| {
+        let store = large();
+        for n in 0..KEYS {
+            keep(&store, 0, n, 20, Duration::from_millis(1000 + n % 5000));
+        }
+        heap.assert_counted(store.stats(), "all");
+        // One in sixteen is there still when all others have been swept.
+        for n in (0..KEYS).filter(|n| n % 16 == 0) {
+            forget(&store, n);
+            keep(&store, 0, n, 20, HOUR);
+        }
+        advance(10 * SECOND).await;
+        for n in 0..KEYS / 8 {
+            claim(&store, 0, 1 << 50 | n, HOUR, HOUR);
+            now(store.release(&slot(1 << 50 | n), Token(1 << 50 | n))).unwrap();
+        }
+        assert_eq!(store.stats().entries, KEYS as usize / 16);
+        heap.assert_counted(store.stats(), "a sixteenth");
+        advance(2 * HOUR).await;
+        sweep(&store);
+        heap.assert_empty(store.stats());
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn claims_are_counted_and_leave_nothing() {
-    let heap = Heap::measure();
-    let store = large();
-    for n in 0..2 * MANY {
-        // As in the process, and as of holders that may die.
-        let lease = if n % 2 == 0 { Duration::MAX } else { SECOND };
-        claim(&store, 0, n, lease, SECOND);
-        if n >= MANY && n % 2048 == 0 {
-            heap.assert_counted(store.stats(), &format!("{n} claims"));
+#[test]
+fn claims_are_counted_and_leave_nothing() {
+    on_paused_time(async |heap| {
+        let store = large();
+        for n in 0..2 * MANY {
+            // As in the process, and as of holders that may die.
+            let lease = if n % 2 == 0 { Duration::MAX } else { SECOND };
+            claim(&store, 0, n, lease, SECOND);
+            if n >= MANY && n % 2048 == 0 {
+                heap.assert_counted(store.stats(), &format!("{n} claims"));
+            }
         }
-    }
-    for n in (0..2 * MANY).filter(|n| n % 2 == 0) {
-        now(store.release(&slot(n), Token(n))).unwrap();
-    }
-    heap.assert_counted(store.stats(), "those of the dead");
-    advance(3 * SECOND).await;
-    sweep(&store);
-    heap.assert_empty(store.stats());
+        for n in (0..2 * MANY).filter(|n| n % 2 == 0) {
+            now(store.release(&slot(n), Token(n))).unwrap();
+        }
+        heap.assert_counted(store.stats(), "those of the dead");
+        advance(3 * SECOND).await;
+        sweep(&store);
+        heap.assert_empty(store.stats());
+    });
 }
 
 #[test]
@@ -312,8 +337,7 @@ fn the_count_holds_for_records_of_kilobytes() {
 }
 
 /// A store in which keys are kept, expire, are forgotten, released and evicted, by chance.
-async fn churn(scopes: u64, answers: usize, budget: usize) {
-    let heap = Heap::measure();
+async fn churn(heap: &Heap, scopes: u64, answers: usize, budget: usize) {
     let store = MemoryStore::builder().budget(budget).build().unwrap();
     let (mut kept, mut evicted) = (0, 0);
     // More at first, fewer later, so that all tables grow and are given back.
@@ -350,29 +374,36 @@ async fn churn(scopes: u64, answers: usize, budget: usize) {
     heap.assert_empty(store.stats());
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_count_holds_after_churn() {
-    churn(1, 300, 4096 * MIB).await;
+#[test]
+fn the_count_holds_after_churn() {
+    on_paused_time(async |heap| {
+        churn(heap, 1, 300, 4096 * MIB).await;
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_count_holds_after_churn_of_many_scopes() {
-    churn(100_000, 300, 4096 * MIB).await;
+#[test]
+fn the_count_holds_after_churn_of_many_scopes() {
+    on_paused_time(async |heap| {
+        churn(heap, 100_000, 300, 4096 * MIB).await;
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_count_holds_after_churn_under_a_budget() {
-    churn(1_000, 300, 12 * MIB * SCALE as usize).await;
+#[test]
+fn the_count_holds_after_churn_under_a_budget() {
+    on_paused_time(async |heap| {
+        churn(heap, 1_000, 300, 12 * MIB * SCALE as usize).await;
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_count_holds_after_churn_of_the_smallest_records() {
-    churn(10, 1, 4096 * MIB).await;
+#[test]
+fn the_count_holds_after_churn_of_the_smallest_records() {
+    on_paused_time(async |heap| {
+        churn(heap, 10, 1, 4096 * MIB).await;
+    });
 }
 
 /// What a request through a layer allocates in all, while its handler makes its answer, and a replay.
-async fn allocated(answer: fn() -> Response<Full<Bytes>>) -> (usize, usize) {
-    let heap = Heap::measure();
+async fn allocated(heap: &Heap, answer: fn() -> Response<Full<Bytes>>) -> (usize, usize) {
     let layer = IdempotencyLayer::builder(large()).max_response_body(64 * MIB);
     let layer = layer.build().unwrap();
     let service = layer.layer(service_fn(move |_: Request<Full<Bytes>>| async move {
@@ -391,21 +422,25 @@ async fn allocated(answer: fn() -> Response<Full<Bytes>>) -> (usize, usize) {
     (allocated[0], allocated[1])
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_large_answer_is_not_copied() {
-    let (first, replay) = allocated(|| Response::new(Full::from(vec![b'x'; 16 * MIB]))).await;
-    assert!(first <= 17 * MIB, "{first}: the answer itself, and little more");
-    assert!(replay <= MIB, "{replay}");
+#[test]
+fn a_large_answer_is_not_copied() {
+    on_paused_time(async |heap| {
+        let (first, replay) = allocated(heap, || Response::new(Full::from(vec![b'x'; 16 * MIB]))).await;
+        assert!(first <= 17 * MIB, "{first}: the answer itself, and little more");
+        assert!(replay <= MIB, "{replay}");
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_is_kept_of_a_large_answer_has_no_room_to_spare() {
-    fn spacious() -> Response<Full<Bytes>> {
-        let mut buffer = bytes::BytesMut::with_capacity(32 * MIB);
-        buffer.resize(16 * MIB, b'x');
-        Response::new(Full::new(buffer.freeze()))
-    }
-    let (first, replay) = allocated(spacious).await;
-    assert!(first <= 49 * MIB, "{first}: the handler's buffer, and one that fits");
-    assert!(replay <= MIB, "{replay}");
+#[test]
+fn what_is_kept_of_a_large_answer_has_no_room_to_spare() {
+    on_paused_time(async |heap| {
+        fn spacious() -> Response<Full<Bytes>> {
+            let mut buffer = bytes::BytesMut::with_capacity(32 * MIB);
+            buffer.resize(16 * MIB, b'x');
+            Response::new(Full::new(buffer.freeze()))
+        }
+        let (first, replay) = allocated(heap, spacious).await;
+        assert!(first <= 49 * MIB, "{first}: the handler's buffer, and one that fits");
+        assert!(replay <= MIB, "{replay}");
+    });
 }

@@ -12,9 +12,8 @@ use crate::support::servers::redis::Redis;
 const ANSWER: usize = 8 * MIB;
 
 /// Asserts what a first request and its replay allocate, in multiples of the answer, once the store's
-/// connections have the buffers that they keep. `heap` is measured from the start of the test, so that
-/// no other test of this binary sees what the test allocates.
-async fn assert_copies<St: Store>(heap: Heap, store: St, first: usize, replay: usize) {
+/// connections have the buffers that they keep.
+async fn assert_copies<St: Store>(heap: &Heap, store: St, first: usize, replay: usize) {
     let layer = IdempotencyLayer::builder(store)
         .max_response_body(ANSWER)
         .build()
@@ -51,28 +50,35 @@ async fn assert_copies<St: Store>(heap: Heap, store: St, first: usize, replay: u
     }
 }
 
-#[tokio::test]
-async fn sqlite_copies_a_large_answer_into_its_record_and_for_its_thread() {
-    let heap = Heap::measure();
-    let directory = Directory::new();
-    let store = SqliteStore::open(directory.path("answers.db")).await.unwrap();
-    store.migrate().await.unwrap();
-    assert_copies(heap, store, 3, 1).await;
+fn in_real_time(test: impl AsyncFnOnce(&Heap)) {
+    run_alone(&mut Builder::new_current_thread(), test);
 }
 
-#[tokio::test]
-async fn postgres_copies_a_large_answer_into_its_record_and_twice_for_the_driver() {
-    let heap = Heap::measure();
-    let Some(server) = Postgres::start() else { return };
-    let store = PostgresStore::new(sqlx::PgPool::connect(&server.create_database()).await.unwrap());
-    store.migrate().await.unwrap();
-    assert_copies(heap, store, 4, 2).await;
+#[test]
+fn sqlite_copies_a_large_answer_into_its_record_and_for_its_thread() {
+    in_real_time(async |heap| {
+        let directory = Directory::new();
+        let store = SqliteStore::open(directory.path("answers.db")).await.unwrap();
+        store.migrate().await.unwrap();
+        assert_copies(heap, store, 3, 1).await;
+    });
 }
 
-#[tokio::test]
-async fn redis_copies_a_large_answer_into_its_record_and_for_the_client() {
-    let heap = Heap::measure();
-    let Some(server) = Redis::start() else { return };
-    let store = RedisStore::connect(&server.url()).await.unwrap();
-    assert_copies(heap, store, 5, 2).await;
+#[test]
+fn postgres_copies_a_large_answer_into_its_record_and_twice_for_the_driver() {
+    in_real_time(async |heap| {
+        let Some(server) = Postgres::start() else { return };
+        let store = PostgresStore::new(sqlx::PgPool::connect(&server.create_database()).await.unwrap());
+        store.migrate().await.unwrap();
+        assert_copies(heap, store, 4, 2).await;
+    });
+}
+
+#[test]
+fn redis_copies_a_large_answer_into_its_record_and_for_the_client() {
+    in_real_time(async |heap| {
+        let Some(server) = Redis::start() else { return };
+        let store = RedisStore::connect(&server.url()).await.unwrap();
+        assert_copies(heap, store, 5, 2).await;
+    });
 }

@@ -14,7 +14,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_idempotency::IdempotencyLayer;
 use tower_idempotency::store::{ClaimOutcome, ClaimRequest, Held, Record, Slot, Store, StoreError, Token};
 
-use super::super::{Heap, SCALE, SECOND};
+use super::super::{SCALE, SECOND, on_paused_time};
 
 /// Takes every question, and answers none.
 #[derive(Default)]
@@ -64,41 +64,42 @@ where
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
-#[tokio::test(start_paused = true)]
-async fn contract_6_3_requests_that_are_refused_while_the_store_is_silent_leave_nothing_behind() {
-    let store = Arc::new(BlackHole::default());
-    let layer = IdempotencyLayer::builder(store.clone())
-        .store_timeout(SECOND)
-        .circuit_breaker(5, 10 * SECOND)
-        // So that what is asked in the background ends soon.
-        .lease(SECOND)
-        .settle_within(SECOND)
-        .build()
-        .unwrap();
-    let service = layer.layer(service_fn(async |_: Request<Full<Bytes>>| {
-        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
-    }));
-    let heap = Heap::measure();
-    for key in 0..5 {
-        refused(&service, key).await;
-    }
-    tokio::time::sleep(5 * SECOND).await;
-    let (held, at) = (heap.bytes(), Instant::now());
-    assert_eq!(store.askers(), 5);
-    for key in 0..REQUESTS {
-        refused(&service, key).await;
-    }
-    assert_eq!(store.askers(), 5, "the store is left alone");
-    assert_eq!(at.elapsed(), Duration::ZERO, "nobody waits");
-    let more = heap.bytes().saturating_sub(held);
-    assert!(more <= KEPT, "{more} bytes are held after {REQUESTS} requests");
+#[test]
+fn contract_6_3_requests_that_are_refused_while_the_store_is_silent_leave_nothing_behind() {
+    on_paused_time(async |heap| {
+        let store = Arc::new(BlackHole::default());
+        let layer = IdempotencyLayer::builder(store.clone())
+            .store_timeout(SECOND)
+            .circuit_breaker(5, 10 * SECOND)
+            // So that what is asked in the background ends soon.
+            .lease(SECOND)
+            .settle_within(SECOND)
+            .build()
+            .unwrap();
+        let service = layer.layer(service_fn(async |_: Request<Full<Bytes>>| {
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        }));
+        for key in 0..5 {
+            refused(&service, key).await;
+        }
+        tokio::time::sleep(5 * SECOND).await;
+        let (held, at) = (heap.bytes(), Instant::now());
+        assert_eq!(store.askers(), 5);
+        for key in 0..REQUESTS {
+            refused(&service, key).await;
+        }
+        assert_eq!(store.askers(), 5, "the store is left alone");
+        assert_eq!(at.elapsed(), Duration::ZERO, "nobody waits");
+        let more = heap.bytes().saturating_sub(held);
+        assert!(more <= KEPT, "{more} bytes are held after {REQUESTS} requests");
 
-    // The pause is over: of a thousand at once, one looks for the store. The others are refused as before.
-    tokio::time::sleep(10 * SECOND).await;
-    let requests = (0..1000).map(|key| refused(&service, REQUESTS + key));
-    futures_util::future::join_all(requests).await;
-    assert_eq!(store.askers(), 6);
-    tokio::time::sleep(5 * SECOND).await;
-    let more = heap.bytes().saturating_sub(held);
-    assert!(more <= KEPT, "{more} bytes are held after the probe");
+        // The pause is over: of a thousand at once, one looks for the store. The others are refused as before.
+        tokio::time::sleep(10 * SECOND).await;
+        let requests = (0..1000).map(|key| refused(&service, REQUESTS + key));
+        futures_util::future::join_all(requests).await;
+        assert_eq!(store.askers(), 6);
+        tokio::time::sleep(5 * SECOND).await;
+        let more = heap.bytes().saturating_sub(held);
+        assert!(more <= KEPT, "{more} bytes are held after the probe");
+    });
 }
