@@ -1,8 +1,9 @@
 //! Counts how often each outcome occurred, and logs an event for each request.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use http::StatusCode;
+use http::{Response, StatusCode};
 
 use super::outcome::Outcome;
 use super::problem::ProblemKind;
@@ -74,6 +75,28 @@ impl Tally {
             status = status.map(|status| status.as_u16()),
             "request guarded"
         );
+    }
+
+    /// Creates a response, and counts and logs the request, even if one of the application's closures
+    /// panics in `create`.
+    pub(crate) fn report_of<B>(
+        &self,
+        outcome: Outcome,
+        slot: Option<&Slot>,
+        attempt: Option<u32>,
+        create: impl FnOnce() -> Response<B>,
+    ) -> Response<B> {
+        match catch_unwind(AssertUnwindSafe(create)) {
+            Ok(mut response) => {
+                self.report(outcome, slot, attempt, Some(response.status()));
+                response.extensions_mut().insert(outcome);
+                response
+            }
+            Err(panic) => {
+                self.report(outcome, slot, attempt, None);
+                resume_unwind(panic)
+            }
+        }
     }
 
     /// Counts and logs a request that passed through.

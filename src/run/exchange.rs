@@ -199,12 +199,14 @@ impl<S, St: Store> Exchange<S, St> {
                 if !self.is_inside_another_layer() {
                     response.headers_mut().insert(marker, HeaderValue::from_static("true"));
                 }
-                if let Some(hook) = &self.guard.config.on_replay {
+                let Some(hook) = &self.guard.config.on_replay else {
+                    return Ok(self.finish(Outcome::Replayed, response));
+                };
+                self.guard.tally.report_of(Outcome::Replayed, self.slot(), None, || {
                     let (mut head, body) = response.into_parts();
                     (hook.0)(&self.parts, &mut head);
-                    response = Response::from_parts(head, body);
-                }
-                self.finish(Outcome::Replayed, response)
+                    Response::from_parts(head, body)
+                })
             }
         })
     }
@@ -220,8 +222,10 @@ impl<S, St: Store> Exchange<S, St> {
     where
         RB: Body<Data = Bytes>,
     {
-        let rendered = self.guard.config.rendering.render(problem, &self.parts);
-        self.finish(outcome, rendered.map(|body| ResponseBody::kept(body, None)))
+        self.guard.tally.report_of(outcome, self.slot(), None, || {
+            let rendered = self.guard.config.rendering.render(problem, &self.parts);
+            rendered.map(|body| ResponseBody::kept(body, None))
+        })
     }
 
     fn finish<RB: Body>(
@@ -229,10 +233,14 @@ impl<S, St: Store> Exchange<S, St> {
         outcome: Outcome,
         mut response: Response<ResponseBody<RB>>,
     ) -> Response<ResponseBody<RB>> {
-        let slot = self.identity.as_ref().map(|identity| &identity.slot);
-        self.guard.tally.report(outcome, slot, None, Some(response.status()));
+        let tally = &self.guard.tally;
+        tally.report(outcome, self.slot(), None, Some(response.status()));
         response.extensions_mut().insert(outcome);
         response
+    }
+
+    fn slot(&self) -> Option<&Slot> {
+        self.identity.as_ref().map(|identity| &identity.slot)
     }
 
     /// Returns the inner service and the request to pass to it.

@@ -266,11 +266,10 @@ where
 {
     let guard = &claim.guard;
     let request = request.map_or_else(|| Request::new(()).into_parts().0, |request| *request);
-    let rendered = guard.config.rendering.render(problem, &request);
     let outcome = Outcome::Refused(problem.kind());
     let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
-    guard.tally.report(outcome, slot, attempt, Some(rendered.status()));
-    let mut response = rendered.map(|body| ResponseBody::kept(body, None));
-    response.extensions_mut().insert(outcome);
-    response
+    guard.tally.report_of(outcome, slot, attempt, || {
+        let rendered = guard.config.rendering.render(problem, &request);
+        rendered.map(|body| ResponseBody::kept(body, None))
+    })
 }

@@ -10,13 +10,13 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use tower::{Layer, Service, ServiceExt};
 use tower_idempotency::store::Store;
 use tower_idempotency::{Fate, IdempotencyLayer, MemoryStore, Policy, Verdict};
 
 use crate::support::store::Scripted;
-use crate::support::{Count, counted, drain, post, send};
+use crate::support::{Count, ScriptedBody, Step, counted, drain, inner, ok, post, send};
 
 /// Where the panic is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +152,32 @@ async fn contract_4_3_a_panic_anywhere_after_the_claim_is_handled_and_counted() 
     for fate in [Fate::Release, Fate::Seal, Fate::Reopen] {
         panics_everywhere(MemoryStore::new, fate).await;
         panics_everywhere(Scripted::default, fate).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_4_3_a_panic_while_a_refusal_or_a_replay_is_made_is_counted() {
+    let layer = IdempotencyLayer::builder(MemoryStore::new())
+        .stream_request_bodies(1024)
+        .problem_response(|_, _| panic!("as the test wants"))
+        .on_replay(|_, _| panic!("as the test wants"))
+        .build()
+        .unwrap();
+    let service = layer.layer(inner(|request: Request<Body>| async {
+        // The layer gives up the claim if the body breaks off, whatever is answered.
+        let _ = request.into_body().collect().await;
+        ok("done")
+    }));
+    let breaking = Body::new(ScriptedBody::new([Step::Data("half".into()), Step::Fail]));
+    for (body, outcome) in [
+        (breaking, "body-unreadable"),
+        (Body::from("b"), "executed"),
+        (Body::from("b"), "replayed"),
+        (Body::from("c"), "key-reused"),
+    ] {
+        let sent = tokio::spawn(service.clone().oneshot(post("/", "k", body))).await;
+        assert_eq!(sent.is_err(), outcome != "executed", "{outcome}");
+        assert_eq!(counted(&layer, outcome), 1, "{outcome}");
     }
 }
 
