@@ -81,7 +81,7 @@ pub(crate) fn admit_now<St: Store>(
 /// other request is available or the waiting time has elapsed.
 pub(crate) async fn admit<St: Store>(
     guard: Arc<Guard<St>>,
-    begin: ClaimRequest,
+    mut begin: ClaimRequest,
     outer: OuterClaims,
     disconnected: Disconnected,
 ) -> Result<Admission<St>, StoreError> {
@@ -101,7 +101,12 @@ pub(crate) async fn admit<St: Store>(
         let begun = match (begun, seen) {
             // The store failed during the wait, but it is known that the operation was running. So
             // this request must not run unprotected.
-            (Err(_), Some(lease_left)) if config.fail_open => ClaimOutcome::InFlight { lease_left },
+            (Err(_), Some(lease_left)) if config.fail_open => {
+                // The failed call may have taken effect. If so, the claim of its token is given back
+                // in the background, so the next call needs a token of its own.
+                begin.token = guard.token();
+                ClaimOutcome::InFlight { lease_left }
+            }
             (begun, _) => begun?,
         };
         if seen.is_none() && may_be_held_outside(&begun) {

@@ -50,7 +50,9 @@ where
     St: Store,
 {
     exchange.tell_handler(&claim);
-    claim.unit = exchange.guard.store.unit_of_work(begin);
+    // A request that waited may have its claim under another token than the one that it began with.
+    let begin = begin.with_token(claim.token());
+    claim.unit = exchange.guard.store.unit_of_work(&begin);
     let may_be_refused = claim.unit.is_some() || claim.upload.is_some();
     let head = may_be_refused.then(|| Box::new(exchange.parts.clone()));
     if let Some(unit) = &claim.unit {

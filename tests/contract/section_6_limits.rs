@@ -591,3 +591,55 @@ async fn contract_6_3_a_duplicate_that_waits_does_not_run_unprotected() {
     duplicate.await.unwrap().assert_replay_of(&first);
     assert_eq!(runs.get(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn contract_6_3_a_duplicate_that_waited_through_a_failure_keeps_its_claim() {
+    for failure in [Act::Fail, Act::FailAfterEffect] {
+        waits_through(failure).await;
+    }
+}
+
+/// A duplicate waits. Once the first request has failed, the duplicate's claim fails in this way.
+async fn waits_through(failure: Act) {
+    let (store, runs) = (Scripted::default(), Count::default());
+    let gates = [Gate::default(), Gate::default()];
+    let layer = IdempotencyLayer::builder(store.clone())
+        .run_unprotected_when_store_fails()
+        .wait(Duration::from_secs(10))
+        .build()
+        .unwrap();
+    let (counts, stops) = (runs.clone(), gates.clone());
+    let service = layer.layer(inner(move |_: Request<_>| {
+        let run = counts.up();
+        let stop = stops.get(run - 1).cloned();
+        async move {
+            if let Some(stop) = stop {
+                stop.pass().await;
+            }
+            let mut response = ok(format!("run {run}"));
+            if run == 1 {
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            }
+            response
+        }
+    }));
+    let first = spawn(&service, post("/", "k", "b"));
+    gates[0].arrival().await;
+    store.once(Op::Begin, Act::Pass);
+    store.once(Op::Begin, failure);
+    let duplicate = spawn(&service, post("/", "k", "b"));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    gates[0].open();
+    assert_eq!(first.await.unwrap().status, 500);
+    gates[1].arrival().await;
+    // By now, the failed claim has been given back, and no other.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    send(&service, post("/", "k", "b"))
+        .await
+        .assert_problem(409, "in-flight");
+    gates[1].open();
+    let answer = duplicate.await.unwrap();
+    assert_eq!(answer.text(), "run 2");
+    send(&service, post("/", "k", "b")).await.assert_replay_of(&answer);
+    assert_eq!(runs.get(), 2);
+}
