@@ -30,6 +30,9 @@ pub(crate) struct Claim<St: Store> {
     pub(crate) upload: Option<Arc<dyn Upload>>,
     token: Token,
     pub(super) settled: bool,
+    /// Whether a panic has already handed the claim to the background. If the runtime is shut down,
+    /// the background drops the claim at once.
+    is_after_panic: bool,
     renewal: Option<Renewal>,
 }
 
@@ -44,6 +47,7 @@ impl<St: Store> Claim<St> {
             upload: None,
             token: begin.token,
             settled: false,
+            is_after_panic: false,
             renewal: None,
         }
     }
@@ -78,6 +82,7 @@ impl<St: Store> Claim<St> {
             Box::pin(self.seal_broken(error)).await;
             return;
         }
+        self.stop_renewing_for(&settlement).await;
         match apply(&self.guard, &self.slot, self.token, &settlement).await {
             Ok(_) => {}
             Err(error) if self.attempt == 1 => {
@@ -175,7 +180,9 @@ impl<St: Store> Claim<St> {
         let (settlement, outcome) = self.settlement_of(fate, Record::outcome_unknown);
         let tally = &self.guard.tally;
         tally.report(outcome, Some(&self.slot), Some(self.attempt), None);
-        self.hand_on().settle_detached(settlement, None);
+        let mut claim = self.hand_on();
+        claim.is_after_panic = true;
+        claim.settle_detached(settlement, None);
     }
 
     /// Moves the claim to a new value for the background, and marks this value as settled.
@@ -184,6 +191,7 @@ impl<St: Store> Claim<St> {
         Self {
             guard: Arc::clone(&self.guard),
             settled: false,
+            is_after_panic: self.is_after_panic,
             renewal: self.renewal.take(),
             unit: None,
             upload: self.upload.take(),
@@ -219,8 +227,18 @@ impl<St: Store> Claim<St> {
         Settled::Undone(Undone::Broken)
     }
 
+    /// Stops renewing a lease that must lapse. If the store fails now, the lease lapses on its own.
+    async fn stop_renewing_for(&mut self, settlement: &Settlement) {
+        if matches!(settlement, Settlement::Lapse)
+            && let Some(renewal) = self.renewal.take()
+        {
+            renewal.stop().await;
+        }
+    }
+
     /// Ends the claim in the store. Does not touch the transaction.
     async fn store(&mut self, settlement: &Settlement) -> Settled {
+        self.stop_renewing_for(settlement).await;
         let applied = apply(&self.guard, &self.slot, self.token, settlement).await;
         self.settled = true;
         match applied {
@@ -248,7 +266,7 @@ impl<St: Store> Drop for Claim<St> {
         if self.settled {
             return;
         }
-        if std::thread::panicking() {
+        if std::thread::panicking() && !self.is_after_panic {
             return self.settle_after_panic();
         }
         tracing::error!(

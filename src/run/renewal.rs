@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -19,8 +20,16 @@ use crate::store::{Held, Store, Token};
 /// renewal. A store in this process does not need renewals: its claims last until they are dropped.
 pub(crate) struct Renewal {
     task: AbortHandle,
+    shared: Arc<Shared>,
+}
+
+/// The state that the task shares with its claim.
+#[derive(Default)]
+struct Shared {
     /// Set when the claim is being settled. From then on, the end of the claim is expected.
-    settling: Arc<AtomicBool>,
+    is_settling: AtomicBool,
+    /// Locked while the store is being asked to renew the lease.
+    asking: Mutex<()>,
 }
 
 impl Renewal {
@@ -35,17 +44,24 @@ impl Renewal {
             );
             return None;
         };
-        let settling = Arc::new(AtomicBool::new(false));
-        let task = runtime.spawn(renew(Arc::clone(guard), slot, token, since, Arc::clone(&settling)));
+        let shared = Arc::<Shared>::default();
+        let task = runtime.spawn(renew(Arc::clone(guard), slot, token, since, Arc::clone(&shared)));
         Some(Self {
             task: task.abort_handle(),
-            settling,
+            shared,
         })
     }
 
     /// Marks the claim as being settled.
     pub(crate) fn expect_the_end(&self) {
-        self.settling.store(true, Ordering::Relaxed);
+        self.shared.is_settling.store(true, Ordering::Relaxed);
+    }
+
+    /// Stops renewing the lease. Waits for a renewal that is on its way to the store, because it
+    /// would give a new lease to a claim that has lapsed in the meantime.
+    pub(crate) async fn stop(self) {
+        let _asking = self.shared.asking.lock().await;
+        self.task.abort();
     }
 }
 
@@ -56,18 +72,19 @@ impl Drop for Renewal {
 }
 
 /// Renews a lease each time a third of its duration has elapsed, until the claim is lost.
-async fn renew<St: Store>(guard: Arc<Guard<St>>, slot: Slot, token: Token, since: Instant, settling: Arc<AtomicBool>) {
+async fn renew<St: Store>(guard: Arc<Guard<St>>, slot: Slot, token: Token, since: Instant, shared: Arc<Shared>) {
     let lease = guard.config.lease;
     let third = guard.config.third_of_lease();
     let mut next = since + third;
     loop {
         tokio::time::sleep_until(next).await;
+        let asking = shared.asking.lock().await;
         let asked = Instant::now();
         let renewal = pin!(guard.store.renew(&slot, token, lease));
         next = match bounded("renew", guard.config.claim_timeout(), renewal).await {
             Ok(Held::Yes) => asked + third,
             Ok(Held::Lost) => {
-                if !settling.load(Ordering::Relaxed) {
+                if !shared.is_settling.load(Ordering::Relaxed) {
                     tracing::warn!(
                         target: "tower_idempotency",
                         %slot,
@@ -81,5 +98,6 @@ async fn renew<St: Store>(guard: Arc<Guard<St>>, slot: Slot, token: Token, since
                 Instant::now() + third / 4
             }
         };
+        drop(asking);
     }
 }

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::response::{IntoResponse, Redirect};
 use axum::routing::post as on_post;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use tower::{Layer, ServiceBuilder};
 use tower_http::timeout::TimeoutLayer;
@@ -17,9 +17,9 @@ use tower_idempotency::{
     Fate, IdempotencyKey, IdempotencyLayer, IdempotencyLayerBuilder, IdempotencyService, MemoryStore, Policy, Verdict,
 };
 
-use crate::support::store::Scripted;
+use crate::support::store::{Act, Op, Scripted};
 use crate::support::{
-    Answer, Count, Gate, Inner, ScriptedBody, Step, counted, drain, inner, post, request, send, spawn,
+    Answer, Count, Gate, Inner, ScriptedBody, Step, counted, drain, inner, post, request, send, settle, spawn,
 };
 
 fn with(policy: Policy) -> IdempotencyLayer {
@@ -254,6 +254,41 @@ async fn contract_4_9_a_reopened_key_stays_bound_to_its_request() {
         );
         assert_eq!(counted(&layer, "reopened"), 2);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_4_9_a_renewal_on_its_way_does_not_delay_the_next_attempt() {
+    const LEASE: Duration = Duration::from_secs(30);
+    let (store, responds) = (Scripted::default(), Gate::default());
+    let layer = IdempotencyLayer::builder(store.clone()).lease(LEASE).build().unwrap();
+    let gate = responds.clone();
+    let service = layer.layer(inner(move |request: Request<_>| {
+        let attempt = request.extensions().get().map_or(0, IdempotencyKey::attempt);
+        let gate = gate.clone();
+        async move {
+            let mut response = Response::new(Full::<Bytes>::from(format!("attempt {attempt}")));
+            if attempt == 1 {
+                gate.pass().await;
+                response.extensions_mut().insert(Verdict::Reopen);
+            }
+            response
+        }
+    }));
+    // The renewal takes effect after the handler has responded, and before the claim is reopened.
+    let (renewal, reopening) = (Gate::default(), Gate::default());
+    store.once(Op::Renew, Act::Stop(renewal.clone()));
+    store.once(Op::Renew, Act::StopAfterEffect(reopening.clone()));
+    let first = spawn(&service, post("/", "k", "b"));
+    responds.arrival().await;
+    renewal.arrival().await;
+    responds.open();
+    settle().await;
+    renewal.open();
+    reopening.arrival().await;
+    settle().await;
+    reopening.open();
+    assert_eq!(first.await.unwrap().outcome(), "reopened");
+    assert_eq!(send(&service, post("/", "k", "b")).await.text(), "attempt 2");
 }
 
 #[tokio::test(start_paused = true)]

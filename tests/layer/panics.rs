@@ -16,7 +16,7 @@ use tower_idempotency::store::Store;
 use tower_idempotency::{Fate, IdempotencyLayer, MemoryStore, Policy, Verdict};
 
 use crate::support::store::Scripted;
-use crate::support::{Count, ScriptedBody, Step, counted, drain, inner, ok, post, send};
+use crate::support::{Count, Gate, ScriptedBody, Step, counted, drain, inner, ok, post, send};
 
 /// Where the panic is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,6 +179,31 @@ async fn contract_4_3_a_panic_while_a_refusal_or_a_replay_is_made_is_counted() {
         assert_eq!(sent.is_err(), outcome != "executed", "{outcome}");
         assert_eq!(counted(&layer, outcome), 1, "{outcome}");
     }
+}
+
+/// As when the future of `main` panics: its runtime is dropped, with the operations that still run.
+#[test]
+fn a_panic_that_takes_the_runtime_down_leaves_the_claims_to_lapse() {
+    let (store, gate) = (Scripted::default(), Gate::default());
+    let layer = IdempotencyLayer::new(store);
+    let held = gate.clone();
+    let service = layer.layer(inner(move |_: Request<Body>| {
+        let held = held.clone();
+        async move {
+            held.pass().await;
+            ok("done")
+        }
+    }));
+    let main = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            tokio::spawn(service.oneshot(post("/", "k", "b")));
+            gate.arrival().await;
+            panic!("as the test wants");
+        });
+    });
+    assert!(main.join().is_err());
+    assert_eq!(counted(&layer, "released"), 1);
 }
 
 /// An extension of the request that panics when it is cloned, as atomic mode does with the head.
