@@ -13,7 +13,7 @@ use super::ended::{Ended, to_its_end};
 use super::exchange::Exchange;
 use super::read_response::announce_lifetime;
 use super::settlement::Settlement;
-use crate::answer::{Lapsed, Problem, Reconciled, Reconciler};
+use crate::answer::{Lapsed, Outcome, Problem, Reconciled, Reconciler};
 use crate::body::ResponseBody;
 use crate::request::IdempotencyKey;
 use crate::store::{ClaimOutcome, Record, Store};
@@ -58,6 +58,8 @@ where
         }
         Ended::Panicked(panic) => {
             claim.give_back().await;
+            let tally = &claim.guard.tally;
+            tally.report(Outcome::Reopened, Some(&claim.slot), Some(claim.attempt), None);
             resume_unwind(panic)
         }
         Ended::Cancelled => return None,

@@ -218,6 +218,7 @@ async fn a_reconciler_that_panics_is_asked_again() {
             let asking = desk.service.clone().oneshot(post("/pay", "k", "{}"));
             assert!(tokio::spawn(asking).await.unwrap_err().is_panic());
             assert_eq!(desk.asked.get(), times);
+            assert_eq!(counted(&desk.layer, "reopened"), times as u64);
         }
         desk.say(Say::Run);
         let answer = send(&desk.service, post("/pay", "k", "{}")).await;
