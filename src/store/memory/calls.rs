@@ -153,8 +153,10 @@ impl Slots {
     /// Returns a future that completes when the slot's current claim ends. The future is registered
     /// before the slot's lock is released, so it cannot miss the claim's end.
     pub(super) fn ended(&self, slot: &Slot) -> Option<OwnedNotified> {
-        let now = self.now();
         let mut entry = self.map.get_mut(self.map.hash(slot), slot)?;
+        // The clock is read under the lock. A time that was read earlier can precede the end of a
+        // claim that has just lapsed, and nobody would wake the future.
+        let now = self.now();
         match &mut entry.occupant {
             // A claim that has lapsed can be taken over now.
             Occupant::Running(running) if running.lease_until <= now => None,
