@@ -155,6 +155,13 @@ fn documentation_urls_that_cannot_be_linked_are_refused() {
 fn options_that_contradict_each_other_are_refused() {
     let both = builder().drain_streams(true).cancel_on_disconnect(Fate::Reopen);
     assert_refused(both, "drain_streams");
+    let pause = Duration::from_secs(2);
+    for both in [
+        builder().circuit_breaker(3, pause).without_circuit_breaker(),
+        builder().without_circuit_breaker().circuit_breaker(3, pause),
+    ] {
+        assert_refused(both, "circuit_breaker");
+    }
     assert_refused(builder().lifetime_header("Idempotency-Replayed"), "lifetime_header");
     let stripe = builder().stripe().lifetime_header("idempotent-replayed");
     assert_refused(stripe, "lifetime_header");

@@ -60,14 +60,14 @@ impl<St: Store> IdempotencyLayerBuilder<St> {
     ///
     /// A store in this process's memory does not have a circuit breaker.
     pub fn circuit_breaker(mut self, failures: u32, pause: Duration) -> Self {
-        self.config.breaker = Some(BreakerConfig { failures, pause });
+        self.chosen.breaker = Some(BreakerConfig { failures, pause });
         self
     }
 
     /// Turns off the circuit breaker: every request calls the store, no matter how often the store
-    /// has failed.
+    /// has failed. This option cannot be combined with [`circuit_breaker`](Self::circuit_breaker).
     pub fn without_circuit_breaker(mut self) -> Self {
-        self.config.breaker = None;
+        self.chosen.has_no_breaker = true;
         self
     }
 

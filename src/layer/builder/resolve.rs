@@ -9,7 +9,7 @@ use crate::answer::{Policy, Rendering};
 use crate::error::ConfigError;
 use crate::request::scope::TagKey;
 use crate::request::{FingerprintSource, KeySource, ScopeSource};
-use crate::run::config::Config;
+use crate::run::config::{BreakerConfig, Config};
 
 /// In a unary call, the request and the response each end after their first message. A request or
 /// response that takes longer than this to end is treated as a stream.
@@ -49,6 +49,8 @@ pub(super) struct Chosen {
     pub(super) documentation: Option<Rendering>,
     pub(super) response_body_within: Option<Duration>,
     pub(super) grpc_request_within: Option<Duration>,
+    pub(super) breaker: Option<BreakerConfig>,
+    pub(super) has_no_breaker: bool,
 }
 
 impl Chosen {
@@ -70,6 +72,12 @@ impl Chosen {
             return Err(ConfigError::new(
                 "grpc_request_within",
                 "applies only to gRPC calls; use it together with `grpc`",
+            ));
+        }
+        if self.breaker.is_some() && self.has_no_breaker {
+            return Err(ConfigError::new(
+                "circuit_breaker",
+                "`without_circuit_breaker` turns the circuit breaker off; remove one of the two",
             ));
         }
         match self.profiles.pop() {
@@ -120,6 +128,8 @@ impl Chosen {
             documentation,
             response_body_within,
             grpc_request_within,
+            breaker,
+            has_no_breaker,
         } = self;
         set(&mut config.key.source, key);
         set(&mut config.scope.source, scope);
@@ -131,6 +141,11 @@ impl Chosen {
         set(&mut config.rendering, rendering.or(documentation));
         set(&mut config.response_body_within, response_body_within);
         config.grpc_request_within = grpc_request_within;
+        if has_no_breaker {
+            config.breaker = None;
+        } else if breaker.is_some() {
+            config.breaker = breaker;
+        }
         Ok(config)
     }
 
