@@ -18,7 +18,10 @@ end
 if held then
   local claim = claim_of(held)
   if not claim then return held end
-  if claim.token == ARGV[1] then return {1, claim.attempt} end
+  if claim.token == ARGV[1] then
+    touch()
+    return {1, claim.attempt}
+  end
   if conflict(claim.print, ARGV[2]) then return {3} end
   if claim.ended and ARGV[5] ~= '2' then return {4} end
   if claim.left > 0 then return {2, claim.left} end

@@ -44,8 +44,21 @@ local function is_record(held)
   return held ~= '' and string.byte(held) < 32
 end
 
+-- A write that changes nothing. A server that has become a read-only replica refuses it, and is not
+-- believed, because its data may be old. After this write, `WAIT` also covers the earlier writes of
+-- other connections.
+local function touch()
+  local alive = redis.call('PTTL', KEYS[1])
+  if alive > 0 then
+    redis.call('PEXPIRE', KEYS[1], string.format('%.0f', alive))
+  elseif alive == -2 then
+    redis.call('DEL', KEYS[1])
+  end
+end
+
 -- The reply for a token that does not hold the slot: 0, lost; 2, not ours.
 local function not_held(held)
+  touch()
   return (held == '' or is_record(held) or claim_of(held)) and 0 or 2
 end
 

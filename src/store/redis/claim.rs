@@ -35,18 +35,17 @@ pub(super) fn command(key: &[u8], begin: &ClaimRequest) -> Cmd {
     command
 }
 
-/// Returns the claim's outcome for the value that the command found. `None` means that the outcome
-/// depends on a lease's remaining time, which only the script can read.
+/// Returns the claim's outcome for the value that the command found. `None` means that only the
+/// script can determine the outcome: it reads a lease's remaining time, and writes a repeated claim
+/// again.
 pub(super) fn judge(held: &[u8], begin: &ClaimRequest) -> Option<Result<ClaimOutcome, StoreError>> {
     if held.first().is_some_and(|&byte| byte < 32) {
         return Some(answer::done(answer::without_scope(held), begin.fingerprint));
     }
     let claim = Claim::read(held)?;
-    if claim.token == begin.token.0 {
-        // This call repeats an earlier claim whose reply was lost.
-        return Some(Ok(ClaimOutcome::started(claim.attempt)));
-    }
-    if claim.fingerprint.conflicts_with(&begin.fingerprint) {
+    // A claim with this token repeats an earlier claim whose reply was lost. The script writes again,
+    // so that the store can wait until replicas have the claim.
+    if claim.token != begin.token.0 && claim.fingerprint.conflicts_with(&begin.fingerprint) {
         return Some(Ok(ClaimOutcome::Mismatch));
     }
     None
@@ -55,7 +54,6 @@ pub(super) fn judge(held: &[u8], begin: &ClaimRequest) -> Option<Result<ClaimOut
 struct Claim {
     token: u64,
     fingerprint: Fingerprint,
-    attempt: u32,
 }
 
 impl Claim {
@@ -70,13 +68,12 @@ impl Claim {
         let (_memory, scope, None) = (words.next()?, words.next()?, words.next()) else {
             return None;
         };
-        if scope.len() != answer::SCOPE {
+        if scope.len() != answer::SCOPE || attempt.parse::<u32>().is_err() {
             return None;
         }
         Some(Self {
             token: (token.len() == 16).then(|| u64::from_str_radix(token, 16).ok())??,
             fingerprint: answer::fingerprint(fingerprint.as_bytes())?,
-            attempt: attempt.parse().ok()?,
         })
     }
 }
@@ -100,7 +97,7 @@ mod tests {
         let first = begin(7, 1);
         let text = format!("claim {:016x} {} 3 1000 {SCOPE}", 7, hex_of(&first));
         let judged = |held: &[u8], begin: &ClaimRequest| judge(held, begin).map(Result::unwrap);
-        assert_eq!(judged(text.as_bytes(), &first), Some(ClaimOutcome::started(3)));
+        assert_eq!(judged(text.as_bytes(), &first), None, "it is claimed again");
         assert_eq!(judged(text.as_bytes(), &begin(8, 2)), Some(ClaimOutcome::Mismatch));
         assert_eq!(judged(text.as_bytes(), &begin(8, 1)), None, "the lease matters");
         let record = Record::outcome_unknown(first.fingerprint);

@@ -2,7 +2,10 @@
 local held = head()
 local claim = claim_of(held)
 if not claim or claim.token ~= ARGV[1] then
-  if ARGV[4] == '1' and held == LARGE and redis.call('HGET', KEYS[1], FIELD) == ARGV[2] then return 1 end
+  if ARGV[4] == '1' and held == LARGE and redis.call('HGET', KEYS[1], FIELD) == ARGV[2] then
+    touch()
+    return 1
+  end
   return not_held(held)
 end
 -- The first write asks for memory before anything is changed, because the server does not refuse

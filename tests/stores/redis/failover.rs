@@ -44,6 +44,27 @@ impl Behind {
 }
 
 #[tokio::test]
+async fn an_old_primary_does_not_say_what_is_lost() {
+    let Some(behind) = Behind::start().await else { return };
+    let store = RedisStore::connect(&behind.url).await.unwrap();
+    // The connection for large records leads to the old primary.
+    let large = record(&[b'x'; 64 * 1024]);
+    let before = claim(2);
+    assert_eq!(store.begin(&before).await.unwrap(), STARTED);
+    let held = store.complete(&slot(2), before.token, &large, HOUR).await;
+    assert_eq!(held.unwrap(), Held::Yes);
+    behind.promote().await;
+    // The old primary becomes a replica, and gets nothing of what is written from now on.
+    let mut old = raw(&behind.pair.primary.url()).await;
+    let () = query(&mut old, "REPLICAOF 127.0.0.1 1").await;
+    let running = claim(3);
+    assert_eq!(store.begin(&running).await.unwrap(), STARTED);
+    let held = store.complete(&slot(3), running.token, &large, HOUR).await;
+    assert_eq!(held.unwrap(), Held::Yes);
+    assert_eq!(store.begin(&claim(3)).await.unwrap(), ClaimOutcome::Done(large));
+}
+
+#[tokio::test]
 async fn an_old_primary_that_became_read_only_is_left_at_once() {
     let Some(behind) = Behind::start().await else { return };
     let store = RedisStore::connect(&behind.url).await.unwrap();

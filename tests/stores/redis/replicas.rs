@@ -131,6 +131,26 @@ async fn a_claim_whose_answer_was_lost_is_waited_for_again() {
     );
 }
 
+/// `WAIT` is about the last write of its own connection, which a repeated claim need not share with the
+/// first.
+#[tokio::test]
+async fn a_repeated_claim_is_written_again_for_the_replicas() {
+    let Some(pair) = Pair::start().await else { return };
+    let store = store(&pair.primary).await;
+    let mut primary = raw(&pair.primary.url()).await;
+    let mut written = async || -> u64 {
+        let info: String = query(&mut primary, "INFO replication").await;
+        let offset = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:"));
+        offset.unwrap().trim().parse().unwrap()
+    };
+    for by in [claim(1), claim(2).lease(Duration::ZERO).ttl(HOUR)] {
+        assert_eq!(store.begin(&by).await.unwrap(), STARTED);
+        let before = written().await;
+        assert_eq!(store.begin(&by).await.unwrap(), STARTED);
+        assert!(written().await > before);
+    }
+}
+
 #[tokio::test]
 async fn waiting_for_replicas_holds_nobody_else_up() {
     let Some(pair) = Pair::start().await else { return };
