@@ -222,10 +222,7 @@ impl<S, St: Store> Exchange<S, St> {
     where
         RB: Body<Data = Bytes>,
     {
-        self.guard.tally.report_of(outcome, self.slot(), None, || {
-            let rendered = self.guard.config.rendering.render(problem, &self.parts);
-            rendered.map(|body| ResponseBody::kept(body, None))
-        })
+        self.guard.respond(outcome, problem, &self.parts, self.slot(), None)
     }
 
     fn finish<RB: Body>(

@@ -3,14 +3,20 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use crossbeam_utils::CachePadded;
+use http::Response;
+use http::request::Parts;
+use http_body::Body;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use super::breaker::Breaker;
 use super::config::Config;
 use super::timer::Timer;
-use crate::answer::Tally;
+use crate::answer::{Outcome, Problem, Tally};
+use crate::body::ResponseBody;
+use crate::request::Slot;
 use crate::store::Token;
 
 /// The store, the configuration and the counts of one layer.
@@ -60,6 +66,24 @@ impl<St> Guard<St> {
     /// Whether so much work is running without clients that no first request is admitted.
     pub(crate) fn is_overloaded(&self) -> bool {
         self.tasks.len() >= self.config.max_detached
+    }
+
+    /// Renders a problem as the response to a request, and counts and logs the request.
+    pub(crate) fn respond<RB>(
+        &self,
+        outcome: Outcome,
+        problem: &Problem,
+        request: &Parts,
+        slot: Option<&Slot>,
+        attempt: Option<u32>,
+    ) -> Response<ResponseBody<RB>>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        self.tally.report_of(outcome, slot, attempt, || {
+            let rendered = self.config.rendering.render(problem, request);
+            rendered.map(|body| ResponseBody::kept(body, None))
+        })
     }
 
     /// Logs once that the service's body type cannot be made from a stream.

@@ -268,8 +268,5 @@ where
     let request = request.map_or_else(|| Request::new(()).into_parts().0, |request| *request);
     let outcome = Outcome::Refused(problem.kind());
     let (slot, attempt) = (Some(&claim.slot), Some(claim.attempt));
-    guard.tally.report_of(outcome, slot, attempt, || {
-        let rendered = guard.config.rendering.render(problem, &request);
-        rendered.map(|body| ResponseBody::kept(body, None))
-    })
+    guard.respond(outcome, problem, &request, slot, attempt)
 }
